@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <thread>
+
+#include <colt5/core/error.hpp>
+#include <colt5/core/workspace.hpp>
+
+namespace colt5 {
+
+/// Where tensors live and which kernels run. A policy is a cheap handle: copies share one workspace.
+///
+///     typename P::Workspace                         what allocates (see workspace.hpp)
+///     policy.workspace()                            std::shared_ptr<Workspace>
+///     upload(policy, device, host, bytes)           copies from the host to where the policy's tensors live, and waits
+///     download(policy, host, device, bytes)         and back
+///
+/// An operation `x` finds its kernels as overloads `x_kernel(const P&, …)` in the policy's namespace.
+template <typename P>
+concept Policy = std::copyable<P> && requires(const P& policy, void* to, const void* from) {
+    typename P::Workspace;
+    policy.workspace()->allocate(std::size_t{});
+    upload(policy, to, from, std::size_t{});
+    download(policy, to, from, std::size_t{});
+};
+
+/// Used in the message of a missing kernel: `static_assert(has_kernel<Policy>, "…")`.
+template <typename>
+inline constexpr bool has_kernel = false;
+
+/// Host memory, aligned to 64 bytes whatever the instruction set.
+struct HostMemory {
+    static constexpr std::align_val_t alignment{64};
+    void* allocate(std::size_t bytes) { return ::operator new(bytes, alignment); }
+    void deallocate(void* data, std::size_t) { ::operator delete(data, alignment); }
+};
+
+/// Runs on the host: Eigen for products, xsimd for everything elementwise, OpenMP over `threads` threads.
+/// Results do not depend on the number of threads, bit for bit. One policy serves one thread at a time.
+class Cpu {
+public:
+    using Workspace = colt5::Workspace<HostMemory>;
+
+    /// threads: 0 takes one per hardware thread. Throws ValueError when negative.
+    explicit Cpu(int threads = 0)
+        : threads_(threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
+          workspace_(std::make_shared<Workspace>()) {
+        expect_value(threads >= 0, "threads", ">= 0", threads);
+    }
+
+    int threads() const { return threads_; }
+    const std::shared_ptr<Workspace>& workspace() const { return workspace_; }
+
+private:
+    int threads_;
+    std::shared_ptr<Workspace> workspace_;
+};
+
+inline void upload(const Cpu&, void* to, const void* from, std::size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+}
+inline void download(const Cpu&, void* to, const void* from, std::size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+}
+
+}  // namespace colt5

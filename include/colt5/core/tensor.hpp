@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <colt5/core/policy.hpp>
+#include <colt5/core/view.hpp>
+
+namespace colt5 {
+
+/// Owns a contiguous, row-major tensor in the memory of a policy. Move-only; `clone` copies.
+///
+///     Tensor<float, Cpu, dynamic, dynamic, 512> tokens(policy, {batch, n, 512});   // uninitialized
+///
+/// The memory comes from the policy's workspace and goes back to it, whichever of the two lives longer.
+/// On the host, with <colt5/colt5.hpp> included, `tensor.matrix()` and `tensor.vector()` are Eigen maps (no copy) and
+/// `tensor = expression` evaluates an Eigen expression into the tensor.
+template <typename T, Policy P, Index... Extents>
+class Tensor {
+public:
+    using ViewType = View<T, Extents...>;
+    using ConstViewType = View<const T, Extents...>;
+    using value_type = T;
+    using PolicyType = P;
+    using Shape = typename ViewType::Shape;
+    static constexpr std::size_t rank = ViewType::rank;
+
+    Tensor() = default;
+
+    /// Uninitialized. Throws ShapeError when `shape` contradicts a static extent or has a negative entry.
+    Tensor(const P& policy, const Shape& shape) : shape_(shape) {
+        expect_shape("shape", shape, ViewType::extents);
+        for (const Index extent : shape) expect_value(extent >= 0, "shape", "non-negative in every dimension", extent);
+        buffer_ = Buffer(policy.workspace(), static_cast<std::size_t>(size()) * sizeof(T));
+    }
+
+    Tensor(Tensor&& other) noexcept : shape_(std::exchange(other.shape_, {})), buffer_(std::move(other.buffer_)) {}
+    Tensor& operator=(Tensor&& other) noexcept {
+        shape_ = std::exchange(other.shape_, {});
+        buffer_ = std::move(other.buffer_);
+        return *this;
+    }
+
+    /// Takes an Eigen expression of the same size as `matrix()`: evaluated in place, without a temporary.
+    template <typename Expression>
+    requires requires(const Tensor& t, const Expression& e) { assign_eigen(t.view(), e); }
+    Tensor& operator=(const Expression& expression) {
+        assign_eigen(view(), expression);
+        return *this;
+    }
+
+    T* data() { return static_cast<T*>(buffer_.data); }
+    const T* data() const { return static_cast<const T*>(buffer_.data); }
+    const Shape& shape() const { return shape_; }
+    Index extent(std::size_t axis) const { return shape_[axis]; }
+    Index size() const {
+        Index product = 1;
+        for (const Index extent : shape_) product *= extent;
+        return product;
+    }
+    explicit operator bool() const { return buffer_.data != nullptr; }
+
+    operator ViewType() { return ViewType::unchecked(data(), shape_); }
+    operator ConstViewType() const { return ConstViewType::unchecked(data(), shape_); }
+
+    /// With every extent dynamic, which is what operations take.
+    auto view() { return ViewType::unchecked(data(), shape_).view(); }
+    auto view() const { return const_view(); }
+    auto const_view() const { return ConstViewType::unchecked(data(), shape_).view(); }
+
+    /// Eigen maps, row-major: all leading axes merged into rows, or everything in one vector. Host tensors only.
+    auto matrix() { return eigen_matrix(view()); }
+    auto matrix() const { return eigen_matrix(const_view()); }
+    auto vector() { return eigen_vector(view()); }
+    auto vector() const { return eigen_vector(const_view()); }
+
+private:
+    struct Buffer {
+        Buffer() = default;
+        Buffer(std::shared_ptr<typename P::Workspace> from, std::size_t bytes)
+            : workspace(std::move(from)), data(workspace->allocate(bytes)) {}
+        Buffer(Buffer&& other) noexcept
+            : workspace(std::move(other.workspace)), data(std::exchange(other.data, nullptr)) {}
+        Buffer& operator=(Buffer&& other) noexcept {
+            std::swap(workspace, other.workspace);
+            std::swap(data, other.data);
+            return *this;
+        }
+        ~Buffer() {
+            if (data != nullptr) workspace->deallocate(data);
+        }
+        std::shared_ptr<typename P::Workspace> workspace;
+        void* data = nullptr;
+    };
+
+    Shape shape_{};
+    Buffer buffer_;
+};
+
+template <typename T, Policy P>
+using VectorTensor = Tensor<T, P, dynamic>;  // (n)
+template <typename T, Policy P>
+using MatrixTensor = Tensor<T, P, dynamic, dynamic>;  // (rows, columns)
+template <typename T, Policy P>
+using TokensTensor = Tensor<T, P, dynamic, dynamic, dynamic>;  // (b, n, d)
+
+/// A tensor on the policy's side with the values of a host array in row-major order; throws ShapeError on a wrong size.
+template <typename Result, Policy P>
+Result from_host(const P& policy, const typename Result::Shape& shape,
+                 std::span<const typename Result::value_type> values) {
+    Result result(policy, shape);
+    if (result.size() != static_cast<Index>(values.size()))
+        throw_shape_error("values", std::array<Index, 1>{result.size()},
+                          std::array<Index, 1>{static_cast<Index>(values.size())});
+    upload(policy, result.data(), values.data(), values.size_bytes());
+    return result;
+}
+
+/// The values in row-major order, on the host.
+template <Policy P, Viewable V>
+std::vector<typename V::value_type> to_host(const P& policy, const V& tensor) {
+    const auto view = tensor.const_view();
+    std::vector<typename V::value_type> values(static_cast<std::size_t>(view.size()));
+    download(policy, values.data(), view.data(), values.size() * sizeof(typename V::value_type));
+    return values;
+}
+
+}  // namespace colt5

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <concepts>
+#include <cstddef>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+
+#include <colt5/core/error.hpp>
+#include <colt5/core/macros.hpp>
+
+namespace colt5 {
+
+/// Marks an extent that is known at run time only.
+inline constexpr Index dynamic = -1;
+
+/// Non-owning, contiguous, row-major tensor. Each extent is a number known at compile time, or `dynamic`.
+///
+///     View<const float, dynamic, dynamic, 512> tokens(data, {batch, n, 512});   // (b, n, d)
+///
+/// Copying is cheap and shallow; constness of the elements is in `T`. A view without data (default-constructed)
+/// converts to false and stands for an optional argument that is not given. Converting a dynamic extent to a static one
+/// checks it at run time and throws ShapeError; two different static extents do not convert.
+template <typename T, Index... Extents>
+class View {
+public:
+    static constexpr std::size_t rank = sizeof...(Extents);
+    static constexpr std::array<Index, rank> extents{Extents...};
+    static_assert(rank > 0, "colt5::View needs at least one extent");
+    static_assert(((Extents >= 0 || Extents == dynamic) && ...), "colt5::View extents are numbers >= 0 or dynamic");
+
+    using element_type = T;
+    using value_type = std::remove_const_t<T>;
+    using Shape = std::array<Index, rank>;
+
+    constexpr View() = default;
+
+    constexpr View(T* data, const Shape& shape) : data_(data), shape_(shape) { expect_shape("view", shape, extents); }
+
+    template <typename U, Index... Others>
+    requires(sizeof...(Others) == rank && std::convertible_to<U (*)[], T (*)[]> &&
+             ((Others == Extents || Others == dynamic || Extents == dynamic) &&
+              ...)) constexpr View(const View<U, Others...>& other)
+        : data_(other.data()), shape_(other.shape()) {
+        if (data_ != nullptr) expect_shape("view", shape_, extents);
+    }
+
+    COLT5_HOST_DEVICE constexpr T* data() const { return data_; }
+    COLT5_HOST_DEVICE constexpr const Shape& shape() const { return shape_; }
+    COLT5_HOST_DEVICE constexpr Index extent(std::size_t axis) const { return shape_[axis]; }
+    COLT5_HOST_DEVICE constexpr Index size() const {
+        Index product = 1;
+        for (std::size_t i = 0; i < rank; ++i) product *= shape_[i];
+        return product;
+    }
+    COLT5_HOST_DEVICE constexpr explicit operator bool() const { return data_ != nullptr; }
+
+    /// The element at (i, j, …); unchecked.
+    template <std::convertible_to<Index>... I>
+    requires(sizeof...(I) == rank) COLT5_HOST_DEVICE constexpr T& operator()(I... index) const {
+        Index offset = 0;
+        std::size_t axis = 0;
+        ((offset = offset * shape_[axis++] + static_cast<Index>(index)), ...);
+        return data_[offset];
+    }
+
+    /// The i-th slice along the first axis: a view of one rank less, or an element of a vector; unchecked.
+    COLT5_HOST_DEVICE constexpr decltype(auto) operator[](Index i) const {
+        if constexpr (rank == 1)
+            return (data_[i]);
+        else
+            return slice(i, std::make_index_sequence<rank - 1>{});
+    }
+
+    /// All leading axes merged: (rows, last). A vector becomes one row.
+    COLT5_HOST_DEVICE constexpr auto rows() const {
+        const Index columns = shape_[rank - 1];
+        Index count = 1;
+        for (std::size_t i = 0; i + 1 < rank; ++i) count *= shape_[i];
+        return View<T, dynamic, extents[rank - 1]>::unchecked(data_, {count, columns});
+    }
+
+    /// The same elements under another shape of the same size.
+    template <std::size_t Rank>
+    constexpr auto reshape(const std::array<Index, Rank>& shape) const {
+        return reshape_to(shape, std::make_index_sequence<Rank>{});
+    }
+
+    /// The same view with every extent dynamic, which is what operations take.
+    COLT5_HOST_DEVICE constexpr auto view() const { return erased<T>(std::make_index_sequence<rank>{}); }
+    COLT5_HOST_DEVICE constexpr auto const_view() const { return erased<const T>(std::make_index_sequence<rank>{}); }
+
+    /// A view of a shape that the caller vouches for: the constructor that device code may call.
+    COLT5_HOST_DEVICE static constexpr View unchecked(T* data, const Shape& shape) {
+        View view;
+        view.data_ = data;
+        view.shape_ = shape;
+        return view;
+    }
+
+private:
+    template <std::size_t... I>
+    COLT5_HOST_DEVICE constexpr auto slice(Index i, std::index_sequence<I...>) const {
+        Index stride = 1;
+        for (std::size_t axis = 1; axis < rank; ++axis) stride *= shape_[axis];
+        return View<T, extents[I + 1]...>::unchecked(data_ + i * stride, {shape_[I + 1]...});
+    }
+    template <typename U, std::size_t... I>
+    COLT5_HOST_DEVICE constexpr auto erased(std::index_sequence<I...>) const {
+        return View<U, (static_cast<void>(I), dynamic)...>::unchecked(data_, shape_);
+    }
+    template <std::size_t Rank, std::size_t... I>
+    constexpr auto reshape_to(const std::array<Index, Rank>& shape, std::index_sequence<I...>) const {
+        Index wanted = 1;
+        for (const Index e : shape) wanted *= e;
+        if (wanted != size()) throw_shape_error("reshape", shape, shape_);
+        return View<T, (static_cast<void>(I), dynamic)...>::unchecked(data_, shape);
+    }
+
+    T* data_ = nullptr;
+    Shape shape_{};
+};
+
+template <typename T>
+using VectorView = View<T, dynamic>;  // (n)
+template <typename T>
+using MatrixView = View<T, dynamic, dynamic>;  // (rows, columns)
+template <typename T>
+using TokensView = View<T, dynamic, dynamic, dynamic>;  // (b, n, d)
+
+/// Key-padding mask (b, n): true marks a real token. A default-constructed Mask means that every token is real.
+using Mask = View<const bool, dynamic, dynamic>;
+
+/// Anything with views: View itself and Tensor.
+template <typename T>
+concept Viewable = requires(const T& t) {
+    t.const_view();
+    t.shape();
+    typename T::value_type;
+};
+
+/// Converts to `Wanted`, or throws a ShapeError that names the argument; a wrong rank or a contradicting static extent
+/// does not compile.
+template <typename Wanted, typename Given>
+Wanted expect(std::string_view argument, const Given& given) {
+    const auto view = given.view();
+    static_assert(decltype(view)::rank == Wanted::rank, "colt5: this argument has the wrong number of dimensions");
+    expect_shape(argument, view.shape(), Wanted::extents);
+    return Wanted(view);
+}
+
+}  // namespace colt5
