@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include <xsimd/xsimd.hpp>
+
+#include <colt5/core/error.hpp>
+
+/// A thin layer over xsimd, for kernels. Call these functions qualified (`cpu::exp(x)`): xsimd has some of the same
+/// names.
+namespace colt5::cpu {
+
+/// The widest vector register of the instruction set that the program is compiled for.
+template <typename T>
+using Batch = xsimd::batch<T>;
+
+/// Number of elements of a batch.
+template <typename T>
+inline constexpr Index lanes = static_cast<Index>(Batch<T>::size);
+
+namespace detail {
+/// A batch in memory.
+template <typename T>
+struct alignas(64) Lanes {
+    T values[Batch<T>::size];
+};
+}  // namespace detail
+
+template <typename T>
+Batch<T> load(const T* from) {
+    return Batch<T>::load_unaligned(from);
+}
+
+template <typename T>
+void store(T* to, const Batch<T>& batch) {
+    batch.store_unaligned(to);
+}
+
+/// The first `count` lanes from memory, zeros in the others. Reads nothing beyond from + count.
+template <typename T>
+Batch<T> load_partial(const T* from, Index count) {
+    detail::Lanes<T> lane{};
+    std::copy_n(from, count, lane.values);
+    return Batch<T>::load_aligned(lane.values);
+}
+
+/// Writes the first `count` lanes, and nothing beyond to + count.
+template <typename T>
+void store_partial(T* to, const Batch<T>& batch, Index count) {
+    detail::Lanes<T> lane;
+    batch.store_aligned(lane.values);
+    std::copy_n(lane.values, count, to);
+}
+
+/// Replaces the lanes from `count` on by `padding`.
+template <typename T>
+Batch<T> pad(const Batch<T>& batch, Index count, T padding) {
+    detail::Lanes<T> lane;
+    batch.store_aligned(lane.values);
+    std::fill(lane.values + count, lane.values + lanes<T>, padding);
+    return Batch<T>::load_aligned(lane.values);
+}
+
+/// Combines all lanes, halving: lane i with lane i + size/2, and so on.
+template <typename T, typename Combine>
+T reduce(const Batch<T>& batch, Combine combine) {
+    detail::Lanes<T> lane;
+    batch.store_aligned(lane.values);
+    for (std::size_t half = Batch<T>::size / 2; half > 0; half /= 2)
+        for (std::size_t i = 0; i < half; ++i) lane.values[i] = combine(lane.values[i], lane.values[i + half]);
+    return lane.values[0];
+}
+template <typename T>
+T reduce_add(const Batch<T>& batch) {
+    return reduce(batch, [](T a, T b) { return a + b; });
+}
+template <typename T>
+T reduce_max(const Batch<T>& batch) {
+    return reduce(batch, [](T a, T b) { return a > b ? a : b; });
+}
+template <typename T>
+T reduce_min(const Batch<T>& batch) {
+    return reduce(batch, [](T a, T b) { return a < b ? a : b; });
+}
+
+/// Calls body(offset, count) for [0, n) in steps of a batch; `count` is `lanes<T>` in all calls but perhaps the last.
+/// With load(…, count) and store(…, count) the tail runs the same arithmetic as the body.
+template <typename T, typename Body>
+void for_each_batch(Index n, Body&& body) {
+    Index offset = 0;
+    for (; offset + lanes<T> <= n; offset += lanes<T>) body(offset, lanes<T>);
+    if (offset < n) body(offset, n - offset);
+}
+
+/// load or load_partial, whichever `count` asks for.
+template <typename T>
+Batch<T> load(const T* from, Index count) {
+    return count == lanes<T> ? load(from) : load_partial(from, count);
+}
+template <typename T>
+void store(T* to, const Batch<T>& batch, Index count) {
+    if (count == lanes<T>)
+        store(to, batch);
+    else
+        store_partial(to, batch, count);
+}
+
+template <typename T>
+Batch<T> exp(const Batch<T>& x) {
+    return xsimd::exp(x);
+}
+template <typename T>
+Batch<T> log(const Batch<T>& x) {
+    return xsimd::log(x);
+}
+template <typename T>
+Batch<T> erf(const Batch<T>& x) {
+    return xsimd::erf(x);
+}
+template <typename T>
+Batch<T> tanh(const Batch<T>& x) {
+    return xsimd::tanh(x);
+}
+
+}  // namespace colt5::cpu
