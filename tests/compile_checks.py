@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: MIT
+"""Compiles sources, for what the compiler says; reports in the Test Anything Protocol.
+
+compile_checks.py headers BUILD INCLUDE FOLDER COMPILER...   each header of INCLUDE/colt5/FOLDER compiles alone, without warnings
+compile_checks.py compile_fail BUILD FOLDER COMPILER...      each source fails with the TEXT of its line `// expect: TEXT`
+                                                             and compiles with COLT5_COMPILE_FAIL_CONTROL defined
+
+The flags are those with which BUILD compiles the link test.
+"""
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+
+def flags(build):
+    commands = json.loads((build / 'compile_commands.json').read_text())
+    command = next(c for c in commands if c['file'].endswith('tests/link/one.cpp'))
+    words = iter(shlex.split(command['command']))
+    kept = []
+    for word in words:
+        if word in ('-o', '-MF', '-MQ', '-MT'):
+            next(words)
+        elif word.startswith('-') and word not in ('-c', '-MD', '-MMD', '-pipe') and not word.startswith('-O'):
+            kept.append(word)
+    return kept
+
+
+def compile(compiler, build, *arguments, text=None):
+    command = [*compiler, *flags(build), '-fsyntax-only', '-x', 'c++', *arguments]
+    result = subprocess.run(command, cwd=build, input=text, capture_output=True, text=True)
+    return result.returncode == 0, result.stdout + result.stderr
+
+
+def report(number, name, good, output):
+    print(f'{"ok" if good else "not ok"} {number} - {name}', flush=True)
+    if not good:
+        print(*('# ' + line for line in output.splitlines()[:40]), sep='\n', flush=True)
+
+
+def headers(build, include, folder, *compiler):
+    root = pathlib.Path(include)
+    names = sorted(str(path.relative_to(root)) for path in (root / 'colt5' / folder).glob('*.hpp'))
+    print(f'1..{len(names)}')
+    for number, name in enumerate(names, 1):
+        good, output = compile(compiler, build, '-Werror', '-', text=f'#include <{name}>\n#include <{name}>\n')
+        report(number, name, good, output)
+
+
+def compile_fail(build, folder, *compiler):
+    sources = sorted(pathlib.Path(folder).glob('*.cpp'))
+    print(f'1..{2 * len(sources)}')
+    for number, path in enumerate(sources):
+        expected = re.search('^// expect: (.+)$', path.read_text(), re.MULTILINE)[1]
+        compiled, output = compile(compiler, build, str(path))
+        report(2 * number + 1, f'{path.stem} says: {expected}', not compiled and expected in output,
+               f'expected: {expected}\n' + ('it compiled' if compiled else output))
+        compiled, output = compile(compiler, build, '-DCOLT5_COMPILE_FAIL_CONTROL', str(path))
+        report(2 * number + 2, f'{path.stem}, the right program', compiled, output)
+
+
+if __name__ == '__main__':
+    check, build, *rest = sys.argv[1:]
+    {'headers': headers, 'compile_fail': compile_fail}[check](pathlib.Path(build), *rest)
