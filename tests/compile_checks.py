@@ -4,8 +4,9 @@
 compile_checks.py headers BUILD INCLUDE FOLDER COMPILER...   each header of INCLUDE/colt5/FOLDER compiles alone, without warnings
 compile_checks.py compile_fail BUILD FOLDER COMPILER...      each source fails with the TEXT of its line `// expect: TEXT`
                                                              and compiles with COLT5_COMPILE_FAIL_CONTROL defined
+compile_checks.py cuda INCLUDE NVCC FOLDER...                nvcc compiles the headers of each FOLDER, without Eigen and xsimd
 
-The flags are those with which BUILD compiles the link test.
+The flags of the first two are those with which BUILD compiles the link test.
 """
 import json
 import pathlib
@@ -13,17 +14,18 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 
 
 def flags(build):
-    commands = json.loads((build / 'compile_commands.json').read_text())
+    commands = json.loads((pathlib.Path(build) / 'compile_commands.json').read_text())
     command = next(c for c in commands if c['file'].endswith('tests/link/one.cpp'))
     words = iter(shlex.split(command['command']))
     kept = []
     for word in words:
         if word in ('-o', '-MF', '-MQ', '-MT'):
             next(words)
-        elif word.startswith('-') and word not in ('-c', '-MD', '-MMD', '-pipe') and not word.startswith('-O'):
+        elif word.startswith('-') and word not in ('-c', '-MD', '-MMD', '-fdiagnostics-color=always') and not word.startswith('-O'):
             kept.append(word)
     return kept
 
@@ -40,9 +42,12 @@ def report(number, name, good, output):
         print(*('# ' + line for line in output.splitlines()[:40]), sep='\n', flush=True)
 
 
+def headers_of(include, folder):
+    return sorted(str(path.relative_to(include)) for path in (pathlib.Path(include) / 'colt5' / folder).glob('*.hpp'))
+
+
 def headers(build, include, folder, *compiler):
-    root = pathlib.Path(include)
-    names = sorted(str(path.relative_to(root)) for path in (root / 'colt5' / folder).glob('*.hpp'))
+    names = headers_of(include, folder)
     print(f'1..{len(names)}')
     for number, name in enumerate(names, 1):
         good, output = compile(compiler, build, '-Werror', '-', text=f'#include <{name}>\n#include <{name}>\n')
@@ -61,6 +66,17 @@ def compile_fail(build, folder, *compiler):
         report(2 * number + 2, f'{path.stem}, the right program', compiled, output)
 
 
+def cuda(include, nvcc, *folders):
+    print(f'1..{len(folders)}')
+    with tempfile.TemporaryDirectory() as scratch:
+        source = pathlib.Path(scratch) / 'headers.cu'
+        for number, folder in enumerate(folders, 1):
+            source.write_text(''.join(f'#include <{name}>\n' for name in headers_of(include, folder)))
+            command = [nvcc, '-std=c++20', '--expt-relaxed-constexpr', '-I', include, '-c', source, '-o', source.with_suffix('.o')]
+            result = subprocess.run(command, capture_output=True, text=True)
+            report(number, folder, result.returncode == 0 and 'warning' not in result.stderr, result.stdout + result.stderr)
+
+
 if __name__ == '__main__':
-    check, build, *rest = sys.argv[1:]
-    {'headers': headers, 'compile_fail': compile_fail}[check](pathlib.Path(build), *rest)
+    check, *arguments = sys.argv[1:]
+    {'headers': headers, 'compile_fail': compile_fail, 'cuda': cuda}[check](*arguments)
