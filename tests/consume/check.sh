@@ -25,7 +25,7 @@ fi
 meson setup "$work/colt5" "$root" --prefix "$work/prefix" -Dtests=disabled -Dexamples=disabled -Dbench=disabled
 meson install -C "$work/colt5" --quiet
 if [ "$way" = cmake ]; then
-    cmake -S "$here/cmake" -B "$work/build" -DCMAKE_PREFIX_PATH="$work/prefix"
+    cmake -G Ninja -S "$here/cmake" -B "$work/build" -DCMAKE_PREFIX_PATH="$work/prefix"
     cmake --build "$work/build"
 else
     mkdir "$work/build"
