@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <colt5/core/policy.hpp>
+#include <colt5/core/scalar.hpp>
 #include <colt5/core/view.hpp>
 
 namespace colt5 {
@@ -109,6 +110,15 @@ template <typename T, Policy P>
 using MatrixTensor = Tensor<T, P, dynamic, dynamic>;  // (rows, columns)
 template <typename T, Policy P>
 using TokensTensor = Tensor<T, P, dynamic, dynamic, dynamic>;  // (b, n, d)
+
+/// An uninitialized tensor of the same type of element and the same shape.
+template <Policy P, Viewable V>
+auto tensor_like(const P& policy, const V& tensor) {
+    return [&]<std::size_t... I>(std::index_sequence<I...>) {
+        return Tensor<typename V::value_type, P, (static_cast<void>(I), dynamic)...>(policy, tensor.shape());
+    }
+    (std::make_index_sequence<V::rank>{});
+}
 
 /// A tensor on the policy's side with the values of a host array in row-major order; throws ShapeError on a wrong size.
 template <typename Result, Policy P>

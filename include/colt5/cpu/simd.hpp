@@ -107,21 +107,43 @@ void store(T* to, const Batch<T>& batch, Index count) {
         store_partial(to, batch, count);
 }
 
+/// Σ a[i] b[i]
+template <typename T>
+T dot(const T* a, const T* b, Index count) {
+    Batch<T> total(T(0));
+    for_each_batch<T>(count,
+                      [&](Index j, Index width) { total = xsimd::fma(load(a + j, width), load(b + j, width), total); });
+    return reduce_add(total);
+}
+
+// Functions. The stated errors were measured against twice the precision with SSE2, AVX2 and AVX-512 and are tested; a
+// NaN gives a NaN. For 1/√x divide: xsimd's rsqrt is an estimate of 12 bits.
+
+/// eˣ. Within 1.5 ULP (both types) where x and the result are normal. Exactly 0 for x = −∞ and whatever is too small;
+/// subnormal results may be 0. +∞ from 88.37 (double: 709.43) on, a little before the result overflows.
 template <typename T>
 Batch<T> exp(const Batch<T>& x) {
     return xsimd::exp(x);
 }
+/// ln x. Within 1 ULP for x > 0 that is normal or +∞; −∞ for 0, NaN below.
 template <typename T>
 Batch<T> log(const Batch<T>& x) {
     return xsimd::log(x);
 }
+/// The error function. Within 2.5 ULP in float, 70 ULP (1.5e-14) in double; ±1 for ±∞.
 template <typename T>
 Batch<T> erf(const Batch<T>& x) {
     return xsimd::erf(x);
 }
+/// Within 1.5 ULP; ±1 for ±∞.
 template <typename T>
 Batch<T> tanh(const Batch<T>& x) {
     return xsimd::tanh(x);
+}
+/// x to the power of y. Within 16 ULP for x >= 0 and a normal result.
+template <typename T>
+Batch<T> pow(const Batch<T>& x, const Batch<T>& y) {
+    return xsimd::pow(x, y);
 }
 
 }  // namespace colt5::cpu

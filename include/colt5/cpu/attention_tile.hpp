@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+#include <colt5/cpu/gemm.hpp>
+#include <colt5/cpu/simd.hpp>
+
+namespace colt5::cpu {
+
+/// One head of one sequence. Strides are the distances between tokens; gradients share the strides of their tensors.
+template <typename T>
+struct AttentionHead {
+    const T *q, *k, *v;
+    Index q_stride, kv_stride, dim_head, keys;
+    Index reach;           // a query i sees the keys at |i − j| <= reach; negative: all
+    const bool* mask;      // (keys) or null
+    const T* value_scale;  // (keys) or null
+    T scale;               // 1 / √dim_head
+};
+
+template <typename T>
+struct AttentionHeadGradients {
+    T *d_q, *d_k, *d_v;  // d_q is assigned, d_k and d_v accumulate; d_v is with respect to value_scale ∘ v
+};
+
+inline constexpr Index query_tile = 64, key_tile = 256;
+
+/// The online softmax of up to query_tile rows over blocks of keys, or its backward: what both directions share.
+template <typename T>
+class AttentionTile {
+public:
+    AttentionTile(const AttentionHead<T>& head, Index first_query, Index queries)
+        : head_(head), first_(first_query), queries_(queries) {
+        const bool all = head.reach < 0;
+        begin_ = all ? 0 : std::max(Index{0}, first_query - head.reach);
+        end_ = all ? head.keys : std::min(head.keys, first_query + queries + head.reach);
+    }
+
+    /// out rows (stride out_stride) are assigned; log_sum_exp (queries) may be null.
+    void forward(T* out, Index out_stride, T* log_sum_exp) {
+        for (Index i = 0; i < queries_; ++i) std::fill_n(out + i * out_stride, head_.dim_head, T(0));
+        std::array<T, query_tile> largest, sum;
+        largest.fill(-infinity);
+        sum.fill(T(0));
+        for (Index key = begin_; key < end_; key += key_tile) {
+            const Index keys = std::min(key_tile, end_ - key);
+            load_scores(key, keys);
+            for (Index i = 0; i < queries_; ++i) {
+                T* const row = scores_ + i * key_tile;
+                const T top = std::max(largest[static_cast<std::size_t>(i)], row_max(row, keys));
+                if (top == -infinity) {
+                    std::fill_n(row, keys, T(0));
+                    continue;
+                }
+                const T shrink = std::exp(largest[static_cast<std::size_t>(i)] - top);
+                T& total = sum[static_cast<std::size_t>(i)];
+                total = total * shrink + exponentiate(row, keys, top);
+                if (head_.value_scale) multiply(row, head_.value_scale + key, keys);
+                if (key > begin_ && shrink != T(1)) scale_row(out + i * out_stride, shrink);
+                largest[static_cast<std::size_t>(i)] = top;
+            }
+            gemm<Op::none, Op::none>(queries_, head_.dim_head, keys, T(1), scores_, key_tile,
+                                     head_.v + key * head_.kv_stride, head_.kv_stride, out, out_stride);
+        }
+        for (Index i = 0; i < queries_; ++i) {
+            const T total = sum[static_cast<std::size_t>(i)];
+            scale_row(out + i * out_stride, total > T(0) ? T(1) / total : T(0));
+            if (log_sum_exp) log_sum_exp[i] = largest[static_cast<std::size_t>(i)] + std::log(total);
+        }
+    }
+
+    void backward(const AttentionHeadGradients<T>& d, const T* out, const T* d_out, Index out_stride,
+                  const T* log_sum_exp) {
+        const Index dim = head_.dim_head;
+        std::array<T, query_tile> out_dot;  // D_i = out_i · d_out_i
+        for (Index i = 0; i < queries_; ++i) {
+            out_dot[static_cast<std::size_t>(i)] = dot(out + i * out_stride, d_out + i * out_stride, dim);
+            std::fill_n(d.d_q + (first_ + i) * head_.q_stride, dim, T(0));
+        }
+        for (Index key = begin_; key < end_; key += key_tile) {
+            const Index keys = std::min(key_tile, end_ - key);
+            const Index at = key * head_.kv_stride;
+            load_scores(key, keys);
+            T* const d_scores = thread_scratch<T, 4>(query_tile * key_tile);
+            for (Index i = 0; i < queries_; ++i) std::fill_n(d_scores + i * key_tile, keys, T(0));
+            gemm<Op::none, Op::transpose>(queries_, keys, dim, T(1), d_out, out_stride, head_.v + at, head_.kv_stride,
+                                          d_scores, key_tile);
+            for (Index i = 0; i < queries_; ++i) {
+                T* const p = scores_ + i * key_tile;
+                if (log_sum_exp[i] == -infinity)
+                    std::fill_n(p, keys, T(0));
+                else
+                    exponentiate(p, keys, log_sum_exp[i]);
+                finish_d_scores(d_scores + i * key_tile, p, key, keys, out_dot[static_cast<std::size_t>(i)]);
+            }
+            gemm<Op::transpose, Op::none>(keys, dim, queries_, T(1), scores_, key_tile, d_out, out_stride, d.d_v + at,
+                                          head_.kv_stride);
+            gemm<Op::none, Op::none>(queries_, dim, keys, T(1), d_scores, key_tile, head_.k + at, head_.kv_stride,
+                                     d.d_q + first_ * head_.q_stride, head_.q_stride);
+            gemm<Op::transpose, Op::none>(keys, dim, queries_, T(1), d_scores, key_tile,
+                                          head_.q + first_ * head_.q_stride, head_.q_stride, d.d_k + at,
+                                          head_.kv_stride);
+        }
+    }
+
+private:
+    static constexpr T infinity = std::numeric_limits<T>::infinity();
+
+    /// scores = scale · q kᵀ for a block of keys, −∞ where the key is masked or out of reach
+    void load_scores(Index key, Index keys) {
+        scores_ = thread_scratch<T, 3>(query_tile * key_tile);
+        for (Index i = 0; i < queries_; ++i) std::fill_n(scores_ + i * key_tile, keys, T(0));
+        gemm<Op::none, Op::transpose>(queries_, keys, head_.dim_head, head_.scale, head_.q + first_ * head_.q_stride,
+                                      head_.q_stride, head_.k + key * head_.kv_stride, head_.kv_stride, scores_,
+                                      key_tile);
+        for (Index i = 0; i < queries_; ++i) {
+            T* const row = scores_ + i * key_tile;
+            if (head_.mask)
+                for (Index j = 0; j < keys; ++j) row[j] = head_.mask[key + j] ? row[j] : -infinity;
+            if (head_.reach < 0) continue;
+            const Index low = std::clamp(first_ + i - head_.reach - key, Index{0}, keys);
+            const Index high = std::clamp(first_ + i + head_.reach + 1 - key, low, keys);
+            std::fill(row, row + low, -infinity);
+            std::fill(row + high, row + keys, -infinity);
+        }
+    }
+    static T row_max(const T* row, Index count) {
+        Batch<T> top(-infinity);
+        for_each_batch<T>(count, [&](Index j, Index width) {
+            const Batch<T> x = load(row + j, width);
+            top = xsimd::max(top, width < lanes<T> ? pad(x, width, -infinity) : x);
+        });
+        return reduce_max(top);
+    }
+    /// row = exp(row − shift); returns its sum
+    static T exponentiate(T* row, Index count, T shift) {
+        Batch<T> total(T(0));
+        for_each_batch<T>(count, [&](Index j, Index width) {
+            Batch<T> e = cpu::exp(load(row + j, width) - Batch<T>(shift));
+            if (width < lanes<T>) e = pad(e, width, T(0));
+            store(row + j, e, width);
+            total += e;
+        });
+        return reduce_add(total);
+    }
+    static void multiply(T* row, const T* factor, Index count) {
+        for (Index j = 0; j < count; ++j) row[j] *= factor[j];
+    }
+    void scale_row(T* row, T factor) const {
+        for (Index j = 0; j < head_.dim_head; ++j) row[j] *= factor;
+    }
+    /// d_scores, which holds d_out · vᵀ, becomes scale · p ∘ (value_scale ∘ d_scores − D)
+    void finish_d_scores(T* d_scores, const T* p, Index key, Index keys, T out_dot) const {
+        if (head_.value_scale) multiply(d_scores, head_.value_scale + key, keys);
+        for (Index j = 0; j < keys; ++j) d_scores[j] = head_.scale * p[j] * (d_scores[j] - out_dot);
+    }
+
+    const AttentionHead<T>& head_;
+    Index first_, queries_, begin_, end_;
+    T* scores_ = nullptr;  // (query_tile, key_tile)
+};
+
+}  // namespace colt5::cpu

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <string>
+
+#include <colt5/cpu/linear.hpp>
+#include <colt5/cpu/parallel.hpp>
+#include <colt5/op/gather.hpp>
+
+namespace colt5 {
+
+namespace cpu {
+inline void check_indices(MatrixView<const TokenIndex> indices, Index length) {
+    for (Index i = 0; i < indices.size(); ++i) {
+        const TokenIndex index = indices.data()[i];
+        if (index < 0 || index >= length)
+            expect_value(false, "indices", "in [0, " + std::to_string(length) + ")", index);
+    }
+}
+}  // namespace cpu
+
+template <typename T>
+void gather_kernel(const Cpu& policy, TokensView<T> out, TokensView<const T> x, MatrixView<const TokenIndex> indices) {
+    const auto [batch, picks] = indices.shape();
+    cpu::check_indices(indices, x.extent(1));
+    constexpr Index rows = 64;
+    const Index chunks = cpu::divide_up(picks, rows);
+    parallel_for(policy, batch * chunks, [&](Index task) {
+        const Index b = task / chunks, first = task % chunks * rows;
+        for (Index i = first; i < std::min(picks, first + rows); ++i)
+            std::copy_n(x[b][indices(b, i)].data(), x.extent(2), out[b][i].data());
+    });
+}
+
+inline void gather_mask_kernel(const Cpu&, TokensView<bool> out, Mask mask, TokensView<const TokenIndex> indices) {
+    for (Index b = 0; b < out.extent(0); ++b)
+        for (Index i = 0; i < out.extent(1) * out.extent(2); ++i) out[b].data()[i] = mask(b, indices[b].data()[i]);
+}
+
+namespace cpu {
+
+/// Calls body(i, weight) for the i-th pick of a sequence, the weight 1 / (number of picks of the same token).
+template <typename Body>
+void for_each_mean_weight(VectorView<const TokenIndex> indices, Body&& body) {
+    const Index picks = indices.size();
+    TokenIndex* const sorted = thread_scratch<TokenIndex, 5>(picks);
+    std::copy_n(indices.data(), picks, sorted);
+    std::sort(sorted, sorted + picks);
+    for (Index i = 0; i < picks; ++i) {
+        const auto [first, last] = std::equal_range(sorted, sorted + picks, indices(i));
+        body(i, 1.0 / static_cast<double>(last - first));
+    }
+}
+
+}  // namespace cpu
+
+/// d_rows[b, i] *= 1 / (number of picks of the same token)
+template <typename T>
+void scatter_mean_weights_kernel(const Cpu& policy, TokensView<T> rows, MatrixView<const TokenIndex> indices) {
+    parallel_for(policy, rows.extent(0), [&](Index b) {
+        cpu::for_each_mean_weight(indices[b], [&](Index i, double weight) {
+            for (Index j = 0; j < rows.extent(2); ++j) rows(b, i, j) *= static_cast<T>(weight);
+        });
+    });
+}
+
+template <typename T>
+void scatter_kernel(const Cpu& policy, Scatter how, TokensView<T> out, TokensView<const T> rows,
+                    MatrixView<const TokenIndex> indices) {
+    const auto [batch, picks, dim] = rows.shape();
+    cpu::check_indices(indices, out.extent(1));
+    constexpr Index columns = 128;  // tasks share out columns: rows that meet in one place stay in one task
+    const Index blocks = cpu::divide_up(dim, columns);
+    parallel_for(policy, batch * blocks, [&](Index task) {
+        const Index b = task / blocks, first = task % blocks * columns, count = std::min(columns, dim - first);
+        const auto put = [&](Index i, T weight) {
+            T* const to = out[b][indices(b, i)].data() + first;
+            const T* const from = rows[b][i].data() + first;
+            if (how == Scatter::overwrite)
+                std::copy_n(from, count, to);
+            else
+                for (Index j = 0; j < count; ++j) to[j] += weight * from[j];
+        };
+        if (how == Scatter::mean)
+            cpu::for_each_mean_weight(indices[b], [&](Index i, double weight) { put(i, static_cast<T>(weight)); });
+        else
+            for (Index i = 0; i < picks; ++i) put(i, T(1));
+    });
+}
+
+}  // namespace colt5

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/partial_sums.hpp>
+#include <colt5/cpu/simd.hpp>
+#include <colt5/op/route_logits.hpp>
+
+namespace colt5 {
+
+template <typename T>
+void route_logits_kernel(const Cpu& policy, TokensView<T> logits, TokensView<const T> x, MatrixView<const T> token,
+                         T scale) {
+    const auto [batch, routes, length] = logits.shape();
+    cpu::for_each_row_chunk(policy, batch * length, [&](Index, Index begin, Index end) {
+        for (Index row = begin; row < end; ++row)
+            for (Index r = 0; r < routes; ++r)
+                logits(row / length, r, row % length) =
+                    scale * cpu::dot(x[row / length][row % length].data(), token[r].data(), x.extent(2));
+    });
+}
+
+template <typename T>
+void route_logits_vjp_kernel(const Cpu& policy, TokensView<T> d_x, MatrixView<T> d_token, TokensView<const T> d_logits,
+                             TokensView<const T> x, MatrixView<const T> token, T scale) {
+    using cpu::load, cpu::store;
+    using Batch = cpu::Batch<T>;
+    const auto [batch, routes, length] = d_logits.shape();
+    const Index d = x.extent(2);
+    cpu::PartialSums<T> sums(policy, batch * length, routes * d);
+    cpu::for_each_row_chunk(policy, batch * length, [&](Index chunk, Index begin, Index end) {
+        for (Index row = begin; row < end; ++row)
+            for (Index r = 0; r < routes; ++r) {
+                const T s = scale * d_logits(row / length, r, row % length);
+                if (s == T(0)) continue;
+                const T* const in = x.data() + row * d;
+                T *const out = d_x.data() + row * d, *const part = sums.part(chunk) + r * d;
+                cpu::for_each_batch<T>(d, [&](Index j, Index width) {
+                    store(out + j, xsimd::fma(Batch(s), load(token[r].data() + j, width), load(out + j, width)), width);
+                    store(part + j, xsimd::fma(Batch(s), load(in + j, width), load(part + j, width)), width);
+                });
+            }
+    });
+    sums.add_to(VectorView<T>(d_token.data(), {routes * d}));
+}
+
+}  // namespace colt5

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+
+#include <colt5/cpu/gemm.hpp>
+#include <colt5/cpu/parallel.hpp>
+#include <colt5/op/top_k.hpp>
+
+namespace colt5 {
+
+namespace cpu {
+
+/// A logit and its index as one number whose order is the order of choice, smallest first: larger logit, then lower
+/// index. Equal to sorting with a comparison, but without branches, and total even with NaN.
+template <typename T>
+struct RankKey;
+
+template <>
+struct RankKey<float> {
+    using type = std::uint64_t;
+    static type make(float logit, bool valid, Index index) {
+        const auto bits = std::bit_cast<std::uint32_t>(logit + 0.0f);  // −0 becomes 0
+        const std::uint32_t ascending = (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
+        const std::uint32_t rank = valid ? ~ascending : 0xFFFFFFFFu;
+        return (std::uint64_t{rank} << 32) | static_cast<std::uint32_t>(index);
+    }
+    static TokenIndex index(type key) { return static_cast<TokenIndex>(key & 0xFFFFFFFFu); }
+};
+
+template <>
+struct RankKey<double> {
+    struct type {
+        std::uint64_t rank;
+        TokenIndex index;
+        friend bool operator<(const type& a, const type& b) {
+            return a.rank != b.rank ? a.rank < b.rank : a.index < b.index;
+        }
+    };
+    static type make(double logit, bool valid, Index index) {
+        const auto bits = std::bit_cast<std::uint64_t>(logit + 0.0);
+        const std::uint64_t ascending = (bits >> 63) != 0 ? ~bits : bits | (std::uint64_t{1} << 63);
+        return {valid ? ~ascending : ~std::uint64_t{0}, static_cast<TokenIndex>(index)};
+    }
+    static TokenIndex index(const type& key) { return key.index; }
+};
+
+}  // namespace cpu
+
+template <typename T>
+void top_k_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensView<const T> logits, Mask mask) {
+    using Key = cpu::RankKey<T>;
+    const auto [batch, routes, length] = logits.shape();
+    const Index k = indices.extent(2);
+    parallel_for(policy, batch * routes, [&](Index row) {
+        const Index b = row / routes, r = row % routes;
+        auto* const keys = cpu::thread_scratch<typename Key::type, 6>(length);
+        for (Index i = 0; i < length; ++i) keys[i] = Key::make(logits(b, r, i), !mask || mask(b, i), i);
+        if (k < length) std::nth_element(keys, keys + k, keys + length);
+        std::sort(keys, keys + k);
+        for (Index i = 0; i < k; ++i) indices(b, r, i) = Key::index(keys[i]);
+    });
+}
+
+}  // namespace colt5

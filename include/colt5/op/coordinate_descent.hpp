@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include <colt5/core/tensor.hpp>
+
+namespace colt5 {
+
+template <typename P>
+void coordinate_descent_kernel(const P&, ...) {
+    static_assert(has_kernel<P>,
+                  "colt5: no `coordinate_descent` kernel for this policy; for Cuda include <colt5/cuda.cuh> and "
+                  "compile with nvcc");
+}
+template <typename P>
+void coordinate_descent_vjp_kernel(const P&, ...) {
+    static_assert(has_kernel<P>,
+                  "colt5: no `coordinate_descent_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and "
+                  "compile with nvcc");
+}
+
+/// Where the descent begins.
+enum class DescentStart {
+    zero,          ///< at b = −relu(s), that is τ₀ = 0: colt5-attention 0.2.3
+    minus_logits,  ///< at b = −s: later versions
+};
+
+/// Soft top-k by coordinate descent (Wright 2015; Qian et al. 2022; CoLT5, Ainslie et al. 2023, section 3.1): scores in
+/// [0, 1] that sum to about k, 1 for logits well above the threshold and falling off as exp((s − τ) / ε) below it.
+///
+/// The reference keeps a number a and a vector b per row. Because b = −relu(s + a), the sum s + b is min(s, −a): the
+/// whole state is the threshold τ = −a. For one row with n_v real logits, step t is
+///
+///     Z = Σ_i exp(min(s_i, τ_{t−1}) / ε_t),   τ_t = ε_t (log Z − log k)
+///
+/// and the scores are exp(min(s − τ_T, 0) / ε_{T+1}); masked tokens score 0, as does everything when n_v = 0.
+struct CoordinateDescent {
+    int n_iters = 50;
+    double eps = 1;        ///< smallest and last ε
+    double eps_init = 0;   ///< first ε; `eps` when smaller than it
+    double eps_decay = 1;  ///< ε_{t+1} = max(ε_t · eps_decay, eps)
+    DescentStart start = DescentStart::zero;
+    /// Takes k to be at most the number of real tokens of the row.
+    bool limit_k = false;
+    /// Instead of n_iters steps, solves Σ scores = k for τ and differentiates the solution implicitly. A fixed number
+    /// of steps leaves τ unconverged, and the router without a gradient, when the logits spread widely (deviation ≫ ε).
+    bool iterate_to_convergence = false;
+
+    void check() const {
+        expect_value(n_iters >= 1, "n_iters", ">= 1", n_iters);
+        expect_value(eps > 0, "eps", "> 0", eps);
+        expect_value(eps_decay > 0 && eps_decay <= 1, "eps_decay", "in (0, 1]", eps_decay);
+    }
+    /// ε of step t = 1 … n_iters + 1, the last one being that of the scores.
+    double step_eps(int t) const {
+        if (iterate_to_convergence) return eps;
+        double current = std::max(eps_init, eps);
+        for (int i = 1; i < t; ++i) current = std::max(current * eps_decay, eps);
+        return current;
+    }
+    int steps() const { return iterate_to_convergence ? 1 : n_iters; }
+};
+
+/// The scores, and what the vector-Jacobian product reads besides: 2T + 1 numbers a row.
+template <typename Logit, Policy P>
+struct CoordinateDescentPass {
+    Tensor<Logit, P, dynamic, dynamic, dynamic> scores;     // (b, r, n)
+    Tensor<Logit, P, dynamic, dynamic, dynamic> threshold;  // (b, r, T + 1): τ_0 … τ_T
+    Tensor<Logit, P, dynamic, dynamic, dynamic> saturated;  // (b, r, T): number of logits above τ_{t−1}
+};
+
+template <typename Logit, Policy P>
+struct CoordinateDescentGradients {
+    Tensor<Logit, P, dynamic, dynamic, dynamic> d_logits;  // (b, r, n)
+    Tensor<Logit, P, dynamic, dynamic> d_k;                // (b, r)
+};
+
+/// logits (b, r, n), mask (b, n) or absent  →  scores (b, r, n).  Throws ValueError unless k > 0.
+template <Policy P, Viewable L>
+auto coordinate_descent_forward(const P& policy, const CoordinateDescent& descent, double k, const L& logits,
+                                Mask mask) {
+    const auto [batch, routes, length] = logits.shape();
+    descent.check();
+    expect_value(k > 0, "k", "> 0", k);
+    if (mask) expect_shape("mask", mask.shape(), {batch, length});
+    CoordinateDescentPass<typename L::value_type, P> pass{{policy, logits.shape()},
+                                                          {policy, {batch, routes, descent.steps() + 1}},
+                                                          {policy, {batch, routes, descent.steps()}}};
+    coordinate_descent_kernel(policy, pass.scores.view(), pass.threshold.view(), pass.saturated.view(),
+                              logits.const_view(), mask, k, descent);
+    return pass;
+}
+
+/// Vector-Jacobian product. With g = d_scores, y the scores, ĝ_i = [s_i ≤ τ_T] g_i y_i / ε_{T+1} and α_T = Σ ĝ:
+///
+///     α_{t−1} = α_t · saturated_t · exp((τ_{t−1} − τ_t) / ε_t) / k
+///     ds_i = ĝ_i − Σ_t [s_i ≤ τ_{t−1}] (α_t / k) exp((s_i − τ_t) / ε_t),    dk = (1 / k) Σ_t ε_t α_t
+///
+/// and for the converged solution, with Y the sum of the scores below 1:  ds_i = ĝ_i − α y_i / Y,  dk = ε α / Y.
+template <Policy P, typename Logit, Viewable D, Viewable L>
+auto coordinate_descent_vjp(const P& policy, const CoordinateDescent& descent, double k,
+                            const CoordinateDescentPass<Logit, P>& pass, const D& d_scores, const L& logits,
+                            Mask mask) {
+    expect_shape("d_scores", d_scores.shape(), logits.shape());
+    CoordinateDescentGradients<Logit, P> d{{policy, logits.shape()}, {policy, {logits.extent(0), logits.extent(1)}}};
+    coordinate_descent_vjp_kernel(policy, d.d_logits.view(), d.d_k.view(), d_scores.const_view(),
+                                  pass.scores.const_view(), pass.threshold.const_view(), pass.saturated.const_view(),
+                                  logits.const_view(), mask, k, descent);
+    return d;
+}
+
+}  // namespace colt5

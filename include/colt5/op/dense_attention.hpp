@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/core/tensor.hpp>
+
+namespace colt5 {
+
+template <typename P>
+void dense_attention_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `dense_attention` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+template <typename P>
+void dense_attention_vjp_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `dense_attention_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile "
+        "with nvcc");
+}
+
+/// (b, r, k): which keys are real, one set a route. Absent: all of them.
+using KeyMask = View<const bool, dynamic, dynamic, dynamic>;
+
+/// What the vector-Jacobian product reads.
+template <typename Scalar, Policy P>
+struct DenseAttentionPass {
+    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> out;               // (b, n, h, dim_head)
+    Tensor<accumulate_t<Scalar>, P, dynamic, dynamic, dynamic> log_sum_exp;  // (b, h, n)
+};
+
+template <typename Scalar, Policy P>
+struct DenseAttentionGradients {
+    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> d_q;                     // (b, n, h, dim_head)
+    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv;  // as kv
+    Tensor<accumulate_t<Scalar>, P, dynamic, dynamic, dynamic> d_value_scale;      // (b, r, k); empty if unused
+};
+
+namespace detail {
+template <typename Q, typename KV, typename Scale>
+void check_dense_attention(const Q& q, const KV& kv, KeyMask mask, const Scale& value_scale) {
+    const auto [batch, routes, keys, heads_per_route, two, dim_head] = kv.shape();
+    expect_shape("q", q.shape(), {batch, dynamic, routes * heads_per_route, dim_head});
+    expect_shape("kv", kv.shape(), {dynamic, dynamic, dynamic, dynamic, 2, dynamic});
+    if (mask) expect_shape("mask", mask.shape(), {batch, routes, keys});
+    if (value_scale) expect_shape("value_scale", value_scale.shape(), {batch, routes, keys});
+}
+}  // namespace detail
+
+/// Every query attends to every real key of its head's route; values are multiplied by a scale per key:
+///
+///     out[i] = Σ_j softmax_j(q[i]·k[j] / √dim_head) · value_scale[j] · v[j]   over mask[j]
+///
+///     q (b, n, h, dim_head), kv (b, r, k, h / r, 2, dim_head): keys and values, head = route · (h / r) + head in
+///     route, mask and value_scale (b, r, k), each may be absent  →  out (b, n, h, dim_head)
+///
+/// A query that sees no key gets zeros and no gradient. Nothing of size n × k is stored.
+template <Policy P, Viewable Q, Viewable KV>
+auto dense_attention_forward(const P& policy, const Q& q, const KV& kv, KeyMask mask,
+                             TokensView<const accumulate_t<typename Q::value_type>> value_scale) {
+    using Scalar = typename Q::value_type;
+    detail::check_dense_attention(q, kv, mask, value_scale);
+    const auto [batch, length, heads, dim_head] = q.shape();
+    DenseAttentionPass<Scalar, P> pass{{policy, q.shape()}, {policy, {batch, heads, length}}};
+    dense_attention_kernel(policy, pass.out.view(), pass.log_sum_exp.view(), q.const_view(), kv.const_view(), mask,
+                           value_scale);
+    return pass;
+}
+
+/// Vector-Jacobian product, as in local_attention; with v' = value_scale · v:  dv[j] = value_scale[j] dv'[j],
+/// d_value_scale[j] = Σ over the route's heads of dv'[j]·v[j].
+template <Policy P, typename Scalar, Viewable Out, Viewable Q, Viewable KV>
+auto dense_attention_vjp(const P& policy, const DenseAttentionPass<Scalar, P>& pass, const Out& d_out, const Q& q,
+                         const KV& kv, KeyMask mask, TokensView<const accumulate_t<Scalar>> value_scale) {
+    detail::check_dense_attention(q, kv, mask, value_scale);
+    expect_shape("d_out", d_out.shape(), pass.out.shape());
+    DenseAttentionGradients<Scalar, P> d{{policy, q.shape()}, {policy, kv.shape()}, {}};
+    if (value_scale) d.d_value_scale = {policy, value_scale.shape()};
+    dense_attention_vjp_kernel(policy, d.d_q.view(), d.d_kv.view(), d.d_value_scale.view(), d_out.const_view(),
+                               pass.out.const_view(), pass.log_sum_exp.const_view(), q.const_view(), kv.const_view(),
+                               mask, value_scale);
+    return d;
+}
+
+}  // namespace colt5

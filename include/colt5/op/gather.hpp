@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include <colt5/core/tensor.hpp>
+
+namespace colt5 {
+
+/// Position of a token in its sequence.
+using TokenIndex = std::int32_t;
+
+template <typename P>
+void gather_kernel(const P&, ...) {
+    static_assert(has_kernel<P>,
+                  "colt5: no `gather` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+template <typename P>
+void scatter_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `scatter` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+template <typename P>
+void scatter_mean_weights_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `scatter_mean_weights` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile "
+        "with nvcc");
+}
+template <typename P>
+void gather_mask_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `gather_mask` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+
+/// How `scatter` treats the row that is already there, and rows that go to the same place.
+enum class Scatter {
+    add,        ///< adds them all
+    mean,       ///< adds their mean
+    overwrite,  ///< the last one replaces what is there
+};
+
+/// The chosen rows of each sequence:  out[b, …, i] = x[b, indices[b, …, i]]
+///
+///     x (b, n, d), indices (b, k) or (b, r, k), each in [0, n)  →  (b, k, d) or (b, r, k, d)
+template <Policy P, Viewable X, Viewable I>
+auto gather(const P& policy, const X& x, const I& indices) {
+    const auto [batch, length, dim] = x.shape();
+    const Index picks = batch > 0 ? indices.size() / batch : 0;
+    expect_value(indices.extent(0) == batch, "indices", "of the batch size of x", indices.extent(0));
+    const auto launch = [&](auto out) {
+        gather_kernel(policy, out.view().reshape(std::array{batch, picks, dim}), x.const_view(),
+                      indices.const_view().reshape(std::array{batch, picks}));
+        return out;
+    };
+    if constexpr (I::rank == 2)
+        return launch(TokensTensor<typename X::value_type, P>(policy, {batch, picks, dim}));
+    else
+        return launch(Tensor<typename X::value_type, P, dynamic, dynamic, dynamic, dynamic>(
+            policy, {batch, indices.extent(1), indices.extent(2), dim}));
+}
+
+/// The mask at the chosen tokens: out (b, r, k), or an empty tensor when there is no mask.
+template <Policy P, Viewable I>
+auto gather_mask(const P& policy, Mask mask, const I& indices) {
+    if (!mask) return Tensor<bool, P, dynamic, dynamic, dynamic>();
+    Tensor<bool, P, dynamic, dynamic, dynamic> out(policy, indices.shape());
+    gather_mask_kernel(policy, out.view(), mask, indices.const_view());
+    return out;
+}
+
+/// Puts rows back where they came from:  out[b, indices[b, i]] ← rows[b, i], combined as `how` says
+///
+///     out (b, n, d), rows (b, k, d), indices (b, k), each in [0, n)
+///
+/// Rows that meet in one place are combined in the order of i: the result does not depend on threads.
+template <Policy P, Viewable Rows, Viewable I>
+void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type> out, const Rows& rows,
+             const I& indices) {
+    expect_shape("rows", rows.shape(), {out.extent(0), indices.extent(1), out.extent(2)});
+    expect_shape("indices", indices.shape(), {out.extent(0), dynamic});
+    scatter_kernel(policy, how, out, rows.const_view(), indices.const_view());
+}
+
+/// Vector-Jacobian product of scatter with respect to `rows`: what gather picks, divided by the number of rows that met
+/// in one place for the mean. (With respect to `out` it is d_out itself; overwritten rows of it are to be zeroed.) For
+/// `overwrite` the indices of a sequence must be distinct. Returns d_rows (b, k, d).
+template <Policy P, Viewable D, Viewable I>
+auto scatter_vjp(const P& policy, Scatter how, const D& d_out, const I& indices) {
+    auto d_rows = gather(policy, d_out, indices);
+    if (how == Scatter::mean) scatter_mean_weights_kernel(policy, d_rows.view(), indices.const_view());
+    return d_rows;
+}
+
+/// Vector-Jacobian product of gather, accumulated into d_x (b, n, d), which other branches share: scatter with add.
+template <Policy P, Viewable D, Viewable I>
+void gather_vjp(const P& policy, TokensView<typename D::value_type> d_x, const D& d_out, const I& indices) {
+    const Index batch = d_x.extent(0), picks = batch > 0 ? indices.size() / batch : 0;
+    scatter(policy, Scatter::add, d_x, d_out.const_view().reshape(std::array{batch, picks, d_x.extent(2)}),
+            indices.const_view().reshape(std::array{batch, picks}));
+}
+
+}  // namespace colt5

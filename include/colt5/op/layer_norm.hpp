@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/core/tensor.hpp>
+
+namespace colt5 {
+
+template <typename P>
+void layer_norm_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `layer_norm` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+template <typename P>
+void layer_norm_vjp_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `layer_norm_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+
+/// Added to the variance (torch.nn.LayerNorm's default).
+inline constexpr double layer_norm_eps = 1e-5;
+
+/// LayerNorm over the last axis:  y = (x − μ) / √(σ² + 1e-5) · weight + bias,  σ² the mean of (x − μ)²
+///
+///     x (…, d), weight (d), bias (d)  →  y (…, d)
+template <Policy P, Viewable X, Viewable W, Viewable B>
+auto layer_norm(const P& policy, const X& x, const W& weight, const B& bias) {
+    expect_shape("weight", weight.shape(), {x.extent(X::rank - 1)});
+    expect_shape("bias", bias.shape(), {x.extent(X::rank - 1)});
+    auto y = tensor_like(policy, x);
+    layer_norm_kernel(policy, y.view().rows(), x.const_view().rows(), weight.const_view(), bias.const_view());
+    return y;
+}
+
+/// Vector-Jacobian product of layer_norm. With r = 1 / √(σ² + 1e-5), z = (x − μ) r and h = dy ∘ weight:
+///
+///     dx = r · (h − mean(h) − z · mean(h ∘ z)),   d_weight += Σ dy ∘ z,   d_bias += Σ dy
+template <Policy P, Viewable Y, Viewable X, Viewable W>
+auto layer_norm_vjp(const P& policy, const Y& d_y, const X& x, const W& weight,
+                    VectorView<typename X::value_type> d_weight, VectorView<typename X::value_type> d_bias) {
+    expect_shape("d_y", d_y.shape(), x.shape());
+    expect_shape("weight", weight.shape(), {x.extent(X::rank - 1)});
+    expect_shape("d_weight", d_weight.shape(), {x.extent(X::rank - 1)});
+    expect_shape("d_bias", d_bias.shape(), {x.extent(X::rank - 1)});
+    auto d_x = tensor_like(policy, x);
+    layer_norm_vjp_kernel(policy, d_x.view().rows(), d_weight, d_bias, d_y.const_view().rows(), x.const_view().rows(),
+                          weight.const_view());
+    return d_x;
+}
+
+}  // namespace colt5

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/core/tensor.hpp>
+
+namespace colt5 {
+
+template <typename P>
+void linear_kernel(const P&, ...) {
+    static_assert(has_kernel<P>,
+                  "colt5: no `linear` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+template <typename P>
+void linear_vjp_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `linear_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+
+/// One linear map per route:  y[b, r] = x[b, r] · weight[r]ᵀ + bias[r]
+///
+///     x (b, r, n, in), weight (r · out, in), bias (r · out) or absent  →  y (b, r, n, out)
+///
+/// Throws ShapeError when the inputs do not fit together.
+template <Policy P, Viewable X, Viewable W>
+auto routed_linear(const P& policy, const X& x, const W& weight, VectorView<const typename X::value_type> bias = {}) {
+    using Scalar = typename X::value_type;
+    const auto [batch, routes, length, in] = x.shape();
+    expect_shape("weight", weight.shape(), {dynamic, in});
+    expect_value(routes > 0 && weight.extent(0) % routes == 0, "weight",
+                 "divisible by the number of routes in its rows", weight.extent(0));
+    if (bias) expect_shape("bias", bias.shape(), {weight.extent(0)});
+    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> y(policy, {batch, routes, length, weight.extent(0) / routes});
+    linear_kernel(policy, y.view(), x.const_view(), weight.const_view(), bias);
+    return y;
+}
+
+/// Vector-Jacobian product of routed_linear:  dx = dy · weight,  d_weight += dyᵀ · x,  d_bias += Σ dy.
+/// `d_bias` may be absent. Returns dx (b, r, n, in).
+template <Policy P, Viewable X, Viewable W, Viewable Y>
+auto routed_linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weight,
+                       MatrixView<typename X::value_type> d_weight, VectorView<typename X::value_type> d_bias = {}) {
+    using Scalar = typename X::value_type;
+    const auto [batch, routes, length, in] = x.shape();
+    expect_shape("d_y", d_y.shape(), {batch, routes, length, weight.extent(0) / routes});
+    expect_shape("d_weight", d_weight.shape(), weight.shape());
+    if (d_bias) expect_shape("d_bias", d_bias.shape(), {weight.extent(0)});
+    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> d_x(policy, x.shape());
+    linear_vjp_kernel(policy, d_x.view(), d_weight, d_bias, d_y.const_view(), x.const_view(), weight.const_view());
+    return d_x;
+}
+
+/// y = x · weightᵀ + bias, as torch.nn.Linear:  x (b, n, in), weight (out, in), bias (out) or absent  →  y (b, n, out)
+template <Policy P, Viewable X, Viewable W>
+auto linear(const P& policy, const X& x, const W& weight, VectorView<const typename X::value_type> bias = {}) {
+    const auto [batch, length, in] = x.shape();
+    expect_shape("weight", weight.shape(), {dynamic, in});
+    if (bias) expect_shape("bias", bias.shape(), {weight.extent(0)});
+    TokensTensor<typename X::value_type, P> y(policy, {batch, length, weight.extent(0)});
+    linear_kernel(policy, y.view().reshape(std::array{batch, Index{1}, length, weight.extent(0)}),
+                  x.const_view().reshape(std::array{batch, Index{1}, length, in}), weight.const_view(), bias);
+    return y;
+}
+
+/// Vector-Jacobian product of linear:  dx = dy · weight,  d_weight += dyᵀ · x,  d_bias += Σ dy.  Returns dx (b, n, in).
+template <Policy P, Viewable X, Viewable W, Viewable Y>
+auto linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weight, MatrixView<typename X::value_type> d_weight,
+                VectorView<typename X::value_type> d_bias = {}) {
+    const auto [batch, length, in] = x.shape();
+    const Index out = weight.extent(0);
+    expect_shape("d_y", d_y.shape(), {batch, length, out});
+    expect_shape("weight", weight.shape(), {dynamic, in});
+    expect_shape("d_weight", d_weight.shape(), weight.shape());
+    if (d_bias) expect_shape("d_bias", d_bias.shape(), {out});
+    TokensTensor<typename X::value_type, P> d_x(policy, x.shape());
+    linear_vjp_kernel(policy, d_x.view().reshape(std::array{batch, Index{1}, length, in}), d_weight, d_bias,
+                      d_y.const_view().reshape(std::array{batch, Index{1}, length, out}),
+                      x.const_view().reshape(std::array{batch, Index{1}, length, in}), weight.const_view());
+    return d_x;
+}
+
+}  // namespace colt5

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/core/tensor.hpp>
+
+namespace colt5 {
+
+template <typename P>
+void rms_norm_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `rms_norm` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+template <typename P>
+void rms_norm_vjp_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `rms_norm_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+
+/// The norm is never taken to be smaller than this (torch.nn.functional.normalize).
+inline constexpr double rms_norm_floor = 1e-12;
+
+/// RMSNorm over the last axis:  y = x / max(‖x‖₂, 1e-12) · √d · gamma
+///
+///     x (…, d), gamma (d)  →  y (…, d)
+template <Policy P, Viewable X, Viewable Gamma>
+auto rms_norm(const P& policy, const X& x, const Gamma& gamma) {
+    expect_shape("gamma", gamma.shape(), {x.extent(X::rank - 1)});
+    auto y = tensor_like(policy, x);
+    rms_norm_kernel(policy, y.view().rows(), x.const_view().rows(), gamma.const_view());
+    return y;
+}
+
+/// Vector-Jacobian product of rms_norm. With s = √d / max(‖x‖, 1e-12) and h = dy ∘ gamma:
+///
+///     dx = s · (h − x · (h·x) / ‖x‖²)          (without the second term where ‖x‖ is below the floor)
+///     d_gamma += Σ dy ∘ x · s
+template <Policy P, Viewable Y, Viewable X, Viewable Gamma>
+auto rms_norm_vjp(const P& policy, const Y& d_y, const X& x, const Gamma& gamma,
+                  VectorView<typename X::value_type> d_gamma) {
+    expect_shape("d_y", d_y.shape(), x.shape());
+    expect_shape("gamma", gamma.shape(), {x.extent(X::rank - 1)});
+    expect_shape("d_gamma", d_gamma.shape(), {x.extent(X::rank - 1)});
+    auto d_x = tensor_like(policy, x);
+    rms_norm_vjp_kernel(policy, d_x.view().rows(), d_gamma, d_y.const_view().rows(), x.const_view().rows(),
+                        gamma.const_view());
+    return d_x;
+}
+
+}  // namespace colt5
