@@ -1,0 +1,425 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#include <colt5/core/macros.hpp>
+#include <colt5/expr/node.hpp>
+
+namespace colt5 {
+
+namespace expr {
+
+/// What the functors below need of plain numbers beside <cmath>. Evaluators bring their own overloads for their packs.
+namespace scalar {
+
+template <Number T>
+COLT5_HOST_DEVICE T max(T a, T b) {
+    return a > b ? a : b;
+}
+template <Number T>
+COLT5_HOST_DEVICE T min(T a, T b) {
+    return a < b ? a : b;
+}
+template <typename To, typename T>
+requires std::is_arithmetic_v<T> COLT5_HOST_DEVICE To convert(T x) {
+    return static_cast<To>(x);
+}
+
+}  // namespace scalar
+
+struct OfNumbers {
+    static constexpr bool on_masks = false;
+};
+struct OfMasks {
+    static constexpr bool on_masks = true;
+};
+
+struct Add : OfNumbers {
+    static constexpr const char* name = "+";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& a, const V& b) const {
+        return a + b;
+    }
+};
+struct Subtract : OfNumbers {
+    static constexpr const char* name = "-";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& a, const V& b) const {
+        return a - b;
+    }
+};
+struct Multiply : OfNumbers {
+    static constexpr const char* name = "*";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& a, const V& b) const {
+        return a * b;
+    }
+};
+struct Divide : OfNumbers {
+    static constexpr const char* name = "/";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& a, const V& b) const {
+        return a / b;
+    }
+};
+struct Maximum : OfNumbers {
+    static constexpr const char* name = "max";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& a, const V& b) const {
+        using scalar::max;
+        return max(a, b);
+    }
+};
+struct Minimum : OfNumbers {
+    static constexpr const char* name = "min";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& a, const V& b) const {
+        using scalar::min;
+        return min(a, b);
+    }
+};
+struct Power : OfNumbers {
+    static constexpr const char* name = "pow";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& a, const V& b) const {
+        using std::pow;
+        return pow(a, b);
+    }
+};
+
+struct Less : OfNumbers {
+    static constexpr const char* name = "<";
+    template <typename V>
+    COLT5_HOST_DEVICE auto operator()(const V& a, const V& b) const {
+        return a < b;
+    }
+};
+struct LessOrEqual : OfNumbers {
+    static constexpr const char* name = "<=";
+    template <typename V>
+    COLT5_HOST_DEVICE auto operator()(const V& a, const V& b) const {
+        return a <= b;
+    }
+};
+struct Equal : OfNumbers {
+    static constexpr const char* name = "==";
+    template <typename V>
+    COLT5_HOST_DEVICE auto operator()(const V& a, const V& b) const {
+        return a == b;
+    }
+};
+struct NotEqual : OfNumbers {
+    static constexpr const char* name = "!=";
+    template <typename V>
+    COLT5_HOST_DEVICE auto operator()(const V& a, const V& b) const {
+        return a != b;
+    }
+};
+struct And : OfMasks {
+    static constexpr const char* name = "&&";
+    template <typename M>
+    COLT5_HOST_DEVICE M operator()(const M& a, const M& b) const {
+        return a && b;
+    }
+};
+struct Or : OfMasks {
+    static constexpr const char* name = "||";
+    template <typename M>
+    COLT5_HOST_DEVICE M operator()(const M& a, const M& b) const {
+        return a || b;
+    }
+};
+struct Not : OfMasks {
+    static constexpr const char* name = "!";
+    template <typename M>
+    COLT5_HOST_DEVICE M operator()(const M& a) const {
+        return !a;
+    }
+};
+
+struct Negate : OfNumbers {
+    static constexpr const char* name = "-";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        return -x;
+    }
+};
+struct Exp : OfNumbers {
+    static constexpr const char* name = "exp";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using std::exp;
+        return exp(x);
+    }
+};
+struct Log : OfNumbers {
+    static constexpr const char* name = "log";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using std::log;
+        return log(x);
+    }
+};
+struct Sqrt : OfNumbers {
+    static constexpr const char* name = "sqrt";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using std::sqrt;
+        return sqrt(x);
+    }
+};
+struct Abs : OfNumbers {
+    static constexpr const char* name = "abs";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using std::abs;
+        return abs(x);
+    }
+};
+struct Square : OfNumbers {
+    static constexpr const char* name = "square";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        return x * x;
+    }
+};
+struct Reciprocal : OfNumbers {
+    static constexpr const char* name = "reciprocal";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        return V(1) / x;
+    }
+};
+struct Tanh : OfNumbers {
+    static constexpr const char* name = "tanh";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using std::tanh;
+        return tanh(x);
+    }
+};
+struct Erf : OfNumbers {
+    static constexpr const char* name = "erf";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using std::erf;
+        return erf(x);
+    }
+};
+struct Gelu : OfNumbers {
+    static constexpr const char* name = "gelu";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using std::erf;
+        const V inverse_sqrt_2(0.70710678118654752440);
+        return V(0.5) * x * (V(1) + erf(x * inverse_sqrt_2));
+    }
+};
+struct Relu : OfNumbers {
+    static constexpr const char* name = "relu";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using scalar::max;
+        return max(V(0), x);  // in this order a NaN stays one
+    }
+};
+struct Sigmoid : OfNumbers {
+    static constexpr const char* name = "sigmoid";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using std::exp;
+        return V(1) / (V(1) + exp(-x));
+    }
+};
+struct Silu : OfNumbers {
+    static constexpr const char* name = "silu";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using std::exp;
+        return x / (V(1) + exp(-x));
+    }
+};
+template <typename To>
+struct Convert : OfNumbers {
+    static constexpr const char* name = "cast";
+    template <typename V>
+    COLT5_HOST_DEVICE auto operator()(const V& x) const {
+        using scalar::convert;
+        return convert<To>(x);
+    }
+};
+
+}  // namespace expr
+
+/// Arithmetic, entry by entry.
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto operator+(const A& a, const B& b) {
+    return expr::binary<expr::Add>(a, b);
+}
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto operator-(const A& a, const B& b) {
+    return expr::binary<expr::Subtract>(a, b);
+}
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto operator*(const A& a, const B& b) {
+    return expr::binary<expr::Multiply>(a, b);
+}
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto operator/(const A& a, const B& b) {
+    return expr::binary<expr::Divide>(a, b);
+}
+template <OwnOperand A>
+auto operator-(const A& a) {
+    return expr::unary<expr::Negate>(a);
+}
+
+/// The larger and the smaller of two; unspecified where one is NaN.
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto max(const A& a, const B& b) {
+    return expr::binary<expr::Maximum>(a, b);
+}
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto min(const A& a, const B& b) {
+    return expr::binary<expr::Minimum>(a, b);
+}
+
+/// a to the power of b, for a >= 0.
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto pow(const A& a, const B& b) {
+    return expr::binary<expr::Power>(a, b);
+}
+
+/// Comparisons give masks.
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto operator<(const A& a, const B& b) {
+    return expr::binary<expr::Less>(a, b);
+}
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto operator<=(const A& a, const B& b) {
+    return expr::binary<expr::LessOrEqual>(a, b);
+}
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto operator>(const A& a, const B& b) {
+    return b < a;
+}
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto operator>=(const A& a, const B& b) {
+    return b <= a;
+}
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto operator==(const A& a, const B& b) {
+    return expr::binary<expr::Equal>(a, b);
+}
+template <typename A, typename B>
+requires OperandPair<A, B>
+auto operator!=(const A& a, const B& b) {
+    return expr::binary<expr::NotEqual>(a, b);
+}
+
+/// Masks combine. One side must be an expression: `view && view` and `!view` keep asking whether the views have data;
+/// as_expression(view) makes an expression of a tensor of bool.
+template <typename A, typename B>
+requires(OperandPair<A, B> && (ExpressionNode<A> || ExpressionNode<B>)) auto operator&&(const A& a, const B& b) {
+    return expr::binary<expr::And>(a, b);
+}
+template <typename A, typename B>
+requires(OperandPair<A, B> && (ExpressionNode<A> || ExpressionNode<B>)) auto operator||(const A& a, const B& b) {
+    return expr::binary<expr::Or>(a, b);
+}
+template <ExpressionNode A>
+auto operator!(const A& a) {
+    return expr::unary<expr::Not>(a);
+}
+
+/// a where `mask` (a comparison or a tensor of bool) is true, else b. Both are evaluated, but only the chosen one
+/// counts, whatever the other is. At least one of a and b is not a plain number.
+template <Operand M, typename A, typename B>
+requires(Operand<A> || Operand<B>) auto select(const M& mask, const A& a, const B& b) {
+    const auto where = as_expression(mask);
+    const auto then = expr::node<B>(a);
+    const auto otherwise = expr::node<A>(b);
+    return expr::Selection<std::remove_const_t<decltype(where)>, std::remove_const_t<decltype(then)>,
+                           std::remove_const_t<decltype(otherwise)>>(where, then, otherwise);
+}
+
+/// The values in another type, as static_cast does it. A mask becomes 1 where true and 0 elsewhere.
+template <Number To, Operand A>
+auto cast(const A& a) {
+    const auto operand = as_expression(a);
+    if constexpr (std::is_same_v<typename decltype(operand)::value_type, bool>)
+        return select(operand, expr::Constant<To>(To(1)), expr::Constant<To>(To(0)));
+    else
+        return expr::unary<expr::Convert<To>>(operand);
+}
+
+/// Functions, entry by entry. The accuracy is that of cpu/simd.hpp; see there.
+template <OwnOperand A>
+auto exp(const A& a) {
+    return expr::unary<expr::Exp>(a);
+}
+template <OwnOperand A>
+auto log(const A& a) {
+    return expr::unary<expr::Log>(a);
+}
+template <OwnOperand A>
+auto sqrt(const A& a) {
+    return expr::unary<expr::Sqrt>(a);
+}
+template <OwnOperand A>
+auto abs(const A& a) {
+    return expr::unary<expr::Abs>(a);
+}
+template <OwnOperand A>
+auto tanh(const A& a) {
+    return expr::unary<expr::Tanh>(a);
+}
+template <OwnOperand A>
+auto erf(const A& a) {
+    return expr::unary<expr::Erf>(a);
+}
+/// x²
+template <OwnOperand A>
+auto square(const A& a) {
+    return expr::unary<expr::Square>(a);
+}
+/// 1 / x
+template <OwnOperand A>
+auto reciprocal(const A& a) {
+    return expr::unary<expr::Reciprocal>(a);
+}
+/// x / 2 · (1 + erf(x / √2))
+template <OwnOperand A>
+auto gelu(const A& a) {
+    return expr::unary<expr::Gelu>(a);
+}
+/// max(0, x)
+template <OwnOperand A>
+auto relu(const A& a) {
+    return expr::unary<expr::Relu>(a);
+}
+/// 1 / (1 + exp(−x))
+template <OwnOperand A>
+auto sigmoid(const A& a) {
+    return expr::unary<expr::Sigmoid>(a);
+}
+/// x / (1 + exp(−x))
+template <OwnOperand A>
+auto silu(const A& a) {
+    return expr::unary<expr::Silu>(a);
+}
+
+}  // namespace colt5
