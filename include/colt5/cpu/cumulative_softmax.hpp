@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <colt5/cpu/gemm.hpp>
+#include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/simd.hpp>
+#include <colt5/op/cumulative_softmax.hpp>
+
+namespace colt5 {
+
+namespace cpu {
+
+/// The exponentials of one row and, for every pick, the sum of those ranked at or below it.
+template <typename T>
+struct CumulativeRow {
+    CumulativeRow(TokensView<const T> logits, TokensView<const TokenIndex> indices, Mask mask, double temperature,
+                  Index b, Index r)
+        : length(logits.extent(2)),
+          picks(indices.extent(2)),
+          exponential(thread_scratch<T, 7>(length)),
+          below(thread_scratch<double, 8>(picks)),
+          index(indices[b][r].data()) {
+        const T* const s = logits[b][r].data();
+        const bool* const real = mask ? mask[b].data() : nullptr;
+        T largest = -std::numeric_limits<T>::infinity();
+        for (Index i = 0; i < length; ++i)
+            if (!real || real[i]) largest = std::max(largest, s[i]);
+        const Batch<T> top(largest), inverse(static_cast<T>(1 / temperature));
+        for_each_batch<T>(length, [&](Index j, Index width) {
+            store(exponential + j, cpu::exp((load(s + j, width) - top) * inverse), width);
+        });
+        if (real)
+            for (Index i = 0; i < length; ++i)
+                if (!real[i]) exponential[i] = T(0);
+        double total = 0;  // of what is not chosen: the picks are taken out first, nothing is subtracted
+        for (Index i = 0; i < picks; ++i) exponential[index[i]] = -exponential[index[i]];
+        for (Index i = 0; i < length; ++i) total += std::max(exponential[i], T(0));
+        for (Index i = 0; i < picks; ++i) exponential[index[i]] = -exponential[index[i]];
+        for (Index i = picks; i-- > 0;) below[i] = total += static_cast<double>(exponential[index[i]]);
+    }
+    Index length, picks;
+    T* exponential;
+    double* below;
+    const TokenIndex* index;
+};
+
+}  // namespace cpu
+
+template <typename T>
+void cumulative_softmax_kernel(const Cpu& policy, TokensView<T> scores, TokensView<const T> logits,
+                               TokensView<const TokenIndex> indices, Mask mask, double temperature) {
+    const Index routes = logits.extent(1);
+    parallel_for(policy, logits.extent(0) * routes, [&](Index task) {
+        const Index b = task / routes, r = task % routes;
+        const cpu::CumulativeRow<T> row(logits, indices, mask, temperature, b, r);
+        for (Index i = 0; i < row.picks; ++i)
+            scores(b, r, i) = static_cast<T>(static_cast<double>(row.exponential[row.index[i]]) /
+                                             std::max(row.below[i], cumulative_softmax_floor));
+    });
+}
+
+template <typename T>
+void cumulative_softmax_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, TokensView<const T> d_scores,
+                                   TokensView<const T> logits, TokensView<const TokenIndex> indices, Mask mask,
+                                   double temperature) {
+    const Index routes = logits.extent(1);
+    parallel_for(policy, logits.extent(0) * routes, [&](Index task) {
+        const Index b = task / routes, r = task % routes;
+        const cpu::CumulativeRow<T> row(logits, indices, mask, temperature, b, r);
+        T* const ds = d_logits[b][r].data();
+        double all = 0;  // Σ c_j over every pick
+        const auto pick_gradient = [&](Index i, double e) {
+            const double g = static_cast<double>(d_scores(b, r, i)), sum = row.below[i];
+            if (sum >= cumulative_softmax_floor) all -= g * e / (sum * sum);
+            return e / temperature * (g / std::max(sum, cumulative_softmax_floor) + all);
+        };
+        double* const of_picks = cpu::thread_scratch<double, 10>(row.picks);
+        for (Index i = 0; i < row.picks; ++i)
+            of_picks[i] = pick_gradient(i, static_cast<double>(row.exponential[row.index[i]]));
+        for (Index i = 0; i < row.length; ++i)
+            ds[i] = static_cast<T>(static_cast<double>(row.exponential[i]) / temperature * all);
+        for (Index i = 0; i < row.picks; ++i) ds[row.index[i]] = static_cast<T>(of_picks[i]);
+    });
+}
+
+}  // namespace colt5

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+
+#include <colt5/cpu/gather.hpp>
+#include <colt5/op/pick.hpp>
+
+namespace colt5 {
+
+template <typename T>
+void pick_scores_kernel(const Cpu&, TokensView<T> out, TokensView<const T> scores, TokensView<const TokenIndex> indices,
+                        Mask mask) {
+    const auto [batch, routes, picks] = indices.shape();
+    for (Index b = 0; b < batch; ++b)
+        for (Index r = 0; r < routes; ++r)
+            for (Index i = 0; i < picks; ++i) {
+                const TokenIndex token = indices(b, r, i);
+                out(b, r, i) = mask && !mask(b, token) ? T(0) : scores ? scores(b, r, token) : T(1);
+            }
+}
+
+template <typename T>
+void place_scores_kernel(const Cpu&, TokensView<T> d_scores, TokensView<const T> d_picked,
+                         TokensView<const TokenIndex> indices, Mask mask) {
+    const auto [batch, routes, picks] = indices.shape();
+    std::fill_n(d_scores.data(), d_scores.size(), T(0));
+    for (Index b = 0; b < batch; ++b)
+        for (Index r = 0; r < routes; ++r)
+            for (Index i = 0; i < picks; ++i) {
+                const TokenIndex token = indices(b, r, i);
+                if (!mask || mask(b, token)) d_scores(b, r, token) = d_picked(b, r, i);
+            }
+}
+
+}  // namespace colt5

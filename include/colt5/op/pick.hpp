@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/op/gather.hpp>
+
+namespace colt5 {
+
+template <typename P>
+void pick_scores_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `pick_scores` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+template <typename P>
+void place_scores_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `place_scores` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+
+/// The scores of the chosen tokens: scores[b, r, indices[b, r, i]], or 1 where `scores` is absent; 0 at masked tokens.
+///
+///     scores (b, r, n) or absent, indices (b, r, k), mask (b, n) or absent  →  (b, r, k)
+template <typename Logit, Policy P, Viewable I>
+auto pick_scores(const P& policy, TokensView<const Logit> scores, const I& indices, Mask mask) {
+    Tensor<Logit, P, dynamic, dynamic, dynamic> out(policy, indices.shape());
+    pick_scores_kernel(policy, out.view(), scores, indices.const_view(), mask);
+    return out;
+}
+
+/// Vector-Jacobian product of pick_scores: zeros (b, r, n) with the gradients at the chosen tokens that are not masked.
+/// The indices of a row must be distinct.
+template <Policy P, Viewable D, Viewable I>
+auto place_scores(const P& policy, const D& d_picked, const I& indices, Mask mask, Index length) {
+    expect_shape("d_picked", d_picked.shape(), indices.shape());
+    Tensor<typename D::value_type, P, dynamic, dynamic, dynamic> d_scores(
+        policy, {indices.extent(0), indices.extent(1), length});
+    place_scores_kernel(policy, d_scores.view(), d_picked.const_view(), indices.const_view(), mask);
+    return d_scores;
+}
+
+}  // namespace colt5

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include <colt5/core/random.hpp>
+#include <colt5/op/gather.hpp>
+
+namespace colt5 {
+
+template <typename P>
+void sinkhorn_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `sinkhorn` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+template <typename P>
+void sinkhorn_vjp_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `sinkhorn_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+template <typename P>
+void gumbel_noise_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `gumbel_noise` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+
+/// Gumbel noise (rows, slots, n). The number of a (row, slot, token) does not depend on the other sizes, so that
+/// padding a sequence leaves the noise of its tokens as it was.
+template <typename Logit, Policy P>
+auto gumbel_noise(const P& policy, Random random, Index rows, Index slots, Index length) {
+    TokensTensor<Logit, P> noise(policy, {rows, slots, length});
+    gumbel_noise_kernel(policy, noise.view(), random);
+    return noise;
+}
+
+/// Place of a (row, slot, token) in the stream of Gumbel noise.
+COLT5_HOST_DEVICE inline std::uint64_t gumbel_counter(Index row, Index slot, Index token) {
+    return (static_cast<std::uint64_t>(row) << 44) + (static_cast<std::uint64_t>(slot) << 24) +
+           static_cast<std::uint64_t>(token);
+}
+
+/// Gumbel–Sinkhorn (Mena et al. 2018; Tay et al. 2020, arXiv 2002.11296): every slot chooses one token.
+struct Sinkhorn {
+    int n_iters = 8;
+    double temperature = 0.7;
+    /// As in the reference, masked tokens take part in the normalizations with the logit of a worthless token (log
+    /// 1e-20). Otherwise they take no part, and padding changes nothing.
+    bool masked_tokens_take_part = false;
+
+    void check() const {
+        expect_value(n_iters >= 1, "n_iters", ">= 1", n_iters);
+        expect_value(temperature > 0, "temperature", "> 0", temperature);
+    }
+};
+
+/// Logits below this count as this before their logarithm is taken.
+inline constexpr double sinkhorn_floor = 1e-20;
+
+/// Choices and scores, and what the vector-Jacobian product reads: the potentials of every iteration, k + n numbers
+/// each.
+template <typename Logit, Policy P>
+struct SinkhornPass {
+    Tensor<TokenIndex, P, dynamic, dynamic, dynamic> indices;              // (b, r, k)
+    Tensor<Logit, P, dynamic, dynamic, dynamic> scores;                    // (b, r, k)
+    Tensor<Logit, P, dynamic, dynamic, dynamic, dynamic> slot_potential;   // u (b, r, T, k)
+    Tensor<Logit, P, dynamic, dynamic, dynamic, dynamic> token_potential;  // v (b, r, T, n)
+};
+
+/// With z_ij = (log max(s_j, 1e-20) + noise_ij) / temperature for slot i and token j, and v⁰ = 0:
+///
+///     u_i = log Σ_j exp(z_ij − v_j),   v_j = log Σ_i exp(z_ij − u_i)       n_iters times
+///     P_ij = exp(z_ij − u_i − v_j),    index_i = argmax_j P_ij over real tokens (ties: lower index),   score_i =
+///     P_i,index_i
+///
+///     logits (b, r, n), noise (b · r, k, n) or absent (none), mask (b, n) or absent;  k = min(slots, n)
+///
+/// The reference stores the matrix of every iteration; the potentials say the same in n_iters · (k + n) numbers.
+template <Policy P, Viewable L>
+auto sinkhorn_forward(const P& policy, const Sinkhorn& sinkhorn, const L& logits,
+                      TokensView<const typename L::value_type> noise, Mask mask, Index slots) {
+    using Logit = typename L::value_type;
+    const auto [batch, routes, length] = logits.shape();
+    sinkhorn.check();
+    expect_value(slots >= 1, "slots", ">= 1", slots);
+    const Index k = std::min(slots, length), steps = sinkhorn.n_iters;
+    if (noise) expect_shape("noise", noise.shape(), {batch * routes, k, length});
+    if (mask) expect_shape("mask", mask.shape(), {batch, length});
+    SinkhornPass<Logit, P> pass{{policy, {batch, routes, k}},
+                                {policy, {batch, routes, k}},
+                                {policy, {batch, routes, steps, k}},
+                                {policy, {batch, routes, steps, length}}};
+    sinkhorn_kernel(policy, pass.indices.view(), pass.scores.view(), pass.slot_potential.view(),
+                    pass.token_potential.view(), logits.const_view(), noise, mask, sinkhorn);
+    return pass;
+}
+
+/// Vector-Jacobian product: the normalizations in reverse, each of them one pass over exp(z − u − v).
+/// Gradients of masked picks are ignored. Returns d_logits (b, r, n).
+template <Policy P, typename Logit, Viewable D, Viewable L>
+auto sinkhorn_vjp(const P& policy, const Sinkhorn& sinkhorn, const SinkhornPass<Logit, P>& pass, const D& d_scores,
+                  const L& logits, TokensView<const Logit> noise, Mask mask) {
+    expect_shape("d_scores", d_scores.shape(), pass.scores.shape());
+    auto d_logits = tensor_like(policy, logits);
+    sinkhorn_vjp_kernel(policy, d_logits.view(), d_scores.const_view(), pass.indices.const_view(),
+                        pass.scores.const_view(), pass.slot_potential.const_view(), pass.token_potential.const_view(),
+                        logits.const_view(), noise, mask, sinkhorn);
+    return d_logits;
+}
+
+}  // namespace colt5
