@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Parameters of modules in safetensors files, under the names of the PyTorch package's state_dict.
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <colt5/core/error.hpp>
+#include <colt5/core/policy.hpp>
+#include <colt5/core/tensor.hpp>
+#include <colt5/io/dtype.hpp>
+#include <colt5/io/file.hpp>
+#include <colt5/io/safetensors.hpp>
+
+namespace colt5 {
+
+struct LoadOptions {
+    /// Where the module stands in a larger model: with "encoder.layers.3", the parameter `to_q.weight` is read from
+    /// `encoder.layers.3.to_q.weight`, and tensors elsewhere in the file are left alone. Empty: the file is the module.
+    std::string prefix = {};
+};
+
+namespace detail {
+
+/// "a" + "b" → "a.b"; an empty prefix, or one that ends in a dot already, adds none.
+inline std::string joined_name(const std::string& prefix, const std::string& name) {
+    return prefix.empty() || prefix.ends_with('.') ? prefix + name : prefix + "." + name;
+}
+
+/// Loads several objects from one file, all of them or none: `add` checks names and shapes, `finish` reports everything
+/// that is wrong at once, or reads all data and only then assigns.
+template <Policy P>
+class ParameterLoader {
+public:
+    ParameterLoader(const P& policy, const SafetensorsFile& file) : policy_(policy), file_(file) {}
+
+    /// `Module` visits the parameters of `object`: a module, or something of the same structure such as gradients.
+    template <typename Module, typename Object>
+    void add(Object& object, const std::string& prefix) {
+        std::set<std::string> expected;
+        Module::each_parameter(
+            [&](const std::string& name, auto& tensor) {
+                const std::string full_name = joined_name(prefix, name);
+                expected.insert(full_name);
+                add_tensor(full_name, tensor);
+            },
+            "", object);
+        const std::string beginning = joined_name(prefix, "");
+        for (const auto& [name, entry] : file_.entries())
+            if (name.starts_with(beginning) && !expected.contains(name))
+                problems_.push_back("tensor " + backquoted(name) + " is unexpected: the module has no such parameter");
+    }
+
+    /// One tensor of the file, to be handed to `assign` as a vector of T.
+    template <typename T, typename Assign>
+    void add_values(const std::string& name, const std::vector<Index>& shape, Assign assign) {
+        if (!file_.contains(name)) {
+            problems_.push_back("tensor " + backquoted(name) + " is missing");
+            return;
+        }
+        const SafetensorsEntry& entry = file_.entry(name);
+        if (entry.shape != shape)
+            problems_.push_back("tensor " + backquoted(name) + " must have shape " + list_string(shape) + ", but has " +
+                                list_string(entry.shape));
+        else if (!dtype_converts_to<T>(entry.dtype))
+            problems_.push_back("tensor " + backquoted(name) + " must convert to " +
+                                std::string(dtype_name(dtype_of<T>())) + ", but holds " +
+                                std::string(dtype_name(entry.dtype)));
+        else
+            readers_.push_back([this, name, assign]() -> Assignment {
+                return [assign, values = file_.read<T>(name)] { assign(values); };
+            });
+    }
+
+    void finish() {
+        if (!problems_.empty()) {
+            std::string all;
+            for (const std::string& problem : problems_) all += (all.empty() ? "" : "\n  ") + problem;
+            throw_file_error(file_.path(), (problems_.size() > 1 ? "\n  " : "") + all);
+        }
+        std::vector<Assignment> assignments;
+        for (const Reader& read : readers_) assignments.push_back(read());
+        for (const Assignment& assign : assignments) assign();
+    }
+
+private:
+    using Assignment = std::function<void()>;
+    using Reader = std::function<Assignment()>;
+
+    template <typename T, Index... Extents>
+    void add_tensor(const std::string& name, Tensor<T, P, Extents...>& tensor) {
+        add_values<T>(name, {tensor.shape().begin(), tensor.shape().end()},
+                      [this, &tensor](const std::vector<T>& values) {
+                          upload(policy_, tensor.data(), values.data(), values.size() * sizeof(T));
+                      });
+    }
+
+    const P& policy_;
+    const SafetensorsFile& file_;
+    std::vector<std::string> problems_;
+    std::vector<Reader> readers_;
+};
+
+/// Saves several objects to one file, one tensor at a time.
+template <Policy P>
+class ParameterSaver {
+public:
+    explicit ParameterSaver(const P& policy) : policy_(policy) {}
+
+    template <typename Module, typename Object>
+    void add(const Object& object, const std::string& prefix) {
+        Module::each_parameter(
+            [&](const std::string& name, const auto& tensor) { add_tensor(joined_name(prefix, name), tensor); }, "",
+            object);
+    }
+
+    void add_number(const std::string& name, std::int64_t number) {
+        specs_.push_back({name, DType::i64, {}});
+        writes_.push_back(
+            [name, number](SafetensorsWriter& writer) { writer.write(name, std::as_bytes(std::span(&number, 1))); });
+    }
+
+    void save(const std::filesystem::path& path, const SafetensorsMetadata& metadata) const {
+        SafetensorsWriter writer(path, specs_, metadata);
+        for (const auto& write : writes_) write(writer);
+        writer.commit();
+    }
+
+private:
+    template <typename T, Index... Extents>
+    void add_tensor(const std::string& name, const Tensor<T, P, Extents...>& tensor) {
+        specs_.push_back({name, dtype_of<T>(), {tensor.shape().begin(), tensor.shape().end()}});
+        writes_.push_back([this, name, &tensor](SafetensorsWriter& writer) {
+            const std::vector<T> values = to_host(policy_, tensor);
+            writer.write(name, std::as_bytes(std::span(values)));
+        });
+    }
+
+    const P& policy_;
+    std::vector<SafetensorsSpec> specs_;
+    std::vector<std::function<void(SafetensorsWriter&)>> writes_;
+};
+
+}  // namespace detail
+
+/// Reads every parameter of `module` from the file under its name, converting F64, F32, F16 and BF16 to the module's
+/// scalar. If any tensor is missing, unexpected, or of another shape or kind, throws one FileError that lists them all,
+/// and the module stays as it was.
+///
+///     load_parameters(policy, "block.safetensors", block);
+///     load_parameters(policy, "model.safetensors", block, {.prefix = "layers.0"});
+template <Policy P, typename Module>
+void load_parameters(const P& policy, const SafetensorsFile& file, Module& module, const LoadOptions& options = {}) {
+    detail::ParameterLoader<P> loader(policy, file);
+    loader.template add<Module>(module, options.prefix);
+    loader.finish();
+}
+template <Policy P, typename Module>
+void load_parameters(const P& policy, const std::filesystem::path& path, Module& module,
+                     const LoadOptions& options = {}) {
+    load_parameters(policy, SafetensorsFile(path), module, options);
+}
+
+/// Saves every parameter of `module` under its name, in the module's scalar, atomically (see SafetensorsWriter).
+template <Policy P, typename Module>
+void save_parameters(const P& policy, const std::filesystem::path& path, const Module& module,
+                     const SafetensorsMetadata& metadata = {}) {
+    detail::ParameterSaver<P> saver(policy);
+    saver.template add<Module>(module, "");
+    saver.save(path, metadata);
+}
+
+}  // namespace colt5

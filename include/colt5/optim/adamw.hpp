@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <colt5/core/error.hpp>
+#include <colt5/core/policy.hpp>
+#include <colt5/op/adamw.hpp>
+
+namespace colt5 {
+
+/// The defaults are those of torch.optim.AdamW.
+struct AdamWOptions {
+    double lr = 1e-3;
+    std::array<double, 2> betas{0.9, 0.999};
+    double eps = 1e-8;
+    double weight_decay = 1e-2;
+    /// Which parameters decay, by name; without it, all do.
+    std::function<bool(std::string_view name)> decays = {};
+};
+
+/// AdamW: Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019). In step t = 1, 2, …, with gradient g:
+///
+///     p *= 1 − lr · weight_decay
+///     mean   = beta1 · mean   + (1 − beta1) g
+///     square = beta2 · square + (1 − beta2) g²
+///     p −= lr · (mean / (1 − beta1ᵗ)) / (√(square / (1 − beta2ᵗ)) + eps)
+///
+///     AdamW optimizer(policy, block, {.lr = 3e-4, .decays = [](auto name) { return !name.ends_with("gamma"); }});
+///     optimizer.step(block, gradients);
+///
+/// The results do not depend on the number of threads. To save and restore the state, see <colt5/io/adamw.hpp>.
+template <typename Module, Policy P = Cpu>
+class AdamW {
+public:
+    using Gradients = decltype(std::declval<const Module&>().make_gradients());
+
+    /// Running means of the gradient and of its square, and the number of steps so far.
+    struct State {
+        std::uint64_t steps;
+        Gradients mean, square;
+    };
+
+    /// `module` serves for the shapes of its parameters. Throws ValueError for an option out of its range.
+    AdamW(const P& policy, const Module& module, AdamWOptions options = {})
+        : policy_(policy), options_(std::move(options)), state_{0, module.make_gradients(), module.make_gradients()} {
+        const auto [beta1, beta2] = options_.betas;
+        expect_learning_rate(options_.lr);
+        expect_value(beta1 >= 0 && beta1 < 1, "betas[0]", "in [0, 1)", beta1);
+        expect_value(beta2 >= 0 && beta2 < 1, "betas[1]", "in [0, 1)", beta2);
+        expect_value(options_.eps >= 0, "eps", ">= 0", options_.eps);
+        expect_value(options_.weight_decay >= 0, "weight_decay", ">= 0", options_.weight_decay);
+    }
+
+    const AdamWOptions& options() const { return options_; }
+    double learning_rate() const { return options_.lr; }
+    /// For a schedule: takes effect in the next step. Throws ValueError when negative.
+    void set_learning_rate(double lr) {
+        expect_learning_rate(lr);
+        options_.lr = lr;
+    }
+
+    /// Updates every parameter of `module`; `gradients` stay as they are (see zero_gradients).
+    void step(Module& module, const Gradients& gradients) {
+        ++state_.steps;
+        const auto [beta1, beta2] = options_.betas;
+        const auto t = static_cast<double>(state_.steps);
+        AdamWCoefficients coefficients{.keep = 1,
+                                       .beta1 = beta1,
+                                       .beta2 = beta2,
+                                       .step_size = options_.lr / (1 - std::pow(beta1, t)),
+                                       .square_bias = std::sqrt(1 - std::pow(beta2, t)),
+                                       .eps = options_.eps};
+        Module::each_parameter(
+            [&](const std::string& name, auto& parameter, const auto& gradient, auto& mean, auto& square) {
+                const bool decays = !options_.decays || options_.decays(name);
+                coefficients.keep = decays ? 1 - options_.lr * options_.weight_decay : 1;
+                adamw_update(policy_, parameter, gradient, mean, square, coefficients);
+            },
+            "", module, gradients, state_.mean, state_.square);
+    }
+
+    State& state() { return state_; }
+    const State& state() const { return state_; }
+
+private:
+    static void expect_learning_rate(double lr) { expect_value(lr >= 0, "lr", ">= 0", lr); }
+
+    P policy_;
+    AdamWOptions options_;
+    State state_;
+};
+
+}  // namespace colt5

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include <colt5/core/error.hpp>
+
+namespace colt5 {
+
+struct WarmupCosine {
+    double peak = 1e-3;  // the largest learning rate, reached after `warmup` steps
+    Index warmup = 0;
+    Index total = 1;   // steps, warm-up included
+    double floor = 0;  // the learning rate from step `total` on
+};
+
+/// The learning rate of step 0, 1, …: linear from peak / warmup to peak, then half a cosine down to the floor.
+///
+///     optimizer.set_learning_rate(warmup_cosine(step, {.peak = 3e-4, .warmup = 100, .total = 2000}));
+///
+/// Throws ValueError unless 0 <= warmup < total.
+inline double warmup_cosine(Index step, const WarmupCosine& schedule) {
+    expect_value(schedule.warmup >= 0, "warmup", ">= 0", schedule.warmup);
+    expect_value(schedule.warmup < schedule.total, "total", "more than warmup", schedule.total);
+    if (step < schedule.warmup)
+        return schedule.peak * static_cast<double>(step + 1) / static_cast<double>(schedule.warmup);
+    const double progress =
+        static_cast<double>(step - schedule.warmup) / static_cast<double>(schedule.total - schedule.warmup);
+    const double cosine = 0.5 * (1 + std::cos(std::numbers::pi * std::min(progress, 1.0)));
+    return schedule.floor + (schedule.peak - schedule.floor) * cosine;
+}
+
+}  // namespace colt5
