@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+#include <colt5/optim/schedule.hpp>
+
+#include <doctest/doctest.h>
+
+using namespace colt5;
+
+TEST_CASE("schedule: up in a line, down along half a cosine, then flat") {
+    const WarmupCosine schedule{.peak = 0.8, .warmup = 4, .total = 12, .floor = 0.2};
+    CHECK(warmup_cosine(0, schedule) == doctest::Approx(0.2));
+    CHECK(warmup_cosine(1, schedule) == doctest::Approx(0.4));
+    CHECK(warmup_cosine(3, schedule) == doctest::Approx(0.8));
+    CHECK(warmup_cosine(4, schedule) == doctest::Approx(0.8));
+    CHECK(warmup_cosine(6, schedule) == doctest::Approx(0.5 + 0.3 * 0.7071067811865476));
+    CHECK(warmup_cosine(8, schedule) == doctest::Approx(0.5));
+    CHECK(warmup_cosine(12, schedule) == doctest::Approx(0.2));
+    CHECK(warmup_cosine(1000, schedule) == doctest::Approx(0.2));
+}
+
+TEST_CASE("schedule: without warm-up it starts at the peak") {
+    CHECK(warmup_cosine(0, {.peak = 0.5, .total = 10}) == doctest::Approx(0.5));
+    CHECK(warmup_cosine(5, {.peak = 0.5, .total = 10}) == doctest::Approx(0.25));
+}
+
+TEST_CASE("schedule: steps out of range") {
+    CHECK_THROWS_WITH_AS(warmup_cosine(0, {.warmup = -1}), "colt5: `warmup` must be >= 0, but is -1", ValueError);
+    CHECK_THROWS_WITH_AS(warmup_cosine(0, {.warmup = 5, .total = 5}),
+                         "colt5: `total` must be more than warmup, but is 5", ValueError);
+}
