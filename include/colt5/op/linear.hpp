@@ -17,6 +17,16 @@ void linear_vjp_kernel(const P&, ...) {
         "colt5: no `linear_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
 }
 
+namespace detail {
+template <typename X, typename W>
+void check_routed_weight(const X& x, const W& weight) {
+    const Index routes = x.extent(1);
+    expect_shape("weight", weight.shape(), {dynamic, x.extent(3)});
+    expect_value(routes > 0 && weight.extent(0) % routes == 0, "weight",
+                 "divisible by the number of routes in its rows", weight.extent(0));
+}
+}  // namespace detail
+
 /// One linear map per route:  y[b, r] = x[b, r] · weight[r]ᵀ + bias[r]
 ///
 ///     x (b, r, n, in), weight (r · out, in), bias (r · out) or absent  →  y (b, r, n, out)
@@ -26,9 +36,7 @@ template <Policy P, Viewable X, Viewable W>
 auto routed_linear(const P& policy, const X& x, const W& weight, VectorView<const typename X::value_type> bias = {}) {
     using Scalar = typename X::value_type;
     const auto [batch, routes, length, in] = x.shape();
-    expect_shape("weight", weight.shape(), {dynamic, in});
-    expect_value(routes > 0 && weight.extent(0) % routes == 0, "weight",
-                 "divisible by the number of routes in its rows", weight.extent(0));
+    detail::check_routed_weight(x, weight);
     if (bias) expect_shape("bias", bias.shape(), {weight.extent(0)});
     Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> y(policy, {batch, routes, length, weight.extent(0) / routes});
     linear_kernel(policy, y.view(), x.const_view(), weight.const_view(), bias);
@@ -42,6 +50,7 @@ auto routed_linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weigh
                        MatrixView<typename X::value_type> d_weight, VectorView<typename X::value_type> d_bias = {}) {
     using Scalar = typename X::value_type;
     const auto [batch, routes, length, in] = x.shape();
+    detail::check_routed_weight(x, weight);
     expect_shape("d_y", d_y.shape(), {batch, routes, length, weight.extent(0) / routes});
     expect_shape("d_weight", d_weight.shape(), weight.shape());
     if (d_bias) expect_shape("d_bias", d_bias.shape(), {weight.extent(0)});
