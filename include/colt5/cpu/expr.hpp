@@ -237,15 +237,15 @@ concept EigenDense = requires(const T& t) {
     detail::is_eigen_dense(t);
 };
 
+template <typename T>
+concept EigenInMemory = EigenDense<T> &&(Eigen::internal::traits<T>::Flags& Eigen::DirectAccessBit) != 0;
+
 }  // namespace detail
 
 /// Eigen objects with elements in memory: matrices, arrays, vectors, maps, references, blocks, transposes, in either
-/// storage order. A vector is one row, as everywhere. What Eigen would have to compute first does not compile: evaluate
-/// it into a tensor or a matrix, or write `(a * b).eval()` in the statement that assigns.
-template <detail::EigenDense T>
+/// storage order. A vector is one row, as everywhere.
+template <detail::EigenInMemory T>
 struct LeafTraits<T> {
-    static_assert((Eigen::internal::traits<T>::Flags & Eigen::DirectAccessBit) != 0,
-                  "colt5: an Eigen expression must be evaluated before it stands in a colt5 expression; use .eval()");
     using value_type = typename T::Scalar;
     static constexpr bool is_vector = T::IsVectorAtCompileTime;
     static constexpr bool contiguous_columns = T::InnerStrideAtCompileTime == 1 && (is_vector || bool(T::IsRowMajor));
@@ -261,9 +261,23 @@ struct LeafTraits<T> {
             return Leaf(matrix.data(), {matrix.rows(), matrix.cols()}, matrix.innerStride(), matrix.outerStride());
     }
     static auto elements(const T& vector) {
-        static_assert(is_vector, "colt5: row(v) and column(v) take a vector");
+        static_assert(is_vector, "colt5: column(v) takes a vector");
         return expr::Elements<value_type>{vector.data(), vector.size(), vector.innerStride()};
     }
+};
+
+/// What Eigen would have to compute first does not compile: evaluate it into a tensor or a matrix, or write
+/// `(a * b).eval()` in the statement that assigns.
+template <detail::EigenDense T>
+struct LeafTraits<T> {
+    using value_type = typename T::Scalar;
+    static constexpr bool is_vector = T::IsVectorAtCompileTime;
+    static expr::Leaf<value_type, expr::Columns::contiguous> leaf(const T&) {
+        static_assert(
+            detail::EigenInMemory<T>,
+            "colt5: an Eigen expression must be evaluated before it stands in a colt5 expression; use .eval()");
+    }
+    static expr::Elements<value_type> elements(const T& vector) { return leaf(vector); }
 };
 
 }  // namespace colt5

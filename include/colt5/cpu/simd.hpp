@@ -140,7 +140,7 @@ template <typename T>
 Batch<T> tanh(const Batch<T>& x) {
     return xsimd::tanh(x);
 }
-/// x to the power of y. Within 16 ULP for x >= 0 and a normal result.
+/// x to the power of y, for x >= 0. Within 4 + 2 · |y · ln x| ULP where the result is normal.
 template <typename T>
 Batch<T> pow(const Batch<T>& x, const Batch<T>& y) {
     return xsimd::pow(x, y);

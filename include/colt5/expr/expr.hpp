@@ -30,5 +30,6 @@
 
 #include <colt5/expr/assign.hpp>
 #include <colt5/expr/functions.hpp>
+#include <colt5/expr/functors.hpp>
 #include <colt5/expr/node.hpp>
 #include <colt5/expr/reduce.hpp>

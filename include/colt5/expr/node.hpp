@@ -192,8 +192,10 @@ public:
 
 /// How a type that is no node becomes a leaf. Specializations give, for a constant reference to a T,
 ///
+///     value_type
+///     is_vector                         whether row(v) takes it; the leaf of a vector is one row
 ///     static auto leaf(const T&);       a Leaf of the whole
-///     static auto elements(const T&);   {data, size, stride} of its elements in row-major order: for row and column
+///     static auto elements(const T&);   Elements, for column(v): all of them, in row-major order
 ///
 /// Views and tensors are here; Eigen matrices in cpu/expr.hpp.
 template <typename T>
@@ -213,6 +215,7 @@ struct Elements {
 template <Viewable T>
 struct LeafTraits<T> {
     using value_type = std::remove_const_t<typename T::value_type>;
+    static constexpr bool is_vector = T::rank == 1;
     static auto leaf(const T& tensor) {
         const auto rows = tensor.const_view().rows();
         return expr::Leaf<value_type, expr::Columns::contiguous>(rows.data(), rows.shape(), rows.extent(1), 1);
@@ -237,9 +240,13 @@ concept OwnOperand = ExpressionNode<T> || Viewable<T>;
 template <typename T>
 concept Number = std::is_arithmetic_v<T> && !std::is_same_v<T, bool>;
 
+/// What can stand on either side of an operator.
+template <typename T>
+concept Term = Operand<T> || Number<T>;
+
 /// The operands of a function of two: at least one is our own.
 template <typename A, typename B>
-concept OperandPair = (OwnOperand<A> || OwnOperand<B>)&&(Operand<A> || Number<A>)&&(Operand<B> || Number<B>);
+concept OperandPair = Term<A> && Term<B> &&(OwnOperand<A> || OwnOperand<B>);
 
 /// The node that stands for an operand: itself, or the leaf of a view, a tensor or an Eigen matrix. Elements stay where
 /// they are and must outlive the expression.

@@ -37,18 +37,17 @@ struct LogSumExp {
 /// Every row is `v`: one entry per column. `v` is a vector: of rank 1, or an Eigen vector.
 template <Operand V>
 requires(!ExpressionNode<V>) auto row(const V& v) {
-    if constexpr (Viewable<V>) static_assert(V::rank == 1, "colt5: row(v) takes a vector");
-    const auto elements = LeafTraits<V>::elements(v);
-    using Scalar = std::remove_cvref_t<decltype(*elements.data)>;
-    return expr::Leaf<Scalar, expr::Columns::contiguous>(elements.data, {dynamic, elements.size}, 0, 1);
+    static_assert(LeafTraits<V>::is_vector, "colt5: row(v) takes a vector");
+    auto leaf = LeafTraits<V>::leaf(v);
+    return decltype(leaf)(leaf.data, {dynamic, leaf.shape()[1]}, 0, leaf.column_stride);
 }
 
 /// Every column is `v`: one entry per row. A tensor of any rank gives its elements in row-major order, so that scores
 /// (b, k) scale the rows of tokens (b, k, d).
 template <Operand V>
 requires(!ExpressionNode<V>) auto column(const V& v) {
-    const auto elements = LeafTraits<V>::elements(v);
-    using Scalar = std::remove_cvref_t<decltype(*elements.data)>;
+    const expr::Elements elements = LeafTraits<V>::elements(v);
+    using Scalar = typename LeafTraits<V>::value_type;
     return expr::Leaf<Scalar, expr::Columns::broadcast>(elements.data, {elements.size, dynamic}, elements.stride, 0);
 }
 

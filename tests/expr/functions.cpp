@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: MIT
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <type_traits>
+
+#include "samples.hpp"
+
+using namespace colt5;
+using samples::close, samples::first_wrong;
+
+namespace {
+
+/// first_wrong for functions of one operand.
+template <typename T, typename Ours, typename Exact>
+std::string wrong(double low, double high, double ulps, const Ours& ours, const Exact& exact) {
+    return first_wrong<T>(
+        low, high, ulps, [&](const auto& x, const auto&) { return ours(x); },
+        [&](double a, double) { return exact(a); });
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("expressions: arithmetic equals a loop", T, float, double) {
+    const auto sum = [](const auto& a, const auto& b) { return a + b; };
+    const auto difference = [](const auto& a, const auto& b) { return a - b; };
+    const auto product = [](const auto& a, const auto& b) { return a * b; };
+    const auto quotient = [](const auto& a, const auto& b) { return a / b; };
+    const auto negative = [](const auto& a) { return -a; };
+    CHECK(first_wrong<T>(-2, 2, 1, sum, sum) == "none");
+    CHECK(first_wrong<T>(-2, 2, 1, difference, difference) == "none");
+    CHECK(first_wrong<T>(-2, 2, 1, product, product) == "none");
+    CHECK(first_wrong<T>(1, 2, 1, quotient, quotient) == "none");
+    CHECK(wrong<T>(-2, 2, 0, negative, negative) == "none");
+}
+
+TEST_CASE_TEMPLATE("expressions: functions of two operands equal a loop", T, float, double) {
+    const auto larger = [](const auto& a, const auto& b) { return max(a, b); };
+    const auto smaller = [](const auto& a, const auto& b) { return min(a, b); };
+    const auto power = [](const auto& a, const auto& b) { return pow(a, b); };
+    CHECK(first_wrong<T>(-2, 2, 0, larger, [](double a, double b) { return a > b ? a : b; }) == "none");
+    CHECK(first_wrong<T>(-2, 2, 0, smaller, [](double a, double b) { return a < b ? a : b; }) == "none");
+    CHECK(first_wrong<T>(0.1, 3, 10, power, [](double a, double b) { return std::pow(a, b); }) == "none");
+}
+
+TEST_CASE_TEMPLATE("expressions: functions equal a loop", T, float, double) {
+    const auto exact_exp = [](double x) { return std::exp(x); };
+    const auto exact_log = [](double x) { return std::log(x); };
+    const auto exact_sqrt = [](double x) { return std::sqrt(x); };
+    const auto exact_abs = [](double x) { return std::abs(x); };
+    const auto exact_tanh = [](double x) { return std::tanh(x); };
+    const auto exact_erf = [](double x) { return std::erf(x); };
+    CHECK(wrong<T>(
+              -5, 5, 2, [](const auto& x) { return exp(x); }, exact_exp) == "none");
+    CHECK(wrong<T>(
+              0.1, 5, 2, [](const auto& x) { return log(x); }, exact_log) == "none");
+    CHECK(wrong<T>(
+              0, 5, 1, [](const auto& x) { return sqrt(x); }, exact_sqrt) == "none");
+    CHECK(wrong<T>(
+              -5, 5, 0, [](const auto& x) { return abs(x); }, exact_abs) == "none");
+    CHECK(wrong<T>(
+              -5, 5, 2, [](const auto& x) { return tanh(x); }, exact_tanh) == "none");
+    CHECK(wrong<T>(
+              -3, 3, 80, [](const auto& x) { return erf(x); }, exact_erf) == "none");
+}
+
+TEST_CASE_TEMPLATE("expressions: compound functions equal a loop", T, float, double) {
+    const auto exact_gelu = [](double x) { return 0.5 * x * (1 + std::erf(x / std::sqrt(2.0))); };
+    const auto exact_sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+    CHECK(wrong<T>(
+              -5, 5, 1, [](const auto& x) { return square(x); }, [](double x) { return x * x; }) == "none");
+    CHECK(wrong<T>(
+              1, 5, 1, [](const auto& x) { return reciprocal(x); }, [](double x) { return 1 / x; }) == "none");
+    CHECK(wrong<T>(
+              -1, 5, 80, [](const auto& x) { return gelu(x); }, exact_gelu) == "none");
+    CHECK(wrong<T>(
+              -5, 5, 0, [](const auto& x) { return relu(x); }, [](double x) { return x > 0 ? x : 0; }) == "none");
+    CHECK(wrong<T>(
+              -5, 5, 4, [](const auto& x) { return sigmoid(x); }, exact_sigmoid) == "none");
+    CHECK(wrong<T>(
+              -5, 5, 4, [](const auto& x) { return silu(x); }, [&](double x) { return x * exact_sigmoid(x); }) ==
+          "none");
+}
+
+TEST_CASE("expressions: a number takes the type of its neighbour, on either side") {
+    const Cpu policy(1);
+    const auto x = samples::matrix<float>(policy, 3, 5, 1, 2);
+    static_assert(std::is_same_v<decltype(2.5 - x)::value_type, float>);
+    static_assert(std::is_same_v<decltype(x * 2)::value_type, float>);
+    MatrixTensor<float, Cpu> out(policy, {3, 5});
+    assign(policy, out, (2.5 - x) / 2);
+    for (Index i = 0; i < x.size(); ++i) CHECK(out.data()[i] == (2.5f - x.data()[i]) / 2.0f);
+    assign(policy, out, 1 / x);
+    for (Index i = 0; i < x.size(); ++i) CHECK(out.data()[i] == 1.0f / x.data()[i]);
+}
