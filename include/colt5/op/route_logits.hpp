@@ -37,6 +37,7 @@ template <Policy P, Viewable S, Viewable X, Viewable R>
 void route_logits_vjp(const P& policy, TokensView<typename X::value_type> d_x,
                       MatrixView<typename X::value_type> d_routing_token, const S& d_logits, const X& x,
                       const R& routing_token, double scale = 1) {
+    expect_shape("routing_token", routing_token.shape(), {dynamic, x.extent(2)});
     expect_shape("d_logits", d_logits.shape(), {x.extent(0), routing_token.extent(0), x.extent(1)});
     expect_shape("d_x", d_x.shape(), x.shape());
     expect_shape("d_routing_token", d_routing_token.shape(), routing_token.shape());

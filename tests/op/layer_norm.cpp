@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+#include <doctest/doctest.h>
+
+#include <array>
+#include <cmath>
+
+#include <colt5/cpu/layer_norm.hpp>
+
+#include "support/tensors.hpp"
+
+using namespace colt5;
+using namespace support;
+
+namespace {
+
+// Rows around the chunks of 128, widths around the lanes of a batch.
+constexpr std::array<std::array<Index, 3>, 11> shapes{{{1, 1, 1},
+                                                       {1, 2, 3},
+                                                       {2, 3, 4},
+                                                       {2, 5, 7},
+                                                       {1, 127, 8},
+                                                       {1, 128, 15},
+                                                       {3, 43, 16},
+                                                       {1, 300, 17},
+                                                       {1, 3, 515},
+                                                       {0, 3, 4},
+                                                       {2, 0, 4}}};
+
+template <typename T>
+struct Case {
+    Case(const Cpu& policy, const std::array<Index, 3>& shape)
+        : x(normal<T>(policy, shape, 0, 3)),
+          weight(normal<T>(policy, std::array{shape[2]}, 1)),
+          bias(normal<T>(policy, std::array{shape[2]}, 2)),
+          d_y(normal<T>(policy, shape, 3)) {
+        for (Index i = 0; i < x.size(); ++i) x.data()[i] += T(2);
+    }
+    HostTensor<T, 3> x;
+    HostTensor<T, 1> weight, bias;
+    HostTensor<T, 3> d_y;
+};
+
+auto naive(const Cpu& policy, const Case<double>& c) {
+    auto y = tensor_like(policy, c.x);
+    const auto x = c.x.view().rows();
+    const auto d = static_cast<double>(x.extent(1));
+    for (Index i = 0; i < x.extent(0); ++i) {
+        double mean = 0, variance = 0;
+        for (Index j = 0; j < x.extent(1); ++j) mean += x(i, j) / d;
+        for (Index j = 0; j < x.extent(1); ++j) variance += (x(i, j) - mean) * (x(i, j) - mean) / d;
+        for (Index j = 0; j < x.extent(1); ++j)
+            y.view().rows()(i, j) =
+                (x(i, j) - mean) / std::sqrt(variance + 1e-5) * c.weight.view()(j) + c.bias.view()(j);
+    }
+    return y;
+}
+
+}  // namespace
+
+TEST_CASE("layer_norm: agrees with a loop in double and float") {
+    const Cpu policy(2);
+    for (const auto& shape : shapes) {
+        CAPTURE(shape_string(shape));
+        const Case<double> c(policy, shape);
+        const Case<float> f(policy, shape);
+        const auto expected = naive(policy, c);
+        CHECK(relative_error(layer_norm(policy, c.x, c.weight, c.bias), expected) <= 1e-13);
+        CHECK(relative_error(layer_norm(policy, f.x, f.weight, f.bias), expected) <= 2e-6);
+    }
+}
+
+TEST_CASE("layer_norm: a large mean does not cancel the deviation") {
+    const Cpu policy(1);
+    Case<float> f(policy, {1, 4, 33});
+    Case<double> c(policy, {1, 4, 33});
+    for (Index i = 0; i < c.x.size(); ++i) {
+        f.x.data()[i] += 4096;
+        c.x.data()[i] = static_cast<double>(f.x.data()[i]);
+    }
+    CHECK(relative_error(layer_norm(policy, f.x, f.weight, f.bias), naive(policy, c)) <= 2e-4);
+}
+
+TEST_CASE("layer_norm: the gradients are those of finite differences; those of parameters accumulate") {
+    const Cpu policy(2);
+    for (const auto& shape : shapes) {
+        CAPTURE(shape_string(shape));
+        Case<double> c(policy, shape);
+        auto d_weight = filled<double>(policy, c.weight.shape(), 0), d_bias = copy_of(policy, d_weight);
+        const auto d_x = layer_norm_vjp(policy, c.d_y, c.x, c.weight, d_weight.view(), d_bias.view());
+        auto more_weight = filled<double>(policy, c.weight.shape(), 3), more_bias = copy_of(policy, d_bias);
+        layer_norm_vjp(policy, c.d_y, c.x, c.weight, more_weight.view(), more_bias.view());
+        for (Index j = 0; j < shape[2]; ++j) {
+            CHECK(more_weight.view()(j) == doctest::Approx(3 + d_weight.view()(j)).epsilon(1e-12));
+            CHECK(more_bias.view()(j) == doctest::Approx(2 * d_bias.view()(j)).epsilon(1e-12));
+        }
+        const auto loss = [&] { return inner(c.d_y, layer_norm(policy, c.x, c.weight, c.bias)); };
+        if (shape[2] == 1) {  // y = bias
+            for (const double d : to_host(policy, d_x)) CHECK(std::abs(d) <= 1e-10);
+            for (const double d : to_host(policy, d_weight)) CHECK(d == 0);
+        } else {
+            if (c.x.size() < 200)
+                CHECK(relative_error(d_x, finite_differences(policy, c.x, loss)) <= 1e-7);
+            else
+                CHECK(directional_error(policy, c.x, d_x, loss) <= 1e-7);
+            CHECK(relative_error(d_weight, finite_differences(policy, c.weight, loss)) <= 1e-7);
+        }
+        CHECK(relative_error(d_bias, finite_differences(policy, c.bias, loss)) <= 1e-7);
+
+        const Case<float> f(policy, shape);
+        auto d_weight_f = filled<float>(policy, c.weight.shape(), 0), d_bias_f = copy_of(policy, d_weight_f);
+        const auto d_x_f = layer_norm_vjp(policy, f.d_y, f.x, f.weight, d_weight_f.view(), d_bias_f.view());
+        if (shape[2] > 1) {
+            CHECK(relative_error(d_x_f, d_x) <= 4e-6);
+            CHECK(relative_error(d_weight_f, d_weight) <= 4e-6);
+        }
+        CHECK(relative_error(d_bias_f, d_bias) <= 4e-6);
+    }
+}
+
+TEST_CASE("layer_norm: a constant row gives the bias") {
+    const Cpu policy(1);
+    const Case<float> c(policy, {1, 2, 13});
+    const auto constant = filled<float>(policy, c.x.shape(), 0.375);
+    const auto y = layer_norm(policy, constant, c.weight, c.bias);
+    for (Index i = 0; i < 2; ++i)
+        for (Index j = 0; j < 13; ++j) CHECK(y.view()(0, i, j) == doctest::Approx(c.bias.view()(j)).epsilon(1e-6));
+}
+
+TEST_CASE("layer_norm: the same bits with 1 and 2 threads, and for each sequence alone") {
+    const Cpu one(1), two(2);
+    const Case<float> c(one, {3, 301, 37});
+    auto d_weight = filled<float>(one, c.weight.shape(), 0), d_bias = copy_of(one, d_weight);
+    auto d_weight2 = copy_of(one, d_weight), d_bias2 = copy_of(one, d_weight);
+    const auto y = layer_norm(one, c.x, c.weight, c.bias);
+    const auto d_x = layer_norm_vjp(one, c.d_y, c.x, c.weight, d_weight.view(), d_bias.view());
+    CHECK(same_bits(layer_norm(two, c.x, c.weight, c.bias), y));
+    CHECK(same_bits(layer_norm_vjp(two, c.d_y, c.x, c.weight, d_weight2.view(), d_bias2.view()), d_x));
+    CHECK(same_bits(d_weight2, d_weight));
+    CHECK(same_bits(d_bias2, d_bias));
+    for (Index b = 0; b < 3; ++b) {
+        const auto x = sequence(c.x, b), d_y = sequence(c.d_y, b);
+        CHECK(same_bits(layer_norm(two, x, c.weight, c.bias), sequence(y, b)));
+        CHECK(same_bits(layer_norm_vjp(two, d_y, x, c.weight, d_weight2.view(), d_bias2.view()), sequence(d_x, b)));
+    }
+}
+
+TEST_CASE("layer_norm: errors name the argument and both shapes") {
+    const Cpu policy(1);
+    Case<float> c(policy, {2, 3, 5});
+    auto narrow = filled<float>(policy, std::array<Index, 1>{4}, 1);
+    const auto wide = normal<float>(policy, std::array<Index, 3>{2, 3, 6}, 0);
+    CHECK_THROWS_WITH_AS(layer_norm(policy, c.x, narrow, c.bias), "colt5: `weight` must have shape (5), but has (4)",
+                         ShapeError);
+    CHECK_THROWS_WITH_AS(layer_norm(policy, c.x, c.weight, narrow), "colt5: `bias` must have shape (5), but has (4)",
+                         ShapeError);
+    CHECK_THROWS_WITH_AS(layer_norm_vjp(policy, wide, c.x, c.weight, c.weight.view(), c.bias.view()),
+                         "colt5: `d_y` must have shape (2, 3, 5), but has (2, 3, 6)", ShapeError);
+    CHECK_THROWS_WITH_AS(layer_norm_vjp(policy, c.d_y, c.x, narrow, c.weight.view(), c.bias.view()),
+                         "colt5: `weight` must have shape (5), but has (4)", ShapeError);
+    CHECK_THROWS_WITH_AS(layer_norm_vjp(policy, c.d_y, c.x, c.weight, narrow.view(), c.bias.view()),
+                         "colt5: `d_weight` must have shape (5), but has (4)", ShapeError);
+    CHECK_THROWS_WITH_AS(layer_norm_vjp(policy, c.d_y, c.x, c.weight, c.weight.view(), narrow.view()),
+                         "colt5: `d_bias` must have shape (5), but has (4)", ShapeError);
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+#include <doctest/doctest.h>
+
+#include <array>
+
+#include <colt5/cpu/route_logits.hpp>
+
+#include "support/tensors.hpp"
+
+using namespace colt5;
+using namespace support;
+
+namespace {
+
+// batch, routes, length, dim: rows around the chunks of 128 (which cross sequences), widths around the lanes of a
+// batch.
+constexpr std::array<std::array<Index, 4>, 9> shapes{{{1, 1, 1, 1},
+                                                      {2, 1, 3, 5},
+                                                      {2, 3, 7, 8},
+                                                      {1, 2, 128, 16},
+                                                      {3, 2, 129, 17},
+                                                      {1, 4, 5, 515},
+                                                      {2, 2, 0, 3},
+                                                      {2, 0, 3, 4},
+                                                      {0, 1, 3, 4}}};
+constexpr double scale = 0.7;
+
+template <typename T>
+struct Case {
+    Case(const Cpu& policy, const std::array<Index, 4>& shape)
+        : x(normal<T>(policy, std::array{shape[0], shape[2], shape[3]}, 0)),
+          token(normal<T>(policy, std::array{shape[1], shape[3]}, 1)),
+          d_logits(normal<T>(policy, std::array{shape[0], shape[1], shape[2]}, 2)) {}
+    HostTensor<T, 3> x;
+    HostTensor<T, 2> token;
+    HostTensor<T, 3> d_logits;
+};
+
+auto naive(const Cpu& policy, const Case<double>& c) {
+    auto logits = tensor_like(policy, c.d_logits);
+    for (Index b = 0; b < logits.extent(0); ++b)
+        for (Index r = 0; r < logits.extent(1); ++r)
+            for (Index i = 0; i < logits.extent(2); ++i) {
+                double sum = 0;
+                for (Index j = 0; j < c.x.extent(2); ++j) sum += c.x.view()(b, i, j) * c.token.view()(r, j);
+                logits.view()(b, r, i) = scale * sum;
+            }
+    return logits;
+}
+
+}  // namespace
+
+TEST_CASE("route_logits: agrees with a loop in double and float") {
+    const Cpu policy(2);
+    for (const auto& shape : shapes) {
+        CAPTURE(shape_string(shape));
+        const Case<double> c(policy, shape);
+        const Case<float> f(policy, shape);
+        const auto expected = naive(policy, c);
+        CHECK(relative_error(route_logits(policy, c.x, c.token, scale), expected) <= 1e-14);
+        CHECK(relative_error(route_logits(policy, f.x, f.token, scale), expected) <= 1e-6);
+    }
+}
+
+TEST_CASE("route_logits: the gradients are those of finite differences, and all accumulate") {
+    const Cpu policy(2);
+    for (const auto& shape : shapes) {
+        CAPTURE(shape_string(shape));
+        Case<double> c(policy, shape);
+        auto d_x = filled<double>(policy, c.x.shape(), 0);
+        auto d_token = filled<double>(policy, c.token.shape(), 0);
+        if (c.d_logits.size() > 1) c.d_logits.data()[1] = 0;  // straight-through leaves most logits without a gradient
+        route_logits_vjp(policy, d_x.view(), d_token.view(), c.d_logits, c.x, c.token, scale);
+        const auto loss = [&] { return inner(c.d_logits, route_logits(policy, c.x, c.token, scale)); };
+        if (c.x.size() < 200) {
+            CHECK(relative_error(d_x, finite_differences(policy, c.x, loss)) <= 1e-9);
+            CHECK(relative_error(d_token, finite_differences(policy, c.token, loss)) <= 1e-9);
+        } else {
+            CHECK(directional_error(policy, c.x, d_x, loss, 1e-4) <= 1e-9);
+            CHECK(directional_error(policy, c.token, d_token, loss, 1e-4) <= 1e-9);
+        }
+        auto more_x = filled<double>(policy, c.x.shape(), 3);
+        auto more_token = filled<double>(policy, c.token.shape(), 4);
+        route_logits_vjp(policy, more_x.view(), more_token.view(), c.d_logits, c.x, c.token, scale);
+        for (Index i = 0; i < d_x.size(); ++i) d_x.data()[i] += 3;
+        for (Index i = 0; i < d_token.size(); ++i) d_token.data()[i] += 4;
+        CHECK(relative_error(more_x, d_x) <= 1e-14);
+        CHECK(relative_error(more_token, d_token) <= 1e-14);
+
+        Case<float> f(policy, shape);
+        if (f.d_logits.size() > 1) f.d_logits.data()[1] = 0;
+        auto d_x_f = filled<float>(policy, c.x.shape(), 3);
+        auto d_token_f = filled<float>(policy, c.token.shape(), 4);
+        route_logits_vjp(policy, d_x_f.view(), d_token_f.view(), f.d_logits, f.x, f.token, scale);
+        CHECK(relative_error(d_x_f, d_x) <= 1e-6);
+        CHECK(relative_error(d_token_f, d_token) <= 4e-6);
+    }
+}
+
+TEST_CASE("route_logits: the same bits with 1 and 2 threads, and for each sequence alone") {
+    const Cpu one(1), two(2);
+    const Case<float> c(one, {3, 2, 301, 37});
+    auto d_x = filled<float>(one, c.x.shape(), 0), d_x2 = filled<float>(one, c.x.shape(), 0);
+    auto d_token = filled<float>(one, c.token.shape(), 0), d_token2 = filled<float>(one, c.token.shape(), 0);
+    const auto logits = route_logits(one, c.x, c.token);
+    route_logits_vjp(one, d_x.view(), d_token.view(), c.d_logits, c.x, c.token);
+    CHECK(same_bits(route_logits(two, c.x, c.token), logits));
+    route_logits_vjp(two, d_x2.view(), d_token2.view(), c.d_logits, c.x, c.token);
+    CHECK(same_bits(d_x2, d_x));
+    CHECK(same_bits(d_token2, d_token));
+    for (Index b = 0; b < 3; ++b) {
+        CHECK(same_bits(route_logits(two, sequence(c.x, b), c.token), sequence(logits, b)));
+        auto alone = filled<float>(one, std::array<Index, 3>{1, 301, 37}, 0);
+        route_logits_vjp(two, alone.view(), d_token2.view(), sequence(c.d_logits, b), sequence(c.x, b), c.token);
+        CHECK(same_bits(alone, sequence(d_x, b)));
+    }
+}
+
+TEST_CASE("route_logits: errors name the argument and both shapes") {
+    const Cpu policy(1);
+    Case<float> c(policy, {2, 3, 4, 5});
+    auto token = normal<float>(policy, std::array<Index, 2>{3, 6}, 0);
+    auto d_x = filled<float>(policy, c.x.shape(), 0), wide = filled<float>(policy, std::array<Index, 3>{2, 4, 6}, 0);
+    CHECK_THROWS_WITH_AS(route_logits(policy, c.x, token),
+                         "colt5: `routing_token` must have shape (any, 5), but has (3, 6)", ShapeError);
+    CHECK_THROWS_WITH_AS(route_logits_vjp(policy, d_x.view(), c.token.view(), c.x, c.x, c.token),
+                         "colt5: `d_logits` must have shape (2, 3, 4), but has (2, 4, 5)", ShapeError);
+    CHECK_THROWS_WITH_AS(route_logits_vjp(policy, wide.view(), c.token.view(), c.d_logits, c.x, c.token),
+                         "colt5: `d_x` must have shape (2, 4, 5), but has (2, 4, 6)", ShapeError);
+    CHECK_THROWS_WITH_AS(route_logits_vjp(policy, d_x.view(), token.view(), c.d_logits, c.x, c.token),
+                         "colt5: `d_routing_token` must have shape (3, 5), but has (3, 6)", ShapeError);
+    CHECK_THROWS_WITH_AS(route_logits_vjp(policy, d_x.view(), token.view(), c.d_logits, c.x, token),
+                         "colt5: `routing_token` must have shape (any, 5), but has (3, 6)", ShapeError);
+}
