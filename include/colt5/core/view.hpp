@@ -146,6 +146,8 @@ concept Viewable = requires(const T& t) {
 template <typename Wanted, typename Given>
 Wanted expect(std::string_view argument, const Given& given) {
     const auto view = given.view();
+    static_assert(std::is_same_v<typename Wanted::value_type, typename Given::value_type>,
+                  "colt5: this argument has the wrong scalar type");
     static_assert(decltype(view)::rank == Wanted::rank, "colt5: this argument has the wrong number of dimensions");
     expect_shape(argument, view.shape(), Wanted::extents);
     return Wanted(view);

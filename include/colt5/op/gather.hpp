@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <type_traits>
 
 #include <colt5/core/tensor.hpp>
 
@@ -42,30 +44,47 @@ enum class Scatter {
     overwrite,  ///< the last one replaces what is there
 };
 
+namespace detail {
+/// What gather makes of `indices` (b, k) or (b, r, k): (b, k, d) or (b, r, k, d)
+template <typename I>
+auto picked_shape(const I& indices, Index dim) {
+    if constexpr (I::rank == 2)
+        return std::array{indices.extent(0), indices.extent(1), dim};
+    else
+        return std::array{indices.extent(0), indices.extent(1), indices.extent(2), dim};
+}
+/// Indices of any rank as (b, picks)
+template <typename I>
+auto flat_indices(const I& indices, Index batch) {
+    auto expected = indices.shape();
+    expected.fill(dynamic);
+    expected[0] = batch;
+    expect_shape("indices", indices.shape(), expected);
+    return indices.const_view().reshape(std::array{batch, batch > 0 ? indices.size() / batch : 0});
+}
+}  // namespace detail
+
 /// The chosen rows of each sequence:  out[b, …, i] = x[b, indices[b, …, i]]
 ///
 ///     x (b, n, d), indices (b, k) or (b, r, k), each in [0, n)  →  (b, k, d) or (b, r, k, d)
 template <Policy P, Viewable X, Viewable I>
 auto gather(const P& policy, const X& x, const I& indices) {
+    using Scalar = typename X::value_type;
     const auto [batch, length, dim] = x.shape();
-    const Index picks = batch > 0 ? indices.size() / batch : 0;
-    expect_value(indices.extent(0) == batch, "indices", "of the batch size of x", indices.extent(0));
-    const auto launch = [&](auto out) {
-        gather_kernel(policy, out.view().reshape(std::array{batch, picks, dim}), x.const_view(),
-                      indices.const_view().reshape(std::array{batch, picks}));
-        return out;
-    };
-    if constexpr (I::rank == 2)
-        return launch(TokensTensor<typename X::value_type, P>(policy, {batch, picks, dim}));
-    else
-        return launch(Tensor<typename X::value_type, P, dynamic, dynamic, dynamic, dynamic>(
-            policy, {batch, indices.extent(1), indices.extent(2), dim}));
+    const auto flat = detail::flat_indices(indices, batch);
+    using Out = std::conditional_t<I::rank == 2, TokensTensor<Scalar, P>,
+                                   Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>>;
+    Out out(policy, detail::picked_shape(indices, dim));
+    gather_kernel(policy, out.view().reshape(std::array{batch, flat.extent(1), dim}), x.const_view(), flat);
+    return out;
 }
 
-/// The mask at the chosen tokens: out (b, r, k), or an empty tensor when there is no mask.
+/// The mask at the chosen tokens: mask (b, n), indices (b, r, k)  →  (b, r, k), or an empty tensor when there is no
+/// mask.
 template <Policy P, Viewable I>
 auto gather_mask(const P& policy, Mask mask, const I& indices) {
     if (!mask) return Tensor<bool, P, dynamic, dynamic, dynamic>();
+    expect_shape("mask", mask.shape(), {indices.extent(0), dynamic});
     Tensor<bool, P, dynamic, dynamic, dynamic> out(policy, indices.shape());
     gather_mask_kernel(policy, out.view(), mask, indices.const_view());
     return out;
@@ -97,9 +116,10 @@ auto scatter_vjp(const P& policy, Scatter how, const D& d_out, const I& indices)
 /// Vector-Jacobian product of gather, accumulated into d_x (b, n, d), which other branches share: scatter with add.
 template <Policy P, Viewable D, Viewable I>
 void gather_vjp(const P& policy, TokensView<typename D::value_type> d_x, const D& d_out, const I& indices) {
-    const Index batch = d_x.extent(0), picks = batch > 0 ? indices.size() / batch : 0;
-    scatter(policy, Scatter::add, d_x, d_out.const_view().reshape(std::array{batch, picks, d_x.extent(2)}),
-            indices.const_view().reshape(std::array{batch, picks}));
+    const auto flat = detail::flat_indices(indices, d_x.extent(0));
+    expect_shape("d_out", d_out.shape(), detail::picked_shape(indices, d_x.extent(2)));
+    scatter(policy, Scatter::add, d_x,
+            d_out.const_view().reshape(std::array{flat.extent(0), flat.extent(1), d_x.extent(2)}), flat);
 }
 
 }  // namespace colt5

@@ -99,15 +99,16 @@ auto sinkhorn_forward(const P& policy, const Sinkhorn& sinkhorn, const L& logits
 }
 
 /// Vector-Jacobian product: the normalizations in reverse, each of them one pass over exp(z − u − v).
-/// Gradients of masked picks are ignored. Returns d_logits (b, r, n).
-template <Policy P, typename Logit, Viewable D, Viewable L>
+/// `indices` are those of the pass. Returns d_logits (b, r, n).
+template <Policy P, typename Logit, Viewable D, Viewable I, Viewable L>
 auto sinkhorn_vjp(const P& policy, const Sinkhorn& sinkhorn, const SinkhornPass<Logit, P>& pass, const D& d_scores,
-                  const L& logits, TokensView<const Logit> noise, Mask mask) {
+                  const I& indices, const L& logits, TokensView<const Logit> noise, Mask mask) {
     expect_shape("d_scores", d_scores.shape(), pass.scores.shape());
+    expect_shape("indices", indices.shape(), pass.scores.shape());
     auto d_logits = tensor_like(policy, logits);
-    sinkhorn_vjp_kernel(policy, d_logits.view(), d_scores.const_view(), pass.indices.const_view(),
-                        pass.scores.const_view(), pass.slot_potential.const_view(), pass.token_potential.const_view(),
-                        logits.const_view(), noise, mask, sinkhorn);
+    sinkhorn_vjp_kernel(policy, d_logits.view(), d_scores.const_view(), indices.const_view(), pass.scores.const_view(),
+                        pass.slot_potential.const_view(), pass.token_potential.const_view(), logits.const_view(), noise,
+                        mask, sinkhorn);
     return d_logits;
 }
 

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/module/config.hpp>
+#include <colt5/module/heavy_attention.hpp>
+#include <colt5/module/light_attention.hpp>
+
+namespace colt5 {
+
+/// Conditional attention (CoLT5, section 3.2): local attention for every token; attention among the routed queries and
+/// the routed keys and values, weighted by the scores of both:
+///
+///     out_i = light(x)_i + score_q,i · heavy(x_q, x_kv, score_kv)_i [i chosen as a query]
+///
+/// Keys and values are routed in num_routed_kv sets, each for its share of the heads. Masked tokens are never attended
+/// to and get no heavy output. The router is that of `router_type`, or any template that meets Router.
+template <AttentionConfig config, typename Scalar, Policy P,
+          template <RouterConfig, typename, typename> class RouterTemplate =
+              RouterOf<config.router_type>::template type>
+class ConditionalRoutedAttention {
+    static_assert(config.dim >= 1, "colt5: AttentionConfig.dim must be at least 1");
+    static_assert(config.num_heavy_tokens_q >= 1, "colt5: AttentionConfig.num_heavy_tokens_q must be at least 1");
+    static_assert(config.num_heavy_tokens_kv >= 1, "colt5: AttentionConfig.num_heavy_tokens_kv must be at least 1");
+    static_assert(config.light_heads >= 1 && config.light_dim_head >= 1,
+                  "colt5: AttentionConfig.light_heads and light_dim_head must be at least 1");
+    static_assert(config.heavy_heads >= 1 && config.heavy_dim_head >= 1,
+                  "colt5: AttentionConfig.heavy_heads and heavy_dim_head must be at least 1");
+    static_assert(config.light_window_size >= 2, "colt5: AttentionConfig.light_window_size must be at least 2");
+    static_assert(config.num_routed_kv >= 1 && config.heavy_heads % config.num_routed_kv == 0,
+                  "colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv");
+
+public:
+    using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
+    using Out = TokensTensor<Scalar, P>;
+    template <Index num_routing_tokens>
+    using RouterOfRoutes = RouterTemplate<RouterConfig{.dim = config.dim,
+                                                       .num_routing_tokens = num_routing_tokens,
+                                                       .straight_through = config.router_straight_through,
+                                                       .kwargs = config.router_kwargs},
+                                          Scalar, P>;
+    using QRouter = RouterOfRoutes<1>;
+    using KVRouter = RouterOfRoutes<config.num_routed_kv>;
+    static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
+
+    LightAttention<Scalar, P> light_attn;
+    QRouter q_router;
+    KVRouter kv_router;
+    HeavyAttention<Scalar, P> heavy_attn;
+
+    struct Gradients {
+        typename LightAttention<Scalar, P>::Gradients light_attn;
+        typename QRouter::Gradients q_router;
+        typename KVRouter::Gradients kv_router;
+        typename HeavyAttention<Scalar, P>::Gradients heavy_attn;
+    };
+
+    /// What backward reads. The tokens and the mask must outlive it.
+    struct Pass {
+        Out out;  // (b, n, d)
+        TokensView<const Scalar> tokens;
+        Mask mask;
+        typename LightAttention<Scalar, P>::Pass light;
+        decltype(std::declval<const QRouter&>().forward(std::declval<const P&>(), TokensView<const Scalar>(), Mask(),
+                                                        Index())) routed_q;
+        decltype(std::declval<const KVRouter&>().forward(std::declval<const P&>(), TokensView<const Scalar>(), Mask(),
+                                                         Index())) routed_kv;
+        Out picked_q;                                                     // (b, q, d)
+        Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> picked_kv;  // (b, r, kv, d)
+        Tensor<bool, P, dynamic, dynamic, dynamic> kv_mask;               // (b, r, kv), if there is a mask
+        typename HeavyAttention<Scalar, P>::Pass heavy;
+    };
+
+    explicit ConditionalRoutedAttention(const P& policy, Seed seed = {})
+        : ConditionalRoutedAttention(policy, SeedSequence(seed)) {}
+    ConditionalRoutedAttention(const P& policy, SeedSequence&& seeds) : ConditionalRoutedAttention(policy, seeds) {}
+    ConditionalRoutedAttention(const P& policy, SeedSequence& seeds)
+        : light_attn(policy, seeds, config.dim, config.light_heads, config.light_dim_head,
+                     LocalAttention{config.light_window_size / 2, config.masked_rows}),
+          q_router(policy, seeds),
+          kv_router(policy, seeds),
+          heavy_attn(policy, seeds, config.dim, config.heavy_heads, config.heavy_dim_head),
+          policy_(policy) {}
+
+    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Keeps nothing.
+    template <Viewable X>
+    Out operator()(const X& tokens, Mask mask = {}, AttentionTokens counts = {}) const {
+        const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        auto out = light_attn(policy_, x, mask);                                   // (b, n, d)
+        const auto routed_q = q_router.route(policy_, x, mask, num_q(counts));     // indices, scores (b, 1, q)
+        const auto routed_kv = kv_router.route(policy_, x, mask, num_kv(counts));  // indices, scores (b, r, kv)
+        const auto queries = single_route(routed_q.indices);                       // (b, q)
+        const auto kv_mask = gather_mask(policy_, mask, routed_kv.indices);        // (b, r, kv)
+        auto heavy = heavy_attn.forward(policy_, gather(policy_, x, queries), gather(policy_, x, routed_kv.indices),
+                                        kv_mask.const_view(), routed_kv.scores.const_view());
+        assign(policy_, heavy.out, heavy.out * cast<Scalar>(column(routed_q.scores)));  // (b, q, d)
+        scatter(policy_, how, out.view(), heavy.out, queries);
+        return out;
+    }
+
+    /// The same, with what backward reads.
+    template <Viewable X>
+    Pass forward(const X& tokens, Mask mask = {}, AttentionTokens counts = {}) const {
+        const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        auto light = light_attn.forward(policy_, x, mask);                     // (b, n, d)
+        auto routed_q = q_router.forward(policy_, x, mask, num_q(counts));     // indices, scores (b, 1, q)
+        auto routed_kv = kv_router.forward(policy_, x, mask, num_kv(counts));  // indices, scores (b, r, kv)
+        const auto queries = single_route(routed_q.routing.indices);           // (b, q)
+        auto picked_q = gather(policy_, x, queries);                           // (b, q, d)
+        auto picked_kv = gather(policy_, x, routed_kv.routing.indices);        // (b, r, kv, d)
+        auto kv_mask = gather_mask(policy_, mask, routed_kv.routing.indices);  // (b, r, kv)
+        auto heavy = heavy_attn.forward(policy_, picked_q, picked_kv, kv_mask.const_view(),
+                                        routed_kv.routing.scores.const_view());  // (b, q, d)
+        auto scaled = tensor_like(policy_, heavy.out);
+        assign(policy_, scaled, heavy.out * cast<Scalar>(column(routed_q.routing.scores)));
+        auto out = std::move(light.out);
+        scatter(policy_, how, out.view(), scaled, queries);
+        return {std::move(out),      x.const_view(),       mask,
+                std::move(light),    std::move(routed_q),  std::move(routed_kv),
+                std::move(picked_q), std::move(picked_kv), std::move(kv_mask),
+                std::move(heavy)};
+    }
+
+    /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
+    template <Viewable D>
+    Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
+        expect<Tokens>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), pass.tokens.shape());
+        const auto& routing_q = pass.routed_q.routing;
+        const auto& routing_kv = pass.routed_kv.routing;
+        const auto queries = single_route(routing_q.indices);
+        auto d_heavy = scatter_vjp(policy_, how, d_out, queries);  // (b, q, d)
+        auto d_scores_q = tensor_like(policy_, routing_q.scores);  // (b, 1, q)
+        using Logit = accumulate_t<Scalar>;
+        assign(policy_, d_scores_q, row_sum(cast<Logit>(d_heavy) * cast<Logit>(pass.heavy.out)));
+        assign(policy_, d_heavy, d_heavy * cast<Scalar>(column(routing_q.scores)));
+        const auto d =
+            heavy_attn.backward(policy_, pass.heavy, d_heavy, pass.picked_q, pass.picked_kv, pass.kv_mask.const_view(),
+                                routing_kv.scores.const_view(), gradients.heavy_attn);
+        auto d_x = light_attn.backward(policy_, pass.light, d_out, pass.tokens, pass.mask, gradients.light_attn);
+        gather_vjp(policy_, d_x.view(), d.d_x, queries);
+        gather_vjp(policy_, d_x.view(), d.d_context, routing_kv.indices);
+        kv_router.backward(policy_, pass.routed_kv, d.d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),
+                           gradients.kv_router);
+        q_router.backward(policy_, pass.routed_q, d_scores_q.const_view(), pass.tokens, pass.mask, d_x.view(),
+                          gradients.q_router);
+        return d_x;
+    }
+
+    Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
+    const P& policy() const { return policy_; }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        LightAttention<Scalar, P>::each_parameter(f, prefix + "light_attn.", m.light_attn...);
+        QRouter::each_parameter(f, prefix + "q_router.", m.q_router...);
+        KVRouter::each_parameter(f, prefix + "kv_router.", m.kv_router...);
+        HeavyAttention<Scalar, P>::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
+    }
+
+private:
+    static constexpr Scatter how = QRouter::picks_repeat ? Scatter::mean : Scatter::add;
+
+    static Index num_q(const AttentionTokens& counts) {
+        return detail::token_count("num_heavy_tokens_q", counts.num_heavy_tokens_q, config.num_heavy_tokens_q);
+    }
+    static Index num_kv(const AttentionTokens& counts) {
+        return detail::token_count("num_heavy_tokens_kv", counts.num_heavy_tokens_kv, config.num_heavy_tokens_kv);
+    }
+
+    P policy_;
+};
+
+}  // namespace colt5

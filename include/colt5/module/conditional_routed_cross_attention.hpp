@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/module/config.hpp>
+#include <colt5/module/heavy_attention.hpp>
+
+namespace colt5 {
+
+/// Conditional cross attention: routed queries attend to the routed tokens of a context.
+///
+/// Queries are routed if there are more than num_tokens_q of them, the context if it is longer than num_tokens_kv.
+/// Queries that were not chosen get zeros, masked queries as well. Keys and values come from the context (the
+/// reference's 0.2.3 gathers them from the queries), with kv_routing_tokens routes, each for its share of the heads.
+template <CrossAttentionConfig config, typename Scalar, Policy P,
+          template <RouterConfig, typename, typename> class RouterTemplate =
+              RouterOf<config.router_type>::template type>
+class ConditionalRoutedCrossAttention {
+    static_assert(config.dim >= 1, "colt5: CrossAttentionConfig.dim must be at least 1");
+    static_assert(config.num_tokens_q >= 1, "colt5: CrossAttentionConfig.num_tokens_q must be at least 1");
+    static_assert(config.num_tokens_kv >= 1, "colt5: CrossAttentionConfig.num_tokens_kv must be at least 1");
+    static_assert(config.heads >= 1 && config.dim_head >= 1,
+                  "colt5: CrossAttentionConfig.heads and dim_head must be at least 1");
+    static_assert(config.kv_routing_tokens >= 1 && config.heads % config.kv_routing_tokens == 0,
+                  "colt5: CrossAttentionConfig.heads must be divisible by kv_routing_tokens");
+
+public:
+    using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
+    using Out = TokensTensor<Scalar, P>;
+    template <Index num_routing_tokens>
+    using RouterOfRoutes = RouterTemplate<RouterConfig{.dim = config.dim,
+                                                       .num_routing_tokens = num_routing_tokens,
+                                                       .straight_through = config.router_straight_through,
+                                                       .kwargs = config.router_kwargs},
+                                          Scalar, P>;
+    using QRouter = RouterOfRoutes<1>;
+    using KVRouter = RouterOfRoutes<config.kv_routing_tokens>;
+    static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
+
+    QRouter q_router;
+    KVRouter kv_router;
+    HeavyAttention<Scalar, P> heavy_attn;
+
+    struct Gradients {
+        typename QRouter::Gradients q_router;
+        typename KVRouter::Gradients kv_router;
+        typename HeavyAttention<Scalar, P>::Gradients heavy_attn;
+    };
+
+    /// What backward reads. Queries, context and masks must outlive it.
+    struct Pass {
+        Out out;  // (b, n, d)
+        TokensView<const Scalar> x, context;
+        Mask mask, context_mask;
+        using Logit = accumulate_t<Scalar>;
+        std::optional<decltype(std::declval<const QRouter&>().forward(std::declval<const P&>(),
+                                                                      TokensView<const Scalar>(), Mask(), Index()))>
+            routed_q;
+        std::optional<decltype(std::declval<const KVRouter&>().forward(std::declval<const P&>(),
+                                                                       TokensView<const Scalar>(), Mask(), Index()))>
+            routed_kv;
+        Out picked_q;                                                     // (b, q, d), if queries are routed
+        Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> picked_kv;  // (b, r, kv, d), if the context is routed
+        Tensor<bool, P, dynamic, dynamic, dynamic> picked_mask;           // (b, r, kv), if there is a context mask
+        typename HeavyAttention<Scalar, P>::Pass heavy;
+
+        TokensView<const Scalar> queries() const { return routed_q ? picked_q.const_view() : x; }
+        View<const Scalar, dynamic, dynamic, dynamic, dynamic> keys() const {  // (b, r, kv, d)
+            return routed_kv ? picked_kv.const_view() : with_one_route(context);
+        }
+        KeyMask key_mask() const {
+            if (!context_mask) return {};
+            return routed_kv ? KeyMask(picked_mask.const_view()) : KeyMask(with_one_route(context_mask));
+        }
+        TokensView<const Logit> key_scores() const {
+            return routed_kv ? routed_kv->routing.scores.const_view() : TokensView<const Logit>();
+        }
+    };
+
+    struct InputGradients {
+        Out d_x;        // (b, n, d)
+        Out d_context;  // (b, m, d)
+    };
+
+    explicit ConditionalRoutedCrossAttention(const P& policy, Seed seed = {})
+        : ConditionalRoutedCrossAttention(policy, SeedSequence(seed)) {}
+    ConditionalRoutedCrossAttention(const P& policy, SeedSequence&& seeds)
+        : ConditionalRoutedCrossAttention(policy, seeds) {}
+    ConditionalRoutedCrossAttention(const P& policy, SeedSequence& seeds)
+        : q_router(policy, seeds),
+          kv_router(policy, seeds),
+          heavy_attn(policy, seeds, config.dim, config.heads, config.dim_head),
+          policy_(policy) {}
+
+    /// x (b, n, d), context (b, m, d), mask (b, n) and context_mask (b, m), each may be absent  →  (b, n, d)
+    template <Viewable X, Viewable C>
+    Out operator()(const X& x, const C& context, Mask mask = {}, Mask context_mask = {},
+                   CrossAttentionTokens counts = {}) const {
+        return forward(x, context, mask, context_mask, counts).out;
+    }
+
+    /// The same, with what backward reads.
+    template <Viewable X, Viewable C>
+    Pass forward(const X& x, const C& context, Mask mask = {}, Mask context_mask = {},
+                 CrossAttentionTokens counts = {}) const {
+        Pass pass;
+        pass.x = detail::expect_tokens<Tokens>("x", x, "mask", mask);
+        pass.context = detail::expect_tokens<Tokens>("context", context, "context_mask", context_mask);
+        expect_shape("context", context.shape(), {x.extent(0), dynamic, config.dim});
+        pass.mask = mask;
+        pass.context_mask = context_mask;
+        const Index num_q = detail::token_count("num_tokens_q", counts.num_tokens_q, config.num_tokens_q);
+        const Index num_kv = detail::token_count("num_tokens_kv", counts.num_tokens_kv, config.num_tokens_kv);
+        if (pass.x.extent(1) > num_q) {
+            pass.routed_q = q_router.forward(policy_, pass.x, mask, num_q);                         // (b, 1, q)
+            pass.picked_q = gather(policy_, pass.x, single_route(pass.routed_q->routing.indices));  // (b, q, d)
+        }
+        if (pass.context.extent(1) > num_kv) {
+            pass.routed_kv = kv_router.forward(policy_, pass.context, context_mask, num_kv);  // (b, r, kv)
+            pass.picked_kv = gather(policy_, pass.context, pass.routed_kv->routing.indices);  // (b, r, kv, d)
+            pass.picked_mask = gather_mask(policy_, context_mask, pass.routed_kv->routing.indices);
+        }
+        pass.heavy = heavy_attn.forward(policy_, pass.queries(), pass.keys(), pass.key_mask(), pass.key_scores());
+        pass.out = tensor_like(policy_, pass.x);
+        if (pass.routed_q) {
+            const auto& [indices, scores] = pass.routed_q->routing;
+            auto scaled = tensor_like(policy_, pass.heavy.out);
+            assign(policy_, scaled, pass.heavy.out * cast<Scalar>(column(scores)));
+            assign(policy_, pass.out, Scalar(0));
+            scatter(policy_, how, pass.out.view(), scaled, single_route(indices));
+        } else {
+            copy_real(pass.out, pass.heavy.out, mask);
+        }
+        return pass;
+    }
+
+    /// Adds to the gradients of the parameters.
+    template <Viewable D>
+    InputGradients backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
+        expect<Tokens>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), pass.x.shape());
+        using Logit = accumulate_t<Scalar>;
+        Out d_heavy;                      // (b, q, d) or (b, n, d)
+        TokensTensor<Logit, P> d_scores;  // (b, 1, q)
+        if (pass.routed_q) {
+            const auto& [indices, scores] = pass.routed_q->routing;
+            d_heavy = scatter_vjp(policy_, how, d_out, single_route(indices));
+            d_scores = tensor_like(policy_, scores);
+            assign(policy_, d_scores, row_sum(cast<Logit>(d_heavy) * cast<Logit>(pass.heavy.out)));
+            assign(policy_, d_heavy, d_heavy * cast<Scalar>(column(scores)));
+        } else {
+            d_heavy = tensor_like(policy_, d_out);
+            copy_real(d_heavy, d_out, pass.mask);
+        }
+        auto d = heavy_attn.backward(policy_, pass.heavy, d_heavy, pass.queries(), pass.keys(), pass.key_mask(),
+                                     pass.key_scores(), gradients.heavy_attn);
+        InputGradients inputs{tensor_like(policy_, pass.x), tensor_like(policy_, pass.context)};
+        if (pass.routed_q) {
+            assign(policy_, inputs.d_x, Scalar(0));
+            gather_vjp(policy_, inputs.d_x.view(), d.d_x, single_route(pass.routed_q->routing.indices));
+            q_router.backward(policy_, *pass.routed_q, d_scores.const_view(), pass.x, pass.mask, inputs.d_x.view(),
+                              gradients.q_router);
+        } else {
+            inputs.d_x = std::move(d.d_x);
+        }
+        if (pass.routed_kv) {
+            assign(policy_, inputs.d_context, Scalar(0));
+            gather_vjp(policy_, inputs.d_context.view(), d.d_context, pass.routed_kv->routing.indices);
+            kv_router.backward(policy_, *pass.routed_kv, d.d_scores.const_view(), pass.context, pass.context_mask,
+                               inputs.d_context.view(), gradients.kv_router);
+        } else {
+            assign(policy_, inputs.d_context, d.d_context.view().reshape(pass.context.shape()));
+        }
+        return inputs;
+    }
+
+    Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
+    const P& policy() const { return policy_; }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        QRouter::each_parameter(f, prefix + "q_router.", m.q_router...);
+        KVRouter::each_parameter(f, prefix + "kv_router.", m.kv_router...);
+        HeavyAttention<Scalar, P>::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
+    }
+
+private:
+    static constexpr Scatter how = QRouter::picks_repeat ? Scatter::mean : Scatter::add;
+
+    /// (b, m, …) seen as (b, 1, m, …)
+    template <typename T, Index... E>
+    static auto with_one_route(const View<T, E...>& view) {
+        std::array<Index, sizeof...(E) + 1> shape{view.extent(0), 1};
+        for (std::size_t axis = 1; axis < sizeof...(E); ++axis) shape[axis + 1] = view.extent(axis);
+        return view.reshape(shape);
+    }
+
+    /// to = from at real tokens, 0 at masked ones
+    template <typename From>
+    void copy_real(Out& to, const From& from, Mask mask) const {
+        if (mask)
+            assign(policy_, to, select(column(mask), from, Scalar(0)));
+        else
+            assign(policy_, to, as_expression(from));
+    }
+
+    P policy_;
+};
+
+}  // namespace colt5

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/module/config.hpp>
+#include <colt5/module/feed_forward.hpp>
+
+namespace colt5 {
+
+/// Conditional feedforward (CoLT5, section 3.1): a light feedforward for every token, a heavy one for the tokens that
+/// the router chooses, weighted by their scores:
+///
+///     out_i = light(x_i) + score_i · heavy(x_i) [i chosen]
+///
+/// Masked tokens get no heavy output. The router is that of `router_type`, or any template that meets Router.
+template <FeedForwardConfig config, typename Scalar, Policy P,
+          template <RouterConfig, typename, typename> class RouterTemplate =
+              RouterOf<config.router_type>::template type>
+class ConditionalRoutedFeedForward {
+    static_assert(config.dim >= 1, "colt5: FeedForwardConfig.dim must be at least 1");
+    static_assert(config.num_heavy_tokens >= 1, "colt5: FeedForwardConfig.num_heavy_tokens must be at least 1");
+    static_assert(config.dim * config.light_ff_mult >= 1,
+                  "colt5: FeedForwardConfig.light_ff_mult times dim must be at least 1");
+    static_assert(config.dim * config.heavy_ff_mult >= 1,
+                  "colt5: FeedForwardConfig.heavy_ff_mult times dim must be at least 1");
+
+public:
+    using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
+    using Out = TokensTensor<Scalar, P>;
+    using RouterType = RouterTemplate<RouterConfig{.dim = config.dim,
+                                                   .straight_through = config.router_straight_through,
+                                                   .kwargs = config.router_kwargs},
+                                      Scalar, P>;
+    static_assert(Router<RouterType, Scalar, P>, "colt5: the router template does not meet the Router concept");
+
+    RouterType router;
+    FeedForward<Scalar, P> light_ff, heavy_ff;
+
+    struct Gradients {
+        typename RouterType::Gradients router;
+        typename FeedForward<Scalar, P>::Gradients light_ff, heavy_ff;
+    };
+
+    /// What backward reads. The tokens and the mask must outlive it.
+    struct Pass {
+        Out out;  // (b, n, d)
+        TokensView<const Scalar> tokens;
+        Mask mask;
+        typename FeedForward<Scalar, P>::Pass light, heavy;
+        decltype(std::declval<const RouterType&>().forward(std::declval<const P&>(), TokensView<const Scalar>(), Mask(),
+                                                           Index())) routed;
+        Out picked;  // (b, k, d)
+    };
+
+    explicit ConditionalRoutedFeedForward(const P& policy, Seed seed = {})
+        : ConditionalRoutedFeedForward(policy, SeedSequence(seed)) {}
+    ConditionalRoutedFeedForward(const P& policy, SeedSequence&& seeds) : ConditionalRoutedFeedForward(policy, seeds) {}
+    ConditionalRoutedFeedForward(const P& policy, SeedSequence& seeds)
+        : router(policy, seeds),
+          light_ff(policy, seeds, config.dim, static_cast<Index>(config.dim * config.light_ff_mult)),
+          heavy_ff(policy, seeds, config.dim, static_cast<Index>(config.dim * config.heavy_ff_mult)),
+          policy_(policy) {}
+
+    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Keeps nothing.
+    template <Viewable X>
+    Out operator()(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {}) const {
+        const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        auto out = light_ff(policy_, x);                                               // (b, n, d)
+        const auto routed = router.route(policy_, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
+        const auto indices = single_route(routed.indices);
+        auto heavy = heavy_ff(policy_, gather(policy_, x, indices));  // (b, k, d)
+        assign(policy_, heavy, heavy * cast<Scalar>(column(routed.scores)));
+        scatter(policy_, how, out.view(), heavy, indices);
+        return out;
+    }
+
+    /// The same, with what backward reads.
+    template <Viewable X>
+    Pass forward(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {}) const {
+        const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        auto light = light_ff.forward(policy_, x);                                 // (b, n, d)
+        auto routed = router.forward(policy_, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
+        const auto indices = single_route(routed.routing.indices);
+        auto picked = gather(policy_, x, indices);       // (b, k, d)
+        auto heavy = heavy_ff.forward(policy_, picked);  // (b, k, d)
+        auto scaled = tensor_like(policy_, heavy.out);
+        assign(policy_, scaled, heavy.out * cast<Scalar>(column(routed.routing.scores)));
+        auto out = std::move(light.out);
+        scatter(policy_, how, out.view(), scaled, indices);
+        return {std::move(out),    x.const_view(),   mask, std::move(light), std::move(heavy),
+                std::move(routed), std::move(picked)};
+    }
+
+    /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
+    template <Viewable D>
+    Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
+        expect<Tokens>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), pass.tokens.shape());
+        const auto& [indices, scores] = pass.routed.routing;
+        const auto picks = single_route(indices);
+        auto d_heavy = scatter_vjp(policy_, how, d_out, picks);  // (b, k, d)
+        auto d_scores = tensor_like(policy_, scores);            // (b, 1, k)
+        using Logit = accumulate_t<Scalar>;
+        assign(policy_, d_scores, row_sum(cast<Logit>(d_heavy) * cast<Logit>(pass.heavy.out)));
+        assign(policy_, d_heavy, d_heavy * cast<Scalar>(column(scores)));
+        const auto d_picked = heavy_ff.backward(policy_, pass.heavy, d_heavy, pass.picked, gradients.heavy_ff);
+        auto d_x = light_ff.backward(policy_, pass.light, d_out, pass.tokens, gradients.light_ff);  // (b, n, d)
+        gather_vjp(policy_, d_x.view(), d_picked, picks);
+        router.backward(policy_, pass.routed, d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),
+                        gradients.router);
+        return d_x;
+    }
+
+    Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
+    const P& policy() const { return policy_; }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        RouterType::each_parameter(f, prefix + "router.", m.router...);
+        FeedForward<Scalar, P>::each_parameter(f, prefix + "light_ff.", m.light_ff...);
+        FeedForward<Scalar, P>::each_parameter(f, prefix + "heavy_ff.", m.heavy_ff...);
+    }
+
+private:
+    static constexpr Scatter how = RouterType::picks_repeat ? Scatter::mean : Scatter::add;
+
+    static Index num_heavy_tokens(const FeedForwardTokens& counts) {
+        return detail::token_count("num_heavy_tokens", counts.num_heavy_tokens, config.num_heavy_tokens);
+    }
+
+    P policy_;
+};
+
+}  // namespace colt5

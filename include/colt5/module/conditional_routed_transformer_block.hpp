@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/module/conditional_routed_attention.hpp>
+#include <colt5/module/conditional_routed_feed_forward.hpp>
+
+namespace colt5 {
+
+/// A CoLT5 encoder block:  x = attn(x) + x;  x = ff(x) + x
+template <TransformerBlockConfig config, typename Scalar, Policy P,
+          template <RouterConfig, typename, typename> class RouterTemplate =
+              RouterOf<config.router_type>::template type>
+class ConditionalRoutedTransformerBlock {
+public:
+    using Out = TokensTensor<Scalar, P>;
+    using Attention =
+        ConditionalRoutedAttention<AttentionConfig{.dim = config.dim,
+                                                   .num_heavy_tokens_q = config.num_heavy_attn_tokens_q,
+                                                   .num_heavy_tokens_kv = config.num_heavy_attn_tokens_kv,
+                                                   .num_routed_kv = config.num_routed_kv,
+                                                   .light_dim_head = config.light_dim_head,
+                                                   .light_heads = config.light_heads,
+                                                   .light_window_size = config.light_window_size,
+                                                   .heavy_dim_head = config.heavy_dim_head,
+                                                   .heavy_heads = config.heavy_heads,
+                                                   .router_straight_through = config.router_straight_through,
+                                                   .router_type = config.router_type,
+                                                   .router_kwargs = config.router_kwargs,
+                                                   .masked_rows = config.masked_rows},
+                                   Scalar, P, RouterTemplate>;
+    using FeedForward =
+        ConditionalRoutedFeedForward<FeedForwardConfig{.dim = config.dim,
+                                                       .num_heavy_tokens = config.num_heavy_ff_tokens,
+                                                       .light_ff_mult = config.light_ff_mult,
+                                                       .heavy_ff_mult = config.heavy_ff_mult,
+                                                       .router_straight_through = config.router_straight_through,
+                                                       .router_type = config.router_type,
+                                                       .router_kwargs = config.router_kwargs},
+                                     Scalar, P, RouterTemplate>;
+
+    FeedForward conditional_ff;
+    Attention conditional_attn;
+
+    struct Gradients {
+        typename FeedForward::Gradients conditional_ff;
+        typename Attention::Gradients conditional_attn;
+    };
+
+    /// What backward reads. The tokens and the mask must outlive it.
+    struct Pass {
+        Out out;                        // (b, n, d)
+        typename Attention::Pass attn;  // its `out` is attn(x) + x
+        typename FeedForward::Pass ff;
+    };
+
+    explicit ConditionalRoutedTransformerBlock(const P& policy, Seed seed = {})
+        : ConditionalRoutedTransformerBlock(policy, SeedSequence(seed)) {}
+    ConditionalRoutedTransformerBlock(const P& policy, SeedSequence&& seeds)
+        : ConditionalRoutedTransformerBlock(policy, seeds) {}
+    ConditionalRoutedTransformerBlock(const P& policy, SeedSequence& seeds)
+        : conditional_ff(policy, seeds), conditional_attn(policy, seeds), policy_(policy) {}
+
+    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Keeps nothing.
+    template <Viewable X>
+    Out operator()(const X& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const {
+        auto x = conditional_attn(tokens, mask, attention_tokens(counts));  // (b, n, d)
+        assign(policy_, x, x + tokens);
+        auto out = conditional_ff(x, mask, {counts.num_heavy_ff_tokens});  // (b, n, d)
+        assign(policy_, out, out + x);
+        return out;
+    }
+
+    /// The same, with what backward reads.
+    template <Viewable X>
+    Pass forward(const X& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const {
+        auto attn = conditional_attn.forward(tokens, mask, attention_tokens(counts));
+        assign(policy_, attn.out, attn.out + tokens);  // (b, n, d)
+        auto ff = conditional_ff.forward(attn.out, mask, {counts.num_heavy_ff_tokens});
+        auto out = std::move(ff.out);  // (b, n, d)
+        assign(policy_, out, out + attn.out);
+        return {std::move(out), std::move(attn), std::move(ff)};
+    }
+
+    /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
+    template <Viewable D>
+    Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
+        auto d_x = conditional_ff.backward(pass.ff, d_out, gradients.conditional_ff);  // (b, n, d)
+        assign(policy_, d_x, d_x + d_out);
+        auto d_tokens = conditional_attn.backward(pass.attn, d_x, gradients.conditional_attn);
+        assign(policy_, d_tokens, d_tokens + d_x);
+        return d_tokens;
+    }
+
+    Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
+    const P& policy() const { return policy_; }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        FeedForward::each_parameter(f, prefix + "conditional_ff.", m.conditional_ff...);
+        Attention::each_parameter(f, prefix + "conditional_attn.", m.conditional_attn...);
+    }
+
+private:
+    static AttentionTokens attention_tokens(const TransformerBlockTokens& counts) {
+        return {counts.num_heavy_attn_tokens_q, counts.num_heavy_attn_tokens_kv};
+    }
+
+    P policy_;
+};
+
+}  // namespace colt5

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <optional>
+
+#include <colt5/op/local_attention.hpp>
+#include <colt5/router/routers.hpp>
+
+/// Configurations of the modules: the reference's constructor arguments under the reference's names, known at compile
+/// time.
+namespace colt5 {
+
+struct FeedForwardConfig {
+    Index dim;
+    Index num_heavy_tokens;
+    double light_ff_mult = 0.5;  ///< hidden width of the light branch, as a multiple of dim
+    double heavy_ff_mult = 4;
+    bool router_straight_through = true;
+    RouterType router_type = RouterType::coor_descent;
+    RouterKwargs router_kwargs{};
+};
+
+struct AttentionConfig {
+    Index dim;
+    Index num_heavy_tokens_q;
+    Index num_heavy_tokens_kv;
+    Index num_routed_kv = 1;  ///< sets of keys and values, each routed by its own routing token
+    Index light_dim_head = 64;
+    Index light_heads = 8;
+    Index light_window_size = 128;  ///< a token sees half of it to either side
+    Index heavy_dim_head = 64;
+    Index heavy_heads = 8;
+    bool router_straight_through = true;
+    RouterType router_type = RouterType::coor_descent;
+    RouterKwargs router_kwargs{};
+    MaskedRows masked_rows = MaskedRows::zero;
+};
+
+struct CrossAttentionConfig {
+    Index dim;
+    Index num_tokens_q;
+    Index num_tokens_kv;
+    Index dim_head = 64;
+    Index heads = 8;
+    bool router_straight_through = true;
+    RouterType router_type = RouterType::coor_descent;
+    RouterKwargs router_kwargs{};
+    Index kv_routing_tokens = 1;
+};
+
+struct TransformerBlockConfig {
+    Index dim;
+    Index num_heavy_attn_tokens_q;
+    Index num_heavy_attn_tokens_kv;
+    Index num_routed_kv = 1;
+    Index num_heavy_ff_tokens;
+    Index light_dim_head = 64;
+    Index light_heads = 8;
+    Index light_window_size = 128;
+    Index heavy_dim_head = 64;
+    Index heavy_heads = 8;
+    double light_ff_mult = 0.5;
+    double heavy_ff_mult = 4;
+    bool router_straight_through = true;
+    RouterType router_type = RouterType::coor_descent;
+    RouterKwargs router_kwargs{};
+    MaskedRows masked_rows = MaskedRows::zero;
+};
+
+/// Numbers of tokens for one call; what is not given comes from the configuration.
+struct FeedForwardTokens {
+    std::optional<Index> num_heavy_tokens{};
+};
+struct AttentionTokens {
+    std::optional<Index> num_heavy_tokens_q{}, num_heavy_tokens_kv{};
+};
+struct CrossAttentionTokens {
+    std::optional<Index> num_tokens_q{}, num_tokens_kv{};
+};
+struct TransformerBlockTokens {
+    std::optional<Index> num_heavy_attn_tokens_q{}, num_heavy_attn_tokens_kv{}, num_heavy_ff_tokens{};
+};
+
+namespace detail {
+
+/// The number of tokens of one call; throws ValueError below 1.
+inline Index token_count(const char* argument, std::optional<Index> given, Index configured) {
+    const Index count = given.value_or(configured);
+    expect_value(count >= 1, argument, ">= 1", count);
+    return count;
+}
+
+/// `tokens` (b, n, dim) with static dim, `mask` (b, n) or absent.
+template <typename Tokens, typename X>
+Tokens expect_tokens(const char* argument, const X& tokens, const char* mask_argument, Mask mask) {
+    const auto x = expect<Tokens>(argument, tokens);
+    if (mask) expect_shape(mask_argument, mask.shape(), {x.extent(0), x.extent(1)});
+    return x;
+}
+
+}  // namespace detail
+
+}  // namespace colt5

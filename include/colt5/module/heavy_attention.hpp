@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/module/layers.hpp>
+#include <colt5/op/dense_attention.hpp>
+
+namespace colt5 {
+
+/// The heavy branch of attention: the routed queries see all the routed keys and values (the reference's Attention).
+///
+/// One RMSNorm for queries and context → to_q, to_kv → attention → to_out; no biases. With several routes, each route's
+/// keys and values serve heads / routes of the heads; rows of to_kv are laid out (route, head in route, [key, value]).
+template <typename Scalar, Policy P>
+struct HeavyAttention {
+    using Scores = TokensView<const accumulate_t<Scalar>>;  // (b, r, k): values are multiplied by them; may be absent
+
+    RMSNorm<Scalar, P> norm;
+    Linear<Scalar, P> to_q, to_kv, to_out;
+    Index heads, dim_head;
+
+    struct Gradients {
+        RMSNorm<Scalar, P> norm;
+        Linear<Scalar, P> to_q, to_kv, to_out;
+    };
+    struct Pass {
+        TokensTensor<Scalar, P> out;                               // (b, n, d)
+        TokensTensor<Scalar, P> q;                                 // (b, n, h · dim_head)
+        Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> kv;  // (b, r, k, h / r · 2 · dim_head)
+        DenseAttentionPass<Scalar, P> attention;
+    };
+    struct InputGradients {
+        TokensTensor<Scalar, P> d_x;                                      // (b, n, d)
+        Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> d_context;  // (b, r, k, d)
+        TokensTensor<accumulate_t<Scalar>, P> d_scores;                   // (b, r, k), if there are scores
+    };
+
+    HeavyAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads_, Index dim_head_)
+        : norm(policy, dim),
+          to_q(policy, seeds, dim, heads_ * dim_head_, false),
+          to_kv(policy, seeds, dim, 2 * heads_ * dim_head_, false),
+          to_out(policy, seeds, heads_ * dim_head_, dim, false),
+          heads(heads_),
+          dim_head(dim_head_) {}
+
+    /// x (b, n, d), context (b, r, k, d), mask and scores (b, r, k)
+    template <Viewable X, Viewable C>
+    Pass forward(const P& policy, const X& x, const C& context, KeyMask mask, Scores scores) const {
+        auto q = to_q(policy, norm(policy, x));                                // (b, n, h · dim_head)
+        auto kv = routed_linear(policy, norm(policy, context), to_kv.weight);  // (b, r, k, h / r · 2 · dim_head)
+        auto attended = dense_attention_forward(policy, split_q(q), split_kv(kv), mask, scores);  // (b, n, h, dim_head)
+        auto out = to_out(policy, merge_q(attended.out));                                         // (b, n, d)
+        return {std::move(out), std::move(q), std::move(kv), std::move(attended)};
+    }
+
+    template <Viewable D, Viewable X, Viewable C>
+    InputGradients backward(const P& policy, const Pass& pass, const D& d_out, const X& x, const C& context,
+                            KeyMask mask, Scores scores, Gradients& gradients) const {
+        const auto d_attended = to_out.backward(policy, d_out, merge_q(pass.attention.out), gradients.to_out);
+        auto d = dense_attention_vjp(policy, pass.attention, split_q(d_attended), split_q(pass.q), split_kv(pass.kv),
+                                     mask, scores);
+        const auto d_context = routed_linear_vjp(policy, d.d_kv.view().reshape(pass.kv.shape()), norm(policy, context),
+                                                 to_kv.weight, gradients.to_kv.weight.view());
+        const auto d_x = to_q.backward(policy, merge_q(d.d_q), norm(policy, x), gradients.to_q);
+        return {norm.backward(policy, d_x, x, gradients.norm),
+                norm.backward(policy, d_context, context, gradients.norm), std::move(d.d_value_scale)};
+    }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        RMSNorm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
+        Linear<Scalar, P>::each_parameter(f, prefix + "to_q.", m.to_q...);
+        Linear<Scalar, P>::each_parameter(f, prefix + "to_kv.", m.to_kv...);
+        Linear<Scalar, P>::each_parameter(f, prefix + "to_out.", m.to_out...);
+    }
+
+private:
+    auto split_q(const TokensTensor<Scalar, P>& q) const {  // (b, n, h, dim_head)
+        return q.view().reshape(std::array<Index, 4>{q.extent(0), q.extent(1), heads, dim_head});
+    }
+    auto split_kv(
+        const Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>& kv) const {  // (b, r, k, h / r, 2, dim_head)
+        const auto [batch, routes, keys, width] = kv.shape();
+        return kv.view().reshape(std::array<Index, 6>{batch, routes, keys, heads / routes, 2, dim_head});
+    }
+    template <typename T>
+    auto merge_q(const T& q) const {  // (b, n, h · dim_head)
+        return q.view().reshape(std::array<Index, 3>{q.extent(0), q.extent(1), heads * dim_head});
+    }
+};
+
+}  // namespace colt5

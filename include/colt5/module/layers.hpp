@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+#include <tuple>
+#include <type_traits>
+
+#include <colt5/core/random.hpp>
+#include <colt5/expr/expr.hpp>
+#include <colt5/op/layer_norm.hpp>
+#include <colt5/op/linear.hpp>
+#include <colt5/op/rms_norm.hpp>
+
+namespace colt5 {
+
+/// Parameters and gradients
+///
+/// A module's parameters are public members named as in the reference's state_dict. Its Gradients have the same
+/// members, so that `Module::each_parameter(f, prefix, m...)` can visit any number of modules and Gradients side by
+/// side and calls f(prefix + name, tensor...). Backward passes add to the gradients of parameters and assign those of
+/// inputs.
+
+/// Gradients of a module, or anything else with its parameters' shapes, filled with zeros.
+template <typename Module, Policy P>
+typename Module::Gradients zeros_like_parameters(const P& policy, const Module& module) {
+    typename Module::Gradients zeros;
+    Module::each_parameter(
+        [&](const std::string&, const auto& value, auto& zero) {
+            zero = tensor_like(policy, value);
+            assign(policy, zero, typename std::remove_cvref_t<decltype(zero)>::value_type(0));
+        },
+        std::string(), module, zeros);
+    return zeros;
+}
+
+/// Number of parameters of a module.
+template <typename Module>
+Index count_parameters(const Module& module) {
+    Index count = 0;
+    Module::each_parameter([&](const std::string&, const auto& value) { count += value.size(); }, std::string(),
+                           module);
+    return count;
+}
+
+/// y = x · weightᵀ + bias, initialized as torch.nn.Linear.
+template <typename Scalar, Policy P>
+struct Linear {
+    using Gradients = Linear;
+    MatrixTensor<Scalar, P> weight;  // (out, in)
+    VectorTensor<Scalar, P> bias;    // (out), or empty
+
+    Linear() = default;
+    Linear(const P& policy, SeedSequence& seeds, Index in, Index out, bool with_bias) : weight(policy, {out, in}) {
+        fill_linear_uniform(policy, weight, seeds.next(), in);
+        if (!with_bias) return;
+        bias = {policy, {out}};
+        fill_linear_uniform(policy, bias, seeds.next(), in);
+    }
+
+    template <Viewable X>
+    auto operator()(const P& policy, const X& x) const {
+        return linear(policy, x, weight, bias.const_view());
+    }
+    template <Viewable D, Viewable X>
+    auto backward(const P& policy, const D& d_y, const X& x, Gradients& gradients) const {
+        return linear_vjp(policy, d_y, x, weight, gradients.weight.view(), gradients.bias.view());
+    }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        f(prefix + "weight", m.weight...);
+        if (std::get<0>(std::tie(m...)).bias) f(prefix + "bias", m.bias...);
+    }
+};
+
+/// x / max(‖x‖, 1e-12) · √d · gamma
+template <typename Scalar, Policy P>
+struct RMSNorm {
+    using Gradients = RMSNorm;
+    VectorTensor<Scalar, P> gamma;  // (d)
+
+    RMSNorm() = default;
+    RMSNorm(const P& policy, Index dim) : gamma(policy, {dim}) { fill(policy, gamma, 1); }
+
+    template <Viewable X>
+    auto operator()(const P& policy, const X& x) const {
+        return rms_norm(policy, x, gamma);
+    }
+    template <Viewable D, Viewable X>
+    auto backward(const P& policy, const D& d_y, const X& x, Gradients& gradients) const {
+        return rms_norm_vjp(policy, d_y, x, gamma, gradients.gamma.view());
+    }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        f(prefix + "gamma", m.gamma...);
+    }
+};
+
+/// (x − μ) / √(σ² + 1e-5) · weight + bias
+template <typename Scalar, Policy P>
+struct LayerNorm {
+    using Gradients = LayerNorm;
+    VectorTensor<Scalar, P> weight, bias;  // (d)
+
+    LayerNorm() = default;
+    LayerNorm(const P& policy, Index dim) : weight(policy, {dim}), bias(policy, {dim}) {
+        fill(policy, weight, 1);
+        fill(policy, bias, 0);
+    }
+
+    template <Viewable X>
+    auto operator()(const P& policy, const X& x) const {
+        return layer_norm(policy, x, weight, bias);
+    }
+    template <Viewable D, Viewable X>
+    auto backward(const P& policy, const D& d_y, const X& x, Gradients& gradients) const {
+        return layer_norm_vjp(policy, d_y, x, weight, gradients.weight.view(), gradients.bias.view());
+    }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        f(prefix + "weight", m.weight...);
+        f(prefix + "bias", m.bias...);
+    }
+};
+
+}  // namespace colt5

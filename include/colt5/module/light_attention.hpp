@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/module/layers.hpp>
+#include <colt5/op/local_attention.hpp>
+
+namespace colt5 {
+
+/// The light branch of attention: every token sees the tokens around it (LocalMHA of the package local-attention).
+///
+/// LayerNorm → queries, keys and values → local attention → output projection; no biases in the projections.
+template <typename Scalar, Policy P>
+struct LightAttention {
+    LayerNorm<Scalar, P> norm;
+    Linear<Scalar, P> to_qkv, to_out;
+    Index heads, dim_head;
+    LocalAttention attention;
+
+    struct Gradients {
+        LayerNorm<Scalar, P> norm;
+        Linear<Scalar, P> to_qkv, to_out;
+    };
+    struct Pass {
+        TokensTensor<Scalar, P> out;  // (b, n, d)
+        TokensTensor<Scalar, P> qkv;  // (b, n, 3 · h · dim_head)
+        LocalAttentionPass<Scalar, P> attention;
+    };
+
+    LightAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads_, Index dim_head_,
+                   LocalAttention attention_)
+        : norm(policy, dim),
+          to_qkv(policy, seeds, dim, 3 * heads_ * dim_head_, false),
+          to_out(policy, seeds, heads_ * dim_head_, dim, false),
+          heads(heads_),
+          dim_head(dim_head_),
+          attention(attention_) {}
+
+    template <Viewable X>
+    TokensTensor<Scalar, P> operator()(const P& policy, const X& x, Mask mask) const {
+        const auto qkv = to_qkv(policy, norm(policy, x));                            // (b, n, 3 · h · dim_head)
+        const auto attended = local_attention(policy, attention, split(qkv), mask);  // (b, n, h, dim_head)
+        return to_out(policy, merge(attended));                                      // (b, n, d)
+    }
+
+    template <Viewable X>
+    Pass forward(const P& policy, const X& x, Mask mask) const {
+        auto qkv = to_qkv(policy, norm(policy, x));                                    // (b, n, 3 · h · dim_head)
+        auto attended = local_attention_forward(policy, attention, split(qkv), mask);  // (b, n, h, dim_head)
+        auto out = to_out(policy, merge(attended.out));                                // (b, n, d)
+        return {std::move(out), std::move(qkv), std::move(attended)};
+    }
+
+    template <Viewable D, Viewable X>
+    TokensTensor<Scalar, P> backward(const P& policy, const Pass& pass, const D& d_out, const X& x, Mask mask,
+                                     Gradients& gradients) const {
+        const auto d_attended = to_out.backward(policy, d_out, merge(pass.attention.out), gradients.to_out);
+        const auto d_qkv =
+            local_attention_vjp(policy, attention, pass.attention, split_heads(d_attended), split(pass.qkv), mask);
+        const auto d_normed = to_qkv.backward(policy, merge(d_qkv), norm(policy, x), gradients.to_qkv);
+        return norm.backward(policy, d_normed, x, gradients.norm);
+    }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        LayerNorm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
+        Linear<Scalar, P>::each_parameter(f, prefix + "to_qkv.", m.to_qkv...);
+        Linear<Scalar, P>::each_parameter(f, prefix + "to_out.", m.to_out...);
+    }
+
+private:
+    auto split(const TokensTensor<Scalar, P>& qkv) const {  // (b, n, 3, h, dim_head)
+        return qkv.view().reshape(std::array<Index, 5>{qkv.extent(0), qkv.extent(1), 3, heads, dim_head});
+    }
+    auto split_heads(const TokensTensor<Scalar, P>& x) const {  // (b, n, h, dim_head)
+        return x.view().reshape(std::array<Index, 4>{x.extent(0), x.extent(1), heads, dim_head});
+    }
+    template <typename T>
+    static auto merge(const T& x) {  // (b, n, …) → (b, n, all the rest)
+        const Index tokens = x.extent(0) * x.extent(1);
+        return x.view().reshape(std::array<Index, 3>{x.extent(0), x.extent(1), tokens > 0 ? x.size() / tokens : 0});
+    }
+};
+
+}  // namespace colt5

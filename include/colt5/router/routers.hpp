@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/router/coordinate_descent_router.hpp>
+#include <colt5/router/differentiable_top_k_router.hpp>
+#include <colt5/router/sinkhorn_router.hpp>
+
+namespace colt5 {
+
+/// The reference's router_type.
+enum class RouterType { coor_descent, cum_softmax, sinkhorn };
+
+/// The router template of a router type: RouterOf<RouterType::sinkhorn>::type<config, Scalar, Policy>.
+template <RouterType router_type>
+struct RouterOf;
+
+template <>
+struct RouterOf<RouterType::coor_descent> {
+    template <RouterConfig config, typename Scalar, typename P>
+    using type = CoordinateDescentRouter<config, Scalar, P>;
+};
+template <>
+struct RouterOf<RouterType::cum_softmax> {
+    template <RouterConfig config, typename Scalar, typename P>
+    using type = DifferentiableTopKRouter<config, Scalar, P>;
+};
+template <>
+struct RouterOf<RouterType::sinkhorn> {
+    template <RouterConfig config, typename Scalar, typename P>
+    using type = SinkhornRouter<config, Scalar, P>;
+};
+
+}  // namespace colt5

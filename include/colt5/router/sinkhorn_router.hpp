@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+
+#include <colt5/expr/expr.hpp>
+#include <colt5/op/pick.hpp>
+#include <colt5/op/route_logits.hpp>
+#include <colt5/op/sinkhorn.hpp>
+#include <colt5/router/router.hpp>
+
+namespace colt5 {
+
+/// Where a SinkhornRouter takes its Gumbel noise (b · r, k, n) from.
+template <typename Logit>
+struct GumbelNoise {
+    enum class Source { seeded, given, none };
+
+    /// Fresh noise at every call: the i-th call after this draws the i-th stream of the seed.
+    static GumbelNoise seeded(Seed seed) { return {Source::seeded, seed, {}}; }
+    /// This noise at every call; it must outlive the calls.
+    static GumbelNoise given(TokensView<const Logit> values) { return {Source::given, {}, values}; }
+    static GumbelNoise none() { return {Source::none, {}, {}}; }
+
+    Source source = Source::none;
+    Seed seed{};
+    TokensView<const Logit> values{};
+    std::uint64_t calls = 0;
+};
+
+/// Gumbel–Sinkhorn router: each of num_tokens slots chooses the token that an optimal transport gives it; see Sinkhorn.
+/// Several slots may choose the same token: its outputs are averaged.
+template <RouterConfig config, typename Scalar, typename P>
+class SinkhornRouter {
+    static constexpr auto kwargs = config.kwargs.sinkhorn;
+    static_assert(config.dim >= 1, "colt5: RouterConfig.dim must be at least 1");
+    static_assert(config.num_routing_tokens >= 1, "colt5: RouterConfig.num_routing_tokens must be at least 1");
+    static_assert(kwargs.n_iters >= 1, "colt5: router_kwargs.sinkhorn.n_iters must be at least 1");
+    static_assert(kwargs.temperature > 0, "colt5: router_kwargs.sinkhorn.temperature must be positive");
+
+public:
+    using Logit = accumulate_t<Scalar>;
+    static constexpr bool picks_repeat = true;
+
+    struct Gradients {
+        MatrixTensor<Scalar, P> routing_token;  // (r, d)
+    };
+    struct Pass {
+        Routing<Logit, P> routing;
+        TokensTensor<Logit, P> logits;  // (b, r, n)
+        TokensTensor<Logit, P> drawn;   // (b · r, k, n), if drawn here
+        TokensView<const Logit> noise;  // the same, or what was given
+        SinkhornPass<Logit, P> sinkhorn;
+    };
+
+    MatrixTensor<Scalar, P> routing_token;  // (r, d)
+    /// Set it to choose another source. Seeded noise makes routing differ from call to call: one call at a time.
+    mutable GumbelNoise<Logit> noise;
+
+    SinkhornRouter(const P& policy, SeedSequence& seeds)
+        : routing_token(policy, {config.num_routing_tokens, config.dim}) {
+        fill_normal(policy, routing_token, seeds.next());
+        noise = GumbelNoise<Logit>::seeded(seeds.next_seed());
+    }
+
+    Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
+        return forward(policy, x, mask, num_tokens).routing;
+    }
+
+    Pass forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
+        Pass pass;
+        pass.logits = route_logits(policy, x, routing_token);  // (b, r, n)
+        const auto [batch, routes, length] = pass.logits.shape();
+        using Source = typename GumbelNoise<Logit>::Source;
+        if (noise.source == Source::seeded)
+            pass.drawn = gumbel_noise<Logit>(policy, Random(noise.seed, noise.calls++), batch * routes,
+                                             std::min(num_tokens, length), length);
+        pass.noise = noise.source == Source::seeded ? pass.drawn.const_view() : noise.values;
+        pass.sinkhorn = sinkhorn_forward(policy, sinkhorn, pass.logits, pass.noise, mask, num_tokens);
+        auto& [indices, scores] = pass.routing;
+        indices = std::move(pass.sinkhorn.indices);
+        scores = pick_scores<Logit>(policy, {}, indices, mask);  // 1, and 0 for masked tokens
+        if constexpr (!config.straight_through) assign(policy, scores, scores * pass.sinkhorn.scores);
+        return pass;
+    }
+
+    void backward(const P& policy, const Pass& pass, TokensView<const Logit> d_scores, TokensView<const Scalar> x,
+                  Mask mask, TokensView<Scalar> d_x, Gradients& gradients) const {
+        const auto d_logits = sinkhorn_vjp(policy, sinkhorn, pass.sinkhorn, d_scores, pass.routing.indices, pass.logits,
+                                           pass.noise, mask);
+        route_logits_vjp(policy, d_x, gradients.routing_token.view(), d_logits, x, routing_token);
+    }
+
+    template <typename F, typename... R>
+    static void each_parameter(F&& f, const std::string& prefix, R&... routers) {
+        f(prefix + "routing_token", routers.routing_token...);
+    }
+
+private:
+    static constexpr Sinkhorn sinkhorn{kwargs.n_iters, kwargs.temperature, kwargs.masked_tokens_take_part};
+};
+
+}  // namespace colt5
