@@ -10,15 +10,16 @@
 //
 // Needs nlohmann-json, which nothing else in the library does; therefore <colt5/colt5.hpp> leaves it out.
 
-#include <array>
+#include <algorithm>
 #include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
