@@ -11,7 +11,8 @@
 namespace colt5 {
 
 namespace cpu {
-inline void check_indices(MatrixView<const TokenIndex> indices, Index length) {
+template <typename Indices>
+void check_indices(const Indices& indices, Index length) {
     for (Index i = 0; i < indices.size(); ++i) {
         const TokenIndex index = indices.data()[i];
         if (index < 0 || index >= length)
@@ -34,6 +35,7 @@ void gather_kernel(const Cpu& policy, TokensView<T> out, TokensView<const T> x, 
 }
 
 inline void gather_mask_kernel(const Cpu&, TokensView<bool> out, Mask mask, TokensView<const TokenIndex> indices) {
+    cpu::check_indices(indices, mask.extent(1));
     for (Index b = 0; b < out.extent(0); ++b)
         for (Index i = 0; i < out.extent(1) * out.extent(2); ++i) out[b].data()[i] = mask(b, indices[b].data()[i]);
 }

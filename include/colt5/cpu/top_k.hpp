@@ -14,7 +14,8 @@ namespace colt5 {
 namespace cpu {
 
 /// A logit and its index as one number whose order is the order of choice, smallest first: larger logit, then lower
-/// index. Equal to sorting with a comparison, but without branches, and total even with NaN.
+/// index. Equal to sorting with a comparison, but without branches, and total even with NaN, whatever its sign and
+/// payload.
 template <typename T>
 struct RankKey;
 
@@ -24,7 +25,7 @@ struct RankKey<float> {
     static type make(float logit, bool valid, Index index) {
         const auto bits = std::bit_cast<std::uint32_t>(logit + 0.0f);  // −0 becomes 0
         const std::uint32_t ascending = (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
-        const std::uint32_t rank = valid ? ~ascending : 0xFFFFFFFFu;
+        const std::uint32_t rank = !valid ? 0xFFFFFFFFu : logit != logit ? 0u : ~ascending;
         return (std::uint64_t{rank} << 32) | static_cast<std::uint32_t>(index);
     }
     static TokenIndex index(type key) { return static_cast<TokenIndex>(key & 0xFFFFFFFFu); }
@@ -42,7 +43,8 @@ struct RankKey<double> {
     static type make(double logit, bool valid, Index index) {
         const auto bits = std::bit_cast<std::uint64_t>(logit + 0.0);
         const std::uint64_t ascending = (bits >> 63) != 0 ? ~bits : bits | (std::uint64_t{1} << 63);
-        return {valid ? ~ascending : ~std::uint64_t{0}, static_cast<TokenIndex>(index)};
+        const std::uint64_t rank = !valid ? ~std::uint64_t{0} : logit != logit ? std::uint64_t{0} : ~ascending;
+        return {rank, static_cast<TokenIndex>(index)};
     }
     static TokenIndex index(const type& key) { return key.index; }
 };
