@@ -4,8 +4,8 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <numbers>
-#include <vector>
 
 #include <colt5/core/macros.hpp>
 #include <colt5/core/tensor.hpp>
@@ -87,9 +87,10 @@ private:
 /// Fills on the host and uploads: the same numbers on every backend.
 template <typename T, Policy P, Index... E, typename Draw>
 void fill_with(const P& policy, Tensor<T, P, E...>& tensor, Draw&& draw) {
-    std::vector<T> values(static_cast<std::size_t>(tensor.size()));
-    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<T>(draw(i));
-    upload(policy, tensor.data(), values.data(), values.size() * sizeof(T));
+    const auto size = static_cast<std::size_t>(tensor.size());
+    const auto values = std::make_unique<T[]>(size);  // not a vector, whose bools would be bits
+    for (std::size_t i = 0; i < size; ++i) values[i] = static_cast<T>(draw(i));
+    upload(policy, tensor.data(), values.get(), size * sizeof(T));
 }
 
 template <typename T, Policy P, Index... E>

@@ -88,7 +88,7 @@ private:
             : workspace(std::move(from)), data(workspace->allocate(bytes)) {}
         Buffer(Buffer&& other) noexcept
             : workspace(std::move(other.workspace)), data(std::exchange(other.data, nullptr)) {}
-        Buffer& operator=(Buffer&& other) noexcept {
+        Buffer& operator=(Buffer other) noexcept {  // what was here goes back to its workspace now
             std::swap(workspace, other.workspace);
             std::swap(data, other.data);
             return *this;
