@@ -23,7 +23,7 @@ void check_indices(const Indices& indices, Index length) {
 
 template <typename T>
 void gather_kernel(const Cpu& policy, TokensView<T> out, TokensView<const T> x, MatrixView<const TokenIndex> indices) {
-    const auto [batch, picks] = indices.shape();
+    const Index batch = indices.extent(0), picks = indices.extent(1);
     cpu::check_indices(indices, x.extent(1));
     constexpr Index rows = 64;
     const Index chunks = cpu::divide_up(picks, rows);
