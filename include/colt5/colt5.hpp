@@ -11,12 +11,14 @@
 #include <colt5/core/view.hpp>
 #include <colt5/expr/expr.hpp>
 
+#include <colt5/cpu/adamw.hpp>
 #include <colt5/cpu/coordinate_descent.hpp>
 #include <colt5/cpu/cumulative_softmax.hpp>
 #include <colt5/cpu/dense_attention.hpp>
 #include <colt5/cpu/eigen.hpp>
 #include <colt5/cpu/expr.hpp>
 #include <colt5/cpu/gather.hpp>
+#include <colt5/cpu/global_norm.hpp>
 #include <colt5/cpu/layer_norm.hpp>
 #include <colt5/cpu/linear.hpp>
 #include <colt5/cpu/local_attention.hpp>
@@ -25,6 +27,7 @@
 #include <colt5/cpu/route_logits.hpp>
 #include <colt5/cpu/sinkhorn.hpp>
 #include <colt5/cpu/top_k.hpp>
+#include <colt5/cpu/zero.hpp>
 #include <colt5/op/gelu.hpp>
 #include <colt5/op/softmax.hpp>
 
@@ -32,3 +35,7 @@
 #include <colt5/module/conditional_routed_cross_attention.hpp>
 #include <colt5/module/conditional_routed_feed_forward.hpp>
 #include <colt5/module/conditional_routed_transformer_block.hpp>
+
+#include <colt5/optim/adamw.hpp>
+#include <colt5/optim/clip.hpp>
+#include <colt5/optim/schedule.hpp>

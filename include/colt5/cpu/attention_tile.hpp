@@ -7,6 +7,7 @@
 #include <limits>
 
 #include <colt5/cpu/gemm.hpp>
+#include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
 
 namespace colt5::cpu {
@@ -85,7 +86,7 @@ public:
             const Index keys = std::min(key_tile, end_ - key);
             const Index at = key * head_.kv_stride;
             load_scores(key, keys);
-            T* const d_scores = thread_scratch<T, 4>(query_tile * key_tile);
+            T* const d_scores = thread_scratch<T, struct ScoreGradients>(query_tile * key_tile);
             for (Index i = 0; i < queries_; ++i) std::fill_n(d_scores + i * key_tile, keys, T(0));
             gemm<Op::none, Op::transpose>(queries_, keys, dim, T(1), d_out, out_stride, head_.v + at, head_.kv_stride,
                                           d_scores, key_tile);
@@ -112,7 +113,7 @@ private:
 
     /// scores = scale · q kᵀ for a block of keys, −∞ where the key is masked or out of reach
     void load_scores(Index key, Index keys) {
-        scores_ = thread_scratch<T, 3>(query_tile * key_tile);
+        scores_ = thread_scratch<T, struct Scores>(query_tile * key_tile);
         for (Index i = 0; i < queries_; ++i) std::fill_n(scores_ + i * key_tile, keys, T(0));
         gemm<Op::none, Op::transpose>(queries_, keys, head_.dim_head, head_.scale, head_.q + first_ * head_.q_stride,
                                       head_.q_stride, head_.k + key * head_.kv_stride, head_.kv_stride, scores_,

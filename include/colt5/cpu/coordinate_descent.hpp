@@ -6,8 +6,8 @@
 #include <functional>
 #include <limits>
 
-#include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/op/coordinate_descent.hpp>
 
@@ -21,7 +21,7 @@ struct DescentRow {
     DescentRow(TokensView<const T> logits, Mask mask, Index row, double wanted, const CoordinateDescent& descent)
         : length(logits.extent(2)), valid(length), logit(logits.data() + row * length), k(wanted) {
         if (mask) {
-            T* const masked = thread_scratch<T, 7>(length);
+            T* const masked = thread_scratch<T, struct MaskedLogits>(length);
             const bool* const real = mask[row / logits.extent(1)].data();
             valid = 0;
             for (Index i = 0; i < length; ++i) {
@@ -32,6 +32,7 @@ struct DescentRow {
         }
         if (descent.limit_k) k = std::min(k, static_cast<double>(valid));
     }
+    T largest() const { return length > 0 ? *std::max_element(logit, logit + length) : -infinity; }
     static constexpr T infinity = std::numeric_limits<T>::infinity();
     Index length, valid;
     const T* logit;
@@ -82,9 +83,8 @@ ThresholdSums threshold_sums(const DescentRow<T>& row, T threshold, T shift, dou
 
 /// The iterations of one row; fills τ_0 … τ_T and the counts.
 template <typename T>
-void descend(const DescentRow<T>& row, const CoordinateDescent& descent, T* threshold, T* saturated) {
+void descend(const DescentRow<T>& row, T largest, const CoordinateDescent& descent, T* threshold, T* saturated) {
     const int steps = descent.n_iters;
-    const T largest = *std::max_element(row.logit, row.logit + row.length);
     int t = 1;
     threshold[0] = T(0);
     if (descent.start == DescentStart::minus_logits) {
@@ -110,15 +110,16 @@ void descend(const DescentRow<T>& row, const CoordinateDescent& descent, T* thre
 }
 
 /// τ with Σ min(1, exp((s − τ) / ε)) = k: starts at the ⌈k⌉-th largest logit and alternates between counting the
-/// saturated logits and solving for τ with that count; −∞ when k is not less than the number of logits.
+/// saturated logits and solving for τ with that count; −∞ when k is not less than the number of finite logits.
 template <typename T>
 T solve_threshold(const DescentRow<T>& row, double eps) {
     if (row.k >= static_cast<double>(row.valid)) return -row.infinity;
-    T* const sorted = thread_scratch<T, 8>(row.length);
+    T* const sorted = thread_scratch<T, struct SortedLogits>(row.length);
     std::copy_n(row.logit, row.length, sorted);
     const auto rank = static_cast<Index>(std::ceil(row.k)) - 1;
     std::nth_element(sorted, sorted + rank, sorted + row.length, std::greater<>());
     T threshold = sorted[rank];
+    if (threshold == -row.infinity) return threshold;
     for (int i = 0; i < 100; ++i) {
         const ThresholdSums sums = threshold_sums(row, threshold, threshold, eps);
         const double below = sums.exponentials - sums.saturated;  // Σ over s <= τ of exp((s − τ) / ε)
@@ -143,7 +144,8 @@ void coordinate_descent_kernel(const Cpu& policy, TokensView<T> scores, TokensVi
         T *const y = scores[i / routes][i % routes].data(), *const tau = threshold[i / routes][i % routes].data();
         T* const count = saturated[i / routes][i % routes].data();
         const Index steps = saturated.extent(2);
-        if (row.valid == 0) {
+        const T largest = row.largest();
+        if (largest == -row.infinity) {  // no token, or none that could be chosen
             std::fill_n(y, row.length, T(0));
             std::fill_n(tau, steps + 1, T(0));
             std::fill_n(count, steps, T(0));
@@ -153,7 +155,7 @@ void coordinate_descent_kernel(const Cpu& policy, TokensView<T> scores, TokensVi
             count[0] = T(0);
             tau[0] = tau[1] = cpu::solve_threshold(row, descent.eps);
         } else {
-            cpu::descend(row, descent, tau, count);
+            cpu::descend(row, largest, descent, tau, count);
         }
         const Batch last(tau[steps]), inverse_eps(static_cast<T>(1 / descent.step_eps(static_cast<int>(steps) + 1)));
         const Batch none(-row.infinity), zero(T(0));
@@ -185,11 +187,7 @@ void coordinate_descent_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, Ma
         const T *const y = scores[b][r].data(), *const g = d_scores[b][r].data();
         T* const ds = d_logits[b][r].data();
         const auto steps = static_cast<int>(saturated.extent(2));
-        d_k(b, r) = T(0);
-        if (row.valid == 0) {
-            std::fill_n(ds, row.length, T(0));
-            return;
-        }
+        double k_gradient = 0;
         const Batch last(tau[steps]), inverse_eps(static_cast<T>(1 / descent.step_eps(steps + 1))), zero(T(0));
         const auto below = [&](Index j, Index width) {  // ĝ
             const Batch s = load(row.logit + j, width);
@@ -197,18 +195,17 @@ void coordinate_descent_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, Ma
         };
         double alpha = cpu::sum_over_row<T>(row.length, below);
 
-        Step* const step = cpu::thread_scratch<Step, 9>(steps);
+        Step* const step = cpu::thread_scratch<Step, struct Steps>(steps);
         Index distinct = 0;
         if (descent.iterate_to_convergence) {
             const double sum = cpu::sum_over_row<T>(row.length, [&](Index j, Index width) {
                 return xsimd::select(load(row.logit + j, width) <= last, load(y + j, width), zero);
             });
             if (sum > 0) {
-                d_k(b, r) = static_cast<T>(descent.eps * alpha / sum);
+                k_gradient = descent.eps * alpha / sum;
                 step[distinct++] = {tau[1], tau[1], static_cast<T>(1 / descent.eps), alpha / sum};
             }
         } else {
-            double k_gradient = 0;
             for (int t = steps; t >= 1 && alpha != 0; --t) {
                 const double eps = descent.step_eps(t);
                 k_gradient += eps * alpha / row.k;
@@ -221,11 +218,12 @@ void coordinate_descent_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, Ma
                     step[distinct - 1].coefficient += now.coefficient;
                 else
                     step[distinct++] = now;
+                if (count[t - 1] == T(0)) break;  // where the exponential may overflow
                 alpha *= static_cast<double>(count[t - 1]) / row.k *
                          std::exp((static_cast<double>(tau[t - 1]) - static_cast<double>(tau[t])) / eps);
             }
-            d_k(b, r) = static_cast<T>(k_gradient);
         }
+        d_k(b, r) = row.k < wanted ? T(0) : static_cast<T>(k_gradient);
         cpu::for_each_batch<T>(row.length, [&](Index j, Index width) {
             const Batch s = load(row.logit + j, width);
             Batch sum = below(j, width);

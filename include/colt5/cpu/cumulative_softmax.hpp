@@ -5,8 +5,8 @@
 #include <cmath>
 #include <limits>
 
-#include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/op/cumulative_softmax.hpp>
 
@@ -21,8 +21,8 @@ struct CumulativeRow {
                   Index b, Index r)
         : length(logits.extent(2)),
           picks(indices.extent(2)),
-          exponential(thread_scratch<T, 7>(length)),
-          below(thread_scratch<double, 8>(picks)),
+          exponential(thread_scratch<T, struct Exponentials>(length)),
+          below(thread_scratch<double, struct SumsBelow>(picks)),
           index(indices[b][r].data()) {
         const T* const s = logits[b][r].data();
         const bool* const real = mask ? mask[b].data() : nullptr;
@@ -78,7 +78,7 @@ void cumulative_softmax_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, To
             if (sum >= cumulative_softmax_floor) all -= g * e / (sum * sum);
             return e / temperature * (g / std::max(sum, cumulative_softmax_floor) + all);
         };
-        double* const of_picks = cpu::thread_scratch<double, 10>(row.picks);
+        double* const of_picks = cpu::thread_scratch<double, struct PickGradients>(row.picks);
         for (Index i = 0; i < row.picks; ++i)
             of_picks[i] = pick_gradient(i, static_cast<double>(row.exponential[row.index[i]]));
         for (Index i = 0; i < row.length; ++i)

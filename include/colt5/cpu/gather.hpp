@@ -6,6 +6,7 @@
 
 #include <colt5/cpu/linear.hpp>
 #include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/scratch.hpp>
 #include <colt5/op/gather.hpp>
 
 namespace colt5 {
@@ -46,7 +47,7 @@ namespace cpu {
 template <typename Body>
 void for_each_mean_weight(VectorView<const TokenIndex> indices, Body&& body) {
     const Index picks = indices.size();
-    TokenIndex* const sorted = thread_scratch<TokenIndex, 5>(picks);
+    TokenIndex* const sorted = thread_scratch<TokenIndex, struct SortedPicks>(picks);
     std::copy_n(indices.data(), picks, sorted);
     std::sort(sorted, sorted + picks);
     for (Index i = 0; i < picks; ++i) {

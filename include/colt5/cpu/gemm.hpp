@@ -2,26 +2,12 @@
 #pragma once
 
 #include <Eigen/Core>
-#include <cstddef>
-#include <vector>
-
 #include <colt5/core/error.hpp>
+#include <colt5/cpu/scratch.hpp>
 
 namespace colt5::cpu {
 
 enum class Op { none, transpose };
-
-/// Memory of one thread that grows once and is never given back: packing buffers and tiles of the kernels.
-/// `slot` tells apart buffers that are in use at the same time.
-template <typename T, int slot>
-T* thread_scratch(Index count) {
-    constexpr std::size_t alignment = 64;
-    thread_local std::vector<std::byte> bytes;
-    const std::size_t needed = static_cast<std::size_t>(count) * sizeof(T) + alignment;
-    if (bytes.size() < needed) bytes.resize(needed);
-    const auto address = reinterpret_cast<std::uintptr_t>(bytes.data());
-    return reinterpret_cast<T*>(bytes.data() + (alignment - address % alignment) % alignment);
-}
 
 /// c += alpha · op_a(a) · op_b(b) on row-major panels, on the calling thread:
 /// op_a(a) is (m, k), op_b(b) is (k, n), c is (m, n); `lda`, `ldb`, `ldc` are the distances between stored rows.
@@ -45,8 +31,8 @@ template <Op op_a, Op op_b, typename T>
             this->m_kc = depth;
             computeProductBlockingSizes<T, T>(this->m_kc, this->m_mc, this->m_nc, Index{1});
             const Index left = this->m_kc * this->m_mc, right = this->m_kc * this->m_nc;
-            this->m_blockA = thread_scratch<T, 0>(left);
-            this->m_blockB = thread_scratch<T, 1>(right);
+            this->m_blockA = thread_scratch<T, struct LeftPack>(left);
+            this->m_blockB = thread_scratch<T, struct RightPack>(right);
         }
     } blocking(n, m, k);
     general_matrix_matrix_product<Index, T, left_order, false, T, right_order, false, Eigen::ColMajor, 1>::run(

@@ -5,6 +5,7 @@
 
 #include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/scratch.hpp>
 #include <colt5/op/linear.hpp>
 
 namespace colt5 {
@@ -38,7 +39,7 @@ void accumulate_weight_gradient(const Cpu& policy, MatrixView<T> d_weight, Vecto
                                           d_weight[r * out + first].data(), in);
             if (!d_bias) continue;
             constexpr Index chunk = 256;  // partial sums keep rounding small over long sequences
-            T* const sum = thread_scratch<T, 2>(block);
+            T* const sum = thread_scratch<T, struct BiasSums>(block);
             for (Index row = 0; row < length; row += chunk) {
                 std::fill_n(sum, count, T(0));
                 for (Index i = row; i < std::min(length, row + chunk); ++i)

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <limits>
 
-#include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/op/sinkhorn.hpp>
 
@@ -154,7 +154,7 @@ void sinkhorn_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensVi
         }
         const T *const last_u = u[steps - 1].data(), *const last_v = v[steps - 1].data();
         parallel_for(policy, slots, [&](Index i) {
-            T* const p = cpu::thread_scratch<T, 7>(length);
+            T* const p = cpu::thread_scratch<T, struct Transport>(length);
             cpu::for_each_batch<T>(length, [&](Index j, Index width) {
                 const cpu::Batch<T> shift = cpu::Batch<T>(last_u[i]) + cpu::load(last_v + j, width);
                 cpu::store(p + j, cpu::exp(row.z(i, j, width) - shift), width);

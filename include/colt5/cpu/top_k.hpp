@@ -5,8 +5,8 @@
 #include <bit>
 #include <cstdint>
 
-#include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/scratch.hpp>
 #include <colt5/op/top_k.hpp>
 
 namespace colt5 {
@@ -58,7 +58,7 @@ void top_k_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensView<
     const Index k = indices.extent(2);
     parallel_for(policy, batch * routes, [&](Index row) {
         const Index b = row / routes, r = row % routes;
-        auto* const keys = cpu::thread_scratch<typename Key::type, 6>(length);
+        auto* const keys = cpu::thread_scratch<typename Key::type, struct RankKeys>(length);
         for (Index i = 0; i < length; ++i) keys[i] = Key::make(logits(b, r, i), !mask || mask(b, i), i);
         if (k < length) std::nth_element(keys, keys + k, keys + length);
         std::sort(keys, keys + k);
