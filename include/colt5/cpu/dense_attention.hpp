@@ -47,7 +47,7 @@ void dense_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
                             TokensView<T> log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
                             TokensView<const T> value_scale) {
-    const auto [batch, length, heads, dim] = q.shape();
+    const Index batch = q.extent(0), length = q.extent(1), heads = q.extent(2), dim = q.extent(3);
     const Index tiles = cpu::divide_up(length, cpu::query_tile);
     parallel_for(policy, batch * heads * tiles, [&](Index task) {
         const Index b = task / (heads * tiles), h = task / tiles % heads, first = task % tiles * cpu::query_tile;
@@ -65,7 +65,7 @@ void dense_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
                                 View<const T, dynamic, dynamic, dynamic, dynamic> q,
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
                                 TokensView<const T> value_scale) {
-    const auto [batch, length, heads, dim] = q.shape();
+    const Index batch = q.extent(0), length = q.extent(1), heads = q.extent(2), dim = q.extent(3);
     const Index keys = kv.extent(2), per_route = kv.extent(3);
     std::fill_n(d_kv.data(), d_kv.size(), T(0));
     Tensor<T, Cpu, dynamic, dynamic, dynamic> d_scale_of_head(policy, {batch, heads, value_scale ? keys : 0});

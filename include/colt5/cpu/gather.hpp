@@ -71,7 +71,7 @@ void scatter_mean_weights_kernel(const Cpu& policy, TokensView<T> rows, MatrixVi
 template <typename T>
 void scatter_kernel(const Cpu& policy, Scatter how, TokensView<T> out, TokensView<const T> rows,
                     MatrixView<const TokenIndex> indices) {
-    const auto [batch, picks, dim] = rows.shape();
+    const Index batch = rows.extent(0), picks = rows.extent(1), dim = rows.extent(2);
     cpu::check_indices(indices, out.extent(1));
     constexpr Index columns = 128;  // tasks share out columns: rows that meet in one place stay in one task
     const Index blocks = cpu::divide_up(dim, columns);

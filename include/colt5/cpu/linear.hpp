@@ -29,7 +29,7 @@ template <typename T>
 void accumulate_weight_gradient(const Cpu& policy, MatrixView<T> d_weight, VectorView<T> d_bias,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> d_y,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> x) {
-    const auto [batch, routes, length, in] = x.shape();
+    const Index batch = x.extent(0), routes = x.extent(1), length = x.extent(2), in = x.extent(3);
     const Index out = d_y.extent(3), block = out >= 1024 ? 256 : 64, blocks = divide_up(out, block);
     parallel_for(policy, routes * blocks, [&](Index task) {
         const Index r = task / blocks, first = task % blocks * block, count = std::min(block, out - first);
@@ -56,7 +56,7 @@ template <typename T>
 void linear_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> y,
                    View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight,
                    VectorView<const T> bias) {
-    const auto [batch, routes, length, in] = x.shape();
+    const Index batch = x.extent(0), routes = x.extent(1), length = x.extent(2), in = x.extent(3);
     const Index out = y.extent(3), panel = cpu::panel_rows(length), panels = cpu::divide_up(length, panel);
     parallel_for(policy, batch * routes * panels, [&](Index task) {
         const Index r = task / panels % routes, first = task % panels * panel, count = std::min(panel, length - first);
@@ -77,7 +77,7 @@ template <typename T>
 void linear_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_x, MatrixView<T> d_weight,
                        VectorView<T> d_bias, View<const T, dynamic, dynamic, dynamic, dynamic> d_y,
                        View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight) {
-    const auto [batch, routes, length, in] = x.shape();
+    const Index batch = x.extent(0), routes = x.extent(1), length = x.extent(2), in = x.extent(3);
     const Index out = d_y.extent(3), panel = cpu::panel_rows(length), panels = cpu::divide_up(length, panel);
     parallel_for(policy, batch * routes * panels, [&](Index task) {
         const Index sequence = task / panels, r = sequence % routes;

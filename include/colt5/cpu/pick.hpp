@@ -11,7 +11,7 @@ namespace colt5 {
 template <typename T>
 void pick_scores_kernel(const Cpu&, TokensView<T> out, TokensView<const T> scores, TokensView<const TokenIndex> indices,
                         Mask mask) {
-    const auto [batch, routes, picks] = indices.shape();
+    const Index batch = indices.extent(0), routes = indices.extent(1), picks = indices.extent(2);
     for (Index b = 0; b < batch; ++b)
         for (Index r = 0; r < routes; ++r)
             for (Index i = 0; i < picks; ++i) {
@@ -23,7 +23,7 @@ void pick_scores_kernel(const Cpu&, TokensView<T> out, TokensView<const T> score
 template <typename T>
 void place_scores_kernel(const Cpu&, TokensView<T> d_scores, TokensView<const T> d_picked,
                          TokensView<const TokenIndex> indices, Mask mask) {
-    const auto [batch, routes, picks] = indices.shape();
+    const Index batch = indices.extent(0), routes = indices.extent(1), picks = indices.extent(2);
     std::fill_n(d_scores.data(), d_scores.size(), T(0));
     for (Index b = 0; b < batch; ++b)
         for (Index r = 0; r < routes; ++r)

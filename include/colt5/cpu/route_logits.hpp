@@ -11,7 +11,7 @@ namespace colt5 {
 template <typename T>
 void route_logits_kernel(const Cpu& policy, TokensView<T> logits, TokensView<const T> x, MatrixView<const T> token,
                          T scale) {
-    const auto [batch, routes, length] = logits.shape();
+    const Index batch = logits.extent(0), routes = logits.extent(1), length = logits.extent(2);
     cpu::for_each_row_chunk(policy, batch * length, [&](Index, Index begin, Index end) {
         for (Index row = begin; row < end; ++row)
             for (Index r = 0; r < routes; ++r)
@@ -25,7 +25,7 @@ void route_logits_vjp_kernel(const Cpu& policy, TokensView<T> d_x, MatrixView<T>
                              TokensView<const T> x, MatrixView<const T> token, T scale) {
     using cpu::load, cpu::store;
     using Batch = cpu::Batch<T>;
-    const auto [batch, routes, length] = d_logits.shape();
+    const Index batch = d_logits.extent(0), routes = d_logits.extent(1), length = d_logits.extent(2);
     const Index d = x.extent(2);
     cpu::PartialSums<T> sums(policy, batch * length, routes * d);
     cpu::for_each_row_chunk(policy, batch * length, [&](Index chunk, Index begin, Index end) {

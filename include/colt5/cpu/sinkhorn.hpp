@@ -14,7 +14,7 @@ namespace colt5 {
 
 template <typename T>
 void gumbel_noise_kernel(const Cpu& policy, TokensView<T> noise, Random random) {
-    const auto [rows, slots, length] = noise.shape();
+    const Index rows = noise.extent(0), slots = noise.extent(1), length = noise.extent(2);
     parallel_for(policy, rows * slots, [&](Index task) {
         const Index row = task / slots, slot = task % slots;
         for (Index j = 0; j < length; ++j)
@@ -135,7 +135,7 @@ void sinkhorn_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensVi
                      View<T, dynamic, dynamic, dynamic, dynamic> slot_potential,
                      View<T, dynamic, dynamic, dynamic, dynamic> token_potential, TokensView<const T> logits,
                      TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn) {
-    const auto [batch, routes, length] = logits.shape();
+    const Index batch = logits.extent(0), routes = logits.extent(1), length = logits.extent(2);
     const Index slots = indices.extent(2), steps = sinkhorn.n_iters;
     for (Index task = 0; task < batch * routes; ++task) {
         const Index b = task / routes, r = task % routes;
@@ -176,7 +176,7 @@ void sinkhorn_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, TokensView<c
                          View<const T, dynamic, dynamic, dynamic, dynamic> slot_potential,
                          View<const T, dynamic, dynamic, dynamic, dynamic> token_potential, TokensView<const T> logits,
                          TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn) {
-    const auto [batch, routes, length] = logits.shape();
+    const Index batch = logits.extent(0), routes = logits.extent(1), length = logits.extent(2);
     const Index slots = indices.extent(2);
     VectorTensor<T, Cpu> d_u(policy, {slots}), d_v(policy, {length}), d_v_before(policy, {length});
     for (Index task = 0; task < batch * routes; ++task) {

@@ -54,7 +54,7 @@ struct RankKey<double> {
 template <typename T>
 void top_k_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensView<const T> logits, Mask mask) {
     using Key = cpu::RankKey<T>;
-    const auto [batch, routes, length] = logits.shape();
+    const Index batch = logits.extent(0), routes = logits.extent(1), length = logits.extent(2);
     const Index k = indices.extent(2);
     parallel_for(policy, batch * routes, [&](Index row) {
         const Index b = row / routes, r = row % routes;
