@@ -1,10 +1,24 @@
 // SPDX-License-Identifier: MIT
 // A program that knows nothing but the installed library.
-#include <colt5/core/tensor.hpp>
+#include <colt5/colt5.hpp>
 #include <cstdio>
 
+constexpr colt5::TransformerBlockConfig config{.dim = 16,
+                                               .num_heavy_attn_tokens_q = 4,
+                                               .num_heavy_attn_tokens_kv = 4,
+                                               .num_heavy_ff_tokens = 4,
+                                               .light_dim_head = 8,
+                                               .light_heads = 2,
+                                               .light_window_size = 4,
+                                               .heavy_dim_head = 8,
+                                               .heavy_heads = 2};
+
 int main() {
-    colt5::TokensTensor<float, colt5::Cpu> tokens(colt5::Cpu{1}, {2, 8, 4});
-    std::printf("%td values\n", tokens.size());
-    return tokens.size() == 64 ? 0 : 1;
+    const colt5::Cpu policy;
+    const colt5::ConditionalRoutedTransformerBlock<config, float, colt5::Cpu> block{policy, colt5::Seed{0}};
+    colt5::TokensTensor<float, colt5::Cpu> tokens(policy, {2, 32, 16});
+    colt5::fill_normal(policy, tokens, colt5::Random(colt5::Seed{1}, 0));
+    const auto out = block(tokens);
+    std::printf("%td values\n", out.size());
+    return out.size() == tokens.size() ? 0 : 1;
 }

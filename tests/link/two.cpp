@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include <colt5/core/random.hpp>
+#include "values.hpp"
 
-colt5::Index size_in_two();
-
-colt5::Index size_in_two() { return colt5::VectorTensor<float, colt5::Cpu>(colt5::Cpu{1}, {3}).size(); }
+std::vector<float> values_in_two() {
+    const colt5::Cpu policy{1};
+    const colt5::ConditionalRoutedFeedForward<config, float, colt5::Cpu> feed_forward{policy, colt5::Seed{0}};
+    colt5::TokensTensor<float, colt5::Cpu> tokens(policy, {1, 4, 8});
+    colt5::fill(policy, tokens, 0.5);
+    return colt5::to_host(policy, feed_forward(tokens));
+}
