@@ -24,13 +24,14 @@ TEST_CASE("eigen_matrix: a row-major map with the leading axes merged") {
 }
 
 TEST_CASE("eigen_vector: all elements in row-major order") {
-    std::vector<float> values{1, 2, 3, 4, 5, 6};
-    auto vector = eigen_vector(MatrixView<float>(values.data(), {2, 3}));
+    MatrixTensor<float, Cpu> tensor(Cpu(1), {2, 3});
+    for (Index i = 0; i < 6; ++i) tensor.data()[i] = static_cast<float>(i + 1);
+    auto vector = eigen_vector(tensor.view());
     CHECK(vector.cols() == 1);
     CHECK(vector.size() == 6);
     CHECK(vector(4) == 5.0f);
     vector *= 2;
-    CHECK(values[5] == 12.0f);
+    CHECK(tensor.view()(1, 2) == 12.0f);
 }
 
 TEST_CASE("tensors take Eigen expressions: matrices, arrays, products, diagonals") {
