@@ -188,10 +188,12 @@ void coordinate_descent_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, Ma
         T* const ds = d_logits[b][r].data();
         const auto steps = static_cast<int>(saturated.extent(2));
         double k_gradient = 0;
-        const Batch last(tau[steps]), inverse_eps(static_cast<T>(1 / descent.step_eps(steps + 1))), zero(T(0));
+        const Batch last(tau[steps]), inverse_eps(static_cast<T>(1 / descent.step_eps(steps + 1)));
+        const Batch none(-row.infinity), zero(T(0));
         const auto below = [&](Index j, Index width) {  // ĝ
             const Batch s = load(row.logit + j, width);
-            return xsimd::select(s <= last, load(g + j, width) * load(y + j, width) * inverse_eps, zero);
+            const Batch gradient = load(g + j, width) * load(y + j, width) * inverse_eps;
+            return xsimd::select(s <= last && s > none, gradient, zero);
         };
         double alpha = cpu::sum_over_row<T>(row.length, below);
 

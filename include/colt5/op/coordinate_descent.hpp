@@ -35,14 +35,15 @@ enum class DescentStart {
 ///
 ///     Z = Σ_i exp(min(s_i, τ_{t−1}) / ε_t),   τ_t = ε_t (log Z − log k)
 ///
-/// and the scores are exp(min(s − τ_T, 0) / ε_{T+1}); masked tokens score 0, as does everything when n_v = 0.
+/// and the scores are exp(min(s − τ_T, 0) / ε_{T+1}); masked tokens score 0, as do logits of −∞, and everything
+/// when n_v = 0.
 struct CoordinateDescent {
     int n_iters = 50;
     double eps = 1;        ///< smallest and last ε
     double eps_init = 0;   ///< first ε; `eps` when smaller than it
     double eps_decay = 1;  ///< ε_{t+1} = max(ε_t · eps_decay, eps)
     DescentStart start = DescentStart::zero;
-    /// Takes k to be at most the number of real tokens of the row.
+    /// Takes k to be at most the number of real tokens of the row; where that is less than k, dk is 0.
     bool limit_k = false;
     /// Instead of n_iters steps, solves Σ scores = k for τ and differentiates the solution implicitly. A fixed number
     /// of steps leaves τ unconverged, and the router without a gradient, when the logits spread widely (deviation ≫ ε).
@@ -103,7 +104,9 @@ template <Policy P, typename Logit, Viewable D, Viewable L>
 auto coordinate_descent_vjp(const P& policy, const CoordinateDescent& descent, double k,
                             const CoordinateDescentPass<Logit, P>& pass, const D& d_scores, const L& logits,
                             Mask mask) {
+    expect_shape("logits", logits.shape(), pass.scores.shape());
     expect_shape("d_scores", d_scores.shape(), logits.shape());
+    if (mask) expect_shape("mask", mask.shape(), {logits.extent(0), logits.extent(2)});
     CoordinateDescentGradients<Logit, P> d{{policy, logits.shape()}, {policy, {logits.extent(0), logits.extent(1)}}};
     coordinate_descent_vjp_kernel(policy, d.d_logits.view(), d.d_k.view(), d_scores.const_view(),
                                   pass.scores.const_view(), pass.threshold.const_view(), pass.saturated.const_view(),
