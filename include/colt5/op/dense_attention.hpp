@@ -73,6 +73,7 @@ template <Policy P, typename Scalar, Viewable Out, Viewable Q, Viewable KV>
 auto dense_attention_vjp(const P& policy, const DenseAttentionPass<Scalar, P>& pass, const Out& d_out, const Q& q,
                          const KV& kv, KeyMask mask, TokensView<const accumulate_t<Scalar>> value_scale) {
     detail::check_dense_attention(q, kv, mask, value_scale);
+    expect_shape("q", q.shape(), pass.out.shape());
     expect_shape("d_out", d_out.shape(), pass.out.shape());
     DenseAttentionGradients<Scalar, P> d{{policy, q.shape()}, {policy, kv.shape()}, {}};
     if (value_scale) d.d_value_scale = {policy, value_scale.shape()};

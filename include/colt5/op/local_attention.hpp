@@ -87,6 +87,8 @@ template <Policy P, typename Scalar, Viewable QKV, Viewable Out>
 auto local_attention_vjp(const P& policy, const LocalAttention& attention, const LocalAttentionPass<Scalar, P>& pass,
                          const Out& d_out, const QKV& qkv, Mask mask) {
     detail::check_local_attention(attention, qkv, mask);
+    const auto [batch, length, heads, dim_head] = pass.out.shape();
+    expect_shape("qkv", qkv.shape(), {batch, length, 3, heads, dim_head});
     expect_shape("d_out", d_out.shape(), pass.out.shape());
     Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv(policy, qkv.shape());
     local_attention_vjp_kernel(policy, d_qkv.view(), d_out.const_view(), pass.out.const_view(),

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: MIT
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include <colt5/cpu/local_attention.hpp>
+
+#include "support/tensors.hpp"
+
+using namespace colt5;
+using namespace support;
+
+namespace {
+
+template <typename T>
+struct Case {
+    /// Ragged masks: the last sequence ends early, and tokens are missing at random.
+    Case(const Cpu& policy, Index batch, Index length, Index heads, Index dim_head, bool masked)
+        : qkv(normal<T>(policy, std::array{batch, length, Index{3}, heads, dim_head}, 20)),
+          d_out(normal<T>(policy, std::array{batch, length, heads, dim_head}, 21)) {
+        if (!masked) return;
+        mask_tensor = random_mask(policy, std::array{batch, length}, 22);
+        for (Index i = length - length / 3; i < length; ++i) mask_tensor.view()(batch - 1, i) = false;
+        mask = mask_tensor;
+    }
+    HostTensor<T, 5> qkv;
+    HostTensor<T, 4> d_out;
+    MatrixTensor<bool, Cpu> mask_tensor;
+    Mask mask;
+};
+
+/// What one head of one sequence computes: scores of every pair, and the mean that window_mean gives to row i, summed
+/// slot by slot over the three windows, as the reference's padded tensors would.
+HostTensor<double, 4> naive(const Cpu& policy, const LocalAttention& attention, const Case<double>& c) {
+    auto out = filled<double>(policy, c.d_out.shape(), 0);
+    const auto [batch, length, heads, dim] = out.shape();
+    const Index reach = attention.reach;
+    for (Index b = 0; b < batch; ++b)
+        for (Index h = 0; h < heads; ++h)
+            for (Index i = 0; i < length; ++i) {
+                double largest = -1e300, sum = 0;
+                std::vector<double> score(static_cast<std::size_t>(length), -1e300);
+                for (Index j = std::max(Index{0}, i - reach); j <= std::min(length - 1, i + reach); ++j) {
+                    if (c.mask && !c.mask(b, j)) continue;
+                    double& s = score[static_cast<std::size_t>(j)] = 0;
+                    for (Index e = 0; e < dim; ++e) s += c.qkv.view()(b, i, 0, h, e) * c.qkv.view()(b, j, 1, h, e);
+                    s /= std::sqrt(static_cast<double>(dim));
+                    largest = std::max(largest, s);
+                }
+                if (largest > -1e300) {
+                    for (const double s : score) sum += s > -1e300 ? std::exp(s - largest) : 0;
+                    for (Index j = 0; j < length; ++j) {
+                        const double s = score[static_cast<std::size_t>(j)];
+                        if (s == -1e300) continue;
+                        for (Index e = 0; e < dim; ++e)
+                            out.view()(b, i, h, e) += std::exp(s - largest) / sum * c.qkv.view()(b, j, 2, h, e);
+                    }
+                } else if (attention.masked_rows == MaskedRows::window_mean) {
+                    const Index windows = (length + reach - 1) / reach;
+                    for (Index window = i / reach - 1; window <= i / reach + 1; ++window)
+                        for (Index j = window * reach; j < (window + 1) * reach; ++j)
+                            for (Index e = 0; e < dim; ++e) {
+                                const bool beyond = window < 0 || window >= windows;
+                                const double v = beyond ? -1 : j < length ? c.qkv.view()(b, j, 2, h, e) : 0;
+                                out.view()(b, i, h, e) += v / static_cast<double>(3 * reach);
+                            }
+                }
+            }
+    return out;
+}
+
+struct Problem {
+    Index batch, length, heads, dim_head, reach;
+};
+// Lengths around the tiles of 64 queries; reaches below, at and above the length, and so wide that a tile of queries
+// sees more than one block of 256 keys; segments of the backward pass (1024 queries) of both colours.
+constexpr Problem problems[] = {{1, 1, 1, 1, 1},    {2, 5, 2, 3, 1},     {2, 7, 1, 4, 7},   {1, 9, 1, 5, 100},
+                                {2, 64, 1, 8, 3},   {1, 65, 2, 16, 64},  {2, 63, 1, 7, 20}, {1, 130, 1, 4, 13},
+                                {1, 400, 2, 3, 99}, {1, 700, 1, 2, 150}, {2, 0, 1, 4, 3},   {0, 5, 1, 4, 3}};
+
+std::string describe(const Problem& p) {
+    return shape_string(std::array{p.batch, p.length, p.heads, p.dim_head}) + " reach " + std::to_string(p.reach);
+}
+
+constexpr std::array modes{MaskedRows::zero, MaskedRows::window_mean};
+
+}  // namespace
+
+TEST_CASE("local_attention: agrees with a loop over all pairs, in double and float") {
+    const Cpu policy(2);
+    for (const Problem& p : problems)
+        for (const bool masked : {false, true})
+            for (const MaskedRows masked_rows : modes) {
+                CAPTURE(describe(p));
+                CAPTURE(masked);
+                CAPTURE(static_cast<int>(masked_rows));
+                if (masked && p.batch == 0) continue;
+                const LocalAttention attention{p.reach, masked_rows};
+                const Case<double> c(policy, p.batch, p.length, p.heads, p.dim_head, masked);
+                const Case<float> f(policy, p.batch, p.length, p.heads, p.dim_head, masked);
+                const auto expected = naive(policy, attention, c);
+                const auto pass = local_attention_forward(policy, attention, c.qkv, c.mask);
+                CHECK(relative_error(pass.out, expected) <= 1e-13);
+                CHECK(same_bits(local_attention(policy, attention, c.qkv, c.mask), pass.out));
+                CHECK(relative_error(local_attention(policy, attention, f.qkv, f.mask), expected) <= 2e-6);
+            }
+}
+
+TEST_CASE("local_attention: every reach from 1 to 100") {
+    const Cpu policy(2);
+    const Case<double> c(policy, 1, 97, 1, 3, true);
+    for (Index reach = 1; reach <= 100; ++reach)
+        for (const MaskedRows masked_rows : modes) {
+            CAPTURE(reach);
+            const LocalAttention attention{reach, masked_rows};
+            CHECK(relative_error(local_attention(policy, attention, c.qkv, c.mask), naive(policy, attention, c)) <=
+                  1e-13);
+        }
+}
+
+TEST_CASE("local_attention: the log-sum-exp of each row, -infinity where no key is visible") {
+    const Cpu policy(1);
+    const Case<double> c(policy, 1, 70, 1, 2, true);
+    const auto pass = local_attention_forward(policy, LocalAttention{2}, c.qkv, c.mask);
+    int without_key = 0;
+    for (Index i = 0; i < 70; ++i) {
+        double sum = 0;
+        for (Index j = std::max(Index{0}, i - 2); j <= std::min(Index{69}, i + 2); ++j)
+            if (c.mask(0, j)) {
+                const auto q = c.qkv.view()[0][i], k = c.qkv.view()[0][j];
+                sum += std::exp((q(0, 0, 0) * k(1, 0, 0) + q(0, 0, 1) * k(1, 0, 1)) / std::sqrt(2.0));
+            }
+        const double log_sum_exp = pass.log_sum_exp.view()(0, 0, i);
+        if (sum > 0)
+            CHECK(log_sum_exp == doctest::Approx(std::log(sum)).epsilon(1e-12));
+        else
+            CHECK(log_sum_exp == -std::numeric_limits<double>::infinity());
+        without_key += sum > 0 ? 0 : 1;
+    }
+    CHECK(without_key > 10);
+}
+
+TEST_CASE("local_attention: the gradient is that of finite differences") {
+    const Cpu policy(2);
+    for (const Problem& p : problems)
+        for (const bool masked : {false, true})
+            for (const MaskedRows masked_rows : modes) {
+                CAPTURE(describe(p));
+                CAPTURE(masked);
+                CAPTURE(static_cast<int>(masked_rows));
+                if (masked && p.batch == 0) continue;
+                const LocalAttention attention{p.reach, masked_rows};
+                Case<double> c(policy, p.batch, p.length, p.heads, p.dim_head, masked);
+                const auto pass = local_attention_forward(policy, attention, c.qkv, c.mask);
+                const auto d_qkv = local_attention_vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
+                const auto loss = [&] { return inner(c.d_out, local_attention(policy, attention, c.qkv, c.mask)); };
+                if (c.qkv.size() < 300)
+                    CHECK(relative_error(d_qkv, finite_differences(policy, c.qkv, loss)) <= 1e-7);
+                else
+                    CHECK(directional_error(policy, c.qkv, d_qkv, loss) <= 1e-7);
+
+                const Case<float> f(policy, p.batch, p.length, p.heads, p.dim_head, masked);
+                const auto pass_f = local_attention_forward(policy, attention, f.qkv, f.mask);
+                CHECK(relative_error(local_attention_vjp(policy, attention, pass_f, f.d_out, f.qkv, f.mask), d_qkv) <=
+                      4e-6);
+            }
+}
+
+TEST_CASE("local_attention: the gradient over several segments of both colours") {
+    const Cpu policy(2);
+    for (const auto& [length, reach] : {std::array<Index, 2>{1024, 5}, {1025, 64}, {3333, 30}, {5000, 300}})
+        for (const MaskedRows masked_rows : modes) {
+            CAPTURE(length);
+            const LocalAttention attention{reach, masked_rows};
+            Case<double> c(policy, 1, length, 1, 2, true);
+            // Padding across the border of two segments: window_mean reaches further back than attention does.
+            for (Index i = 950; i < std::min(length, Index{1100}); ++i) c.mask_tensor.view()(0, i) = false;
+            const auto pass = local_attention_forward(policy, attention, c.qkv, c.mask);
+            const auto d_qkv = local_attention_vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
+            const auto loss = [&] { return inner(c.d_out, local_attention(policy, attention, c.qkv, c.mask)); };
+            CHECK(directional_error(policy, c.qkv, d_qkv, loss) <= 1e-7);
+        }
+}
+
+TEST_CASE("local_attention: rows that see no key are zeros without a gradient") {
+    const Cpu policy(1);
+    for (const Index reach : {1, 70}) {
+        Case<double> c(policy, 2, 150, 2, 3, true);
+        std::fill_n(c.mask_tensor.data(), 150, false);  // the first sequence is padding only
+        const LocalAttention attention{reach};
+        const auto pass = local_attention_forward(policy, attention, c.qkv, c.mask);
+        const auto d_qkv = local_attention_vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
+        for (const double y : to_host(policy, sequence(pass.out, 0))) CHECK(y == 0);
+        for (const double d : to_host(policy, sequence(d_qkv, 0))) CHECK(d == 0);
+        for (Index j = 0; j < 150; ++j) {
+            if (c.mask(1, j)) continue;
+            for (const Index part : {1, 2})  // keys and values of padding
+                for (Index h = 0; h < 2; ++h)
+                    for (Index e = 0; e < 3; ++e) CHECK(d_qkv.view()(1, j, part, h, e) == 0);
+        }
+    }
+}
+
+TEST_CASE_TEMPLATE("local_attention: what padding holds changes no bit of a real token", T, float, double) {
+    const Cpu policy(2);
+    for (const Index reach : {1, 9, 64, 300})
+        for (const MaskedRows masked_rows : modes) {
+            const LocalAttention attention{reach, masked_rows};
+            Case<T> c(policy, 2, 333, 2, 5, true);
+            const auto d_padding_is_zero = [&] {  // padding's own outputs count for nothing
+                for (Index b = 0; b < 2; ++b)
+                    for (Index i = 0; i < 333; ++i)
+                        if (!c.mask(b, i)) std::fill_n(c.d_out.view()[b][i].data(), 10, T(0));
+            };
+            d_padding_is_zero();
+            const auto pass = local_attention_forward(policy, attention, c.qkv, c.mask);
+            const auto d_qkv = local_attention_vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
+            const auto noise = normal<T>(policy, c.qkv.shape(), 99, 1e4);
+            for (Index b = 0; b < 2; ++b)
+                for (Index i = 0; i < 333; ++i)
+                    if (!c.mask(b, i)) std::copy_n(noise.view()[b][i].data(), 30, c.qkv.view()[b][i].data());
+            const auto noisy = local_attention_forward(policy, attention, c.qkv, c.mask);
+            const auto noisy_d = local_attention_vjp(policy, attention, noisy, c.d_out, c.qkv, c.mask);
+            for (Index b = 0; b < 2; ++b)
+                for (Index i = 0; i < 333; ++i) {
+                    if (!c.mask(b, i)) continue;
+                    CHECK(same_bits(noisy.out.view()[b][i], pass.out.view()[b][i]));
+                    CHECK(same_bits(noisy_d.view()[b][i], d_qkv.view()[b][i]));
+                }
+        }
+}
+
+TEST_CASE("local_attention: large logits do not overflow") {
+    const Cpu policy(1);
+    auto qkv = normal<float>(policy, std::array<Index, 5>{1, 300, 3, 1, 4}, 0, 300);  // logits of some 1e5
+    const auto pass = local_attention_forward(policy, LocalAttention{200}, qkv, {});
+    const auto d_qkv = local_attention_vjp(policy, LocalAttention{200}, pass, pass.out, qkv, {});
+    CHECK(std::isfinite(inner(pass.out, pass.out)));
+    CHECK(std::isfinite(inner(d_qkv, d_qkv)));
+    CHECK(std::isfinite(inner(pass.log_sum_exp, pass.log_sum_exp)));
+}
+
+TEST_CASE("local_attention: the same bits with 1 and 2 threads, run to run, and for each sequence alone") {
+    const Cpu one(1), two(2);
+    for (const auto& [length, reach] : {std::array<Index, 2>{333, 70}, {2500, 17}})
+        for (const MaskedRows masked_rows : modes) {
+            const LocalAttention attention{reach, masked_rows};
+            const Case<float> c(one, 2, length, 3, 5, true);
+            const auto pass = local_attention_forward(one, attention, c.qkv, c.mask);
+            const auto d_qkv = local_attention_vjp(one, attention, pass, c.d_out, c.qkv, c.mask);
+            for (int run = 0; run < 2; ++run) {
+                const auto pass2 = local_attention_forward(two, attention, c.qkv, c.mask);
+                CHECK(same_bits(pass2.out, pass.out));
+                CHECK(same_bits(pass2.log_sum_exp, pass.log_sum_exp));
+                CHECK(same_bits(local_attention_vjp(two, attention, pass2, c.d_out, c.qkv, c.mask), d_qkv));
+            }
+            for (Index b = 0; b < 2; ++b) {
+                const auto qkv = sequence(c.qkv, b);
+                const auto mask = sequence(c.mask, b);
+                const auto alone = local_attention_forward(two, attention, qkv, mask);
+                CHECK(same_bits(alone.out, sequence(pass.out, b)));
+                CHECK(same_bits(local_attention_vjp(two, attention, alone, sequence(c.d_out, b), qkv, mask),
+                                sequence(d_qkv, b)));
+            }
+        }
+}
+
+TEST_CASE("local_attention: errors name the argument and both shapes") {
+    const Cpu policy(1);
+    const Case<float> c(policy, 2, 5, 2, 4, false);
+    const auto mask = random_mask(policy, std::array<Index, 2>{2, 4}, 0);
+    const auto two_parts = normal<float>(policy, std::array<Index, 5>{2, 5, 2, 2, 4}, 0);
+    const auto wide = normal<float>(policy, std::array<Index, 4>{2, 5, 2, 5}, 0);
+    CHECK_THROWS_WITH_AS(local_attention(policy, LocalAttention{0}, c.qkv, {}), "colt5: `reach` must be >= 1, but is 0",
+                         ValueError);
+    CHECK_THROWS_WITH_AS(local_attention(policy, LocalAttention{3}, two_parts, {}),
+                         "colt5: `qkv` must have shape (any, any, 3, any, any), but has (2, 5, 2, 2, 4)", ShapeError);
+    CHECK_THROWS_WITH_AS(local_attention_forward(policy, LocalAttention{3}, c.qkv, Mask(mask)),
+                         "colt5: `mask` must have shape (2, 5), but has (2, 4)", ShapeError);
+    const auto pass = local_attention_forward(policy, LocalAttention{3}, c.qkv, {});
+    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, LocalAttention{3}, pass, wide, c.qkv, {}),
+                         "colt5: `d_out` must have shape (2, 5, 2, 4), but has (2, 5, 2, 5)", ShapeError);
+    const Case<float> longer(policy, 2, 6, 2, 4, false);
+    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, LocalAttention{3}, pass, c.d_out, longer.qkv, {}),
+                         "colt5: `qkv` must have shape (2, 5, 3, 2, 4), but has (2, 6, 3, 2, 4)", ShapeError);
+}
