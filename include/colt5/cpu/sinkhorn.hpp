@@ -39,12 +39,16 @@ public:
         const bool* const real = mask ? mask[row / logits.extent(1)].data() : nullptr;
         for (Index j = 0; j < length_; ++j) {
             const bool is_real = real == nullptr || real[j];
-            any_real_ = any_real_ || is_real;
+            real_ += is_real ? 1 : 0;
             const T clamped = is_real ? std::max(s[j], static_cast<T>(sinkhorn_floor)) : static_cast<T>(sinkhorn_floor);
             log_logit_.data()[j] = is_real || sinkhorn.masked_tokens_take_part ? std::log(clamped) : -infinity;
         }
     }
-    bool any_real() const { return any_real_; }
+    /// Slots that choose among the real tokens; the others are left over.
+    Index slots(Index all, const Sinkhorn& sinkhorn) const {
+        if (real_ == 0) return 0;
+        return sinkhorn.masked_tokens_take_part ? all : std::min(all, real_);
+    }
 
     Batch<T> z(Index slot, Index j, Index width) const {
         Batch<T> value = load(log_logit_.data() + j, width);
@@ -125,7 +129,7 @@ private:
     VectorTensor<T, Cpu> log_logit_;
     const T* noise_;
     T inverse_temperature_;
-    bool any_real_ = false;
+    Index real_ = 0;
 };
 
 }  // namespace cpu
@@ -136,17 +140,20 @@ void sinkhorn_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensVi
                      View<T, dynamic, dynamic, dynamic, dynamic> token_potential, TokensView<const T> logits,
                      TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn) {
     const Index batch = logits.extent(0), routes = logits.extent(1), length = logits.extent(2);
-    const Index slots = indices.extent(2), steps = sinkhorn.n_iters;
+    const Index steps = sinkhorn.n_iters;
     for (Index task = 0; task < batch * routes; ++task) {
         const Index b = task / routes, r = task % routes;
         const auto u = slot_potential[b][r], v = token_potential[b][r];
         const cpu::SinkhornRow<T> row(policy, logits, noise, mask, sinkhorn, task);
-        if (!row.any_real()) {
-            std::fill_n(indices[b][r].data(), slots, TokenIndex{0});
-            std::fill_n(scores[b][r].data(), slots, T(0));
+        const Index slots = row.slots(indices.extent(2), sinkhorn);
+        if (slots < indices.extent(2)) {
+            const bool* const real = mask[b].data();
+            const auto masked = static_cast<TokenIndex>(std::find(real, real + length, false) - real);
+            std::fill_n(indices[b][r].data() + slots, indices.extent(2) - slots, masked);
+            std::fill_n(scores[b][r].data() + slots, indices.extent(2) - slots, T(0));
             std::fill_n(u.data(), u.size(), T(0));
             std::fill_n(v.data(), v.size(), T(0));
-            continue;
+            if (slots == 0) continue;
         }
         for (Index t = 0; t < steps; ++t) {
             row.slot_potentials(u[t].data(), slots, t > 0 ? v[t - 1].data() : nullptr);
@@ -159,13 +166,13 @@ void sinkhorn_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensVi
                 const cpu::Batch<T> shift = cpu::Batch<T>(last_u[i]) + cpu::load(last_v + j, width);
                 cpu::store(p + j, cpu::exp(row.z(i, j, width) - shift), width);
             });
-            T best = T(-1);
-            for (Index j = 0; j < length; ++j) {
-                if (!(p[j] > best) || (mask && !mask(b, j))) continue;
-                best = p[j];
-                indices(b, r, i) = static_cast<TokenIndex>(j);
-            }
-            scores(b, r, i) = best;
+            const auto is_real = [&](Index j) { return !mask || mask(b, j); };
+            Index best = 0;
+            while (!is_real(best)) ++best;  // a token in any case, even if the logits are no numbers
+            for (Index j = best + 1; j < length; ++j)
+                if (p[j] > p[best] && is_real(j)) best = j;
+            indices(b, r, i) = static_cast<TokenIndex>(best);
+            scores(b, r, i) = p[best];
         });
     }
 }
@@ -177,15 +184,15 @@ void sinkhorn_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, TokensView<c
                          View<const T, dynamic, dynamic, dynamic, dynamic> token_potential, TokensView<const T> logits,
                          TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn) {
     const Index batch = logits.extent(0), routes = logits.extent(1), length = logits.extent(2);
-    const Index slots = indices.extent(2);
-    VectorTensor<T, Cpu> d_u(policy, {slots}), d_v(policy, {length}), d_v_before(policy, {length});
+    VectorTensor<T, Cpu> d_u(policy, {indices.extent(2)}), d_v(policy, {length}), d_v_before(policy, {length});
     for (Index task = 0; task < batch * routes; ++task) {
         const Index b = task / routes, r = task % routes;
         const auto u = slot_potential[b][r], v = token_potential[b][r];
         T* const d_log = d_logits[b][r].data();
         std::fill_n(d_log, length, T(0));
         const cpu::SinkhornRow<T> row(policy, logits, noise, mask, sinkhorn, task);
-        if (!row.any_real()) continue;
+        const Index slots = row.slots(indices.extent(2), sinkhorn);
+        if (slots == 0) continue;
         std::fill_n(d_v.data(), length, T(0));
         for (Index i = 0; i < slots; ++i) {  // P = exp(z − u − v) at the chosen token
             const TokenIndex j = indices(b, r, i);

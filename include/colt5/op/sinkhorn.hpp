@@ -78,6 +78,10 @@ struct SinkhornPass {
 ///
 ///     logits (b, r, n), noise (b · r, k, n) or absent (none), mask (b, n) or absent;  k = min(slots, n)
 ///
+/// A row with fewer real tokens than slots has one slot for each of them, so that padding changes nothing; the slots
+/// left over choose a masked token and score 0. (With masked_tokens_take_part only a row without any real token does
+/// so.)
+///
 /// The reference stores the matrix of every iteration; the potentials say the same in n_iters · (k + n) numbers.
 template <Policy P, Viewable L>
 auto sinkhorn_forward(const P& policy, const Sinkhorn& sinkhorn, const L& logits,
