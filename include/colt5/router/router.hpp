@@ -23,7 +23,8 @@ struct CoordinateDescentKwargs {
     /// Multiplies the logits. At the reference's initialization they have a deviation of about √dim, at which the
     /// descent saturates and the router has no gradient: 1/√dim is what to train with.
     double score_scale = 1;
-    /// Solves for the threshold instead of making n_iters steps; see CoordinateDescent. What to train with, too.
+    /// Solves for the threshold instead of making n_iters steps; see CoordinateDescent. What to train with, too, with a
+    /// fetch_k_ratio of 1: more, where logits spread widely, puts all the chosen tokens above the threshold again.
     bool iterate_to_convergence = false;
 };
 
