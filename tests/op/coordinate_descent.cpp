@@ -171,7 +171,7 @@ TEST_CASE("coordinate_descent: long rows, over several blocks of sums") {
 }
 
 TEST_CASE("coordinate_descent: the gradients are those of finite differences of the reference") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     for (const Problem& p : problems())
         for (const bool masked : {false, true}) {
             CAPTURE(describe(p));

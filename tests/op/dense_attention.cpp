@@ -112,7 +112,7 @@ TEST_CASE("dense_attention: agrees with a loop over all pairs, in double and flo
 }
 
 TEST_CASE("dense_attention: the gradients are those of finite differences") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     for (const Problem& p : problems)
         for (const bool masked : {false, true})
             for (const bool scaled : {false, true}) {
@@ -149,7 +149,7 @@ TEST_CASE("dense_attention: the gradients are those of finite differences") {
 }
 
 TEST_CASE("dense_attention: a fully masked route gives zeros and no gradient, and never NaN") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     for (const Index keys : {5, 300}) {
         Case<double> c(policy, {2, 2, 70, keys, 2, 3}, true, true);
         std::fill_n(c.mask_tensor.data(), 2 * keys, false);  // both routes of the first sequence

@@ -96,7 +96,7 @@ TEST_CASE("gather: picks rows, one or several routes") {
 }
 
 TEST_CASE("gather: its gradient is that of finite differences and accumulates") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     auto x = normal<double>(policy, std::array<Index, 3>{2, 5, 3}, 0);
     const auto indices = random_indices(policy, std::array<Index, 3>{2, 2, 9}, 5);
     const auto d_out = normal<double>(policy, std::array<Index, 4>{2, 2, 9, 3}, 1);
@@ -154,7 +154,7 @@ TEST_CASE("scatter: overwriting puts the last row, bit for bit, and leaves the o
 }
 
 TEST_CASE("scatter: the gradient with respect to the rows is that of finite differences") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     const auto before = normal<double>(policy, std::array<Index, 3>{2, 20, 3}, 0);
     auto rows = normal<double>(policy, std::array<Index, 3>{2, 9, 3}, 1);
     const auto d_out = normal<double>(policy, before.shape(), 2);

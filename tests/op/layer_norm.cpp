@@ -81,7 +81,7 @@ TEST_CASE("layer_norm: a large mean does not cancel the deviation") {
 }
 
 TEST_CASE("layer_norm: the gradients are those of finite differences; those of parameters accumulate") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     for (const auto& shape : shapes) {
         CAPTURE(shape_string(shape));
         Case<double> c(policy, shape);

@@ -102,7 +102,7 @@ TEST_CASE("linear: one route is torch's Linear") {
 }
 
 TEST_CASE("linear: the gradients are those of finite differences; those of parameters accumulate") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     for (const auto& shape : shapes) {
         CAPTURE(shape_string(shape));
         const auto [batch, routes, length, in, out] = shape;

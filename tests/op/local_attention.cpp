@@ -112,7 +112,7 @@ TEST_CASE("local_attention: agrees with a loop over all pairs, in double and flo
 }
 
 TEST_CASE("local_attention: every reach from 1 to 100") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     const Case<double> c(policy, 1, 97, 1, 3, true);
     for (Index reach = 1; reach <= 100; ++reach)
         for (const MaskedRows masked_rows : modes) {
@@ -146,7 +146,7 @@ TEST_CASE("local_attention: the log-sum-exp of each row, -infinity where no key 
 }
 
 TEST_CASE("local_attention: the gradient is that of finite differences") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     for (const Problem& p : problems)
         for (const bool masked : {false, true})
             for (const MaskedRows masked_rows : modes) {
@@ -172,7 +172,7 @@ TEST_CASE("local_attention: the gradient is that of finite differences") {
 }
 
 TEST_CASE("local_attention: the gradient over several segments of both colours") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     for (const auto& [length, reach] : {std::array<Index, 2>{1024, 5}, {1025, 64}, {3333, 30}, {5000, 300}})
         for (const MaskedRows masked_rows : modes) {
             CAPTURE(length);

@@ -66,7 +66,7 @@ TEST_CASE("rms_norm: agrees with a loop in double and float") {
 }
 
 TEST_CASE("rms_norm: the gradients are those of finite differences; that of gamma accumulates") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     for (const auto& shape : shapes) {
         CAPTURE(shape_string(shape));
         Case<double> c(policy, shape);
