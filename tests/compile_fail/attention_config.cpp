@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+// expect: colt5: AttentionConfig.dim must be at least 1
+// expect: colt5: AttentionConfig.num_heavy_tokens_q must be at least 1
+// expect: colt5: AttentionConfig.num_heavy_tokens_kv must be at least 1
+// expect: colt5: AttentionConfig.light_heads and light_dim_head must be at least 1
+// expect: colt5: AttentionConfig.heavy_heads and heavy_dim_head must be at least 1
+// expect: colt5: AttentionConfig.light_window_size must be at least 2
+// expect: colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv
+#include "wrong.hpp"
+
+template <colt5::AttentionConfig config>
+using Module = colt5::ConditionalRoutedAttention<config, float, colt5::Cpu>;
+using Config = colt5::AttentionConfig;
+
+constexpr Config dim{.dim = wrong(0, 8), .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2};
+constexpr Config num_heavy_tokens_q{.dim = 8, .num_heavy_tokens_q = wrong(0, 2), .num_heavy_tokens_kv = 2};
+constexpr Config num_heavy_tokens_kv{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = wrong(-1, 2)};
+constexpr Config light{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .light_dim_head = wrong(0, 64)};
+constexpr Config heavy{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .heavy_heads = wrong(0, 8)};
+constexpr Config window{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .light_window_size = wrong(1, 2)};
+constexpr Config routed{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .num_routed_kv = wrong(3, 4)};
+
+static_assert(complete<Module<dim>> && complete<Module<num_heavy_tokens_q>> && complete<Module<num_heavy_tokens_kv>>);
+static_assert(complete<Module<light>> && complete<Module<heavy>> && complete<Module<window>>);
+static_assert(complete<Module<routed>>);
