@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <limits>
+
+#include <colt5/core/scalar.hpp>
+#include <colt5/core/tensor.hpp>
+#include <colt5/cuda/policy.cuh>
+
+/// What most kernels need: launches, and sums over warps and blocks in a fixed order.
+namespace colt5::cuda {
+
+inline constexpr int warp_size = 32;
+
+inline constexpr Index divide_up(Index a, Index b) {
+    return (a + b - 1) / b;
+}
+
+/// Starts `kernel` on the policy's stream; does nothing when there are no blocks.
+template <typename... Parameters, typename... Arguments>
+void launch(const Cuda& policy, const char* name, void (*kernel)(Parameters...), dim3 blocks, int threads,
+            std::size_t shared_bytes, const Arguments&... arguments) {
+    if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) return;
+    const DeviceGuard guard(policy.device());
+    if (shared_bytes > 48 * 1024)
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+              name);
+    kernel<<<blocks, static_cast<unsigned>(threads), shared_bytes, policy.stream()>>>(arguments...);
+    check_launch(name);
+}
+
+inline dim3 grid(Index x, Index y = 1, Index z = 1) {
+    return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+}
+
+/// Blocks for a grid-stride loop over `count` items.
+inline dim3 blocks_for(Index count, int threads) {
+    constexpr Index most = 132 * 16;
+    return grid(std::min(most, divide_up(count, threads)));
+}
+
+__device__ inline Index global_thread() {
+    return static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+__device__ inline Index all_threads() {
+    return static_cast<Index>(gridDim.x) * blockDim.x;
+}
+
+struct Plus {
+    template <typename T>
+    __device__ T operator()(T a, T b) const {
+        return a + b;
+    }
+};
+struct Greater {
+    template <typename T>
+    __device__ T operator()(T a, T b) const {
+        return a > b ? a : b;
+    }
+};
+
+/// Combines the values of a warp; every lane gets the result.
+template <typename T, typename Combine>
+__device__ T warp_reduce(T value, Combine combine) {
+    for (int offset = warp_size / 2; offset > 0; offset /= 2)
+        value = combine(value, __shfl_xor_sync(0xffffffffu, value, offset));
+    return value;
+}
+template <typename T>
+__device__ T warp_sum(T value) {
+    return warp_reduce(value, Plus());
+}
+template <typename T>
+__device__ T warp_max(T value) {
+    return warp_reduce(value, Greater());
+}
+
+/// Combines the values of a block of up to 1024 threads (a multiple of 32); every thread gets the result. All threads
+/// must call it, and `identity` changes nothing.
+template <typename T, typename Combine>
+__device__ T block_reduce(T value, T identity, Combine combine) {
+    __shared__ T of_warp[warp_size];
+    const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size;
+    const int warps = static_cast<int>(blockDim.x) / warp_size;
+    value = warp_reduce(value, combine);
+    __syncthreads();  // of_warp may still be read from a call before
+    if (lane == 0) of_warp[warp] = value;
+    __syncthreads();
+    return warp_reduce(lane < warps ? of_warp[lane] : identity, combine);
+}
+template <typename T>
+__device__ T block_sum(T value) {
+    return block_reduce(value, T(0), Plus());
+}
+template <typename T>
+__device__ T block_max(T value) {
+    return block_reduce(value, -std::numeric_limits<T>::infinity(), Greater());
+}
+
+}  // namespace colt5::cuda

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include <colt5/core/policy.hpp>
+#include <colt5/cuda/error.cuh>
+
+namespace colt5 {
+
+/// How float matrix products are computed: in float, or by the tensor cores with inputs rounded to 10 bits of mantissa.
+enum class MathMode { fp32, tf32 };
+
+namespace cuda {
+
+/// Makes a device current for the lifetime of the guard.
+class DeviceGuard {
+public:
+    explicit DeviceGuard(int device) {
+        check(cudaGetDevice(&previous_), "cudaGetDevice");
+        if (previous_ != device) check(cudaSetDevice(device), "cudaSetDevice");
+        changed_ = previous_ != device;
+    }
+    DeviceGuard(const DeviceGuard&) = delete;
+    DeviceGuard& operator=(const DeviceGuard&) = delete;
+    ~DeviceGuard() {
+        if (changed_) cudaSetDevice(previous_);
+    }
+
+private:
+    int previous_ = 0;
+    bool changed_ = false;
+};
+
+/// Memory of one device.
+struct DeviceMemory {
+    int device = 0;
+
+    void* allocate(std::size_t bytes) {
+        const DeviceGuard guard(device);
+        void* data = nullptr;
+        const cudaError_t status = cudaMalloc(&data, bytes);
+        if (status == cudaErrorMemoryAllocation) {
+            cudaGetLastError();  // the error is ours now, not that of the next launch
+            std::size_t free = 0, total = 0;
+            cudaMemGetInfo(&free, &total);
+            throw OutOfMemory("colt5: out of memory on device " + std::to_string(device) + ": a workspace asked for " +
+                              std::to_string(bytes >> 20) + " MiB, " + std::to_string(free >> 20) + " of " +
+                              std::to_string(total >> 20) + " MiB are free");
+        }
+        check(status, "cudaMalloc");
+        return data;
+    }
+    void deallocate(void* data, std::size_t) {
+        const DeviceGuard guard(device);
+        cudaFree(data);  // waits for the device, so that no kernel still uses it
+    }
+};
+
+}  // namespace cuda
+
+/// Runs on an NVIDIA GPU: kernels of our own, and cuBLASLt for matrix products, all on one stream.
+///
+/// Tensors live on the device. Their memory is handed out in the order of the stream: a tensor that is freed may be
+/// used again by a later operation of the same policy, which runs after everything before it. Work on tensors of one
+/// policy from another stream, or after the policy's last tensor is gone, needs `synchronize()` first. Operations
+/// return when their work is queued; `upload` and `download` wait. Same inputs, same policy: same bits.
+class Cuda {
+public:
+    using Workspace = colt5::Workspace<cuda::DeviceMemory>;
+
+    struct Options {
+        int device = 0;
+        MathMode math = MathMode::fp32;
+        /// Null: the policy makes a stream of its own.
+        cudaStream_t stream = nullptr;
+    };
+
+    Cuda() : Cuda(Options{}) {}
+    explicit Cuda(const Options& options) : state_(std::make_shared<State>(options)) {}
+
+    int device() const { return state_->device; }
+    cudaStream_t stream() const { return state_->stream; }
+    MathMode math() const { return state_->math; }
+    const std::shared_ptr<Workspace>& workspace() const { return state_->workspace; }
+    cublasLtHandle_t blas() const { return state_->blas; }
+
+    /// Waits until all work of the policy is done; throws CudaError if any of it failed.
+    void synchronize() const { cuda::check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize"); }
+
+private:
+    struct State {
+        explicit State(const Options& options)
+            : device(options.device),
+              math(options.math),
+              workspace(std::make_shared<Workspace>(cuda::DeviceMemory{options.device})) {
+            const cuda::DeviceGuard guard(device);
+            cuda::check(cublasLtCreate(&blas), "cublasLtCreate");
+            stream = options.stream;
+            if (stream != nullptr) return;
+            cuda::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+            owns_stream = true;
+        }
+        State(const State&) = delete;
+        State& operator=(const State&) = delete;
+        ~State() {
+            cublasLtDestroy(blas);
+            if (owns_stream) cudaStreamDestroy(stream);
+        }
+        int device;
+        MathMode math;
+        cudaStream_t stream = nullptr;
+        bool owns_stream = false;
+        cublasLtHandle_t blas = nullptr;
+        std::shared_ptr<Workspace> workspace;
+    };
+
+    std::shared_ptr<State> state_;
+};
+
+inline void upload(const Cuda& policy, void* to, const void* from, std::size_t bytes) {
+    if (bytes == 0) return;
+    cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, policy.stream()), "cudaMemcpyAsync");
+    policy.synchronize();
+}
+inline void download(const Cuda& policy, void* to, const void* from, std::size_t bytes) {
+    if (bytes == 0) return;
+    cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, policy.stream()), "cudaMemcpyAsync");
+    policy.synchronize();
+}
+
+}  // namespace colt5
