@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include <colt5/cpu/gather.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
@@ -29,6 +30,7 @@ struct CumulativeRow {
         T largest = -std::numeric_limits<T>::infinity();
         for (Index i = 0; i < length; ++i)
             if (!real || real[i]) largest = std::max(largest, s[i]);
+        if (largest == -std::numeric_limits<T>::infinity()) largest = T(0);  // every exponential is 0
         const Batch<T> top(largest), inverse(static_cast<T>(1 / temperature));
         for_each_batch<T>(length, [&](Index j, Index width) {
             store(exponential + j, cpu::exp((load(s + j, width) - top) * inverse), width);
@@ -54,6 +56,7 @@ template <typename T>
 void cumulative_softmax_kernel(const Cpu& policy, TokensView<T> scores, TokensView<const T> logits,
                                TokensView<const TokenIndex> indices, Mask mask, double temperature) {
     const Index routes = logits.extent(1);
+    cpu::check_indices(indices, logits.extent(2));
     parallel_for(policy, logits.extent(0) * routes, [&](Index task) {
         const Index b = task / routes, r = task % routes;
         const cpu::CumulativeRow<T> row(logits, indices, mask, temperature, b, r);
@@ -68,12 +71,14 @@ void cumulative_softmax_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, To
                                    TokensView<const T> logits, TokensView<const TokenIndex> indices, Mask mask,
                                    double temperature) {
     const Index routes = logits.extent(1);
+    cpu::check_indices(indices, logits.extent(2));
     parallel_for(policy, logits.extent(0) * routes, [&](Index task) {
         const Index b = task / routes, r = task % routes;
         const cpu::CumulativeRow<T> row(logits, indices, mask, temperature, b, r);
         T* const ds = d_logits[b][r].data();
         double all = 0;  // Σ c_j over every pick
         const auto pick_gradient = [&](Index i, double e) {
+            if (e == 0) return 0.0;  // a masked token, whose gradient may be anything
             const double g = static_cast<double>(d_scores(b, r, i)), sum = row.below[i];
             if (sum >= cumulative_softmax_floor) all -= g * e / (sum * sum);
             return e / temperature * (g / std::max(sum, cumulative_softmax_floor) + all);

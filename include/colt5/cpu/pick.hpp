@@ -12,6 +12,7 @@ template <typename T>
 void pick_scores_kernel(const Cpu&, TokensView<T> out, TokensView<const T> scores, TokensView<const TokenIndex> indices,
                         Mask mask) {
     const Index batch = indices.extent(0), routes = indices.extent(1), picks = indices.extent(2);
+    if (scores || mask) cpu::check_indices(indices, scores ? scores.extent(2) : mask.extent(1));
     for (Index b = 0; b < batch; ++b)
         for (Index r = 0; r < routes; ++r)
             for (Index i = 0; i < picks; ++i) {
@@ -24,6 +25,7 @@ template <typename T>
 void place_scores_kernel(const Cpu&, TokensView<T> d_scores, TokensView<const T> d_picked,
                          TokensView<const TokenIndex> indices, Mask mask) {
     const Index batch = indices.extent(0), routes = indices.extent(1), picks = indices.extent(2);
+    cpu::check_indices(indices, d_scores.extent(2));
     std::fill_n(d_scores.data(), d_scores.size(), T(0));
     for (Index b = 0; b < batch; ++b)
         for (Index r = 0; r < routes; ++r)

@@ -21,6 +21,15 @@ void cumulative_softmax_vjp_kernel(const P&, ...) {
 /// The sum that an exponential is divided by is never taken to be smaller than this.
 inline constexpr double cumulative_softmax_floor = 1e-6;
 
+namespace detail {
+template <typename L, typename I>
+void check_cumulative_softmax(double temperature, const L& logits, const I& indices, Mask mask) {
+    expect_value(temperature > 0, "temperature", "> 0", temperature);
+    if (mask) expect_shape("mask", mask.shape(), {logits.extent(0), logits.extent(2)});
+    expect_shape("indices", indices.shape(), {logits.extent(0), logits.extent(1), dynamic});
+}
+}  // namespace detail
+
 /// Scores of the k largest logits by cumulative softmax. Among the logits of a row in descending order, with their
 /// maximum subtracted (as a constant) and e_i = exp(s_i / temperature):
 ///
@@ -31,9 +40,7 @@ inline constexpr double cumulative_softmax_floor = 1e-6;
 /// No sort of the whole row is needed: what is not chosen enters as one sum. Masked tokens have e = 0.
 template <Policy P, Viewable L, Viewable I>
 auto cumulative_softmax(const P& policy, double temperature, const L& logits, const I& indices, Mask mask) {
-    expect_value(temperature > 0, "temperature", "> 0", temperature);
-    if (mask) expect_shape("mask", mask.shape(), {logits.extent(0), logits.extent(2)});
-    expect_shape("indices", indices.shape(), {logits.extent(0), logits.extent(1), dynamic});
+    detail::check_cumulative_softmax(temperature, logits, indices, mask);
     Tensor<typename L::value_type, P, dynamic, dynamic, dynamic> scores(policy, indices.shape());
     cumulative_softmax_kernel(policy, scores.view(), logits.const_view(), indices.const_view(), mask, temperature);
     return scores;
@@ -48,6 +55,7 @@ auto cumulative_softmax(const P& policy, double temperature, const L& logits, co
 template <Policy P, Viewable D, Viewable L, Viewable I>
 auto cumulative_softmax_vjp(const P& policy, double temperature, const D& d_scores, const L& logits, const I& indices,
                             Mask mask) {
+    detail::check_cumulative_softmax(temperature, logits, indices, mask);
     expect_shape("d_scores", d_scores.shape(), indices.shape());
     auto d_logits = tensor_like(policy, logits);
     cumulative_softmax_vjp_kernel(policy, d_logits.view(), d_scores.const_view(), logits.const_view(),

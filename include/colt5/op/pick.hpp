@@ -23,6 +23,8 @@ void place_scores_kernel(const P&, ...) {
 ///     scores (b, r, n) or absent, indices (b, r, k), mask (b, n) or absent  →  (b, r, k)
 template <typename Logit, Policy P, Viewable I>
 auto pick_scores(const P& policy, TokensView<const Logit> scores, const I& indices, Mask mask) {
+    if (scores) expect_shape("scores", scores.shape(), {indices.extent(0), indices.extent(1), dynamic});
+    if (mask) expect_shape("mask", mask.shape(), {indices.extent(0), scores ? scores.extent(2) : dynamic});
     Tensor<Logit, P, dynamic, dynamic, dynamic> out(policy, indices.shape());
     pick_scores_kernel(policy, out.view(), scores, indices.const_view(), mask);
     return out;
@@ -33,6 +35,7 @@ auto pick_scores(const P& policy, TokensView<const Logit> scores, const I& indic
 template <Policy P, Viewable D, Viewable I>
 auto place_scores(const P& policy, const D& d_picked, const I& indices, Mask mask, Index length) {
     expect_shape("d_picked", d_picked.shape(), indices.shape());
+    if (mask) expect_shape("mask", mask.shape(), {indices.extent(0), length});
     Tensor<typename D::value_type, P, dynamic, dynamic, dynamic> d_scores(
         policy, {indices.extent(0), indices.extent(1), length});
     place_scores_kernel(policy, d_scores.view(), d_picked.const_view(), indices.const_view(), mask);
