@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT
+#include <colt5/module/light_attention.hpp>
+
+#include "module/checks.hpp"
+
+using namespace colt5;
+using namespace support;
+
+namespace {
+
+constexpr Index dim = 5, heads = 2, dim_head = 3;
+
+TokensTensor<double, Cpu> naive(const Cpu& policy, const LightAttention<double, Cpu>& light,
+                                const TokensTensor<double, Cpu>& x, Mask mask) {
+    const Index length = x.extent(1), inner_width = heads * dim_head;
+    auto out = tensor_like(policy, x);
+    for (Index b = 0; b < x.extent(0); ++b) {
+        std::vector<Row> qkv;
+        for (Index i = 0; i < length; ++i) qkv.push_back(evaluate(light.to_qkv, evaluate(light.norm, row_of(x, b, i))));
+        for (Index i = 0; i < length; ++i) {
+            Row merged;
+            for (Index h = 0; h < heads; ++h) {
+                std::vector<Row> keys, values;
+                for (Index j = 0; j < length; ++j) {
+                    if (std::abs(i - j) > light.attention.reach || (mask && !mask(b, j))) continue;
+                    const Row& of_j = qkv[static_cast<std::size_t>(j)];
+                    keys.push_back(part(of_j, inner_width + h * dim_head, dim_head));
+                    values.push_back(part(of_j, 2 * inner_width + h * dim_head, dim_head));
+                }
+                const Row q = part(qkv[static_cast<std::size_t>(i)], h * dim_head, dim_head);
+                const Row head = attend(q, keys, values, Row(keys.size(), 1.0));
+                merged.insert(merged.end(), head.begin(), head.end());
+            }
+            const Row y = evaluate(light.to_out, merged);
+            std::copy(y.begin(), y.end(), out.view()[b][i].data());
+        }
+    }
+    return out;
+}
+
+}  // namespace
+
+TEST_CASE("LightAttention: agrees with a loop over the window, and its gradients with finite differences") {
+    const Cpu policy(2);
+    for (const Index length : {1, 2, 5, 11})
+        for (const Index reach : {1, 2, 20}) {
+            CAPTURE(length);
+            CAPTURE(reach);
+            SeedSequence seeds(Seed{1});
+            LightAttention<double, Cpu> light(policy, seeds, dim, heads, dim_head, {reach});
+            fill_normal(policy, light.norm.weight, seeds.next());
+            fill_normal(policy, light.norm.bias, seeds.next());
+            auto x = normal<double>(policy, std::array<Index, 3>{2, length, dim}, 0);
+            const auto some = random_mask(policy, std::array<Index, 2>{2, length}, 1, 0.6);
+            for (const Mask mask : {Mask(), some.const_view()}) {
+                const auto pass = light.forward(policy, x, mask);
+                CHECK(same_bits(light(policy, x, mask), pass.out));
+                CHECK(relative_error(pass.out, naive(policy, light, x, mask)) <= 1e-12);
+                const auto d_out = normal<double>(policy, x.shape(), 2);
+                auto gradients = zeros_like_parameters(policy, light);
+                const auto d_x = light.backward(policy, pass, d_out, x, mask, gradients);
+                const auto loss = [&] { return inner(d_out, light(policy, x, mask)); };
+                CHECK(gradient_error(d_x, finite_differences(policy, x, loss)) <= gradient_tolerance);
+                check_parameter_gradients(policy, light, gradients, loss);
+            }
+        }
+}
