@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""configure.py OUTPUT FILE...: turns golden files into doctest cases; standard library only.
+
+Each FILE.safetensors says in its own metadata what it holds: `__metadata__.config` is a JSON object of the reference's class and
+constructor arguments. They become a compile-time configuration in C++, shared by the files that have the same one, and each file
+becomes the doctest case `golden: <file stem>`. Writes OUTPUT/golden_<i>.cpp and prints their names, one a line. A file that cannot
+be tested becomes a case that fails and says why, and a line on stderr.
+"""
+import json
+import pathlib
+import struct
+import sys
+
+
+class Unsupported(Exception):
+    """Says in its message what about a file is not known."""
+
+
+# How options of the reference are written in C++. bool is an int in Python, but not here.
+def number(name, value, kinds, expected):
+    if type(value) not in kinds:
+        raise Unsupported(f'`{name}` must be {expected}, but is {json.dumps(value)}')
+    return repr(value)
+
+
+def integer(name, value):
+    return number(name, value, (int,), 'an integer')
+
+
+def real(name, value):
+    return number(name, value, (int, float), 'a number')
+
+
+def boolean(name, value):
+    if type(value) is not bool:
+        raise Unsupported(f'`{name}` must be true or false, but is {json.dumps(value)}')
+    return 'true' if value else 'false'
+
+
+ROUTER_KWARGS = {
+    'coor_descent': {'n_iters': integer, 'eps': real, 'fetch_k_ratio': real},
+    'cum_softmax': {'temperature': real},
+    'sinkhorn': {'n_iters': integer, 'temperature': real},
+}
+FEED_FORWARD = {'light_ff_mult': real, 'heavy_ff_mult': real}
+ATTENTION = dict.fromkeys(('num_routed_kv', 'light_dim_head', 'light_heads', 'light_window_size', 'heavy_dim_head', 'heavy_heads'), integer)
+
+# class of the reference: the C++ configuration; the integers that it needs; what else it takes; seconds to compile another one
+MODULES = {
+    'ConditionalRoutedFeedForward': ('FeedForwardConfig', ('dim', 'num_heavy_tokens'), FEED_FORWARD, 1.2),
+    'ConditionalRoutedAttention': ('AttentionConfig', ('dim', 'num_heavy_tokens_q', 'num_heavy_tokens_kv'), ATTENTION, 1.5),
+    'ConditionalRoutedCrossAttention': ('CrossAttentionConfig', ('dim', 'num_tokens_q', 'num_tokens_kv'),
+                                        dict.fromkeys(('dim_head', 'heads', 'kv_routing_tokens'), integer), 1),
+    'ConditionalRoutedTransformerBlock': (
+        'TransformerBlockConfig', ('dim', 'num_heavy_attn_tokens_q', 'num_heavy_attn_tokens_kv', 'num_heavy_ff_tokens'),
+        {**ATTENTION, **FEED_FORWARD}, 2.7),
+}
+UNIT_SECONDS = 11  # of modules in one translation unit; the rest takes as long again
+
+
+def options(given, needed, known, owner):
+    """{name: value in C++} of the options that a file gives."""
+    for name in given:
+        if name not in known:
+            raise Unsupported(f'option `{name}` of {owner} is not known')
+    for name in needed:
+        if name not in given:
+            raise Unsupported(f'option `{name}` of {owner} is missing')
+    return {name: known[name](name, value) for name, value in given.items()}
+
+
+def read_config(path):
+    """The configuration in a file's metadata."""
+    try:
+        with open(path, 'rb') as file:
+            (size,) = struct.unpack('<Q', file.read(8))
+            if size > path.stat().st_size:
+                raise ValueError('its header is longer than the file')
+            metadata = json.loads(file.read(size)).get('__metadata__', {})
+        config = json.loads(metadata['config'])
+    except KeyError:
+        raise Unsupported('its metadata has no `config`') from None
+    except (OSError, ValueError, TypeError, AttributeError, struct.error) as error:
+        raise Unsupported(f'not a safetensors file with a JSON `config`: {error}') from None
+    if not isinstance(config, dict):
+        raise Unsupported('its `config` is not an object')
+    return config
+
+
+def descent_arguments(config):
+    """Of golden::check_coordinate_descent."""
+    known = {'n_iters': integer, 'eps': real, 'k': real}
+    return '{{.n_iters = {n_iters}, .eps = {eps}}}, {k}'.format(**options(config, known, known, 'coor_descent'))
+
+
+def module_fields(config, name):
+    """{field of the C++ configuration: value}."""
+    _, needed, optional, _ = MODULES[name]
+    router, kwargs = str(config.pop('router_type', 'coor_descent')), config.pop('router_kwargs', {})
+    if router not in ROUTER_KWARGS:
+        raise Unsupported(f'router {json.dumps(router)} is not known')
+    if not isinstance(kwargs, dict):
+        raise Unsupported('`router_kwargs` must be an object')
+
+    fields = options(config, needed, {**dict.fromkeys(needed, integer), **optional, 'router_straight_through': boolean}, name)
+    fields['router_type'] = f'colt5::RouterType::{router}'
+    for field, value in options(kwargs, (), ROUTER_KWARGS[router], f'the router {router}').items():
+        fields[f'router_kwargs.{router}.{field}'] = value
+    # What the reference does and we do on request only.
+    if router == 'sinkhorn':
+        fields['router_kwargs.sinkhorn.masked_tokens_take_part'] = 'true'
+    if 'light_window_size' in optional:
+        fields['masked_rows'] = 'colt5::MaskedRows::window_mean'
+    return fields
+
+
+def literal(text):
+    """A C++ string."""
+    return '"' + ''.join(c if 32 <= ord(c) < 127 and c not in '"\\' else ''.join(f'\\{b:03o}' for b in c.encode()) for c in text) + '"'
+
+
+def case(path, body):
+    return f'TEST_CASE({literal("golden: " + path.stem)}) {{ {body} }}\n'
+
+
+def configure(paths):
+    """[(seconds, C++)]: pieces of a translation unit, with neighbours that have templates in common."""
+    modules, others, unsupported = {}, [], []
+    for path in paths:
+        try:
+            config = read_config(path)
+            reference, name = config.pop('reference', 'v023'), str(config.pop('class', None))
+            config.pop('shape', None)
+            if reference != 'v023':
+                raise Unsupported(f'version {json.dumps(reference)} of the reference is not supported yet')
+            elif name == 'coor_descent':
+                others.append(case(path, f'golden::check_coordinate_descent({literal(str(path))}, {descent_arguments(config)});'))
+            elif name in MODULES:
+                modules.setdefault((name, tuple(sorted(module_fields(config, name).items()))), []).append(path)
+            else:
+                raise Unsupported(f'class {json.dumps(name)} is not known')
+        except Unsupported as reason:
+            unsupported.append(f'{path.name}: {reason}')
+            others.append(case(path, f'FAIL({literal(unsupported[-1])});'))
+
+    print(*unsupported, sep='\n', file=sys.stderr)
+    pieces = [(0, text) for text in others]
+    for i, ((name, fields), users) in enumerate(sorted(modules.items())):
+        config, _, _, seconds = MODULES[name]
+        assignments = ''.join(f'    config.{field} = {value};\n' for field, value in fields)
+        cases = ''.join(case(path, f'golden::check_module<Module{i}>({literal(str(path))});') for path in users)
+        pieces.append((seconds, f'''
+constexpr auto config_{i} = [] {{
+    colt5::{config} config{{}};
+{assignments}    return config;
+}}();
+template <typename Scalar>
+using Module{i} = colt5::{name}<config_{i}, Scalar, colt5::Cpu>;
+{cases}'''))
+    return pieces
+
+
+def translation_units(pieces):
+    units, seconds = [], 0
+    for piece_seconds, text in pieces:
+        if not units or seconds + piece_seconds > UNIT_SECONDS:
+            units.append('// SPDX-License-Identifier: MIT\n// Written by tests/golden/configure.py.\n#include "golden.hpp"\n')
+            seconds = 0
+        units[-1] += text
+        seconds += piece_seconds
+    return units
+
+
+if __name__ == '__main__':
+    output, *files = map(pathlib.Path, sys.argv[1:])
+    output.mkdir(parents=True, exist_ok=True)
+    for number, text in enumerate(translation_units(configure(sorted(files)))):
+        source = output / f'golden_{number}.cpp'
+        if not source.exists() or source.read_text() != text:  # or everything would be compiled again
+            source.write_text(text)
+        print(source)
