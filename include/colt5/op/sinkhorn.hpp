@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 
 #include <colt5/core/random.hpp>
@@ -70,6 +71,14 @@ struct SinkhornPass {
     Tensor<Logit, P, dynamic, dynamic, dynamic, dynamic> token_potential;  // v (b, r, T, n)
 };
 
+namespace detail {
+template <typename Logit>
+void check_noise_and_mask(TokensView<const Logit> noise, Mask mask, const std::array<Index, 3>& logits, Index k) {
+    if (noise) expect_shape("noise", noise.shape(), {logits[0] * logits[1], k, logits[2]});
+    if (mask) expect_shape("mask", mask.shape(), {logits[0], logits[2]});
+}
+}  // namespace detail
+
 /// With z_ij = (log max(s_j, 1e-20) + noise_ij) / temperature for slot i and token j, and v⁰ = 0:
 ///
 ///     u_i = log Σ_j exp(z_ij − v_j),   v_j = log Σ_i exp(z_ij − u_i)       n_iters times
@@ -91,8 +100,7 @@ auto sinkhorn_forward(const P& policy, const Sinkhorn& sinkhorn, const L& logits
     sinkhorn.check();
     expect_value(slots >= 1, "slots", ">= 1", slots);
     const Index k = std::min(slots, length), steps = sinkhorn.n_iters;
-    if (noise) expect_shape("noise", noise.shape(), {batch * routes, k, length});
-    if (mask) expect_shape("mask", mask.shape(), {batch, length});
+    detail::check_noise_and_mask(noise, mask, {batch, routes, length}, k);
     SinkhornPass<Logit, P> pass{{policy, {batch, routes, k}},
                                 {policy, {batch, routes, k}},
                                 {policy, {batch, routes, steps, k}},
@@ -109,6 +117,7 @@ auto sinkhorn_vjp(const P& policy, const Sinkhorn& sinkhorn, const SinkhornPass<
                   const I& indices, const L& logits, TokensView<const Logit> noise, Mask mask) {
     expect_shape("d_scores", d_scores.shape(), pass.scores.shape());
     expect_shape("indices", indices.shape(), pass.scores.shape());
+    detail::check_noise_and_mask(noise, mask, logits.shape(), pass.scores.extent(2));
     auto d_logits = tensor_like(policy, logits);
     sinkhorn_vjp_kernel(policy, d_logits.view(), d_scores.const_view(), indices.const_view(), pass.scores.const_view(),
                         pass.slot_potential.const_view(), pass.token_potential.const_view(), logits.const_view(), noise,
