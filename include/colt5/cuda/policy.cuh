@@ -63,6 +63,8 @@ struct DeviceMemory {
     }
 };
 
+class MatmulPlans;  // cuda/matmul.cuh
+
 }  // namespace cuda
 
 /// Runs on an NVIDIA GPU: kernels of our own, and cuBLASLt for matrix products, all on one stream.
@@ -90,6 +92,7 @@ public:
     MathMode math() const { return state_->math; }
     const std::shared_ptr<Workspace>& workspace() const { return state_->workspace; }
     cublasLtHandle_t blas() const { return state_->blas; }
+    cuda::MatmulPlans& plans() const { return *state_->plans; }
 
     /// Waits until all work of the policy is done; throws CudaError if any of it failed.
     void synchronize() const { cuda::check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize"); }
@@ -99,7 +102,8 @@ private:
         explicit State(const Options& options)
             : device(options.device),
               math(options.math),
-              workspace(std::make_shared<Workspace>(cuda::DeviceMemory{options.device})) {
+              workspace(std::make_shared<Workspace>(cuda::DeviceMemory{options.device})),
+              plans(make_matmul_plans()) {
             const cuda::DeviceGuard guard(device);
             cuda::check(cublasLtCreate(&blas), "cublasLtCreate");
             stream = options.stream;
@@ -119,7 +123,9 @@ private:
         bool owns_stream = false;
         cublasLtHandle_t blas = nullptr;
         std::shared_ptr<Workspace> workspace;
+        std::shared_ptr<cuda::MatmulPlans> plans;
     };
+    static std::shared_ptr<cuda::MatmulPlans> make_matmul_plans();
 
     std::shared_ptr<State> state_;
 };

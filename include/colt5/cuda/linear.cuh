@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/cuda/column_sums.cuh>
+#include <colt5/cuda/matmul.cuh>
+#include <colt5/op/linear.hpp>
+
+namespace colt5 {
+
+namespace cuda {
+
+/// Entry (row, column) of route r in dy (b, r, n, out), rows being those of all sequences.
+template <typename T>
+struct RouteRows {
+    const T* data;
+    Index length, routes, route, columns;
+    __device__ accumulate_t<T> operator()(Index row, Index column) const {
+        const Index sequence = row / length * routes + route;
+        return static_cast<accumulate_t<T>>(data[(sequence * length + row % length) * columns + column]);
+    }
+};
+
+}  // namespace cuda
+
+template <typename T>
+void linear_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> y,
+                   View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight,
+                   VectorView<const T> bias) {
+    const Index batch = x.extent(0), routes = x.extent(1), length = x.extent(2), in = x.extent(3), out = y.extent(3);
+    if (routes == 1) {  // all sequences are one matrix
+        cuda::matmul<T>(policy, batch * length, out, in, {y.data(), out}, {x.data(), in}, {weight.data(), in, true},
+                        false, bias.data());
+        return;
+    }
+    for (Index r = 0; r < routes; ++r)
+        cuda::matmul<T>(policy, length, out, in, {y.data() + r * length * out, out, false, routes * length * out},
+                        {x.data() + r * length * in, in, false, routes * length * in},
+                        {weight.data() + r * out * in, in, true}, false, bias ? bias.data() + r * out : nullptr, batch);
+}
+
+template <typename T>
+void linear_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_x, MatrixView<T> d_weight,
+                       VectorView<T> d_bias, View<const T, dynamic, dynamic, dynamic, dynamic> d_y,
+                       View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight) {
+    const Index batch = x.extent(0), routes = x.extent(1), length = x.extent(2), in = x.extent(3), out = d_y.extent(3);
+    const Index matrices = routes == 1 ? 1 : batch, rows = routes == 1 ? batch * length : length;
+    for (Index r = 0; r < routes; ++r) {
+        const T* const w = weight.data() + r * out * in;
+        const Index d_y_first = r * length * out, x_first = r * length * in;
+        const Index d_y_stride = routes * length * out, x_stride = routes * length * in;
+        cuda::matmul<T>(policy, rows, in, out, {d_x.data() + x_first, in, false, x_stride},
+                        {d_y.data() + d_y_first, out, false, d_y_stride}, {w, in}, false, nullptr, matrices);
+        for (Index b = 0; b < matrices; ++b)
+            cuda::matmul<T>(policy, out, in, rows, {d_weight.data() + r * out * in, in},
+                            {d_y.data() + d_y_first + b * d_y_stride, out, true},
+                            {x.data() + x_first + b * x_stride, in}, true);
+        if (d_bias)
+            cuda::add_column_sums(policy, VectorView<T>(d_bias.data() + r * out, {out}), batch * length,
+                                  cuda::RouteRows<T>{d_y.data(), length, routes, r, out});
+    }
+}
+
+}  // namespace colt5
