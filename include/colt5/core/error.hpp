@@ -63,8 +63,8 @@ template <std::size_t Rank, std::size_t ActualRank>
 
 /// Throws ShapeError unless `actual` equals `expected`, where negative expected dimensions match anything.
 template <std::size_t Rank>
-void expect_shape(std::string_view argument, const std::array<Index, Rank>& actual,
-                  const std::array<Index, Rank>& expected) {
+constexpr void expect_shape(std::string_view argument, const std::array<Index, Rank>& actual,
+                            const std::array<Index, Rank>& expected) {
     for (std::size_t i = 0; i < Rank; ++i)
         if (expected[i] >= 0 && expected[i] != actual[i]) throw_shape_error(argument, expected, actual);
 }

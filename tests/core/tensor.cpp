@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+#include <doctest/doctest.h>
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <colt5/core/tensor.hpp>
+
+using namespace colt5;
+
+TEST_CASE("tensor: has a shape, memory aligned to 64 bytes, and views of it") {
+    const Cpu policy(1);
+    Tensor<float, Cpu, dynamic, dynamic, 5> tensor(policy, {2, 3, 5});
+    CHECK(tensor);
+    CHECK(tensor.size() == 30);
+    CHECK(tensor.extent(1) == 3);
+    CHECK(reinterpret_cast<std::uintptr_t>(tensor.data()) % 64 == 0);
+    for (Index i = 0; i < 30; ++i) tensor.data()[i] = static_cast<float>(i);
+    CHECK(tensor.view()(1, 2, 4) == 29);
+    CHECK(std::is_same_v<decltype(tensor.view()), TokensView<float>>);
+    CHECK(std::is_same_v<decltype(tensor.const_view()), TokensView<const float>>);
+    CHECK(std::is_same_v<decltype(std::as_const(tensor).view()), TokensView<const float>>);
+    const View<const float, dynamic, dynamic, 5> view = std::as_const(tensor);
+    CHECK(view.data() == tensor.data());
+    const View<float, dynamic, dynamic, 5> writable = tensor;
+    writable(0, 0, 0) = 7;
+    CHECK(tensor.data()[0] == 7);
+}
+
+TEST_CASE("tensor: a shape that contradicts the type, or is negative, is an error") {
+    const Cpu policy(1);
+    using Wide = Tensor<float, Cpu, dynamic, 5>;
+    using Matrix = MatrixTensor<float, Cpu>;
+    CHECK_THROWS_WITH_AS(Wide(policy, {2, 6}), "colt5: `shape` must have shape (any, 5), but has (2, 6)", ShapeError);
+    CHECK_THROWS_WITH_AS(Matrix(policy, {2, -6}), "colt5: `shape` must be non-negative in every dimension, but is -6",
+                         ValueError);
+    CHECK(policy.workspace()->statistics().in_use == 0);
+}
+
+TEST_CASE("tensor: default-constructed it is empty; one without elements is not") {
+    const Cpu policy(1);
+    const MatrixTensor<float, Cpu> absent, no_rows(policy, {0, 4});
+    CHECK_FALSE(absent);
+    CHECK_FALSE(absent.const_view());
+    CHECK(no_rows);
+    CHECK(no_rows.size() == 0);
+}
+
+TEST_CASE("tensor: moves and does not copy; what was moved from is empty") {
+    const Cpu policy(1);
+    using Matrix = MatrixTensor<float, Cpu>;
+    CHECK(!std::is_copy_constructible_v<Matrix>);
+    CHECK(!std::is_copy_assignable_v<Matrix>);
+    CHECK(std::is_nothrow_move_constructible_v<Matrix>);
+    CHECK(std::is_nothrow_move_assignable_v<Matrix>);
+    Matrix first(policy, {2, 3});
+    const float* const data = first.data();
+    Matrix second = std::move(first);
+    CHECK_FALSE(first);
+    CHECK(first.size() == 0);
+    CHECK(second.data() == data);
+    CHECK(second.shape() == std::array<Index, 2>{2, 3});
+
+    Matrix third(policy, {400, 5});
+    const auto before = policy.workspace()->statistics().in_use;
+    third = std::move(second);  // what it held goes back at once
+    CHECK(policy.workspace()->statistics().in_use < before);
+    CHECK_FALSE(second);
+    CHECK(third.data() == data);
+    auto& same = third;
+    third = std::move(same);
+    CHECK(third.data() == data);
+    CHECK(third.shape() == std::array<Index, 2>{2, 3});
+}
+
+TEST_CASE("tensor: memory goes back to the workspace, and the policy may die first") {
+    std::optional<Cpu> policy(std::in_place, 1);
+    const std::weak_ptr<Cpu::Workspace> workspace = policy->workspace();
+    {
+        VectorTensor<float, Cpu> tensor(*policy, {1000});
+        CHECK(workspace.lock()->statistics().in_use >= 4000);
+    }
+    CHECK(workspace.lock()->statistics().in_use == 0);
+    {
+        VectorTensor<float, Cpu> survivor(*policy, {1000});
+        policy.reset();
+        REQUIRE_FALSE(workspace.expired());
+        survivor.data()[999] = 1;
+        CHECK(workspace.lock()->statistics().in_use >= 4000);
+    }
+    CHECK(workspace.expired());
+}
+
+TEST_CASE("tensor: tensor_like has the type of element and the shape") {
+    const Cpu policy(1);
+    const std::array<int, 6> values{};
+    const auto tensor = tensor_like(policy, View<const int, 2, dynamic>(values.data(), {2, 3}));
+    CHECK(std::is_same_v<decltype(tensor), const MatrixTensor<int, Cpu>>);
+    CHECK(tensor.shape() == std::array<Index, 2>{2, 3});
+}
+
+TEST_CASE("tensor: from the host and back") {
+    const Cpu policy(1);
+    const std::vector<double> values{1, 2, 3, 4, 5, 6};
+    const auto tensor = from_host<MatrixTensor<double, Cpu>>(policy, {2, 3}, values);
+    CHECK(tensor.view()(1, 0) == 4);
+    CHECK(to_host(policy, tensor) == values);
+    CHECK(to_host(policy, tensor.view()[1]) == std::vector<double>{4, 5, 6});
+    CHECK(to_host(policy, MatrixTensor<double, Cpu>(policy, {0, 3})).empty());
+    CHECK_THROWS_WITH_AS((from_host<MatrixTensor<double, Cpu>>(policy, {2, 4}, values)),
+                         "colt5: `values` must have shape (8), but has (6)", ShapeError);
+}

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+#include <doctest/doctest.h>
+
+#include <array>
+#include <numeric>
+#include <type_traits>
+#include <vector>
+
+#include <colt5/core/tensor.hpp>
+#include <colt5/core/view.hpp>
+
+using namespace colt5;
+
+namespace {
+
+std::vector<int> numbers(std::size_t count) {
+    std::vector<int> values(count);
+    std::iota(values.begin(), values.end(), 0);
+    return values;
+}
+
+}  // namespace
+
+TEST_CASE("view: elements and slices lie in row-major order") {
+    auto values = numbers(24);
+    const View<int, dynamic, 3, dynamic> view(values.data(), {2, 3, 4});
+    CHECK(view.size() == 24);
+    CHECK(view.extent(2) == 4);
+    for (Index i = 0; i < 2; ++i)
+        for (Index j = 0; j < 3; ++j)
+            for (Index k = 0; k < 4; ++k) {
+                CHECK(view(i, j, k) == i * 12 + j * 4 + k);
+                CHECK(&view[i][j][k] == &view(i, j, k));
+            }
+    const auto slice = view[1];
+    CHECK(std::is_same_v<decltype(slice), const View<int, 3, dynamic>>);
+    CHECK(slice.shape() == std::array<Index, 2>{3, 4});
+    slice(2, 3) = -1;
+    CHECK(values[23] == -1);
+}
+
+TEST_CASE("view: leading axes merge into rows") {
+    auto values = numbers(24);
+    const View<int, dynamic, dynamic, 4> view(values.data(), {2, 3, 4});
+    const auto rows = view.rows();
+    CHECK(std::is_same_v<decltype(rows), const View<int, dynamic, 4>>);
+    CHECK(rows.shape() == std::array<Index, 2>{6, 4});
+    CHECK(rows(5, 3) == 23);
+    CHECK(VectorView<int>(values.data(), {24}).rows().shape() == std::array<Index, 2>{1, 24});
+}
+
+TEST_CASE("view: reshape keeps the elements and checks the size") {
+    auto values = numbers(24);
+    const View<int, dynamic, dynamic> view(values.data(), {4, 6});
+    const auto other = view.reshape(std::array<Index, 3>{2, 3, 4});
+    CHECK(std::is_same_v<decltype(other), const View<int, dynamic, dynamic, dynamic>>);
+    CHECK(other.data() == values.data());
+    CHECK(other(1, 2, 3) == 23);
+    CHECK_THROWS_WITH_AS(view.reshape(std::array<Index, 2>{5, 5}),
+                         "colt5: `reshape` must have shape (5, 5), but has (4, 6)", ShapeError);
+}
+
+TEST_CASE("view: converts to const and between static and dynamic extents, which it checks") {
+    auto values = numbers(6);
+    const View<int, dynamic, dynamic> view(values.data(), {2, 3});
+    const View<const int, 2, 3> fixed = view;
+    CHECK(fixed.data() == view.data());
+    const View<const int, dynamic, 3> back = fixed;
+    CHECK(back.shape() == view.shape());
+    using Wrong = View<int, 2, 4>;
+    CHECK_THROWS_WITH_AS(Wrong{view}, "colt5: `view` must have shape (2, 4), but has (2, 3)", ShapeError);
+    CHECK_THROWS_WITH_AS(Wrong(values.data(), {2, 3}), "colt5: `view` must have shape (2, 4), but has (2, 3)",
+                         ShapeError);
+    CHECK(!std::is_convertible_v<View<const int, 2, 3>, View<int, 2, 3>>);     // constness stays
+    CHECK(!std::is_convertible_v<View<int, 2, 3>, View<int, 2, 4>>);           // known not to fit
+    CHECK(!std::is_convertible_v<View<int, dynamic>, View<int, dynamic, 1>>);  // another rank
+    CHECK(!std::is_convertible_v<View<int, dynamic>, View<long, dynamic>>);
+}
+
+TEST_CASE("view: erases its static extents") {
+    auto values = numbers(6);
+    const View<int, 2, 3> view(values.data(), {2, 3});
+    CHECK(std::is_same_v<decltype(view.view()), View<int, dynamic, dynamic>>);
+    CHECK(std::is_same_v<decltype(view.const_view()), View<const int, dynamic, dynamic>>);
+    CHECK(view.const_view().shape() == std::array<Index, 2>{2, 3});
+    CHECK(view.const_view().data() == values.data());
+}
+
+TEST_CASE("view: without data it is false, and stands for an argument that is not given") {
+    const Mask absent;
+    CHECK_FALSE(absent);
+    const View<const bool, 3, dynamic> converted = absent;  // its extents are not checked
+    CHECK_FALSE(converted);
+    const bool value = true;
+    CHECK(Mask(&value, {1, 1}));
+}
+
+TEST_CASE("view: expect converts or names the argument") {
+    auto values = numbers(6);
+    const View<int, dynamic, dynamic> view(values.data(), {2, 3});
+    const auto fixed = expect<View<const int, dynamic, 3>>("tokens", view);
+    CHECK(fixed(1, 2) == 5);
+    using Wrong = View<const int, dynamic, 4>;
+    CHECK_THROWS_WITH_AS(expect<Wrong>("tokens", view), "colt5: `tokens` must have shape (any, 4), but has (2, 3)",
+                         ShapeError);
+}
+
+TEST_CASE("view: works in constant expressions") {
+    static constexpr std::array<int, 6> values{0, 1, 2, 3, 4, 5};
+    constexpr View<const int, 2, 3> view(values.data(), {2, 3});
+    static_assert(view(1, 1) == 4);
+    static_assert(view[1][2] == 5);
+    static_assert(view.size() == 6);
+    CHECK(view.rows().extent(0) == 2);
+}
+
+TEST_CASE("view: what operations take are views and tensors") {
+    CHECK(Viewable<View<const float, dynamic, 3>>);
+    CHECK(Viewable<Tensor<float, Cpu, dynamic>>);
+    CHECK_FALSE(Viewable<std::vector<float>>);
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: MIT
+#include <doctest/doctest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <new>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <colt5/core/policy.hpp>
+#include <colt5/core/random.hpp>
+#include <colt5/core/workspace.hpp>
+
+using namespace colt5;
+
+namespace {
+
+/// What a memory was asked for.
+struct Ledger {
+    std::map<void*, std::size_t> held;
+    bool full = false;
+};
+
+/// Memory of which a test sees every request.
+struct CountedMemory {
+    Ledger* ledger;
+    void* allocate(std::size_t bytes) {
+        if (ledger->full) throw std::bad_alloc();
+        void* const data = ::operator new (bytes, std::align_val_t{256});
+        ledger->held.emplace(data, bytes);
+        return data;
+    }
+    void deallocate(void* data, std::size_t bytes) {
+        CHECK(ledger->held.at(data) == bytes);
+        ledger->held.erase(data);
+        ::operator delete (data, std::align_val_t{256});
+    }
+};
+using CountedWorkspace = Workspace<CountedMemory>;
+
+constexpr std::size_t chunk = CountedWorkspace::smallest_chunk, grain = CountedWorkspace::granularity;
+
+}  // namespace
+
+TEST_CASE("workspace: grows by chunks, and gives everything back in the end") {
+    Ledger ledger;
+    {
+        CountedWorkspace workspace(CountedMemory{&ledger});
+        CHECK(ledger.held.empty());
+        void* const small = workspace.allocate(10);
+        CHECK(workspace.statistics().reserved == chunk);
+        CHECK(workspace.statistics().in_use == grain);
+        void* const large = workspace.allocate(3 * chunk + 1);
+        CHECK(workspace.statistics().reserved == 4 * chunk + grain);
+        CHECK(workspace.statistics().in_use == 3 * chunk + 2 * grain);
+        CHECK(workspace.statistics().system_allocations == 2);
+        CHECK(ledger.held.size() == 2);
+        workspace.deallocate(small);
+        workspace.deallocate(large);
+        CHECK(workspace.statistics().in_use == 0);
+        CHECK(workspace.statistics().peak == 3 * chunk + 2 * grain);
+        CHECK(ledger.held.size() == 2);  // kept for the next request
+    }
+    CHECK(ledger.held.empty());
+}
+
+TEST_CASE("workspace: blocks are aligned and do not overlap") {
+    Ledger ledger;
+    CountedWorkspace workspace(CountedMemory{&ledger});
+    std::vector<std::pair<std::byte*, std::size_t>> blocks;
+    for (const std::size_t bytes : {0, 1, 255, 256, 257, 4096, 1 << 20, 100}) {
+        auto* const data = static_cast<std::byte*>(workspace.allocate(bytes));
+        CHECK(reinterpret_cast<std::uintptr_t>(data) % grain == 0);
+        for (const auto& [other, size] : blocks) {
+            CHECK(other != data);
+            CHECK((data + bytes <= other || other + size <= data));
+        }
+        std::memset(data, 1, bytes);
+        blocks.emplace_back(data, bytes);
+    }
+}
+
+TEST_CASE("workspace: reuses what was freed, the smallest block that fits") {
+    Ledger ledger;
+    CountedWorkspace workspace(CountedMemory{&ledger});
+    void* const large = workspace.allocate(8 * grain);
+    void* const wall = workspace.allocate(grain);
+    void* const small = workspace.allocate(2 * grain);
+    void* const other_wall = workspace.allocate(grain);
+    workspace.deallocate(large);
+    workspace.deallocate(small);
+    CHECK(workspace.allocate(2 * grain) == small);  // although `large` comes first
+    CHECK(workspace.allocate(3 * grain) == large);
+    CHECK(workspace.allocate(5 * grain) == static_cast<std::byte*>(large) + 3 * grain);  // the rest of it
+    static_cast<void>(wall);
+    static_cast<void>(other_wall);
+    CHECK(workspace.statistics().system_allocations == 1);
+}
+
+TEST_CASE("workspace: merges free neighbours on both sides") {
+    for (const auto& order : {std::vector<std::size_t>{0, 1, 2}, {2, 1, 0}, {0, 2, 1}, {1, 0, 2}}) {
+        Ledger ledger;
+        CountedWorkspace workspace(CountedMemory{&ledger});
+        std::vector<void*> blocks;
+        for (int i = 0; i < 3; ++i) blocks.push_back(workspace.allocate(chunk / 4));
+        void* const wall = workspace.allocate(chunk / 4);  // the chunk is full
+        for (const std::size_t i : order) workspace.deallocate(blocks[i]);
+        CHECK(workspace.allocate(3 * chunk / 4) == blocks[0]);
+        CHECK(workspace.statistics().system_allocations == 1);
+        workspace.deallocate(wall);
+    }
+}
+
+TEST_CASE("workspace: blocks of different chunks never merge") {
+    Ledger ledger;
+    CountedWorkspace workspace(CountedMemory{&ledger});
+    void* const first = workspace.allocate(chunk);
+    void* const second = workspace.allocate(chunk);
+    workspace.deallocate(first);
+    workspace.deallocate(second);
+    workspace.allocate(2 * chunk);
+    CHECK(workspace.statistics().system_allocations == 3);
+}
+
+TEST_CASE("workspace: a second pass over the same shapes asks the system for nothing") {
+    Ledger ledger;
+    CountedWorkspace workspace(CountedMemory{&ledger});
+    const auto pass = [&] {  // requests of many sizes, freed in another order, some held for long
+        const Random random(Seed{4});
+        std::vector<void*> held;
+        for (std::uint64_t i = 0; i < 500; ++i) {
+            held.push_back(workspace.allocate(static_cast<std::size_t>(random.uniform(2 * i) * 300000)));
+            if (held.size() < 20) continue;
+            const auto victim = static_cast<std::ptrdiff_t>(random.uniform(2 * i + 1) * 20);
+            workspace.deallocate(held[static_cast<std::size_t>(victim)]);
+            held.erase(held.begin() + victim);
+        }
+        for (void* const data : held) workspace.deallocate(data);
+    };
+    pass();
+    const auto first = workspace.statistics();
+    CHECK(first.in_use == 0);
+    CHECK(first.peak > 1000000);
+    pass();
+    CHECK(workspace.statistics().system_allocations == first.system_allocations);
+    CHECK(workspace.statistics().reserved == first.reserved);
+    CHECK(workspace.statistics().peak == first.peak);
+}
+
+TEST_CASE("workspace: the peak can be reset, and chunks that hold nothing released") {
+    Ledger ledger;
+    CountedWorkspace workspace(CountedMemory{&ledger});
+    void* const kept = workspace.allocate(grain);
+    void* const large = workspace.allocate(5 * chunk);
+    workspace.deallocate(large);
+    CHECK(workspace.statistics().peak == 5 * chunk + grain);
+    workspace.reset_peak();
+    CHECK(workspace.statistics().peak == grain);
+    workspace.release_unused();
+    CHECK(workspace.statistics().reserved == chunk);
+    CHECK(ledger.held.size() == 1);
+    std::memset(kept, 1, grain);
+    workspace.deallocate(kept);
+    workspace.release_unused();
+    CHECK(workspace.statistics().reserved == 0);
+    CHECK(ledger.held.empty());
+    CHECK(workspace.allocate(1) != nullptr);
+}
+
+TEST_CASE("workspace: when there is no memory nothing has changed") {
+    Ledger ledger;
+    CountedWorkspace workspace(CountedMemory{&ledger});
+    void* const block = workspace.allocate(chunk);
+    ledger.full = true;
+    CHECK_THROWS_AS(workspace.allocate(1), std::bad_alloc);
+    CHECK(workspace.statistics().in_use == chunk);
+    CHECK(workspace.statistics().reserved == chunk);
+    workspace.deallocate(block);
+    CHECK(workspace.allocate(1) == block);
+}
+
+TEST_CASE("workspace: pointers that it does not hold are ignored") {
+    Ledger ledger;
+    CountedWorkspace workspace(CountedMemory{&ledger});
+    void* const block = workspace.allocate(1);
+    int other = 0;
+    workspace.deallocate(&other);
+    workspace.deallocate(nullptr);
+    CHECK(workspace.statistics().in_use == grain);
+    workspace.deallocate(block);
+    workspace.deallocate(block);
+    CHECK(workspace.statistics().in_use == 0);
+}
+
+TEST_CASE("workspace: several threads may share it") {
+    Cpu::Workspace workspace;
+    const auto work = [&workspace](unsigned char tag, bool& intact) {
+        for (std::size_t i = 1; i < 400; ++i) {
+            auto* const data = static_cast<unsigned char*>(workspace.allocate(i * 37));
+            std::memset(data, tag, i * 37);
+            std::this_thread::yield();
+            for (std::size_t j = 0; j < i * 37; ++j) intact = intact && data[j] == tag;
+            workspace.deallocate(data);
+        }
+    };
+    bool intact = true, other_intact = true;
+    std::thread thread([&] { work(1, other_intact); });
+    work(2, intact);
+    thread.join();
+    CHECK(intact);
+    CHECK(other_intact);
+    CHECK(workspace.statistics().in_use == 0);
+}
