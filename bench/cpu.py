@@ -1,0 +1,317 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Times the flagship block and its pieces on this machine's CPU: ours, and the published PyTorch package beside it.
+
+    ./dev bench cpu [--quick] [--json FILE] [--threads N] [--only TEXT] [--shrink N]
+
+The flagship is the block of the reference's README: b 2, n 32768, d 512, 8 × 64 light heads with window 128, 8 × 64 heavy
+heads, 1024 routed queries, keys and feedforward tokens, all-true mask, float.
+
+How it is measured
+- Each case starts one process of ours (op/, module/) and one of PyTorch (reference_cpu.py), with the same number of
+  threads, weights, inputs and mask. Inputs are random normal; a backward pass starts from a random gradient and gives the
+  gradients of all parameters and of the input, on both sides. The result of every row is compared: `differs` is the
+  largest difference over the largest entry.
+- The two take turns, one call at a time or, if a call is short, as many as take a twentieth of a second. Times are medians
+  after a first call of the same size; ± is half of the range over the median. Only with --quick is a first call that takes
+  more than 2 s timed itself; PyTorch then had a shorter call before it.
+- Memory is the peak of the resident memory in that first call over what the process held before any: weights and inputs,
+  and on PyTorch's side what a short call left behind, such as loaded kernels.
+- Routing tokens are scaled by 1/√d, so that logits have unit deviation. At the package's own initialization, with logits
+  of deviation √d, many scores saturate at 1 and which of them the package routes is arbitrary: rows `… (own init)` are
+  timed, but their results may differ.
+- The floor of a row is its number of floating-point operations at this machine's sgemm rate, the best that any of the
+  `linear` rows reached in the same run, on the same number of threads. Routing and choosing have none.
+- A row without PyTorch's columns is only ours.
+
+--json FILE writes a list of rows {name, ours_s, peer_s, floor_s, ours_mib, peer_mib, …} with null for what is not there.
+"""
+import argparse
+import dataclasses
+import fnmatch
+import json
+import math
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy
+
+FLAGSHIP = dict(inner=512, window=128, k=1024, light_mult=0.5, heavy_mult=4)
+SMALL = dict(inner=128, window=64, k=64, light_mult=0.5, heavy_mult=4)
+
+
+def light_attention_flop(b, n, d, inner, window, **_):
+    """Forward, backward. The backward pass computes the scores again."""
+    scores = 2 * b * n * (window + 1) * inner
+    forward = 2 * b * n * d * 4 * inner + 2 * scores
+    return forward, 2 * forward + scores
+
+
+def feed_forward_flop(b, n, d, k, light_mult, heavy_mult, **_):
+    forward = 4 * b * d * d * (n * light_mult + min(n, k) * heavy_mult) + 2 * b * n * d
+    return forward, 2 * forward
+
+
+def block_flop(b, n, d, **config):
+    inner, k = config['inner'], min(n, config['k'])
+    scores = 2 * b * k * k * inner
+    heavy = 2 * b * k * d * 4 * inner + 2 * scores + 2 * 2 * b * n * d  # and two routers
+    parts = (light_attention_flop(b, n, d, **config), feed_forward_flop(b, n, d, **config), (heavy, 2 * heavy + scores))
+    return tuple(sum(part[i] for part in parts) for i in (0, 1))
+
+
+@dataclasses.dataclass
+class Case:
+    name: str
+    program: str
+    batch: int
+    length: int
+    width: int = 512
+    numbers: tuple = ()
+    flop: tuple = (None, None)  # forward, backward
+    backward: bool = True
+    wide_logits: bool = False
+    peer: bool = True
+    threads: int = 0  # 0: as many as --threads says
+
+    @property
+    def modes(self):
+        return ('forward', 'forward_backward') if self.backward else ('forward',)
+
+    def mode_flop(self, mode):
+        return self.flop[0] if mode == 'forward' or self.flop[0] is None else sum(self.flop)
+
+
+def linear(batch, length, width, out, **options):
+    flop = 2 * batch * length * width * out
+    return Case(f'linear_{batch * length}x{width}x{out}', 'linear', batch, length, width, (out,), (flop, 2 * flop), **options)
+
+
+def block(name, batch, length, width=512, **options):
+    flop = block_flop(batch, length, width, **(SMALL if width == 128 else FLAGSHIP))
+    return Case(name, 'conditional_routed_transformer_block', batch, length, width, (width,), flop, **options)
+
+
+def cases(quick, shrink):
+    """Shorter sequences with --quick, except for the flagship. Growth runs on until the memory does."""
+    full, piece = (max(2048, n // shrink) for n in (32768, 8192 if quick else 32768))  # the package wants n >= k
+    descent = dict(batch=2, length=full, width=1, threads=1)
+    yield linear(2, piece, 512, 1536)
+    if not quick:
+        yield linear(2, piece, 512, 512)
+        yield linear(2, piece, 512, 256)
+    yield linear(1, 4096 // shrink, 2048, 2048, backward=False)
+    if not quick:
+        yield linear(2, piece, 512, 1536, threads=1)
+    yield Case('top_k_1024', 'top_k', numbers=(1024,), backward=False, **descent)
+    for n_iters in (50,) if quick else (50, 20):
+        yield Case(f'coordinate_descent_{n_iters}', 'coordinate_descent', numbers=(n_iters, 1152, 0), **descent)
+        yield Case(f'routing_{n_iters}', 'coordinate_descent', numbers=(n_iters, 1152, 1024), **descent)
+    yield Case('routing_50_one_row', 'coordinate_descent', numbers=(50, 1152, 1024), **(descent | dict(batch=1)))
+    yield Case('light_attention', 'light_attention', 2, piece, flop=light_attention_flop(2, piece, 512, **FLAGSHIP))
+    yield Case('feed_forward', 'conditional_routed_feed_forward', 2, piece, flop=feed_forward_flop(2, piece, 512, **FLAGSHIP))
+    yield block('small_block', 1, 256, 128)
+    for n in (1024, 8192) if quick else (1024, 4096, 16384, 32768):
+        yield block(f'block_n{n}', 1, max(1024, n // shrink))
+    yield block('block', 2, full)
+    if not quick:
+        yield block('block_own_init', 2, full, wide_logits=True)
+        yield block('block_one_thread', 2, full, peer=False, threads=1)
+        for n in (131072, 262144, 524288, 1048576):
+            yield block(f'block_n{n}', 1, n // shrink, peer=False)
+
+
+class Process:
+    """One side of a case; see measure.hpp for what it answers."""
+
+    def __init__(self, arguments, threads):
+        self.child = subprocess.Popen([str(argument) for argument in arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                      text=True, env=os.environ | {'OMP_NUM_THREADS': str(threads)})
+        self.library = self.answer().removeprefix('ready ')
+
+    def answer(self):
+        line = self.child.stdout.readline()
+        if not line:
+            raise SystemExit(f'{" ".join(self.child.args)} ended with status {self.child.wait()}')
+        return line.strip()
+
+    def ask(self, *words):
+        print(*words, file=self.child.stdin, flush=True)
+        return [float(word) for word in self.answer().split()]
+
+    def first(self, mode, file):
+        seconds, mib = self.ask('first', mode, file)
+        return seconds, mib
+
+    def time(self, mode, count):
+        return self.ask('time', mode, count)[0]
+
+    def end(self):
+        self.child.stdin.close()
+        self.child.wait()
+
+
+def difference(ours, peer):
+    """The largest difference over the largest entry."""
+    ours, peer = (numpy.fromfile(file, numpy.float32) for file in (ours, peer))
+    return float(numpy.abs(ours - peer).max() / numpy.abs(peer).max())
+
+
+class Bench:
+    def __init__(self, build_dir, threads, quick, folder):
+        self.build_dir, self.threads, self.quick, self.folder = build_dir, threads, quick, folder
+        self.rows = []
+        self.libraries = {}
+
+    def run(self, case):
+        threads = case.threads or self.threads
+        inputs = self.folder / 'inputs.safetensors'
+        reference = pathlib.Path(__file__).with_name('reference_cpu.py')
+        options = ['--wide-logits'] * case.wide_logits + ['--forward-only'] * (not case.backward)
+        peer = Process([sys.executable, reference, case.program, inputs, threads, case.batch, case.length, case.width,
+                        *case.numbers, *options], threads)
+        sides = {'peer': peer}
+        if not case.peer:
+            peer.end()  # has written the inputs
+            del sides['peer']
+        sides['ours'] = Process([self.build_dir / 'bench' / case.program, inputs, threads, *case.numbers], threads)
+        inputs.unlink()
+        self.libraries |= {side: process.library for side, process in sides.items()}
+        for mode in case.modes:
+            self.rows.append(self.measure(case, mode, threads, sides))
+        for process in sides.values():
+            process.end()
+
+    def measure(self, case, mode, threads, sides):
+        first, mib = {}, {}
+        for side, process in sides.items():
+            first[side], mib[side] = process.first(mode, self.folder / side)
+        samples = {side: [] for side in sides}
+        taking_turns = list(sides)
+        if self.quick and case.peer and first['peer'] > 2:
+            samples['peer'].append(first['peer'])
+            taking_turns.remove('peer')
+        counts = {side: math.ceil(0.05 / seconds) for side, seconds in first.items()}
+        round_s = sum(counts[side] * first[side] for side in taking_turns)
+        least, most, budget_s = (1, 5, 1) if self.quick else (5 if case.name == 'block' else 3, 9, 6)
+        for _ in range(min(most, max(least, round(budget_s / round_s)))):
+            for side in taking_turns:
+                samples[side].append(sides[side].time(mode, counts[side]))
+        row = {'name': f'{case.name}_{mode}'}
+        for field, value in (('s', lambda side: statistics.median(samples[side])), ('mib', mib.get),
+                             ('spread_s', lambda side: max(samples[side]) - min(samples[side]))):
+            row |= {f'{side}_{field}': value(side) if side in sides else None for side in ('ours', 'peer')}
+        return row | {
+            'floor_s': None, 'difference': difference(self.folder / 'ours', self.folder / 'peer') if case.peer else None,
+            'repetitions': len(samples['ours']), 'batch': case.batch, 'length': case.length, 'width': case.width,
+            'threads': threads, 'flop': case.mode_flop(mode)}
+
+    def fits(self, case):
+        """Whether the next longer block fits into memory, judging by the shorter ones before it."""
+        name = case.name.rstrip('0123456789')
+        mib_per_token = [row['ours_mib'] / row['length'] for row in self.rows
+                         if fnmatch.fnmatch(row['name'], f'{name}*_{case.modes[-1]}')]
+        inputs_mib = len(case.modes) * case.length * case.width * 4 / 2 ** 20
+        with open('/proc/meminfo') as info:
+            available_mib = next(int(line.split()[1]) / 1024 for line in info if line.startswith('MemAvailable:'))
+        return not mib_per_token or mib_per_token[-1] * case.length + inputs_mib < 0.85 * available_mib
+
+    def sgemm_rates(self, threads):
+        """Operations per second by side: the best of the linear rows on that many threads."""
+        rows = [row for row in self.rows if row['name'].startswith('linear') and row['threads'] == threads]
+        return {side: max(row['flop'] / row[f'{side}_s'] for row in rows) for side in ('ours', 'peer') if rows}
+
+    def set_floors(self):
+        for row in self.rows:
+            rates = self.sgemm_rates(row['threads'])
+            if row['flop'] and rates:
+                row['floor_s'] = row['flop'] / max(rates.values())
+
+
+def time_text(seconds, spread=None):
+    if seconds is None:
+        return ''
+    unit, scale = next((unit, scale) for unit, scale in (('s', 1), ('ms', 1e3), ('µs', 1e6)) if seconds * scale >= 1 or unit == 'µs')
+    text = f'{seconds * scale:.3g} {unit}'
+    return text if spread is None else f'{text} ± {50 * spread / seconds:.0f} %'
+
+
+def ratio(a, b, text='{:.2f} ×'):
+    return text.format(a / b) if a is not None and b is not None and b > 0 else ''
+
+
+def mib_text(mib):
+    return '' if mib is None else f'{mib:.1f}' if mib < 10 else f'{mib:.0f}'
+
+
+def print_table(header, rows):
+    rows = [header, *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in rows]
+    lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
+    print('\n'.join(lines) + '\n')
+
+
+def report(bench):
+    with open('/proc/cpuinfo') as info:
+        model = next((line.split(':')[1].strip() for line in info if line.startswith('model name')), platform.machine())
+    print(f'\n{model}, {os.cpu_count()} cores; ours multiplies by {bench.libraries["ours"]}, '
+          f'the other side is colt5-attention 0.2.3 with {bench.libraries["peer"]}.\n')
+    for threads in sorted({row['threads'] for row in bench.rows}, reverse=True):
+        rates = bench.sgemm_rates(threads)
+        if rates:
+            best = max(rates, key=rates.get)
+            print(f'sgemm, {threads} thread{"s" * (threads > 1)}: {rates["ours"] / 1e9:.0f} GFLOP/s by {bench.libraries["ours"]} in ours, '
+                  f'{rates["peer"] / 1e9:.0f} by {bench.libraries["peer"]}; floors take {bench.libraries[best]}.')
+    print()
+    print_table(
+        ['', 'shape', 'threads', 'ours', 'PyTorch', 'faster', 'floor', 'ours / floor', 'ours MiB', 'PyTorch MiB', 'less', 'differs'],
+        [[row['name'], ' × '.join(str(row[extent]) for extent in ('batch', 'length', 'width')), str(row['threads']),
+          time_text(row['ours_s'], row['ours_spread_s']), time_text(row['peer_s'], row['peer_spread_s']), ratio(row['peer_s'], row['ours_s']),
+          time_text(row['floor_s']), ratio(row['ours_s'], row['floor_s'], '{:.2f}'), mib_text(row['ours_mib']), mib_text(row['peer_mib']),
+          ratio(row['peer_mib'], row['ours_mib'], '{:.1f} ×'), '' if row['difference'] is None else f'{row["difference"]:.1e}']
+         for row in bench.rows])
+    growth = [row for row in bench.rows if row['name'].startswith('block_n')]
+    if growth:
+        print_table(['growth', 'µs a token', 'KiB a token', 'ours / floor'],
+                    [[row['name'], f'{row["ours_s"] / row["length"] * 1e6:.2f}', f'{row["ours_mib"] / row["length"] * 1024:.1f}',
+                      ratio(row['ours_s'], row['floor_s'], '{:.2f}')] for row in sorted(growth, key=lambda row: (row['name'].partition('_f')[2], row['length']))])
+
+
+def main():
+    parser = argparse.ArgumentParser(prog='./dev bench cpu', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--build-dir', type=pathlib.Path, default='build', help='where Meson has built the programs')
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--quick', action='store_true', help='3 minutes: shorter pieces, the flagship once')
+    parser.add_argument('--json', type=pathlib.Path, metavar='FILE')
+    parser.add_argument('--only', metavar='PATTERN', help='cases by name, such as "block*"; with the linear rows, for the floors')
+    parser.add_argument('--shrink', type=int, default=1, metavar='N', help='divides lengths by N, to try this program itself')
+    args = parser.parse_args()
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=args.build_dir) as folder:  # not in /tmp, which may be memory
+        bench = Bench(args.build_dir, args.threads, args.quick, pathlib.Path(folder))
+        for case in cases(args.quick, args.shrink):
+            if args.only and not case.name.startswith('linear') and not fnmatch.fnmatch(case.name, args.only):
+                continue
+            if not case.peer and not bench.fits(case):
+                case = dataclasses.replace(case, backward=False)
+                if not bench.fits(case):
+                    print(f'{case.name} does not fit into memory', file=sys.stderr)
+                    continue
+            print(f'{time.monotonic() - start:4.0f} s  {case.name} {case.batch} × {case.length} × {case.width}', file=sys.stderr)
+            bench.run(case)
+    bench.set_floors()
+    report(bench)
+    print(f'{time.monotonic() - start:.0f} s')
+    if args.json:
+        args.json.write_text(json.dumps(bench.rows, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

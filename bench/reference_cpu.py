@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: MIT
+"""The PyTorch package on the CPU: the counterpart of the C++ programs of this folder, started by cpu.py.
+
+    reference_cpu.py PROGRAM INPUTS.safetensors THREADS BATCH LENGTH WIDTH [NUMBER...] [--wide-logits] [--forward-only]
+
+draws weights and inputs, writes them to the file for the C++ program of the same name, and then answers the commands
+that bench/measure.hpp describes. Routing tokens are scaled so that logits have unit deviation, unless --wide-logits asks
+for the package's own initialization, which gives them a deviation of about the square root of the dimension.
+"""
+import argparse
+import ctypes
+import json
+import struct
+import sys
+import time
+
+import torch
+from torch import nn
+
+import colt5_attention
+
+
+def write_safetensors(path, tensors):
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + 4 * tensor.numel()
+        header[name] = {'dtype': 'F32', 'shape': list(tensor.shape), 'data_offsets': [begin, end]}
+    text = json.dumps(header).encode()
+    with open(path, 'wb') as file:
+        file.write(struct.pack('<Q', len(text)) + text)
+        for tensor in tensors.values():
+            tensor.detach().contiguous().numpy().tofile(file)
+
+
+def transformer_block(width):
+    if width == 128:
+        return colt5_attention.ConditionalRoutedTransformerBlock(
+            dim=128, num_heavy_attn_tokens_q=64, num_heavy_attn_tokens_kv=64, num_heavy_ff_tokens=64, light_dim_head=32,
+            light_heads=4, light_window_size=64, heavy_dim_head=32, heavy_heads=4, light_ff_mult=0.5, heavy_ff_mult=4)
+    return colt5_attention.ConditionalRoutedTransformerBlock(
+        dim=width, num_heavy_attn_tokens_q=1024, num_heavy_attn_tokens_kv=1024, num_heavy_ff_tokens=1024, light_dim_head=64,
+        light_heads=8, light_window_size=128, heavy_dim_head=64, heavy_heads=8, light_ff_mult=0.5, heavy_ff_mult=4)
+
+
+def light_attention(width):
+    return colt5_attention.ConditionalRoutedAttention(width, num_heavy_tokens_q=1024, num_heavy_tokens_kv=1024).light_attn
+
+
+MODULES = {
+    'conditional_routed_transformer_block': transformer_block,
+    'conditional_routed_feed_forward': lambda width: colt5_attention.ConditionalRoutedFeedForward(width, num_heavy_tokens=1024),
+    'light_attention': light_attention}
+
+
+class Case:
+    """Weights, inputs, and a function of the input."""
+
+    def __init__(self, program, batch, length, width, numbers, wide_logits):
+        self.module = None
+        self.x = torch.randn(batch, length, width)
+        mask = torch.ones(batch, length, dtype=torch.bool)
+        if program in MODULES:
+            self.module = MODULES[program](width)
+            for name, parameter in self.module.named_parameters():
+                if name.endswith('routing_token') and not wide_logits:
+                    parameter.data *= width ** -0.5
+            self.forward = lambda x: self.module(x, mask=mask[:x.shape[0], :x.shape[1]])
+            self.out_shape = self.x.shape
+        elif program == 'linear':
+            out = numbers[0]
+            self.module = nn.Linear(width, out, bias=False)
+            self.forward = self.module
+            self.out_shape = (batch, length, out)
+        elif program == 'top_k':  # here and below: logits (batch, 1, length)
+            self.x = torch.randn(batch, 1, length)
+            self.forward = lambda x: x.topk(numbers[0], dim=-1).indices.float()
+        elif program == 'coordinate_descent':
+            n_iters, k, chosen = numbers
+            self.x = torch.randn(batch, 1, length) * (22 if wide_logits else 1)
+            mask = mask[:, None]
+            k = torch.tensor([float(k)])
+
+            def scores(x):
+                all_scores = colt5_attention.coor_descent(x, n_iters=n_iters, k=k, eps=1., mask=mask[:x.shape[0]])
+                return all_scores.topk(chosen, dim=-1).values if chosen else all_scores
+            self.forward = scores
+            self.out_shape = (batch, 1, chosen or length)
+        else:
+            sys.exit(f'no such program: {program}')
+
+    def draw_d_out(self):
+        self.d_out = torch.randn(self.out_shape)
+        self.x.requires_grad_()
+
+    def tensors(self):
+        parameters = self.module.named_parameters() if self.module else []
+        inputs = {'x': self.x} | ({'d_out': self.d_out} if self.x.requires_grad else {})
+        return {f'module.{name}': parameter for name, parameter in parameters} | inputs
+
+    def warm_up(self):
+        """A short call, so that the first long one does not pay for loading the kernels."""
+        out = self.forward(self.x.detach()[:1, :1024].requires_grad_())
+        if out.requires_grad:
+            out.sum().backward()
+
+    def call(self, backward):
+        if not backward:
+            with torch.no_grad():
+                return self.forward(self.x)
+        self.x.grad = None
+        if self.module:
+            self.module.zero_grad(set_to_none=True)
+        self.forward(self.x).backward(self.d_out)
+        return self.x.grad
+
+    def forget(self):
+        """Hands free memory back to the system and lets the peak of this process start anew."""
+        self.x.grad = None
+        if self.module:
+            self.module.zero_grad(set_to_none=True)
+        ctypes.CDLL(None).malloc_trim(0)
+        with open('/proc/self/clear_refs', 'w') as file:
+            file.write('5')
+
+
+def memory_mib(field):
+    with open('/proc/self/status') as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(field + ':'))
+
+
+def serve(case):
+    case.forget()
+    before = memory_mib('VmRSS')
+    print('ready', 'MKL' if torch.backends.mkl.is_available() else 'its own BLAS', 'through PyTorch', torch.__version__, flush=True)
+    for line in sys.stdin:
+        command, mode, argument = line.split()
+        backward = mode == 'forward_backward'
+        if command == 'first':
+            case.forget()
+            begin = time.perf_counter()
+            result = case.call(backward)
+            seconds, peak = time.perf_counter() - begin, memory_mib('VmHWM')
+            result.contiguous().numpy().tofile(argument)
+            print(seconds, peak - before, flush=True)
+        else:
+            begin = time.perf_counter()
+            for _ in range(int(argument)):
+                result = None  # or two results would be alive at once
+                result = case.call(backward)
+            print((time.perf_counter() - begin) / int(argument), flush=True)
+        del result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('program')
+    parser.add_argument('inputs')
+    for name in ('threads', 'batch', 'length', 'width'):
+        parser.add_argument(name, type=int)
+    parser.add_argument('numbers', type=int, nargs='*')
+    parser.add_argument('--wide-logits', action='store_true')
+    parser.add_argument('--forward-only', action='store_true')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    case = Case(args.program, args.batch, args.length, args.width, args.numbers, args.wide_logits)
+    if not args.forward_only:
+        case.draw_d_out()
+    write_safetensors(args.inputs, case.tensors())
+    case.warm_up()
+    serve(case)
+
+
+if __name__ == '__main__':
+    main()
