@@ -11,6 +11,14 @@ template <TransformerBlockConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate =
               RouterOf<config.router_type>::template type>
 class ConditionalRoutedTransformerBlock {
+    // Of what has other names in AttentionConfig and FeedForwardConfig; they check the rest.
+    static_assert(config.num_heavy_attn_tokens_q >= 1,
+                  "colt5: TransformerBlockConfig.num_heavy_attn_tokens_q must be at least 1");
+    static_assert(config.num_heavy_attn_tokens_kv >= 1,
+                  "colt5: TransformerBlockConfig.num_heavy_attn_tokens_kv must be at least 1");
+    static_assert(config.num_heavy_ff_tokens >= 1,
+                  "colt5: TransformerBlockConfig.num_heavy_ff_tokens must be at least 1");
+
 public:
     using Out = TokensTensor<Scalar, P>;
     using Attention =
@@ -65,7 +73,7 @@ public:
     Out operator()(const X& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const {
         auto x = conditional_attn(tokens, mask, attention_tokens(counts));  // (b, n, d)
         assign(policy_, x, x + tokens);
-        auto out = conditional_ff(x, mask, {counts.num_heavy_ff_tokens});  // (b, n, d)
+        auto out = conditional_ff(x, mask, feed_forward_tokens(counts));  // (b, n, d)
         assign(policy_, out, out + x);
         return out;
     }
@@ -75,7 +83,7 @@ public:
     Pass forward(const X& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const {
         auto attn = conditional_attn.forward(tokens, mask, attention_tokens(counts));
         assign(policy_, attn.out, attn.out + tokens);  // (b, n, d)
-        auto ff = conditional_ff.forward(attn.out, mask, {counts.num_heavy_ff_tokens});
+        auto ff = conditional_ff.forward(attn.out, mask, feed_forward_tokens(counts));
         auto out = std::move(ff.out);  // (b, n, d)
         assign(policy_, out, out + attn.out);
         return {std::move(out), std::move(attn), std::move(ff)};
@@ -102,7 +110,13 @@ public:
 
 private:
     static AttentionTokens attention_tokens(const TransformerBlockTokens& counts) {
-        return {counts.num_heavy_attn_tokens_q, counts.num_heavy_attn_tokens_kv};
+        return {detail::token_count("num_heavy_attn_tokens_q", counts.num_heavy_attn_tokens_q,
+                                    config.num_heavy_attn_tokens_q),
+                detail::token_count("num_heavy_attn_tokens_kv", counts.num_heavy_attn_tokens_kv,
+                                    config.num_heavy_attn_tokens_kv)};
+    }
+    static FeedForwardTokens feed_forward_tokens(const TransformerBlockTokens& counts) {
+        return {detail::token_count("num_heavy_ff_tokens", counts.num_heavy_ff_tokens, config.num_heavy_ff_tokens)};
     }
 
     P policy_;

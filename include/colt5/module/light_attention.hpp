@@ -76,8 +76,9 @@ private:
     }
     template <typename T>
     static auto merge(const T& x) {  // (b, n, …) → (b, n, all the rest)
-        const Index tokens = x.extent(0) * x.extent(1);
-        return x.view().reshape(std::array<Index, 3>{x.extent(0), x.extent(1), tokens > 0 ? x.size() / tokens : 0});
+        Index width = 1;
+        for (std::size_t axis = 2; axis < T::rank; ++axis) width *= x.extent(axis);
+        return x.view().reshape(std::array<Index, 3>{x.extent(0), x.extent(1), width});
     }
 };
 

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT
+/// A second call of the same shape asks the system for no memory: not the workspace, and neither malloc nor new.
+#include <atomic>
+#include <cstdlib>
+
+#include "module/checks.hpp"
+
+// Counts every request of the whole program where the C library lets us put ourselves in between; sanitizers do so
+// themselves.
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define COLT5_SANITIZED
+#endif
+#endif
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(COLT5_SANITIZED)
+namespace {
+std::atomic<long> requests{0};
+constexpr bool requests_are_counted = true;
+}  // namespace
+extern "C" {
+void* __libc_malloc(std::size_t);
+void* __libc_calloc(std::size_t, std::size_t);
+void* __libc_realloc(void*, std::size_t);
+void* __libc_memalign(std::size_t, std::size_t);
+
+void* malloc(std::size_t bytes) {
+    ++requests;
+    return __libc_malloc(bytes);
+}
+void* calloc(std::size_t count, std::size_t bytes) {
+    ++requests;
+    return __libc_calloc(count, bytes);
+}
+void* realloc(void* data, std::size_t bytes) {
+    ++requests;
+    return __libc_realloc(data, bytes);
+}
+void* aligned_alloc(std::size_t alignment, std::size_t bytes) {
+    ++requests;
+    return __libc_memalign(alignment, bytes);
+}
+int posix_memalign(void** data, std::size_t alignment, std::size_t bytes) {
+    ++requests;
+    *data = __libc_memalign(alignment, bytes);
+    return *data != nullptr ? 0 : 12;  // ENOMEM
+}
+}
+#else
+namespace {
+long requests = 0;
+constexpr bool requests_are_counted = false;
+}  // namespace
+#endif
+
+using namespace colt5;
+using namespace support;
+
+namespace {
+
+constexpr TransformerBlockConfig with(RouterType type) {
+    return {.dim = 16,
+            .num_heavy_attn_tokens_q = 40,
+            .num_heavy_attn_tokens_kv = 50,
+            .num_routed_kv = 2,
+            .num_heavy_ff_tokens = 30,
+            .light_dim_head = 8,
+            .light_heads = 2,
+            .light_window_size = 16,
+            .heavy_dim_head = 8,
+            .heavy_heads = 2,
+            .router_type = type};
+}
+constexpr TransformerBlockConfig by_descent = with(RouterType::coor_descent), by_sinkhorn = with(RouterType::sinkhorn);
+constexpr CrossAttentionConfig cross_config{
+    .dim = 16, .num_tokens_q = 40, .num_tokens_kv = 50, .dim_head = 8, .heads = 2, .kv_routing_tokens = 2};
+
+/// What `call` asks of the system after two calls of it.
+template <typename Call>
+void check_allocates_nothing(const Cpu& policy, Call&& call) {
+    call();
+    call();
+    const std::size_t of_workspace = policy.workspace()->statistics().system_allocations;
+    const long of_program = requests;
+    call();
+    CHECK(policy.workspace()->statistics().system_allocations == of_workspace);
+    CHECK(requests == of_program);
+}
+
+std::size_t bytes_in_use(const Cpu& policy) {
+    return policy.workspace()->statistics().in_use;
+}
+/// What a tensor of so many bytes takes of a workspace.
+std::size_t rounded(Index bytes) {
+    return (static_cast<std::size_t>(bytes) + Cpu::Workspace::granularity - 1) / Cpu::Workspace::granularity *
+           Cpu::Workspace::granularity;
+}
+
+}  // namespace
+
+TEST_CASE("allocation: requests to the system are counted") {
+    const long before = requests;
+    std::vector<double> numbers(100);
+    const auto* const volatile aligned = new (std::align_val_t{64}) double[100];
+    ::operator delete[](const_cast<double*>(aligned), std::align_val_t{64});
+    if (requests_are_counted) CHECK(requests == before + 2);
+}
+
+TEST_CASE_TEMPLATE("allocation: a second call of a block allocates nothing, inference keeps nothing", Block,
+                   ConditionalRoutedTransformerBlock<by_descent, float, Cpu>,
+                   ConditionalRoutedTransformerBlock<by_sinkhorn, double, Cpu>) {
+    using Scalar = typename Block::Out::value_type;
+    for (const int threads : {1, 2}) {
+        CAPTURE(threads);
+        const Cpu policy(threads);
+        const Block block(policy);
+        const auto x = normal<Scalar>(policy, std::array<Index, 3>{2, 300, 16}, 0);
+        const auto some = mask_of_lengths(policy, {300, 120}, 300);
+        auto gradients = block.make_gradients();
+        for (const Mask mask : {Mask(), some.const_view()}) {
+            check_allocates_nothing(policy, [&] { block(x, mask); });
+            check_allocates_nothing(policy, [&] {
+                const auto pass = block.forward(x, mask);
+                block.backward(pass, x, gradients);
+            });
+            check_allocates_nothing(policy, [&] { block(x, mask, {.num_heavy_ff_tokens = 20}); });
+            const std::size_t before = bytes_in_use(policy);
+            {
+                const auto out = block(x, mask);
+                CHECK(bytes_in_use(policy) == before + rounded(x.size() * static_cast<Index>(sizeof(Scalar))));
+                const auto pass = block.forward(x, mask);
+                CHECK(bytes_in_use(policy) > before + 2 * rounded(x.size() * static_cast<Index>(sizeof(Scalar))));
+            }
+            CHECK(bytes_in_use(policy) == before);
+        }
+    }
+}
+
+TEST_CASE("allocation: a second call of cross attention allocates nothing, inference keeps nothing") {
+    const Cpu policy(2);
+    const ConditionalRoutedCrossAttention<cross_config, float, Cpu> cross(policy);
+    const auto x = normal<float>(policy, std::array<Index, 3>{2, 200, 16}, 0);
+    const auto context = normal<float>(policy, std::array<Index, 3>{2, 300, 16}, 1);
+    const auto context_mask = mask_of_lengths(policy, {300, 120}, 300);
+    auto gradients = cross.make_gradients();
+    const CrossAttentionTokens unrouted{200, 300};
+    for (const CrossAttentionTokens& counts : {CrossAttentionTokens{}, unrouted}) {
+        check_allocates_nothing(policy, [&] { cross(x, context, {}, context_mask.const_view(), counts); });
+        check_allocates_nothing(policy, [&] {
+            const auto pass = cross.forward(x, context, {}, context_mask.const_view(), counts);
+            cross.backward(pass, x, gradients);
+        });
+        const std::size_t before = bytes_in_use(policy);
+        const auto out = cross(x, context, {}, context_mask.const_view(), counts);
+        CHECK(bytes_in_use(policy) == before + rounded(x.size() * static_cast<Index>(sizeof(float))));
+    }
+}
