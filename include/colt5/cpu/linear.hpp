@@ -24,28 +24,56 @@ inline Index divide_up(Index a, Index b) {
     return (a + b - 1) / b;
 }
 
-/// d_weight (out, in) += Σ over sequences of dyᵀ · x, and d_bias (out) += Σ dy: tasks are blocks of rows of the result.
+/// sum += Σ of the rows of a panel, in partial sums that keep rounding small
+template <typename T>
+void add_rows(const T* rows, Index count, Index columns, T* sum) {
+    constexpr Index chunk = 256;
+    T* const part = thread_scratch<T, struct BiasSums>(columns);
+    for (Index first = 0; first < count; first += chunk) {
+        std::fill_n(part, columns, T(0));
+        for (Index i = first; i < std::min(count, first + chunk); ++i)
+            for (Index j = 0; j < columns; ++j) part[j] += rows[i * columns + j];
+        for (Index j = 0; j < columns; ++j) sum[j] += part[j];
+    }
+}
+
+/// d_weight (out, in) += Σ over tokens of dyᵀ · x, and d_bias (out) += Σ dy.
+///
+/// Lanes of consecutive tokens have sums of their own, which are added up in order: each token is read once, and the
+/// number of lanes depends on the number of tokens alone.
 template <typename T>
 void accumulate_weight_gradient(const Cpu& policy, MatrixView<T> d_weight, VectorView<T> d_bias,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> d_y,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> x) {
-    const Index batch = x.extent(0), routes = x.extent(1), length = x.extent(2), in = x.extent(3);
-    const Index out = d_y.extent(3), block = out >= 1024 ? 256 : 64, blocks = divide_up(out, block);
-    parallel_for(policy, routes * blocks, [&](Index task) {
-        const Index r = task / blocks, first = task % blocks * block, count = std::min(block, out - first);
-        for (Index b = 0; b < batch; ++b) {
-            const T* const d_y_panel = d_y[b][r].data() + first;
-            gemm<Op::transpose, Op::none>(count, in, length, T(1), d_y_panel, out, x[b][r].data(), in,
-                                          d_weight[r * out + first].data(), in);
-            if (!d_bias) continue;
-            constexpr Index chunk = 256;  // partial sums keep rounding small over long sequences
-            T* const sum = thread_scratch<T, struct BiasSums>(block);
-            for (Index row = 0; row < length; row += chunk) {
-                std::fill_n(sum, count, T(0));
-                for (Index i = row; i < std::min(length, row + chunk); ++i)
-                    for (Index j = 0; j < count; ++j) sum[j] += d_y_panel[i * out + j];
-                for (Index j = 0; j < count; ++j) d_bias(r * out + first + j) += sum[j];
-            }
+    const Index batch = x.extent(0), routes = x.extent(1), length = x.extent(2), in = x.extent(3), out = d_y.extent(3);
+    constexpr Index most_lanes = 16, least_tokens = 128;
+    const Index panel = panel_rows(length), panels = divide_up(length, panel);
+    const Index lanes_of_tokens = std::clamp(batch * length / least_tokens, Index{1}, most_lanes);
+    const Index lanes_of_route = std::min(lanes_of_tokens, batch * panels);
+    TokensTensor<T, Cpu> weight_sums(policy, {routes * lanes_of_route, out, in});
+    MatrixTensor<T, Cpu> bias_sums(policy, {routes * lanes_of_route, d_bias ? out : 0});
+    parallel_for(policy, routes * lanes_of_route, [&](Index lane) {
+        const Index r = lane / lanes_of_route, i = lane % lanes_of_route;
+        T* const weight_sum = weight_sums.view()[lane].data();
+        std::fill_n(weight_sum, out * in, T(0));
+        if (d_bias) std::fill_n(bias_sums.view()[lane].data(), out, T(0));
+        const Index last = batch * panels * (i + 1) / lanes_of_route;
+        for (Index p = batch * panels * i / lanes_of_route; p < last; ++p) {
+            const Index b = p / panels, first = p % panels * panel, count = std::min(panel, length - first);
+            const T* const d_y_panel = d_y[b][r].data() + first * out;
+            gemm<Op::transpose, Op::none>(out, in, count, T(1), d_y_panel, out, x[b][r].data() + first * in, in,
+                                          weight_sum, in);
+            if (d_bias) add_rows(d_y_panel, count, out, bias_sums.view()[lane].data());
+        }
+    });
+    // Every row of the gradient, in parallel, from the lanes in order.
+    parallel_for(policy, routes * out, [&](Index row) {
+        for (Index i = 0; i < lanes_of_route; ++i) {
+            const Index lane = row / out * lanes_of_route + i;
+            const T* const sum = weight_sums.view()[lane][row % out].data();
+            T* const to = d_weight[row].data();
+            for (Index j = 0; j < in; ++j) to[j] += sum[j];
+            if (d_bias) d_bias(row) += bias_sums.view()(lane, row % out);
         }
     });
 }
