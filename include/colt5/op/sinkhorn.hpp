@@ -62,13 +62,14 @@ struct Sinkhorn {
 inline constexpr double sinkhorn_floor = 1e-20;
 
 /// Choices and scores, and what the vector-Jacobian product reads: the potentials of every iteration, k + n numbers
-/// each.
+/// each. These are double, as is all that is computed between logits and scores: the gradient is what remains when
+/// each normalization has taken away most of it, and float would leave as few as one or two digits.
 template <typename Logit, Policy P>
 struct SinkhornPass {
-    Tensor<TokenIndex, P, dynamic, dynamic, dynamic> indices;              // (b, r, k)
-    Tensor<Logit, P, dynamic, dynamic, dynamic> scores;                    // (b, r, k)
-    Tensor<Logit, P, dynamic, dynamic, dynamic, dynamic> slot_potential;   // u (b, r, T, k)
-    Tensor<Logit, P, dynamic, dynamic, dynamic, dynamic> token_potential;  // v (b, r, T, n)
+    Tensor<TokenIndex, P, dynamic, dynamic, dynamic> indices;               // (b, r, k)
+    Tensor<Logit, P, dynamic, dynamic, dynamic> scores;                     // (b, r, k)
+    Tensor<double, P, dynamic, dynamic, dynamic, dynamic> slot_potential;   // u (b, r, T, k)
+    Tensor<double, P, dynamic, dynamic, dynamic, dynamic> token_potential;  // v (b, r, T, n)
 };
 
 namespace detail {
