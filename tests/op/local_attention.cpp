@@ -173,8 +173,9 @@ TEST_CASE("local_attention: the gradient is that of finite differences") {
 
 TEST_CASE("local_attention: the gradient over several segments of both colours") {
     const Cpu policy(1);
-    for (const auto& [length, reach] : {std::array<Index, 2>{1024, 5}, {1025, 64}, {3333, 30}, {5000, 300}})
+    for (const auto& sizes : {std::array<Index, 2>{1024, 5}, {1025, 64}, {3333, 30}, {5000, 300}})
         for (const MaskedRows masked_rows : modes) {
+            const Index length = sizes[0], reach = sizes[1];
             CAPTURE(length);
             const LocalAttention attention{reach, masked_rows};
             Case<double> c(policy, 1, length, 1, 2, true);
