@@ -53,10 +53,12 @@ struct LightAttention {
     template <Viewable D, Viewable X>
     TokensTensor<Scalar, P> backward(const P& policy, const Pass& pass, const D& d_out, const X& x, Mask mask,
                                      Gradients& gradients) const {
-        const auto d_attended = to_out.backward(policy, d_out, merge(pass.attention.out), gradients.to_out);
-        const auto d_qkv =
+        auto d_attended = to_out.backward(policy, d_out, merge(pass.attention.out), gradients.to_out);
+        auto d_qkv =
             local_attention_vjp(policy, attention, pass.attention, split_heads(d_attended), split(pass.qkv), mask);
-        const auto d_normed = to_qkv.backward(policy, merge(d_qkv), norm(policy, x), gradients.to_qkv);
+        d_attended = {};  // what is not read any more gives its memory to what follows
+        const auto d_normed = to_qkv.backward(policy, merge(d_qkv), norm(policy, x), gradients.to_qkv);  // (b, n, d)
+        d_qkv = {};
         return norm.backward(policy, d_normed, x, gradients.norm);
     }
 
