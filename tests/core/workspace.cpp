@@ -71,7 +71,7 @@ TEST_CASE("workspace: blocks are aligned and do not overlap") {
     Ledger ledger;
     CountedWorkspace workspace(CountedMemory{&ledger});
     std::vector<std::pair<std::byte*, std::size_t>> blocks;
-    for (const std::size_t bytes : {0, 1, 255, 256, 257, 4096, 1 << 20, 100}) {
+    for (const std::size_t bytes : {0u, 1u, 255u, 256u, 257u, 4096u, 1u << 20, 100u}) {
         auto* const data = static_cast<std::byte*>(workspace.allocate(bytes));
         CHECK(reinterpret_cast<std::uintptr_t>(data) % grain == 0);
         for (const auto& [other, size] : blocks) {
