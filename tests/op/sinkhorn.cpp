@@ -146,7 +146,7 @@ TEST_CASE("sinkhorn: choices and scores agree with normalizing the matrix") {
                             }
                         }
                     const Case<float> f(policy, batch, routes, length, slots, masked, noisy);
-                    CHECK(relative_error(forward(policy, sinkhorn, f, slots).scores, pass.scores) <= 1e-4);
+                    CHECK(relative_error(forward(policy, sinkhorn, f, slots).scores, pass.scores) <= 1e-5);
                 }
 }
 
@@ -171,11 +171,11 @@ TEST_CASE("sinkhorn: the gradient is that of finite differences") {
                         CHECK(relative_error(d_logits, expected) <= 1e-6);
                     else
                         CHECK(inner(d_logits, d_logits) <= 1e-12);
-                    // The last normalization cancels most of a logit's effect: in float, half of the digits are left.
+                    // The last normalization cancels most of a logit's effect, and that magnifies the rounding of the logits.
                     const Case<float> f(policy, batch, routes, length, slots, masked, noisy);
                     const auto pass_f = forward(policy, sinkhorn, f, slots);
                     if (inner(expected, expected) > 1e-12)
-                        CHECK(relative_error(backward(policy, sinkhorn, f, pass_f), d_logits) <= 1e-2);
+                        CHECK(relative_error(backward(policy, sinkhorn, f, pass_f), d_logits) <= 1e-4);
                 }
 }
 
