@@ -68,7 +68,8 @@ constexpr TransformerBlockConfig with(RouterType type) {
             .light_window_size = 16,
             .heavy_dim_head = 8,
             .heavy_heads = 2,
-            .router_type = type};
+            .router_type = type,
+            .router_kwargs = {.sinkhorn = {.n_iters = 2}}};
 }
 constexpr TransformerBlockConfig by_descent = with(RouterType::coor_descent), by_sinkhorn = with(RouterType::sinkhorn);
 constexpr CrossAttentionConfig cross_config{

@@ -63,7 +63,7 @@ TEST_CASE("ConditionalRoutedAttention: light for all; heavy of routed queries ov
 
 TEST_CASE_TEMPLATE("ConditionalRoutedAttention: gradients by finite differences", Module, Attention<soft>,
                    Attention<by_softmax>) {
-    const Cpu policy(2);
+    const Cpu policy(1);
     Module module(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 9, 5}, 0, 0.7);
     const auto mask = mask_of_lengths(policy, {7, 2}, 9);
@@ -85,7 +85,7 @@ TEST_CASE_TEMPLATE("ConditionalRoutedAttention: gradients by finite differences"
 }
 
 TEST_CASE("ConditionalRoutedAttention: gradients through Sinkhorn routing by finite differences") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     Attention<by_sinkhorn> module(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 9, 5}, 0, 0.7);
     const auto mask = mask_of_lengths(policy, {7, 2}, 9);  // fewer real tokens than slots

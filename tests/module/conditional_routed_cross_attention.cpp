@@ -41,7 +41,7 @@ void check_cross_gradients(Module& module, TokensTensor<double, Cpu>& x, TokensT
 }  // namespace
 
 TEST_CASE("ConditionalRoutedCrossAttention: gradients by finite differences, queries and context routed or not") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     Cross<soft> module(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 7, 5}, 0, 0.7);
     auto context = normal<double>(policy, std::array<Index, 3>{2, 8, 5}, 1, 0.7);
@@ -98,7 +98,7 @@ TEST_CASE("ConditionalRoutedCrossAttention: values, queries and context routed o
 }
 
 TEST_CASE("ConditionalRoutedCrossAttention: Sinkhorn routing works, its gradients are those of finite differences") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     Cross<by_sinkhorn> module(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 7, 5}, 0, 0.7);
     auto context = normal<double>(policy, std::array<Index, 3>{2, 8, 5}, 1, 0.7);

@@ -83,7 +83,7 @@ TEST_CASE("ConditionalRoutedFeedForward: light for all, heavy for the chosen; se
 
 TEST_CASE_TEMPLATE("ConditionalRoutedFeedForward: gradients by finite differences", Module, FF<descent>,
                    FF<cum_softmax_soft>, FF<sinkhorn_soft>) {
-    const Cpu policy(2);
+    const Cpu policy(1);
     Module module(policy, Seed{1});
     HostTensor<double, 3> noise;
     const auto draw = [&](Index batch, Index k, Index length) {

@@ -47,7 +47,7 @@ TEST_CASE("ConditionalRoutedTransformerBlock: x = attn(x) + x; x = ff(x) + x") {
 }
 
 TEST_CASE("ConditionalRoutedTransformerBlock: gradients by finite differences") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     Block block(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 9, 5}, 0, 0.7);
     const auto mask = mask_of_lengths(policy, {7, 2}, 9);

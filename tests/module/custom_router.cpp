@@ -46,7 +46,7 @@ void check(Module& module) {
 }  // namespace
 
 TEST_CASE("a user's router: ConditionalRoutedFeedForward") {
-    Block::FeedForward module(Cpu(2), Seed{1});
+    Block::FeedForward module(Cpu(1), Seed{1});
     check(module);
     const auto x = normal<double>(module.policy(), std::array<Index, 3>{1, 7, 5}, 0);
     const auto pass = module.forward(x);
@@ -56,7 +56,7 @@ TEST_CASE("a user's router: ConditionalRoutedFeedForward") {
 }
 
 TEST_CASE("a user's router: ConditionalRoutedAttention") {
-    Block::Attention module(Cpu(2), Seed{1});
+    Block::Attention module(Cpu(1), Seed{1});
     check(module);
     CHECK(module.kv_router.weight.extent(0) == 2);
     const auto x = normal<double>(module.policy(), std::array<Index, 3>{1, 7, 5}, 0);
@@ -68,7 +68,7 @@ TEST_CASE("a user's router: ConditionalRoutedAttention") {
 }
 
 TEST_CASE("a user's router: ConditionalRoutedTransformerBlock") {
-    Block module(Cpu(2), Seed{1});
+    Block module(Cpu(1), Seed{1});
     check(module);
     std::set<std::string> names;
     Block::each_parameter([&](const std::string& name, const auto&) { names.insert(name); }, "", module);
@@ -77,7 +77,7 @@ TEST_CASE("a user's router: ConditionalRoutedTransformerBlock") {
 }
 
 TEST_CASE("a user's router: ConditionalRoutedCrossAttention") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     Cross module(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 7, 5}, 0, 0.7);
     auto context = normal<double>(policy, std::array<Index, 3>{2, 8, 5}, 1, 0.7);

@@ -41,7 +41,7 @@ TokensTensor<double, Cpu> naive(const Cpu& policy, const LightAttention<double, 
 }  // namespace
 
 TEST_CASE("LightAttention: agrees with a loop over the window, and its gradients with finite differences") {
-    const Cpu policy(2);
+    const Cpu policy(1);
     for (const Index length : {1, 2, 5, 11})
         for (const Index reach : {1, 2, 20}) {
             CAPTURE(length);

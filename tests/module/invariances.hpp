@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "module/checks.hpp"
+
+/// What holds for every module whatever its router: one sequence does not see another, padding is not seen, and bits do
+/// not depend on threads.
+namespace support {
+
+using colt5::GumbelNoise, colt5::RouterType, colt5::Seed, colt5::TransformerBlockConfig;
+
+constexpr TransformerBlockConfig invariance_config(RouterType type) {
+    return {.dim = 12,
+            .num_heavy_attn_tokens_q = 20,
+            .num_heavy_attn_tokens_kv = 70,
+            .num_routed_kv = 2,
+            .num_heavy_ff_tokens = 30,
+            .light_dim_head = 6,
+            .light_heads = 2,
+            .light_window_size = 16,
+            .heavy_dim_head = 7,
+            .heavy_heads = 2,
+            .router_straight_through = false,
+            .router_type = type};
+}
+
+/// Every router of a block starts its noise again from one seed; without Sinkhorn routing there is none.
+template <typename Block>
+void restart_noise(const Block& block) {
+    if constexpr (Block::Attention::QRouter::picks_repeat) {
+        using Logit = typename Block::Attention::QRouter::Logit;
+        block.conditional_ff.router.noise = GumbelNoise<Logit>::seeded(Seed{11});
+        block.conditional_attn.q_router.noise = GumbelNoise<Logit>::seeded(Seed{12});
+        block.conditional_attn.kv_router.noise = GumbelNoise<Logit>::seeded(Seed{13});
+    }
+}
+
+/// The noise that the routers of a block draw next, for one sequence of the batch at a time.
+template <typename Block>
+struct NoiseOfSequences {
+    using Logit = colt5::accumulate_t<typename Block::Out::value_type>;
+    NoiseOfSequences(const Cpu& policy, Index batch, Index length)
+        : ff(draw(policy, 11, batch, 30, length)),
+          q(draw(policy, 12, batch, 20, length)),
+          kv(draw(policy, 13, batch * 2, 70, length)) {}
+    void set(const Block& block, Index b) const {
+        block.conditional_ff.router.noise = GumbelNoise<Logit>::given(rows(ff, b, 1));
+        block.conditional_attn.q_router.noise = GumbelNoise<Logit>::given(rows(q, b, 1));
+        block.conditional_attn.kv_router.noise = GumbelNoise<Logit>::given(rows(kv, 2 * b, 2));
+    }
+
+private:
+    using Noise = TokensTensor<Logit, Cpu>;
+    static Noise draw(const Cpu& policy, std::uint64_t seed, Index rows, Index slots, Index length) {
+        return colt5::gumbel_noise<Logit>(policy, colt5::Random(Seed{seed}), rows, std::min(slots, length), length);
+    }
+    static TokensView<const Logit> rows(const Noise& noise, Index first, Index count) {
+        return {noise.const_view()[first].data(), {count, noise.extent(1), noise.extent(2)}};
+    }
+    Noise ff, q, kv;
+};
+
+template <typename Block>
+struct Results {
+    typename Block::Out out, d_tokens;
+    typename Block::Gradients gradients;
+};
+template <typename Block>
+Results<Block> run(const Block& block, const typename Block::Out& x, const typename Block::Out& d_out, Mask mask) {
+    const auto pass = block.forward(x, mask);
+    auto gradients = block.make_gradients();
+    auto d_tokens = block.backward(pass, d_out, gradients);
+    return {copy_of(block.policy(), pass.out), std::move(d_tokens), std::move(gradients)};
+}
+template <typename Block>
+void check_same_bits(const Results<Block>& a, const Results<Block>& b) {
+    CHECK(same_bits(a.out, b.out));
+    CHECK(same_bits(a.d_tokens, b.d_tokens));
+    Block::each_parameter(
+        [](const std::string& name, const auto& of_a, const auto& of_b) {
+            CAPTURE(name);
+            CHECK(same_bits(of_a, of_b));
+        },
+        "", a.gradients, b.gradients);
+}
+
+/// A batch gives each sequence the bits that it gets alone: outputs and gradients of the tokens.
+template <typename Block>
+void check_batched_equals_alone() {
+    using T = typename Block::Out::value_type;
+    const Cpu policy(2);
+    const Block block(policy, Seed{1});
+    for (const Index length : {1, 25, 150, 1100}) {
+        CAPTURE(length);
+        const std::array<Index, 3> shape{3, length, 12};
+        const auto x = normal<T>(policy, shape, 0), d_out = normal<T>(policy, shape, 1);
+        const auto some = mask_of_lengths(policy, {length, length * 2 / 3, 0}, length);
+        const NoiseOfSequences<Block> noise(policy, 3, length);
+        for (const Mask mask : {Mask(), some.const_view()}) {
+            restart_noise(block);
+            const auto inference = block(x, mask);
+            restart_noise(block);
+            const auto together = run(block, x, d_out, mask);
+            CHECK(same_bits(inference, together.out));
+            CHECK(all_finite(together.out));
+            CHECK(all_finite(together.d_tokens));
+            for (Index b = 0; b < 3; ++b) {
+                CAPTURE(b);
+                if constexpr (Block::Attention::QRouter::picks_repeat) noise.set(block, b);
+                const auto x_alone = copy_of(policy, sequence(x, b)), d_alone = copy_of(policy, sequence(d_out, b));
+                const auto alone = run(block, x_alone, d_alone, mask ? sequence(mask, b) : Mask());
+                CHECK(same_bits(alone.out, sequence(together.out, b)));
+                CHECK(same_bits(alone.d_tokens, sequence(together.d_tokens, b)));
+            }
+        }
+    }
+}
+
+/// What stands in masked tokens changes no bit of a real one; appending masked tokens changes them by rounding at most.
+template <typename Block>
+void check_padding_is_not_seen() {
+    using T = typename Block::Out::value_type;
+    const double tolerance = std::is_same_v<T, double> ? 1e-12 : 2e-5;
+    const Cpu policy(2);
+    const Block block(policy, Seed{1});
+    for (const Index length : {10, 150}) {
+        CAPTURE(length);
+        const std::array<Index, 3> shape{2, length, 12};
+        const auto x = normal<T>(policy, shape, 0), d_out = normal<T>(policy, shape, 1);
+        restart_noise(block);
+        const auto unpadded = run(block, x, d_out, {});
+        for (const Index padding : {1, 13, 100}) {
+            CAPTURE(padding);
+            const Index longer = length + padding;
+            const auto mask = mask_of_lengths(policy, {length, length}, longer);
+            auto d_longer = resized(policy, d_out, longer);
+            for (Index b = 0; b < 2; ++b)  // nobody asks what becomes of padding
+                std::fill_n(d_longer.view()[b][length].data(), padding * 12, T(0));
+            restart_noise(block);
+            const auto padded = run(block, resized(policy, x, longer), d_longer, mask.const_view());
+            restart_noise(block);
+            const auto other = run(block, resized(policy, x, longer, 77), d_longer, mask.const_view());
+            for (Index b = 0; b < 2; ++b) {
+                const auto real = [&](const auto& tensor) {
+                    return colt5::MatrixView<const T>(tensor.const_view()[b].data(), {length, 12});
+                };
+                CHECK(relative_error(real(padded.out), real(unpadded.out)) <= tolerance);
+                CHECK(relative_error(real(padded.d_tokens), real(unpadded.d_tokens)) <= tolerance);
+                CHECK(same_bits(real(padded.out), real(other.out)));
+                CHECK(same_bits(real(padded.d_tokens), real(other.d_tokens)));
+                CHECK(all_zero(
+                    colt5::MatrixView<const T>(padded.d_tokens.const_view()[b][length].data(), {padding, 12})));
+            }
+            Block::each_parameter(
+                [&](const std::string& name, const auto& of_padded, const auto& of_other, const auto& of_unpadded) {
+                    CAPTURE(name);
+                    CHECK(same_bits(of_padded, of_other));
+                    CHECK(relative_error(of_padded, of_unpadded) <= 10 * tolerance);
+                },
+                "", padded.gradients, other.gradients, unpadded.gradients);
+        }
+    }
+}
+
+/// The same bits from run to run, and with 1, 2 and 3 threads.
+template <typename Block>
+void check_threads_change_nothing() {
+    using T = typename Block::Out::value_type;
+    const Cpu one(1), two(2), three(3);
+    const std::array<Index, 3> shape{3, 1300, 12};
+    const auto x = normal<T>(one, shape, 0), d_out = normal<T>(one, shape, 1);
+    const auto some = mask_of_lengths(one, {1300, 150, 9}, 1300);
+    const Block by_one(one, Seed{1}), by_two(two, Seed{1}), by_three(three, Seed{1});
+    for (const Mask mask : {Mask(), some.const_view()}) {
+        const auto run_again = [&](const Block& block) {
+            restart_noise(block);
+            return run(block, x, d_out, mask);
+        };
+        const auto expected = run_again(by_one);
+        check_same_bits(run_again(by_one), expected);
+        check_same_bits(run_again(by_two), expected);
+        check_same_bits(run_again(by_three), expected);
+        check_same_bits(run_again(by_two), expected);
+    }
+}
+
+}  // namespace support
