@@ -107,6 +107,7 @@ void linear_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dyn
                        View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight) {
     const Index batch = x.extent(0), routes = x.extent(1), length = x.extent(2), in = x.extent(3);
     const Index out = d_y.extent(3), panel = cpu::panel_rows(length), panels = cpu::divide_up(length, panel);
+    cpu::accumulate_weight_gradient(policy, d_weight, d_bias, d_y, x);  // first: d_x may be x
     parallel_for(policy, batch * routes * panels, [&](Index task) {
         const Index sequence = task / panels, r = sequence % routes;
         const Index first = task % panels * panel, count = std::min(panel, length - first);
@@ -115,7 +116,6 @@ void linear_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dyn
         cpu::gemm<cpu::Op::none, cpu::Op::none>(count, in, out, T(1), d_y.data() + (sequence * length + first) * out,
                                                 out, weight[r * out].data(), in, d_x_panel, in);
     });
-    cpu::accumulate_weight_gradient(policy, d_weight, d_bias, d_y, x);
 }
 
 }  // namespace colt5

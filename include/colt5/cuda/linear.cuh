@@ -48,15 +48,15 @@ void linear_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dy
         const T* const w = weight.data() + r * out * in;
         const Index d_y_first = r * length * out, x_first = r * length * in;
         const Index d_y_stride = routes * length * out, x_stride = routes * length * in;
-        cuda::matmul<T>(policy, rows, in, out, {d_x.data() + x_first, in, false, x_stride},
-                        {d_y.data() + d_y_first, out, false, d_y_stride}, {w, in}, false, nullptr, matrices);
-        for (Index b = 0; b < matrices; ++b)
+        for (Index b = 0; b < matrices; ++b)  // first: d_x may be x
             cuda::matmul<T>(policy, out, in, rows, {d_weight.data() + r * out * in, in},
                             {d_y.data() + d_y_first + b * d_y_stride, out, true},
                             {x.data() + x_first + b * x_stride, in}, true);
         if (d_bias)
             cuda::add_column_sums(policy, VectorView<T>(d_bias.data() + r * out, {out}), batch * length,
                                   cuda::RouteRows<T>{d_y.data(), length, routes, r, out});
+        cuda::matmul<T>(policy, rows, in, out, {d_x.data() + x_first, in, false, x_stride},
+                        {d_y.data() + d_y_first, out, false, d_y_stride}, {w, in}, false, nullptr, matrices);
     }
 }
 

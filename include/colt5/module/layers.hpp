@@ -4,6 +4,7 @@
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include <colt5/core/random.hpp>
 #include <colt5/expr/expr.hpp>
@@ -61,9 +62,10 @@ struct Linear {
     auto operator()(const P& policy, const X& x) const {
         return linear(policy, x, weight, bias.const_view());
     }
-    template <Viewable D, Viewable X>
-    auto backward(const P& policy, const D& d_y, const X& x, Gradients& gradients) const {
-        return linear_vjp(policy, d_y, x, weight, gradients.weight.view(), gradients.bias.view());
+    /// An x that is handed over, with std::move or as a temporary, gives its memory to the result.
+    template <Viewable D, typename X>
+    auto backward(const P& policy, const D& d_y, X&& x, Gradients& gradients) const {
+        return linear_vjp(policy, d_y, std::forward<X>(x), weight, gradients.weight.view(), gradients.bias.view());
     }
 
     template <typename F, typename... M>

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
+#include <utility>
+
 #include <colt5/core/tensor.hpp>
 
 namespace colt5 {
@@ -10,6 +13,7 @@ void linear_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
                   "colt5: no `linear` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
 }
+/// The gradient of the weight comes first: d_x may be x.
 template <typename P>
 void linear_vjp_kernel(const P&, ...) {
     static_assert(
@@ -71,21 +75,38 @@ auto linear(const P& policy, const X& x, const W& weight, VectorView<const typen
     return y;
 }
 
-/// Vector-Jacobian product of linear:  dx = dy · weight,  d_weight += dyᵀ · x,  d_bias += Σ dy.  Returns dx (b, n, in).
-template <Policy P, Viewable X, Viewable W, Viewable Y>
-auto linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weight, MatrixView<typename X::value_type> d_weight,
-                VectorView<typename X::value_type> d_bias = {}) {
+namespace detail {
+template <Policy P, typename Scalar, Viewable W, Viewable Y>
+void linear_vjp_into(const P& policy, TokensView<Scalar> d_x, const Y& d_y, TokensView<const Scalar> x, const W& weight,
+                     MatrixView<Scalar> d_weight, VectorView<Scalar> d_bias) {
     const auto [batch, length, in] = x.shape();
     const Index out = weight.extent(0);
     expect_shape("d_y", d_y.shape(), {batch, length, out});
     expect_shape("weight", weight.shape(), {dynamic, in});
     expect_shape("d_weight", d_weight.shape(), weight.shape());
     if (d_bias) expect_shape("d_bias", d_bias.shape(), {out});
-    TokensTensor<typename X::value_type, P> d_x(policy, x.shape());
-    linear_vjp_kernel(policy, d_x.view().reshape(std::array{batch, Index{1}, length, in}), d_weight, d_bias,
+    linear_vjp_kernel(policy, d_x.reshape(std::array{batch, Index{1}, length, in}), d_weight, d_bias,
                       d_y.const_view().reshape(std::array{batch, Index{1}, length, out}),
-                      x.const_view().reshape(std::array{batch, Index{1}, length, in}), weight.const_view());
+                      x.reshape(std::array{batch, Index{1}, length, in}), weight.const_view());
+}
+}  // namespace detail
+
+/// Vector-Jacobian product of linear:  dx = dy · weight,  d_weight += dyᵀ · x,  d_bias += Σ dy.  Returns dx (b, n, in).
+template <Policy P, Viewable X, Viewable W, Viewable Y>
+auto linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weight, MatrixView<typename X::value_type> d_weight,
+                VectorView<typename X::value_type> d_bias = {}) {
+    TokensTensor<typename X::value_type, P> d_x(policy, x.shape());
+    detail::linear_vjp_into<P, typename X::value_type>(policy, d_x.view(), d_y, x.const_view(), weight, d_weight,
+                                                       d_bias);
     return d_x;
+}
+
+/// The same for an x that is not needed any more: dx takes its memory.
+template <Policy P, typename Scalar, Viewable W, Viewable Y>
+auto linear_vjp(const P& policy, const Y& d_y, TokensTensor<Scalar, P>&& x, const W& weight,
+                MatrixView<Scalar> d_weight, VectorView<Scalar> d_bias = {}) {
+    detail::linear_vjp_into<P, Scalar>(policy, x.view(), d_y, x.const_view(), weight, d_weight, d_bias);
+    return std::move(x);
 }
 
 }  // namespace colt5
