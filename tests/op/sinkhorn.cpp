@@ -171,7 +171,8 @@ TEST_CASE("sinkhorn: the gradient is that of finite differences") {
                         CHECK(relative_error(d_logits, expected) <= 1e-6);
                     else
                         CHECK(inner(d_logits, d_logits) <= 1e-12);
-                    // The last normalization cancels most of a logit's effect, and that magnifies the rounding of the logits.
+                    // The last normalization cancels most of a logit's effect, and that magnifies the rounding of the
+                    // logits.
                     const Case<float> f(policy, batch, routes, length, slots, masked, noisy);
                     const auto pass_f = forward(policy, sinkhorn, f, slots);
                     if (inner(expected, expected) > 1e-12)
