@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+
+#include "progress.hpp"
+#include "result.hpp"
+#include "task.hpp"
+
+/// The three models. They differ in the router alone: same seeds, same documents, same budget.
+namespace demo {
+
+struct Settings {
+    Index steps = 900;
+    Index batch = 4;              // documents in a step
+    double seconds = 100;         // of training, at most
+    Index held_out_batches = 16;  // of 8 documents
+    std::uint64_t seed = 0;
+};
+
+/// Trains and evaluates, on one thread. `number` is the model's line in the progress display.
+Result train_learned(std::size_t number, const Task& task, const Settings& settings, Progress& progress);
+Result train_random(std::size_t number, const Task& task, const Settings& settings, Progress& progress);
+Result train_light_only(std::size_t number, const Task& task, const Settings& settings, Progress& progress);
+
+}  // namespace demo
