@@ -27,6 +27,7 @@ How it is measured
 --json FILE writes a list of rows {name, ours_s, peer_s, floor_s, ours_mib, peer_mib, …} with null for what is not there.
 """
 import argparse
+import contextlib
 import dataclasses
 import fnmatch
 import json
@@ -34,6 +35,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -88,9 +90,9 @@ class Case:
         return self.flop[0] if mode == 'forward' or self.flop[0] is None else sum(self.flop)
 
 
-def linear(batch, length, width, out, **options):
+def linear(batch, length, width, out, name='linear', **options):
     flop = 2 * batch * length * width * out
-    return Case(f'linear_{batch * length}x{width}x{out}', 'linear', batch, length, width, (out,), (flop, 2 * flop), **options)
+    return Case(f'{name}_{batch * length}x{width}x{out}', 'linear', batch, length, width, (out,), (flop, 2 * flop), **options)
 
 
 def block(name, batch, length, width=512, **options):
@@ -108,7 +110,7 @@ def cases(quick, shrink):
         yield linear(2, piece, 512, 256)
     yield linear(1, 4096 // shrink, 2048, 2048, backward=False)
     if not quick:
-        yield linear(2, piece, 512, 1536, threads=1)
+        yield linear(2, piece, 512, 1536, 'linear_one_thread', threads=1)
     yield Case('top_k_1024', 'top_k', numbers=(1024,), backward=False, **descent)
     for n_iters in (50,) if quick else (50, 20):
         yield Case(f'coordinate_descent_{n_iters}', 'coordinate_descent', numbers=(n_iters, 1152, 0), **descent)
@@ -127,6 +129,10 @@ def cases(quick, shrink):
             yield block(f'block_n{n}', 1, n // shrink, peer=False)
 
 
+class ProcessEnded(Exception):
+    pass
+
+
 class Process:
     """One side of a case; see measure.hpp for what it answers."""
 
@@ -138,7 +144,7 @@ class Process:
     def answer(self):
         line = self.child.stdout.readline()
         if not line:
-            raise SystemExit(f'{" ".join(self.child.args)} ended with status {self.child.wait()}')
+            raise ProcessEnded(f'{" ".join(self.child.args)} ended with status {self.child.wait()}')
         return line.strip()
 
     def ask(self, *words):
@@ -155,6 +161,15 @@ class Process:
     def end(self):
         self.child.stdin.close()
         self.child.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.child.kill()
+        self.child.wait()
+        self.child.stdin.close()
+        self.child.stdout.close()
 
 
 def difference(ours, peer):
@@ -174,19 +189,18 @@ class Bench:
         inputs = self.folder / 'inputs.safetensors'
         reference = pathlib.Path(__file__).with_name('reference_cpu.py')
         options = ['--wide-logits'] * case.wide_logits + ['--forward-only'] * (not case.backward)
-        peer = Process([sys.executable, reference, case.program, inputs, threads, case.batch, case.length, case.width,
-                        *case.numbers, *options], threads)
-        sides = {'peer': peer}
-        if not case.peer:
-            peer.end()  # has written the inputs
-            del sides['peer']
-        sides['ours'] = Process([self.build_dir / 'bench' / case.program, inputs, threads, *case.numbers], threads)
-        inputs.unlink()
-        self.libraries |= {side: process.library for side, process in sides.items()}
-        for mode in case.modes:
-            self.rows.append(self.measure(case, mode, threads, sides))
-        for process in sides.values():
-            process.end()
+        with contextlib.ExitStack() as stack:
+            peer = stack.enter_context(Process([sys.executable, reference, case.program, inputs, threads, case.batch,
+                                                case.length, case.width, *case.numbers, *options], threads))
+            if not case.peer:
+                peer.end()  # it has written the inputs
+            ours = stack.enter_context(
+                Process([self.build_dir / 'bench' / case.program, inputs, threads, *case.numbers], threads))
+            inputs.unlink()
+            sides = {'ours': ours, 'peer': peer} if case.peer else {'ours': ours}
+            self.libraries |= {'ours': ours.library, 'peer': peer.library}
+            for mode in case.modes:
+                self.rows.append(self.measure(case, mode, threads, sides))
 
     def measure(self, case, mode, threads, sides):
         first, mib = {}, {}
@@ -237,7 +251,7 @@ class Bench:
 def time_text(seconds, spread=None):
     if seconds is None:
         return ''
-    unit, scale = next((unit, scale) for unit, scale in (('s', 1), ('ms', 1e3), ('µs', 1e6)) if seconds * scale >= 1 or unit == 'µs')
+    scale, unit = (1, 's') if seconds >= 1 else (1e3, 'ms') if seconds >= 1e-3 else (1e6, 'µs')
     text = f'{seconds * scale:.3g} {unit}'
     return text if spread is None else f'{text} ± {50 * spread / seconds:.0f} %'
 
@@ -267,25 +281,32 @@ def report(bench):
         rates = bench.sgemm_rates(threads)
         if rates:
             best = max(rates, key=rates.get)
-            print(f'sgemm, {threads} thread{"s" * (threads > 1)}: {rates["ours"] / 1e9:.0f} GFLOP/s by {bench.libraries["ours"]} in ours, '
+            print(f'sgemm, threads {threads}: {rates["ours"] / 1e9:.0f} GFLOP/s by {bench.libraries["ours"]} in ours, '
                   f'{rates["peer"] / 1e9:.0f} by {bench.libraries["peer"]}; floors take {bench.libraries[best]}.')
     print()
-    print_table(
-        ['', 'shape', 'threads', 'ours', 'PyTorch', 'faster', 'floor', 'ours / floor', 'ours MiB', 'PyTorch MiB', 'less', 'differs'],
-        [[row['name'], ' × '.join(str(row[extent]) for extent in ('batch', 'length', 'width')), str(row['threads']),
-          time_text(row['ours_s'], row['ours_spread_s']), time_text(row['peer_s'], row['peer_spread_s']), ratio(row['peer_s'], row['ours_s']),
-          time_text(row['floor_s']), ratio(row['ours_s'], row['floor_s'], '{:.2f}'), mib_text(row['ours_mib']), mib_text(row['peer_mib']),
-          ratio(row['peer_mib'], row['ours_mib'], '{:.1f} ×'), '' if row['difference'] is None else f'{row["difference"]:.1e}']
-         for row in bench.rows])
-    growth = [row for row in bench.rows if row['name'].startswith('block_n')]
-    if growth:
-        print_table(['growth', 'µs a token', 'KiB a token', 'ours / floor'],
-                    [[row['name'], f'{row["ours_s"] / row["length"] * 1e6:.2f}', f'{row["ours_mib"] / row["length"] * 1024:.1f}',
-                      ratio(row['ours_s'], row['floor_s'], '{:.2f}')] for row in sorted(growth, key=lambda row: (row['name'].partition('_f')[2], row['length']))])
+    table = []
+    for row in bench.rows:
+        differs = row['difference']
+        table.append([
+            row['name'], ' × '.join(str(row[extent]) for extent in ('batch', 'length', 'width')), str(row['threads']),
+            time_text(row['ours_s'], row['ours_spread_s']), time_text(row['peer_s'], row['peer_spread_s']),
+            ratio(row['peer_s'], row['ours_s']), time_text(row['floor_s']), ratio(row['ours_s'], row['floor_s'], '{:.2f}'),
+            mib_text(row['ours_mib']), mib_text(row['peer_mib']), ratio(row['peer_mib'], row['ours_mib'], '{:.1f} ×'),
+            '' if differs is None else f'{differs:.1e}'])
+    print_table(['', 'b × n × d', 'threads', 'ours', 'PyTorch', 'faster', 'floor', 'ours / floor', 'ours MiB', 'PyTorch MiB',
+                 'less', 'differs'], table)
+    for mode in ('forward', 'forward_backward'):
+        growth = [row for row in bench.rows if re.fullmatch(rf'block_n\d+_{mode}', row['name'])]
+        if growth:
+            print_table(['growth', 'µs a token', 'KiB a token', 'ours / floor'],
+                        [[row['name'], f'{row["ours_s"] / row["length"] * 1e6:.2f}',
+                          f'{row["ours_mib"] / row["length"] * 1024:.1f}',
+                          ratio(row['ours_s'], row['floor_s'], '{:.2f}')] for row in growth])
 
 
 def main():
-    parser = argparse.ArgumentParser(prog='./dev bench cpu', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog='./dev bench cpu', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--build-dir', type=pathlib.Path, default='build', help='where Meson has built the programs')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--quick', action='store_true', help='3 minutes: shorter pieces, the flagship once')
@@ -294,6 +315,7 @@ def main():
     parser.add_argument('--shrink', type=int, default=1, metavar='N', help='divides lengths by N, to try this program itself')
     args = parser.parse_args()
     start = time.monotonic()
+    failed = False
     with tempfile.TemporaryDirectory(dir=args.build_dir) as folder:  # not in /tmp, which may be memory
         bench = Bench(args.build_dir, args.threads, args.quick, pathlib.Path(folder))
         for case in cases(args.quick, args.shrink):
@@ -304,14 +326,20 @@ def main():
                 if not bench.fits(case):
                     print(f'{case.name} does not fit into memory', file=sys.stderr)
                     continue
-            print(f'{time.monotonic() - start:4.0f} s  {case.name} {case.batch} × {case.length} × {case.width}', file=sys.stderr)
-            bench.run(case)
+            print(f'{time.monotonic() - start:4.0f} s  {case.name}, {case.batch} × {case.length} × {case.width}',
+                  file=sys.stderr)
+            try:
+                bench.run(case)
+            except ProcessEnded as error:
+                print(error, file=sys.stderr)
+                failed = True
     bench.set_floors()
     report(bench)
     print(f'{time.monotonic() - start:.0f} s')
     if args.json:
         args.json.write_text(json.dumps(bench.rows, indent=1) + '\n')
+    return 1 if failed else 0
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

@@ -46,10 +46,12 @@ def light_attention(width):
     return colt5_attention.ConditionalRoutedAttention(width, num_heavy_tokens_q=1024, num_heavy_tokens_kv=1024).light_attn
 
 
-MODULES = {
-    'conditional_routed_transformer_block': transformer_block,
-    'conditional_routed_feed_forward': lambda width: colt5_attention.ConditionalRoutedFeedForward(width, num_heavy_tokens=1024),
-    'light_attention': light_attention}
+def feed_forward(width):
+    return colt5_attention.ConditionalRoutedFeedForward(width, num_heavy_tokens=1024)
+
+
+MODULES = {'conditional_routed_transformer_block': transformer_block, 'conditional_routed_feed_forward': feed_forward,
+           'light_attention': light_attention}
 
 
 class Case:
@@ -131,7 +133,8 @@ def memory_mib(field):
 def serve(case):
     case.forget()
     before = memory_mib('VmRSS')
-    print('ready', 'MKL' if torch.backends.mkl.is_available() else 'its own BLAS', 'through PyTorch', torch.__version__, flush=True)
+    library = 'MKL' if torch.backends.mkl.is_available() else 'the BLAS'
+    print(f'ready {library} of PyTorch {torch.__version__}', flush=True)
     for line in sys.stdin:
         command, mode, argument = line.split()
         backward = mode == 'forward_backward'
