@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include <colt5/cuda/launch.cuh>
+#include <colt5/cuda/tile_product.cuh>
+
+/// What the kernels of local and of dense attention share, forward and backward: where things are, and tiles of rows.
+namespace colt5::cuda {
+
+/// The rows of one head: row i starts at data + i · stride.
+template <typename T>
+struct Rows {
+    T* data;
+    Index stride;
+
+    __device__ T* operator[](int i) const { return data + i * stride; }
+};
+
+/// Where the rows of each head are: batch b, route and head in route.
+template <typename T>
+struct Heads {
+    T* data;
+    Index batch, route, head, token;  // strides
+
+    __device__ Rows<T> at(int b, int r, int h) const { return {data + b * batch + r * route + h * head, token}; }
+    template <typename U>
+    COLT5_HOST_DEVICE Heads<U> with(U* other) const {
+        return {other, batch, route, head, token};
+    }
+};
+
+/// One problem: queries, keys and values of every head, of local attention (finite reach) or dense.
+template <typename T>
+struct Attention {
+    using Sum = accumulate_t<T>;
+    static constexpr int everything = 1 << 29;
+
+    Heads<const T> q, k, v, out;
+    int batch, routes, per_route, queries, keys, dim_head;
+    int reach;               // query i sees the keys at |i − j| <= reach
+    const bool* mask;        // (batch, routes, keys) or null
+    const Sum* value_scale;  // (batch, routes, keys) or null
+    Sum scale;               // 1 / √dim_head
+    bool vectors;            // every row starts at a multiple of 16 bytes and is one long
+
+    COLT5_HOST_DEVICE int heads() const { return routes * per_route; }
+};
+
+/// What one block works on: a head, and a tile of its queries or keys. Heads come first in the order of blocks, so that
+/// blocks that run together read neighbouring memory.
+template <typename T>
+struct AttentionBlock {
+    int b, h, route, first;
+
+    __device__ AttentionBlock(const Attention<T>& a, int tile_rows, int tiles) {
+        const int block = static_cast<int>(blockIdx.x), heads = a.heads();
+        b = block / heads / tiles;
+        h = block % heads;
+        route = h / a.per_route;
+        first = block / heads % tiles * tile_rows;
+    }
+    template <typename U>
+    __device__ Rows<U> rows(const Attention<T>& a, const Heads<U>& heads) const {
+        return heads.at(b, route, h % a.per_route);
+    }
+    /// Offset of a row of (batch, routes, keys), and of one of (batch, heads, queries).
+    __device__ Index of_keys(const Attention<T>& a) const {
+        return (static_cast<Index>(b) * a.routes + route) * a.keys;
+    }
+    __device__ Index of_queries(const Attention<T>& a) const {
+        return (static_cast<Index>(b) * a.heads() + h) * a.queries;
+    }
+};
+
+/// The part of [0, limit) that the tile [first, first + rows) sees, from a multiple of 16 on.
+struct Sight {
+    int begin, end;
+
+    __device__ Sight(int first, int rows, int reach, int limit)
+        : begin(max(0, first - reach) / 16 * 16), end(min(limit, first + rows + reach)) {}
+};
+
+/// How 16 rows of one side from `rows` on and 16 of the other from `columns` on see each other.
+struct Overlap {
+    bool any, all;
+
+    __device__ Overlap(int rows, int columns, int reach)
+        : any(columns - rows <= reach + 15 && rows - columns <= reach + 15),
+          all(columns - rows <= reach - 15 && rows - columns <= reach - 15) {}
+};
+
+__device__ inline void copy_16_bytes(void* shared, const void* from, bool real) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(from),
+                 "r"(real ? 16 : 0)
+                 : "memory");
+}
+__device__ inline void end_copy_group() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/// Until at most `groups` of this thread's copy groups are under way.
+template <int groups>
+__device__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+}
+
+/// A tile of `rows` rows of up to `width` entries in shared memory; what is beyond a row or beyond `limit` is zero.
+template <typename Arithmetic, int width>
+struct Tile {
+    using T = typename Arithmetic::Scalar;
+    static constexpr int stride = width + Arithmetic::row_padding;
+    static constexpr int lanes = 16 / sizeof(T);
+
+    /// Starts copying; all threads of the block take part.
+    template <int rows, int threads>
+    __device__ static void load(T* tile, const Rows<const T>& from, int first, int limit, int dim_head, bool vectors) {
+        if (vectors) {
+            constexpr int per_row = width / lanes;
+#pragma unroll
+            for (int i = 0; i < (rows * per_row + threads - 1) / threads; ++i) {
+                const int item = i * threads + static_cast<int>(threadIdx.x);
+                if (rows * per_row % threads != 0 && item >= rows * per_row) break;
+                const int row = item / per_row, column = item % per_row * lanes;
+                const bool real = first + row < limit && column < dim_head;
+                copy_16_bytes(tile + row * stride + column, real ? from[first + row] + column : from.data, real);
+            }
+        } else {
+            for (int item = static_cast<int>(threadIdx.x); item < rows * width; item += threads) {
+                const int row = item / width, column = item % width;
+                const bool real = first + row < limit && column < dim_head;
+                tile[row * stride + column] = real ? from[first + row][column] : T(0);
+            }
+        }
+    }
+
+    /// Writes 16 accumulated rows, times a factor for the lane's upper and lower row, through 16 rows of shared memory
+    /// that belong to this warp. Rows from `limit` on are left out.
+    template <typename Sum>
+    __device__ static void store(T* own, const Sum (&acc)[width / 8][4], Sum upper, Sum lower, const Rows<T>& to,
+                                 int first, int limit, int dim_head, bool vectors) {
+        __syncwarp();
+        T* const corner = own + accumulator_row() * stride + accumulator_column();
+#pragma unroll
+        for (int j = 0; j < width / 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                corner[8 * j + e] = static_cast<T>(acc[j][e] * upper);
+                corner[8 * stride + 8 * j + e] = static_cast<T>(acc[j][2 + e] * lower);
+            }
+        __syncwarp();
+        if (vectors) {
+            constexpr int per_row = width / lanes;
+            for (int item = lane_id(); item < 16 * per_row; item += warp_size) {
+                const int row = item / per_row, column = item % per_row * lanes;
+                if (first + row < limit && column < dim_head)
+                    *reinterpret_cast<uint4*>(to[first + row] + column) =
+                        *reinterpret_cast<const uint4*>(own + row * stride + column);
+            }
+        } else {
+            for (int item = lane_id(); item < 16 * width; item += warp_size) {
+                const int row = item / width, column = item % width;
+                if (first + row < limit && column < dim_head) to[first + row][column] = own[row * stride + column];
+            }
+        }
+    }
+};
+
+__device__ inline float power_of_two(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+__device__ inline double power_of_two(double x) {
+    return exp2(x);
+}
+inline constexpr double log2_e = 1.4426950408889634074;
+
+/// Combines the values of the four lanes that share rows of accumulators.
+template <typename T, typename Combine>
+__device__ T row_reduce(T value, Combine combine) {
+    value = combine(value, __shfl_xor_sync(0xffffffffu, value, 1));
+    return combine(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+
+/// Runs `compute(i)` for blocks 0 … blocks − 1 behind `load(i)`, which starts copies to stage i % stages and ends a
+/// copy group. Block 0 must have arrived or be under way.
+template <int stages, typename Load, typename Compute>
+__device__ void pipeline(int blocks, const Load& load, const Compute& compute) {
+    for (int i = 0; i < blocks; ++i) {
+        if (stages == 1 && i > 0) load(i);
+        const bool more = stages > 1 && i + 1 < blocks;
+        if (more) load(i + 1);
+        if (more)
+            wait_for_copies<1>();
+        else
+            wait_for_copies<0>();
+        __syncthreads();
+        compute(i);
+        __syncthreads();
+    }
+}
+
+/// The same for all lanes, which the compiler can see.
+__device__ inline int warp_id() {
+    return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / warp_size, 0);
+}
+
+/// Calls `run.template operator()<width>()` with the narrowest tile that holds rows of dim_head entries.
+template <typename Run>
+void with_width(Index dim_head, const Run& run) {
+    expect_value(dim_head <= 128, "dim_head", "at most 128 on a GPU", dim_head);
+    if (dim_head <= 32)
+        run.template operator()<32>();
+    else if (dim_head <= 64)
+        run.template operator()<64>();
+    else
+        run.template operator()<128>();
+}
+
+/// Calls `run.template operator()<Arithmetic>()` with what multiplies values of type T under the policy.
+template <typename T, typename Run>
+void with_arithmetic(const Cuda& policy, const Run& run) {
+    if constexpr (std::is_same_v<T, bfloat16>) {
+        run.template operator()<Bfloat16Product>();
+    } else if constexpr (std::is_same_v<T, float>) {
+        if (policy.math() == MathMode::tf32)
+            run.template operator()<Tf32Product>();
+        else
+            run.template operator()<ScalarProduct<float>>();
+    } else {
+        run.template operator()<ScalarProduct<T>>();
+    }
+}
+
+inline bool is_aligned(const void* data) {
+    return reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
+}
+
+}  // namespace colt5::cuda

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+
+#include <colt5/cuda/attention_backward.cuh>
+#include <colt5/cuda/attention_forward.cuh>
+#include <colt5/op/dense_attention.hpp>
+
+namespace colt5 {
+
+namespace cuda {
+
+template <typename T>
+Attention<T> dense_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                           View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
+                           TokensView<const accumulate_t<T>> value_scale) {
+    using Sum = accumulate_t<T>;
+    const Index batch = q.extent(0), length = q.extent(1), heads = q.extent(2), dim = q.extent(3);
+    const Index routes = kv.extent(1), keys = kv.extent(2), per_route = kv.extent(3);
+    const auto part = [&](Index i) {
+        const Index token = per_route * 2 * dim;
+        return Heads<const T>{kv.data() + i * dim, routes * keys * token, keys * token, 2 * dim, token};
+    };
+    const auto of_queries = [&](const T* data) {
+        return Heads<const T>{data, length * heads * dim, per_route * dim, dim, heads * dim};
+    };
+    return {.q = of_queries(q.data()),
+            .k = part(0),
+            .v = part(1),
+            .out = of_queries(nullptr),
+            .batch = static_cast<int>(batch),
+            .routes = static_cast<int>(routes),
+            .per_route = static_cast<int>(per_route),
+            .queries = static_cast<int>(length),
+            .keys = static_cast<int>(keys),
+            .dim_head = static_cast<int>(dim),
+            .reach = Attention<T>::everything,
+            .mask = mask.data(),
+            .value_scale = value_scale.data(),
+            .scale = Sum(1) / std::sqrt(static_cast<Sum>(dim)),
+            .vectors = dim * static_cast<Index>(sizeof(T)) % 16 == 0 && is_aligned(q.data()) && is_aligned(kv.data())};
+}
+
+/// d_value_scale (batch, routes, keys): the sum of its heads' shares (batch, heads, keys), in their order.
+template <typename Sum>
+__global__ void sum_over_heads(Sum* to, const Sum* shares, Index routes, Index per_route, Index keys) {
+    for (Index i = global_thread(); i < routes * keys; i += all_threads()) {
+        const Index route = i / keys, key = i % keys;
+        Sum sum = 0;
+        for (Index h = 0; h < per_route; ++h) sum += shares[(route * per_route + h) * keys + key];
+        to[i] = sum;
+    }
+}
+
+}  // namespace cuda
+
+template <typename T>
+void dense_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
+                            TokensView<accumulate_t<T>> log_sum_exp,
+                            View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                            View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
+                            TokensView<const accumulate_t<T>> value_scale) {
+    auto problem = cuda::dense_problem(q, kv, mask, value_scale);
+    problem.vectors = problem.vectors && cuda::is_aligned(out.data());
+    cuda::run_attention_forward(policy, problem, out.data(), log_sum_exp.data());
+}
+
+template <typename T>
+void dense_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_q,
+                                View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
+                                TokensView<accumulate_t<T>> d_value_scale,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> out,
+                                TokensView<const accumulate_t<T>> log_sum_exp,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
+                                TokensView<const accumulate_t<T>> value_scale) {
+    using Sum = accumulate_t<T>;
+    const Index batch = q.extent(0), heads = q.extent(2), keys = kv.extent(2), dim = q.extent(3);
+    auto problem = cuda::dense_problem(q, kv, mask, value_scale);
+    for (const T* const data :
+         {out.data(), d_out.data(), static_cast<const T*>(d_q.data()), static_cast<const T*>(d_kv.data())})
+        problem.vectors = problem.vectors && cuda::is_aligned(data);
+    Tensor<Sum, Cuda, dynamic, dynamic, dynamic> shares;
+    if (value_scale) shares = {policy, {batch, heads, keys}};
+    cuda::run_attention_backward<T>(policy, problem,
+                                    {.out = out.data(),
+                                     .d_out = d_out.data(),
+                                     .log_sum_exp = log_sum_exp.data(),
+                                     .d_q = d_q.data(),
+                                     .d_k = d_kv.data(),
+                                     .d_v = d_kv.data() + dim,
+                                     .d_value_scale = shares.data()});
+    if (!value_scale) return;
+    constexpr int threads = 256;
+    const Index routes = kv.extent(1), per_route = kv.extent(3);
+    cuda::launch(policy, "sum_over_heads", cuda::sum_over_heads<Sum>, cuda::blocks_for(batch * routes * keys, threads),
+                 threads, 0, d_value_scale.data(), shares.data(), batch * routes, per_route, keys);
+}
+
+}  // namespace colt5

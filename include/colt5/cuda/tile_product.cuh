@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <colt5/core/scalar.hpp>
+#include <colt5/cuda/launch.cuh>
+
+/// Matrix products of a warp: 16 rows on the left, tiles in shared memory on the right, accumulators in registers.
+///
+/// Accumulators are laid out as the tensor cores want them, whatever computes: of a 16 × 8 block j, lane 4g + t has
+///
+///     acc[j][0], acc[j][1]: row g,      columns 8j + 2t, 8j + 2t + 1
+///     acc[j][2], acc[j][3]: row g + 8,  the same columns
+///
+/// An arithmetic is a class with
+///
+///     Scalar, Sum                            what tiles and accumulators hold
+///     row_padding                            entries after each row of a tile, so that no two lanes meet in a bank
+///     Left<width, resident>                  16 rows of a tile, kept in registers if `resident`
+///     multiply_transposed(acc, left, tile)   acc (16 × 16) = left · tileᵀ, tile (16 × width) in shared memory
+///     multiply(acc, weights, tile)           acc (16 × width) += weights (16 × 16, accumulators) · tile (16 × width)
+namespace colt5::cuda {
+
+__device__ inline int lane_id() {
+    return static_cast<int>(threadIdx.x) % warp_size;
+}
+/// The row of acc[j][0]; that of acc[j][2] is 8 further.
+__device__ inline int accumulator_row() {
+    return lane_id() / 4;
+}
+/// The column of acc[0][0].
+__device__ inline int accumulator_column() {
+    return lane_id() % 4 * 2;
+}
+
+__device__ inline unsigned shared_address(const void* data) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(data));
+}
+
+/// Four 8 × 8 matrices of 16-bit entries, or 8 × 4 of 32-bit ones; lane l gives the row l % 8 of matrix l / 8.
+__device__ inline void load_matrices(std::uint32_t (&to)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+__device__ inline void load_matrices_transposed(std::uint32_t (&to)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+/// The tensor cores on bfloat16, sums in float.
+struct Bfloat16Product {
+    using Scalar = bfloat16;
+    using Sum = float;
+    static constexpr int row_padding = 8;
+    /// Entries along the inner dimension that one instruction takes, and the share of a 16-byte row of load_matrices.
+    static constexpr int step = 16, matrix_columns = 8;
+
+    __device__ static std::uint32_t pack(float low, float high) {
+        std::uint32_t packed;
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+        return packed;
+    }
+    __device__ static void round(std::uint32_t (&)[4]) {}  // tiles hold bfloat16 already
+
+    __device__ static void add_product(float (&acc)[4], const std::uint32_t (&left)[4], std::uint32_t right0,
+                                       std::uint32_t right1) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+            : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
+    }
+
+    template <int width>
+    __device__ static void multiply(float (&acc)[width / 8][4], const float (&weights)[2][4], const bfloat16* tile) {
+        const std::uint32_t left[4] = {pack(weights[0][0], weights[0][1]), pack(weights[0][2], weights[0][3]),
+                                       pack(weights[1][0], weights[1][1]), pack(weights[1][2], weights[1][3])};
+        const int lane = lane_id();
+        const bfloat16* const row = tile + (lane % 16) * (width + row_padding) + lane / 16 * 8;
+#pragma unroll
+        for (int j = 0; j < width / 8; j += 2) {
+            std::uint32_t right[4];
+            load_matrices_transposed(right, row + 8 * j);
+            add_product(acc[j], left, right[0], right[1]);
+            add_product(acc[j + 1], left, right[2], right[3]);
+        }
+    }
+};
+
+/// The tensor cores on floats rounded to 10 bits of mantissa, sums in float.
+struct Tf32Product {
+    using Scalar = float;
+    using Sum = float;
+    static constexpr int row_padding = 4;
+    static constexpr int step = 8, matrix_columns = 4;
+
+    /// The tensor cores drop the lowest 13 bits: adding half of what they drop rounds to nearest.
+    __device__ static std::uint32_t round(std::uint32_t bits) { return bits + 0x1000u; }
+    __device__ static void round(std::uint32_t (&values)[4]) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) values[i] = round(values[i]);
+    }
+    __device__ static std::uint32_t round(float value) {
+        return round(__float_as_uint(value));
+    }
+
+    __device__ static void add_product(float (&acc)[4], const std::uint32_t (&left)[4], std::uint32_t right0,
+                                       std::uint32_t right1) {
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+            : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
+    }
+
+    template <int width>
+    __device__ static void multiply(float (&acc)[width / 8][4], const float (&weights)[2][4], const float* tile) {
+        // The order of the inner index is free as long as both sides agree: the instruction's entries t and t + 4 are
+        // columns 2t and 2t + 1 of the weights, which the lane has.
+        const float* const corner = tile + accumulator_column() * (width + row_padding) + accumulator_row();
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float(&w)[4] = weights[half];
+            const std::uint32_t left[4] = {round(w[0]), round(w[2]), round(w[1]), round(w[3])};
+            const float* const rows = corner + 8 * half * (width + row_padding);
+#pragma unroll
+            for (int j = 0; j < width / 8; ++j)
+                add_product(acc[j], left, round(rows[8 * j]), round(rows[8 * j + width + row_padding]));
+        }
+    }
+};
+
+/// 16 rows of a tile as the left side of tensor-core products.
+template <typename Arithmetic, int width, bool resident>
+class TensorLeft {
+public:
+    using Scalar = typename Arithmetic::Scalar;
+    static constexpr int steps = width / Arithmetic::step;
+
+    __device__ explicit TensorLeft(const Scalar* tile)
+        : row_(tile + lane_id() % 16 * (width + Arithmetic::row_padding) +
+               lane_id() / 16 * Arithmetic::matrix_columns) {
+        if constexpr (resident)
+#pragma unroll
+            for (int i = 0; i < steps; ++i) load(fragments_[i], i);
+    }
+    __device__ void get(std::uint32_t (&fragment)[4], int step) const {
+        if constexpr (resident)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) fragment[i] = fragments_[step][i];
+        else
+            load(fragment, step);
+    }
+
+private:
+    __device__ void load(std::uint32_t (&fragment)[4], int step) const {
+        load_matrices(fragment, row_ + step * Arithmetic::step);
+        Arithmetic::round(fragment);
+    }
+    const Scalar* row_;
+    std::uint32_t fragments_[resident ? steps : 1][4];
+};
+
+template <typename Arithmetic, int width, bool resident>
+__device__ void multiply_transposed(float (&acc)[2][4], const TensorLeft<Arithmetic, width, resident>& left,
+                                    const typename Arithmetic::Scalar* tile) {
+    constexpr int columns = Arithmetic::matrix_columns;
+    const int lane = lane_id();
+    const auto* const row =
+        tile + (lane / 16 * 8 + lane % 8) * (width + Arithmetic::row_padding) + lane / 8 % 2 * columns;
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc[j][e] = 0;
+#pragma unroll
+    for (int i = 0; i < width / Arithmetic::step; ++i) {
+        std::uint32_t a[4], b[4];
+        left.get(a, i);
+        load_matrices(b, row + i * Arithmetic::step);
+        Arithmetic::round(b);
+        Arithmetic::add_product(acc[0], a, b[0], b[1]);
+        Arithmetic::add_product(acc[1], a, b[2], b[3]);
+    }
+}
+
+/// Fused multiply-adds in T, on the accumulators' layout: for exact floats and for double.
+template <typename T>
+struct ScalarProduct {
+    using Scalar = T;
+    using Sum = T;
+    static constexpr int row_padding = 16 / sizeof(T);
+
+    template <int width>
+    __device__ static void multiply(T (&acc)[width / 8][4], const T (&weights)[2][4], const T* tile) {
+        struct alignas(2 * sizeof(T)) Pair {
+            T first, second;
+        };
+        const int first_lane = lane_id() / 4 * 4;
+        const T* const corner = tile + accumulator_column();
+#pragma unroll
+        for (int k = 0; k < 16; ++k) {
+            const T upper = __shfl_sync(0xffffffffu, weights[k / 8][k % 2], first_lane + k % 8 / 2);
+            const T lower = __shfl_sync(0xffffffffu, weights[k / 8][2 + k % 2], first_lane + k % 8 / 2);
+            const T* const row = corner + k * (width + row_padding);
+#pragma unroll
+            for (int j = 0; j < width / 8; ++j) {
+                const Pair right = *reinterpret_cast<const Pair*>(row + 8 * j);
+                acc[j][0] += upper * right.first;
+                acc[j][1] += upper * right.second;
+                acc[j][2] += lower * right.first;
+                acc[j][3] += lower * right.second;
+            }
+        }
+    }
+};
+
+/// 16 rows of a tile as the left side of scalar products: they stay in shared memory.
+template <typename T, int width>
+class ScalarLeft {
+public:
+    __device__ explicit ScalarLeft(const T* tile) : tile_(tile) {}
+    __device__ const T* row(int i) const { return tile_ + i * (width + ScalarProduct<T>::row_padding); }
+
+private:
+    const T* tile_;
+};
+
+template <typename T, int width>
+__device__ void multiply_transposed(T (&acc)[2][4], const ScalarLeft<T, width>& left, const T* tile) {
+    constexpr int stride = width + ScalarProduct<T>::row_padding, lanes = 16 / sizeof(T);
+    struct alignas(16) Vector {
+        T values[lanes];
+    };
+    const auto load = [](const T* from) { return *reinterpret_cast<const Vector*>(from); };
+    const T* const upper_row = left.row(accumulator_row());
+    const T* const lower_row = left.row(accumulator_row() + 8);
+    const T* const column = tile + accumulator_column() * stride;
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) acc[j][e] = 0;
+#pragma unroll 4
+    for (int k = 0; k < width; k += lanes) {
+        const Vector upper = load(upper_row + k), lower = load(lower_row + k);
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                const Vector right = load(column + (8 * j + e) * stride + k);
+#pragma unroll
+                for (int i = 0; i < lanes; ++i) {
+                    acc[j][e] += upper.values[i] * right.values[i];
+                    acc[j][2 + e] += lower.values[i] * right.values[i];
+                }
+            }
+    }
+}
+
+namespace detail {
+template <typename Arithmetic, int width, bool resident>
+struct LeftOf {
+    using type = TensorLeft<Arithmetic, width, resident>;
+};
+template <typename T, int width, bool resident>
+struct LeftOf<ScalarProduct<T>, width, resident> {
+    using type = ScalarLeft<T, width>;
+};
+}  // namespace detail
+
+template <typename Arithmetic, int width, bool resident>
+using Left = typename detail::LeftOf<Arithmetic, width, resident>::type;
+
+}  // namespace colt5::cuda
