@@ -36,10 +36,9 @@ TEST_CASE("policy: upload and download copy, and take nothing from nowhere") {
 }
 
 TEST_CASE("policy: memory of the host is aligned to 64 bytes") {
-    HostMemory memory;
+    const Cpu policy(1);
     for (const std::size_t bytes : {1u, 100u, 5000u}) {
-        void* const data = memory.allocate(bytes);
+        void* const data = policy.workspace()->allocate(bytes);
         CHECK(reinterpret_cast<std::uintptr_t>(data) % 64 == 0);
-        memory.deallocate(data, bytes);
     }
 }

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <map>
+#include <memory>
 #include <new>
 #include <thread>
 #include <utility>
@@ -20,51 +20,56 @@ namespace {
 
 /// What a memory was asked for.
 struct Ledger {
-    std::map<void*, std::size_t> held;
+    std::size_t size = 0;
+    int requests = 0;
     bool full = false;
 };
 
-/// Memory of which a test sees every request.
-struct CountedMemory {
-    Ledger* ledger;
-    void* allocate(std::size_t bytes) {
-        if (ledger->full) throw std::bad_alloc();
-        void* const data = ::operator new (bytes, std::align_val_t{256});
-        ledger->held.emplace(data, bytes);
-        return data;
+/// A range of 32 MiB of which a test sees every request.
+class CountedMemory {
+public:
+    explicit CountedMemory(Ledger* ledger) : ledger_(ledger), range_(new (std::align_val_t{256}) std::byte[capacity]) {}
+    std::byte* begin() const { return range_.get(); }
+    void resize(std::size_t bytes) {
+        if (ledger_->full || bytes > capacity) throw std::bad_alloc();
+        ledger_->size = bytes;
+        ++ledger_->requests;
     }
-    void deallocate(void* data, std::size_t bytes) {
-        CHECK(ledger->held.at(data) == bytes);
-        ledger->held.erase(data);
-        ::operator delete (data, std::align_val_t{256});
-    }
+
+private:
+    static constexpr std::size_t capacity = std::size_t{32} << 20;
+    struct Free {
+        void operator()(std::byte* range) const { ::operator delete[](range, std::align_val_t{256}); }
+    };
+    Ledger* ledger_;
+    std::unique_ptr<std::byte[], Free> range_;
 };
 using CountedWorkspace = Workspace<CountedMemory>;
 
-constexpr std::size_t chunk = CountedWorkspace::smallest_chunk, grain = CountedWorkspace::granularity;
+constexpr std::size_t step = CountedWorkspace::growth_step, grain = CountedWorkspace::granularity;
 
 }  // namespace
 
-TEST_CASE("workspace: grows by chunks, and gives everything back in the end") {
+TEST_CASE("workspace: the range grows by steps, and only when nothing fits") {
     Ledger ledger;
-    {
-        CountedWorkspace workspace(CountedMemory{&ledger});
-        CHECK(ledger.held.empty());
-        void* const small = workspace.allocate(10);
-        CHECK(workspace.statistics().reserved == chunk);
-        CHECK(workspace.statistics().in_use == grain);
-        void* const large = workspace.allocate(3 * chunk + 1);
-        CHECK(workspace.statistics().reserved == 4 * chunk + grain);
-        CHECK(workspace.statistics().in_use == 3 * chunk + 2 * grain);
-        CHECK(workspace.statistics().system_allocations == 2);
-        CHECK(ledger.held.size() == 2);
-        workspace.deallocate(small);
-        workspace.deallocate(large);
-        CHECK(workspace.statistics().in_use == 0);
-        CHECK(workspace.statistics().peak == 3 * chunk + 2 * grain);
-        CHECK(ledger.held.size() == 2);  // kept for the next request
-    }
-    CHECK(ledger.held.empty());
+    CountedWorkspace workspace(CountedMemory{&ledger});
+    CHECK(ledger.requests == 0);
+    void* const small = workspace.allocate(10);
+    CHECK(workspace.statistics().reserved == step);
+    CHECK(workspace.statistics().in_use == grain);
+    void* const large = workspace.allocate(3 * step);
+    CHECK(large == static_cast<std::byte*>(small) + grain);  // the free end of the range is part of it
+    CHECK(workspace.statistics().reserved == 4 * step);
+    CHECK(workspace.statistics().reserved == ledger.size);
+    CHECK(workspace.statistics().in_use == 3 * step + grain);
+    CHECK(workspace.statistics().system_allocations == 2);
+    CHECK(ledger.requests == 2);
+    workspace.deallocate(small);
+    workspace.deallocate(large);
+    CHECK(workspace.statistics().in_use == 0);
+    CHECK(workspace.statistics().peak == 3 * step + grain);
+    CHECK(workspace.allocate(4 * step) == small);  // it was kept, in one piece
+    CHECK(ledger.requests == 2);
 }
 
 TEST_CASE("workspace: blocks are aligned and do not overlap") {
@@ -105,24 +110,13 @@ TEST_CASE("workspace: merges free neighbours on both sides") {
         Ledger ledger;
         CountedWorkspace workspace(CountedMemory{&ledger});
         std::vector<void*> blocks;
-        for (int i = 0; i < 3; ++i) blocks.push_back(workspace.allocate(chunk / 4));
-        void* const wall = workspace.allocate(chunk / 4);  // the chunk is full
+        for (int i = 0; i < 3; ++i) blocks.push_back(workspace.allocate(step / 4));
+        void* const wall = workspace.allocate(step / 4);  // the range is full
         for (const std::size_t i : order) workspace.deallocate(blocks[i]);
-        CHECK(workspace.allocate(3 * chunk / 4) == blocks[0]);
+        CHECK(workspace.allocate(3 * step / 4) == blocks[0]);
         CHECK(workspace.statistics().system_allocations == 1);
         workspace.deallocate(wall);
     }
-}
-
-TEST_CASE("workspace: blocks of different chunks never merge") {
-    Ledger ledger;
-    CountedWorkspace workspace(CountedMemory{&ledger});
-    void* const first = workspace.allocate(chunk);
-    void* const second = workspace.allocate(chunk);
-    workspace.deallocate(first);
-    workspace.deallocate(second);
-    workspace.allocate(2 * chunk);
-    CHECK(workspace.statistics().system_allocations == 3);
 }
 
 TEST_CASE("workspace: a second pass over the same shapes asks the system for nothing") {
@@ -150,36 +144,51 @@ TEST_CASE("workspace: a second pass over the same shapes asks the system for not
     CHECK(workspace.statistics().peak == first.peak);
 }
 
-TEST_CASE("workspace: the peak can be reset, and chunks that hold nothing released") {
+TEST_CASE("workspace: the peak can be reset, and the free end of the range released") {
     Ledger ledger;
     CountedWorkspace workspace(CountedMemory{&ledger});
     void* const kept = workspace.allocate(grain);
-    void* const large = workspace.allocate(5 * chunk);
+    void* const large = workspace.allocate(5 * step);
+    workspace.release_unused();
+    CHECK(workspace.statistics().reserved == 6 * step);  // the end is in use
     workspace.deallocate(large);
-    CHECK(workspace.statistics().peak == 5 * chunk + grain);
+    CHECK(workspace.statistics().peak == 5 * step + grain);
     workspace.reset_peak();
     CHECK(workspace.statistics().peak == grain);
     workspace.release_unused();
-    CHECK(workspace.statistics().reserved == chunk);
-    CHECK(ledger.held.size() == 1);
+    CHECK(workspace.statistics().reserved == step);
+    CHECK(ledger.size == step);
     std::memset(kept, 1, grain);
     workspace.deallocate(kept);
     workspace.release_unused();
     CHECK(workspace.statistics().reserved == 0);
-    CHECK(ledger.held.empty());
-    CHECK(workspace.allocate(1) != nullptr);
+    CHECK(ledger.size == 0);
+    CHECK(workspace.allocate(2 * step) == kept);
 }
 
 TEST_CASE("workspace: when there is no memory nothing has changed") {
     Ledger ledger;
     CountedWorkspace workspace(CountedMemory{&ledger});
-    void* const block = workspace.allocate(chunk);
+    void* const block = workspace.allocate(step);
     ledger.full = true;
     CHECK_THROWS_AS(workspace.allocate(1), std::bad_alloc);
-    CHECK(workspace.statistics().in_use == chunk);
-    CHECK(workspace.statistics().reserved == chunk);
+    CHECK(workspace.statistics().in_use == step);
+    CHECK(workspace.statistics().reserved == step);
     workspace.deallocate(block);
     CHECK(workspace.allocate(1) == block);
+}
+
+TEST_CASE("host memory: pages can be written up to the end, come back zeroed, and there is an end to them") {
+    HostMemory memory;
+    memory.resize(100000);
+    std::memset(memory.begin(), 1, 100000);
+    memory.resize(10);
+    CHECK(memory.begin()[9] == std::byte{1});
+    memory.resize(100000);
+    CHECK(memory.begin()[99999] == std::byte{0});
+    CHECK(reinterpret_cast<std::uintptr_t>(memory.begin()) % 4096 == 0);
+    CHECK_THROWS_AS(memory.resize(std::size_t{1} << 60), OutOfMemory);
+    CHECK(memory.begin()[9] == std::byte{1});
 }
 
 TEST_CASE("workspace: pointers that it does not hold are ignored") {

@@ -38,6 +38,12 @@ public:
     using Error::Error;
 };
 
+/// There is not enough memory. The message says how much was asked for and how much there is.
+class OutOfMemory : public Error {
+public:
+    using Error::Error;
+};
+
 /// "(2, any, 512)": dimensions that may take any value are negative.
 template <std::size_t Rank>
 std::string shape_string(const std::array<Index, Rank>& shape) {

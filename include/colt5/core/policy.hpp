@@ -5,10 +5,10 @@
 #include <cstddef>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <thread>
 
 #include <colt5/core/error.hpp>
+#include <colt5/core/host_memory.hpp>
 #include <colt5/core/workspace.hpp>
 
 namespace colt5 {
@@ -32,13 +32,6 @@ concept Policy = std::copyable<P> && requires(const P& policy, void* to, const v
 /// Used in the message of a missing kernel: `static_assert(has_kernel<Policy>, "…")`.
 template <typename>
 inline constexpr bool has_kernel = false;
-
-/// Host memory, aligned to 64 bytes whatever the instruction set.
-struct HostMemory {
-    static constexpr std::align_val_t alignment{64};
-    void* allocate(std::size_t bytes) { return ::operator new(bytes, alignment); }
-    void deallocate(void* data, std::size_t) { ::operator delete(data, alignment); }
-};
 
 /// Runs on the host: Eigen for products, xsimd for everything elementwise, OpenMP over `threads` threads.
 /// Results do not depend on the number of threads, bit for bit. One policy serves one thread at a time.

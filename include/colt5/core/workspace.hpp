@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdint>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -12,7 +11,7 @@
 
 namespace colt5 {
 
-/// What a workspace holds and held, in bytes; `system_allocations` counts the requests that reached the system.
+/// What a workspace holds and held, in bytes; `system_allocations` counts how often it asked the system for more.
 struct WorkspaceStatistics {
     std::size_t in_use = 0, peak = 0, reserved = 0, system_allocations = 0;
 };
@@ -20,60 +19,59 @@ struct WorkspaceStatistics {
 /// Memory that grows once: freed blocks are kept and reused, adjacent free ones merge, and the smallest one that fits
 /// serves a request. After one pass over some shapes, a second pass over the same shapes asks the system for nothing.
 ///
-/// `Memory` supplies `void* allocate(std::size_t)` (throws when there is none) and `void deallocate(void*,
-/// std::size_t)`. Blocks are aligned to 256 bytes if the memory is. Safe to call from several threads.
+/// All blocks lie in one range of addresses whose end moves, so that free memory is never cut up by the order of
+/// requests to the system. `Memory` supplies the range: `std::byte* begin()`, aligned to 256 bytes and the same for
+/// ever, and `void resize(std::size_t)`, which moves its end and throws, with nothing changed, when there is no memory.
+/// Blocks are aligned to 256 bytes. Safe to call from several threads.
 template <typename Memory>
 class Workspace {
 public:
     static constexpr std::size_t granularity = 256;
-    static constexpr std::size_t smallest_chunk = std::size_t{1} << 20;
+    static constexpr std::size_t growth_step = std::size_t{1} << 20;
 
     explicit Workspace(Memory memory = Memory()) : memory_(std::move(memory)) { blocks_.reserve(256); }
     Workspace(const Workspace&) = delete;
     Workspace& operator=(const Workspace&) = delete;
-    ~Workspace() {
-        for (const Chunk& chunk : chunks_) memory_.deallocate(chunk.data, chunk.bytes);
-    }
 
     void* allocate(std::size_t bytes) {
         const std::lock_guard lock(mutex_);
-        bytes = std::max(granularity, (bytes + granularity - 1) / granularity * granularity);
+        bytes = std::max(granularity, round_up(bytes, granularity));
         std::size_t best = find_free(bytes);
         if (best == blocks_.size()) best = grow(bytes);
         if (blocks_[best].bytes > bytes) {  // the rest stays free
-            const Block rest{blocks_[best].data + bytes, blocks_[best].bytes - bytes, blocks_[best].chunk, true};
+            const Block rest{blocks_[best].offset + bytes, blocks_[best].bytes - bytes, true};
             blocks_.insert(blocks_.begin() + static_cast<std::ptrdiff_t>(best) + 1, rest);
         }
-        Block& block = blocks_[best];
-        block.bytes = bytes;
-        block.free = false;
+        blocks_[best].bytes = bytes;
+        blocks_[best].free = false;
         statistics_.in_use += bytes;
         statistics_.peak = std::max(statistics_.peak, statistics_.in_use);
-        return block.data;
+        return memory_.begin() + blocks_[best].offset;
     }
 
     void deallocate(void* data) {
         const std::lock_guard lock(mutex_);
-        const auto at =
-            std::find_if(blocks_.begin(), blocks_.end(), [&](const Block& b) { return b.data == data && !b.free; });
+        const auto at = std::find_if(blocks_.begin(), blocks_.end(), [&](const Block& block) {
+            return !block.free && memory_.begin() + block.offset == data;
+        });
         if (at == blocks_.end()) return;
         statistics_.in_use -= at->bytes;
         at->free = true;
-        merge(static_cast<std::size_t>(at - blocks_.begin()));
+        const auto i = static_cast<std::size_t>(at - blocks_.begin());
+        join_with_next(i);
+        if (i > 0) join_with_next(i - 1);
     }
 
-    /// Hands every chunk that holds nothing back to the system.
+    /// Hands what lies behind the last block in use back to the system.
     void release_unused() {
         const std::lock_guard lock(mutex_);
-        std::erase_if(blocks_, [&](const Block& block) {
-            const auto chunk =
-                std::find_if(chunks_.begin(), chunks_.end(), [&](const Chunk& c) { return c.id == block.chunk; });
-            if (!block.free || block.bytes != chunk->bytes) return false;
-            memory_.deallocate(chunk->data, chunk->bytes);
-            statistics_.reserved -= chunk->bytes;
-            chunks_.erase(chunk);
-            return true;
-        });
+        if (blocks_.empty() || !blocks_.back().free) return;
+        const std::size_t end = round_up(blocks_.back().offset, growth_step);
+        if (end >= statistics_.reserved) return;
+        memory_.resize(end);
+        statistics_.reserved = end;
+        blocks_.back().bytes = end - blocks_.back().offset;
+        if (blocks_.back().bytes == 0) blocks_.pop_back();
     }
 
     WorkspaceStatistics statistics() const {
@@ -86,52 +84,42 @@ public:
     }
 
 private:
-    struct Block {  // sorted by chunk, then by address
-        std::byte* data;
-        std::size_t bytes, chunk;
+    struct Block {  // they cover the range, in order
+        std::size_t offset, bytes;
         bool free;
     };
-    struct Chunk {
-        std::byte* data;
-        std::size_t bytes, id;
-    };
+
+    static std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
     std::size_t find_free(std::size_t bytes) const {
         std::size_t best = blocks_.size();
-        for (std::size_t i = 0; i < blocks_.size(); ++i)
-            if (blocks_[i].free && blocks_[i].bytes >= bytes &&
-                (best == blocks_.size() || blocks_[i].bytes < blocks_[best].bytes))
-                best = i;
+        for (std::size_t i = 0; i < blocks_.size(); ++i) {
+            const bool fits = blocks_[i].free && blocks_[i].bytes >= bytes;
+            if (fits && (best == blocks_.size() || blocks_[i].bytes < blocks_[best].bytes)) best = i;
+        }
         return best;
     }
+    /// Moves the end of the range so that its last block is free and fits.
     std::size_t grow(std::size_t bytes) {
-        const std::size_t size = std::max(bytes, smallest_chunk);
-        chunks_.reserve(chunks_.size() + 1);
+        const bool extends = !blocks_.empty() && blocks_.back().free;
+        const std::size_t offset = extends ? blocks_.back().offset : statistics_.reserved;
+        const std::size_t end = round_up(offset + bytes, growth_step);
         blocks_.reserve(blocks_.size() + 2);
-        auto* data = static_cast<std::byte*>(memory_.allocate(size));
-        chunks_.push_back({data, size, next_chunk_});
-        blocks_.push_back({data, size, next_chunk_++, true});
-        statistics_.reserved += size;
+        memory_.resize(end);
+        statistics_.reserved = end;
         ++statistics_.system_allocations;
+        if (!extends) blocks_.push_back({offset, 0, true});
+        blocks_.back().bytes = end - offset;
         return blocks_.size() - 1;
     }
-    void merge(std::size_t at) {
-        const auto joins = [&](std::size_t left) {
-            return left + 1 < blocks_.size() && blocks_[left].free && blocks_[left + 1].free &&
-                   blocks_[left].chunk == blocks_[left + 1].chunk;
-        };
-        const auto join = [&](std::size_t left) {
-            blocks_[left].bytes += blocks_[left + 1].bytes;
-            blocks_.erase(blocks_.begin() + static_cast<std::ptrdiff_t>(left) + 1);
-        };
-        if (joins(at)) join(at);
-        if (at > 0 && joins(at - 1)) join(at - 1);
+    void join_with_next(std::size_t i) {
+        if (i + 1 >= blocks_.size() || !blocks_[i].free || !blocks_[i + 1].free) return;
+        blocks_[i].bytes += blocks_[i + 1].bytes;
+        blocks_.erase(blocks_.begin() + static_cast<std::ptrdiff_t>(i) + 1);
     }
 
     Memory memory_;
     std::vector<Block> blocks_;
-    std::vector<Chunk> chunks_;
-    std::size_t next_chunk_ = 0;
     WorkspaceStatistics statistics_;
     mutable std::mutex mutex_;
 };

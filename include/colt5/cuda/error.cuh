@@ -17,12 +17,6 @@ public:
     using Error::Error;
 };
 
-/// The device has not enough memory. The message says how much was asked for and how much is free.
-class OutOfMemory : public CudaError {
-public:
-    using CudaError::CudaError;
-};
-
 namespace cuda {
 
 [[noreturn]] inline void fail(const char* call, const char* reason, const std::source_location& at) {

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include <colt5/core/policy.hpp>
+#include <colt5/cuda/device_memory.cuh>
 #include <colt5/cuda/error.cuh>
 
 namespace colt5 {
@@ -18,50 +19,6 @@ namespace colt5 {
 enum class MathMode { fp32, tf32 };
 
 namespace cuda {
-
-/// Makes a device current for the lifetime of the guard.
-class DeviceGuard {
-public:
-    explicit DeviceGuard(int device) {
-        check(cudaGetDevice(&previous_), "cudaGetDevice");
-        if (previous_ != device) check(cudaSetDevice(device), "cudaSetDevice");
-        changed_ = previous_ != device;
-    }
-    DeviceGuard(const DeviceGuard&) = delete;
-    DeviceGuard& operator=(const DeviceGuard&) = delete;
-    ~DeviceGuard() {
-        if (changed_) cudaSetDevice(previous_);
-    }
-
-private:
-    int previous_ = 0;
-    bool changed_ = false;
-};
-
-/// Memory of one device.
-struct DeviceMemory {
-    int device = 0;
-
-    void* allocate(std::size_t bytes) {
-        const DeviceGuard guard(device);
-        void* data = nullptr;
-        const cudaError_t status = cudaMalloc(&data, bytes);
-        if (status == cudaErrorMemoryAllocation) {
-            cudaGetLastError();  // the error is ours now, not that of the next launch
-            std::size_t free = 0, total = 0;
-            cudaMemGetInfo(&free, &total);
-            throw OutOfMemory("colt5: out of memory on device " + std::to_string(device) + ": a workspace asked for " +
-                              std::to_string(bytes >> 20) + " MiB, " + std::to_string(free >> 20) + " of " +
-                              std::to_string(total >> 20) + " MiB are free");
-        }
-        check(status, "cudaMalloc");
-        return data;
-    }
-    void deallocate(void* data, std::size_t) {
-        const DeviceGuard guard(device);
-        cudaFree(data);  // waits for the device, so that no kernel still uses it
-    }
-};
 
 class MatmulPlans;  // cuda/matmul.cuh
 
@@ -102,7 +59,7 @@ private:
         explicit State(const Options& options)
             : device(options.device),
               math(options.math),
-              workspace(std::make_shared<Workspace>(cuda::DeviceMemory{options.device})),
+              workspace(std::make_shared<Workspace>(cuda::DeviceMemory(options.device))),
               plans(make_matmul_plans()) {
             const cuda::DeviceGuard guard(device);
             cuda::check(cublasLtCreate(&blas), "cublasLtCreate");

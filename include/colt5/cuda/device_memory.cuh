@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <colt5/cuda/error.cuh>
+
+namespace colt5::cuda {
+
+/// Makes a device current for the lifetime of the guard.
+class DeviceGuard {
+public:
+    explicit DeviceGuard(int device) {
+        check(cudaGetDevice(&previous_), "cudaGetDevice");
+        if (previous_ != device) check(cudaSetDevice(device), "cudaSetDevice");
+        changed_ = previous_ != device;
+    }
+    DeviceGuard(const DeviceGuard&) = delete;
+    DeviceGuard& operator=(const DeviceGuard&) = delete;
+    ~DeviceGuard() {
+        if (changed_) cudaSetDevice(previous_);
+    }
+
+private:
+    int previous_ = 0;
+    bool changed_ = false;
+};
+
+/// The functions of the driver that map memory, found at run time: programs link with the CUDA runtime alone.
+struct Driver {
+    decltype(&cuMemAddressReserve) reserve = find<decltype(&cuMemAddressReserve)>("cuMemAddressReserve");
+    decltype(&cuMemAddressFree) free = find<decltype(&cuMemAddressFree)>("cuMemAddressFree");
+    decltype(&cuMemGetAllocationGranularity) granularity =
+        find<decltype(&cuMemGetAllocationGranularity)>("cuMemGetAllocationGranularity");
+    decltype(&cuMemCreate) create = find<decltype(&cuMemCreate)>("cuMemCreate");
+    decltype(&cuMemRelease) release = find<decltype(&cuMemRelease)>("cuMemRelease");
+    decltype(&cuMemMap) map = find<decltype(&cuMemMap)>("cuMemMap");
+    decltype(&cuMemUnmap) unmap = find<decltype(&cuMemUnmap)>("cuMemUnmap");
+    decltype(&cuMemSetAccess) set_access = find<decltype(&cuMemSetAccess)>("cuMemSetAccess");
+
+    static const Driver& get() {
+        static const Driver driver;
+        return driver;
+    }
+
+private:
+    template <typename Function>
+    static Function find(const char* name) {
+        void* function = nullptr;
+        cudaDriverEntryPointQueryResult result{};
+        check(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &result), name);
+        return reinterpret_cast<Function>(function);
+    }
+};
+
+inline void check(CUresult status, const char* call, const std::source_location& at = std::source_location::current()) {
+    if (status != CUDA_SUCCESS) fail(call, ("error " + std::to_string(status)).c_str(), at);
+}
+
+/// A range of a device's addresses, as large as its memory, of which the first `resize(bytes)` may be used.
+class DeviceMemory {
+public:
+    explicit DeviceMemory(int device) : device_(device) {
+        const DeviceGuard guard(device);
+        std::size_t free = 0;
+        check(cudaMemGetInfo(&free, &capacity_), "cudaMemGetInfo");
+        properties_.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+        properties_.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+        properties_.location.id = device;
+        check(Driver::get().granularity(&granularity_, &properties_, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
+              "cuMemGetAllocationGranularity");
+        capacity_ = round_up(capacity_);
+        check(Driver::get().reserve(&begin_, capacity_, 0, 0, 0), "cuMemAddressReserve");
+    }
+    DeviceMemory(DeviceMemory&& other) noexcept
+        : device_(other.device_),
+          properties_(other.properties_),
+          granularity_(other.granularity_),
+          capacity_(other.capacity_),
+          size_(std::exchange(other.size_, 0)),
+          begin_(std::exchange(other.begin_, 0)),
+          pieces_(std::move(other.pieces_)) {}
+    DeviceMemory& operator=(DeviceMemory&&) = delete;
+    ~DeviceMemory() {
+        if (begin_ == 0) return;
+        int current = 0;
+        cudaGetDevice(&current);
+        cudaSetDevice(device_);
+        cudaDeviceSynchronize();  // no kernel may still use it
+        while (!pieces_.empty()) unmap_last();
+        Driver::get().free(begin_, capacity_);
+        cudaSetDevice(current);
+    }
+
+    std::byte* begin() const { return reinterpret_cast<std::byte*>(begin_); }
+
+    /// Throws OutOfMemory.
+    void resize(std::size_t bytes) {
+        const DeviceGuard guard(device_);
+        const std::size_t end = round_up(bytes);
+        if (end > size_) {
+            Piece piece{0, end - size_};
+            pieces_.reserve(pieces_.size() + 1);
+            if (end > capacity_ || Driver::get().create(&piece.handle, piece.bytes, &properties_, 0) != CUDA_SUCCESS)
+                fail_to_grow(bytes);
+            CUmemAccessDesc access{};
+            access.location = properties_.location;
+            access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+            check(Driver::get().map(begin_ + size_, piece.bytes, 0, piece.handle, 0), "cuMemMap");
+            pieces_.push_back(piece);
+            size_ = end;
+            check(Driver::get().set_access(begin_ + size_ - piece.bytes, piece.bytes, &access, 1), "cuMemSetAccess");
+        } else if (!pieces_.empty() && size_ - pieces_.back().bytes >= end) {
+            check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+            while (!pieces_.empty() && size_ - pieces_.back().bytes >= end) unmap_last();
+        }
+    }
+
+private:
+    struct Piece {
+        CUmemGenericAllocationHandle handle;
+        std::size_t bytes;
+    };
+
+    std::size_t round_up(std::size_t bytes) const { return (bytes + granularity_ - 1) / granularity_ * granularity_; }
+    void unmap_last() {
+        const Piece piece = pieces_.back();
+        size_ -= piece.bytes;
+        Driver::get().unmap(begin_ + size_, piece.bytes);
+        Driver::get().release(piece.handle);
+        pieces_.pop_back();
+    }
+    [[noreturn]] void fail_to_grow(std::size_t bytes) const {
+        std::size_t free = 0, total = 0;
+        cudaMemGetInfo(&free, &total);
+        throw OutOfMemory("colt5: out of memory on device " + std::to_string(device_) + ": a workspace of " +
+                          std::to_string(size_ >> 20) + " MiB asked for " + std::to_string(bytes >> 20) + " MiB, " +
+                          std::to_string(free >> 20) + " of " + std::to_string(total >> 20) + " MiB are free");
+    }
+
+    int device_;
+    CUmemAllocationProp properties_{};
+    std::size_t granularity_ = 0, capacity_ = 0, size_ = 0;
+    CUdeviceptr begin_ = 0;
+    std::vector<Piece> pieces_;
+};
+
+}  // namespace colt5::cuda
