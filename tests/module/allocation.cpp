@@ -123,6 +123,7 @@ TEST_CASE_TEMPLATE("allocation: a second call of a block allocates nothing, infe
                 const auto pass = block.forward(x, mask);
                 block.backward(pass, x, gradients);
             });
+            check_allocates_nothing(policy, [&] { block.backward(block.forward(x, mask), x, gradients); });
             check_allocates_nothing(policy, [&] { block(x, mask, {.num_heavy_ff_tokens = 20}); });
             const std::size_t before = bytes_in_use(policy);
             {

@@ -61,6 +61,35 @@ TEST_CASE("ConditionalRoutedTransformerBlock: gradients by finite differences") 
     }
 }
 
+TEST_CASE("ConditionalRoutedTransformerBlock: a pass that is handed to backward gives the same bits in less memory") {
+    const Cpu policy(2);
+    const Block block(policy, Seed{1});
+    const auto x = normal<double>(policy, std::array<Index, 3>{2, 300, 5}, 0);
+    const auto d_out = normal<double>(policy, x.shape(), 1);
+    const auto mask = mask_of_lengths(policy, {300, 40}, 300);
+    auto kept_gradients = block.make_gradients(), gradients = block.make_gradients();
+    const auto peak_of = [&](auto&& backward) {
+        policy.workspace()->reset_peak();
+        backward();
+        return policy.workspace()->statistics().peak;
+    };
+    TokensTensor<double, Cpu> kept_d_x, d_x;
+    auto pass = block.forward(x, mask.const_view());
+    const auto peak_kept = peak_of([&] { kept_d_x = block.backward(pass, d_out, kept_gradients); });
+    kept_d_x = support::copy_of(policy, kept_d_x);
+    const std::size_t in_use = policy.workspace()->statistics().in_use;
+    const auto peak = peak_of([&] { d_x = block.backward(std::move(pass), d_out, gradients); });
+    CHECK(peak < peak_kept);
+    CHECK(policy.workspace()->statistics().in_use < in_use);
+    CHECK(same_bits(d_x, kept_d_x));
+    Block::each_parameter(
+        [](const std::string& name, const auto& a, const auto& b) {
+            CAPTURE(name);
+            CHECK(same_bits(a, b));
+        },
+        "", gradients, kept_gradients);
+}
+
 TEST_CASE("ConditionalRoutedTransformerBlock: parameters bear the names of the reference's state_dict") {
     const Cpu policy(1);
     const Block block(policy);
