@@ -5,7 +5,19 @@
 #include <colt5/core/error.hpp>
 #include <colt5/cpu/scratch.hpp>
 
+#ifdef EIGEN_USE_BLAS
+extern "C" [[gnu::weak]] void openblas_set_num_threads(int);
+#endif
+
 namespace colt5::cpu {
+
+#ifdef EIGEN_USE_BLAS
+/// Before main: OpenBLAS would start threads of its own under each of ours. The whole program gets this setting.
+inline const bool openblas_keeps_to_the_calling_thread = [] {
+    if (openblas_set_num_threads != nullptr) openblas_set_num_threads(1);
+    return openblas_set_num_threads != nullptr;
+}();
+#endif
 
 enum class Op { none, transpose };
 
