@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/cuda/masked_row.cuh>
+#include <colt5/cuda/radix_select.cuh>
+#include <colt5/cuda/zero.cuh>
+#include <colt5/op/cumulative_softmax.hpp>
+
+namespace colt5 {
+
+namespace cuda {
+
+/// Σ over this thread and those before it; all threads of a block of 1024 call it.
+__device__ inline double inclusive_sum(double value) {
+    __shared__ double of_warp[warp_size];
+    const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size;
+    const auto within_warp = [lane](double v) {
+        for (int offset = 1; offset < warp_size; offset *= 2) {
+            const double before = __shfl_up_sync(0xffffffffu, v, offset);
+            if (lane >= offset) v += before;
+        }
+        return v;
+    };
+    value = within_warp(value);
+    __syncthreads();  // of_warp may still be read from a call before
+    if (lane == warp_size - 1) of_warp[warp] = value;
+    __syncthreads();
+    const double before = __shfl_sync(0xffffffffu, within_warp(of_warp[lane]), max(warp - 1, 0));
+    return warp > 0 ? before + value : value;
+}
+
+/// What the kernels of both directions share: the exponentials of a row, and for every pick the sum of those ranked
+/// at or below it.
+template <typename Team, typename T>
+class CumulativeRow {
+public:
+    __device__ CumulativeRow(const Meeting& meeting, const RowPart& part, void* shared, const T* logits,
+                             const bool* mask, const TokenIndex* indices, Index routes, Index picks, double temperature)
+        : row(meeting, part, shared, logits, mask, routes),
+          index(indices + row.team.row * picks),
+          logit_(logits + row.team.row * part.length),
+          real_(mask ? mask + row.team.row / routes * part.length : nullptr),
+          picks_(picks),
+          top_(row.largest == -row.infinity ? T(0) : row.largest),
+          inverse_(static_cast<T>(1 / temperature)) {
+        // The picks are the first tokens in the order of choice. Masked ones do not matter here: they add nothing.
+        const TokenIndex last = index[picks - 1];
+        const bool last_real = !real_ || real_[last];
+        const auto last_rank = last_real ? Rank<T>::of(logit_[last]) : Rank<T>::masked;
+        T sum = 0;
+        for (Index i = threadIdx.x; i < row.team.count; i += team_threads) {
+            const auto rank = Rank<T>::of(row[i]);
+            const bool chosen = rank < last_rank || (rank == last_rank && row.team.begin + i <= last);
+            if (!chosen) sum += exponential(i);
+        }
+        rest_ = row.team.combine({block_sum(static_cast<double>(sum)), 0}, PartialPlus()).first;
+    }
+    /// Of the i-th token of this block's part.
+    __device__ T exponential(Index i) const { return exp((row[i] - top_) * inverse_); }
+    __device__ T exponential_of_pick(Index pick) const {
+        const TokenIndex i = index[pick];
+        return !real_ || real_[i] ? exp((logit_[i] - top_) * inverse_) : T(0);
+    }
+
+    /// Calls body(pick, e, sum of those at or below it) for every pick, the last ones first; by one block.
+    template <typename Body>
+    __device__ void for_each_pick(Body&& body) const {
+        __shared__ double carry;
+        double below = rest_;
+        for (Index done = 0; done < picks_; done += team_threads) {
+            const Index pick = picks_ - 1 - done - threadIdx.x;
+            const T e = pick >= 0 ? exponential_of_pick(pick) : T(0);
+            const double sum = below + inclusive_sum(static_cast<double>(e));
+            if (pick >= 0) body(pick, e, sum);
+            if (threadIdx.x == team_threads - 1) carry = sum;
+            __syncthreads();
+            below = carry;
+            __syncthreads();
+        }
+    }
+
+    MaskedRow<Team, T> row;
+    const TokenIndex* index;
+
+private:
+    const T* logit_;
+    const bool* real_;
+    Index picks_;
+    T top_, inverse_;
+    double rest_;  // of what is not chosen
+};
+
+template <typename Team, typename T>
+__global__ void __launch_bounds__(team_threads)
+    cumulative_softmax(Meeting meeting, RowPart part, T* scores, const T* logits, const TokenIndex* indices,
+                       const bool* mask, Index routes, Index picks, double temperature) {
+    extern __shared__ double dynamic_shared[];
+    const CumulativeRow<Team, T> cumulative(meeting, part, dynamic_shared, logits, mask, indices, routes, picks,
+                                            temperature);
+    const Team& team = cumulative.row.team;
+    if (team.rank() != 0) return;
+    cumulative.for_each_pick([&](Index pick, T e, double sum) {
+        scores[team.row * picks + pick] = static_cast<T>(static_cast<double>(e) / max(sum, cumulative_softmax_floor));
+    });
+}
+
+/// `sums` (rows, picks) is scratch.
+template <typename Team, typename T>
+__global__ void __launch_bounds__(team_threads)
+    cumulative_softmax_vjp(Meeting meeting, RowPart part, T* d_logits, double* sums, const T* d_scores, const T* logits,
+                           const TokenIndex* indices, const bool* mask, Index routes, Index picks, double temperature) {
+    extern __shared__ double dynamic_shared[];
+    CumulativeRow<Team, T> cumulative(meeting, part, dynamic_shared, logits, mask, indices, routes, picks, temperature);
+    Team& team = cumulative.row.team;
+    double* const sum_of_pick = sums + team.row * picks;  // then: its gradient
+    double all = 0;                                       // Σ c_j over every pick
+    if (team.rank() == 0) {
+        cumulative.for_each_pick([&](Index pick, T, double sum) { sum_of_pick[pick] = sum; });
+        __syncthreads();
+        __shared__ double carry;
+        for (Index first = 0; first < picks; first += team_threads) {
+            const Index pick = first + threadIdx.x;
+            const double e = pick < picks ? static_cast<double>(cumulative.exponential_of_pick(pick)) : 0;
+            double g = 0, sum = 1, c = 0;
+            if (e != 0) {  // not a masked token, whose gradient may be anything
+                g = static_cast<double>(d_scores[team.row * picks + pick]);
+                sum = sum_of_pick[pick];
+                if (sum >= cumulative_softmax_floor) c = -g * e / (sum * sum);
+            }
+            const double above = all + inclusive_sum(c);
+            if (pick < picks) sum_of_pick[pick] = e / temperature * (g / max(sum, cumulative_softmax_floor) + above);
+            if (threadIdx.x == team_threads - 1) carry = above;
+            __syncthreads();
+            all = carry;
+            __syncthreads();
+        }
+    }
+    all = team.combine({all, 0}, PartialPlus()).first;
+    T* const ds = d_logits + team.row * part.length + team.begin;
+    for (Index i = threadIdx.x; i < team.count; i += team_threads)
+        ds[i] = static_cast<T>(static_cast<double>(cumulative.exponential(i)) / temperature * all);
+    __syncthreads();
+    for (Index pick = threadIdx.x; pick < picks; pick += team_threads) {
+        const Index i = cumulative.index[pick] - team.begin;
+        if (i >= 0 && i < team.count) ds[i] = static_cast<T>(__ldcg(sum_of_pick + pick));
+    }
+}
+
+}  // namespace cuda
+
+template <typename T>
+void cumulative_softmax_kernel(const Cuda& policy, TokensView<T> scores, TokensView<const T> logits,
+                               TokensView<const TokenIndex> indices, Mask mask, double temperature) {
+    if (indices.size() == 0) return;
+    cuda::launch_teams<T>(policy, "cumulative_softmax", cuda::cumulative_softmax<cuda::ClusterTeam, T>,
+                          cuda::cumulative_softmax<cuda::GridTeam, T>, logits.extent(0) * logits.extent(1),
+                          logits.extent(2), scores.data(), logits.data(), indices.data(), mask.data(), logits.extent(1),
+                          indices.extent(2), temperature);
+}
+
+template <typename T>
+void cumulative_softmax_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<const T> d_scores,
+                                   TokensView<const T> logits, TokensView<const TokenIndex> indices, Mask mask,
+                                   double temperature) {
+    if (indices.size() == 0) {
+        zero_kernel(policy, VectorView<T>(d_logits.data(), {d_logits.size()}));
+        return;
+    }
+    VectorTensor<double, Cuda> sums(policy, {indices.size()});
+    cuda::launch_teams<T>(policy, "cumulative_softmax_vjp", cuda::cumulative_softmax_vjp<cuda::ClusterTeam, T>,
+                          cuda::cumulative_softmax_vjp<cuda::GridTeam, T>, logits.extent(0) * logits.extent(1),
+                          logits.extent(2), d_logits.data(), sums.data(), d_scores.data(), logits.data(),
+                          indices.data(), mask.data(), logits.extent(1), indices.extent(2), temperature);
+}
+
+}  // namespace colt5

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/cuda/launch.cuh>
+#include <colt5/cuda/pack.cuh>
+#include <colt5/op/gather.hpp>
+
+namespace colt5 {
+
+namespace cuda {
+
+/// One warp a row; rows are copied in packs.
+template <typename Pack>
+__global__ void gather_rows(Pack* out, const Pack* x, const TokenIndex* indices, Index picks, Index length,
+                            Index columns, Index rows) {
+    for (Index row = global_thread() / warp_size; row < rows; row += all_threads() / warp_size) {
+        const Pack* const from = x + (row / picks * length + indices[row]) * columns;
+        for (Index j = threadIdx.x % warp_size; j < columns; j += warp_size) out[row * columns + j] = from[j];
+    }
+}
+
+/// out[i] = x[b, indices[i]], `picks` of each sequence
+template <typename T>
+__global__ void gather_entries(T* out, const T* x, const TokenIndex* indices, Index picks, Index length, Index count) {
+    for (Index i = global_thread(); i < count; i += all_threads()) out[i] = x[i / picks * length + indices[i]];
+}
+
+/// Per token, how many picks it has, and the pick that writes its row: the first of them, or the last.
+struct TokenPicks {
+    unsigned count;
+    unsigned writer;  ///< counted from the other end when it is the first, so that both are a maximum of numbers ≥ 1
+};
+
+/// `picks_of` starts as zeros. Maxima and counts do not depend on the order in which threads come.
+template <bool last_writes>
+__global__ void count_picks(TokenPicks* picks_of, const TokenIndex* indices, Index picks, Index length, Index count) {
+    for (Index i = global_thread(); i < count; i += all_threads()) {
+        const auto pick = static_cast<unsigned>(i % picks);
+        TokenPicks& of_token = picks_of[i / picks * length + indices[i]];
+        atomicAdd(&of_token.count, 1u);
+        atomicMax(&of_token.writer, last_writes ? pick + 1 : static_cast<unsigned>(picks) - pick);
+    }
+}
+
+/// Looks for the picks of one token among those of a sequence. All lanes of a warp look together.
+class PickSearch {
+public:
+    __device__ PickSearch(const TokenIndex* of_sequence, Index picks, TokenIndex token)
+        : indices_(of_sequence), picks_(picks), token_(token) {}
+
+    /// The first 32 picks from `at` that are of the token, as bits.
+    __device__ unsigned among(Index at) const {
+        const Index i = at + threadIdx.x % warp_size;
+        return __ballot_sync(0xffffffffu, i < picks_ && indices_[i] == token_);
+    }
+    /// How many picks the token has, and whether `pick` is the one that writes.
+    __device__ unsigned count(Index pick, bool last_writes, bool& writes) const {
+        unsigned before = 0, after = 0;
+        for (Index at = 0; at < picks_; at += warp_size) {
+            const unsigned found = among(at);
+            if (found == 0) continue;
+            const unsigned earlier = pick >= at + warp_size ? found : pick > at ? found & ((1u << (pick - at)) - 1) : 0;
+            before += __popc(earlier);
+            after += __popc(found ^ earlier);
+        }
+        writes = last_writes ? after == 1 : before == 0;  // `after` counts the pick itself
+        return before + after;
+    }
+
+private:
+    const TokenIndex* indices_;
+    Index picks_;
+    TokenIndex token_;
+};
+
+/// Up to this many picks of a sequence each warp looks through all of them; beyond, a table over the tokens is made.
+inline constexpr Index most_searched_picks = 4096;
+
+/// One warp a pick: the one that writes takes along the rows of all picks of its token, in order.
+template <typename T, int width>
+__global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenIndex* indices, const TokenPicks* picks_of,
+                             Index picks, Index length, Index columns, Index count) {
+    using Sum = accumulate_t<T>;
+    const bool overwrite = how == Scatter::overwrite;
+    for (Index row = global_thread() / warp_size; row < count; row += all_threads() / warp_size) {
+        const Index b = row / picks, pick = row % picks;
+        const TokenIndex token = indices[row];
+        const PickSearch search(indices + b * picks, picks, token);
+        unsigned meeting;
+        bool writes;
+        if (picks_of) {
+            const TokenPicks of_token = picks_of[b * length + token];
+            meeting = of_token.count;
+            writes = of_token.writer == static_cast<unsigned>(overwrite ? pick + 1 : picks - pick);
+        } else {
+            meeting = search.count(pick, overwrite, writes);
+        }
+        if (!writes) continue;
+        const Sum weight = how == Scatter::mean ? static_cast<Sum>(1.0 / static_cast<double>(meeting)) : Sum(1);
+        T* const to = out + (b * length + token) * columns;
+        for (Index first = 0; first < columns; first += warp_size * width) {
+            const Index j = first + threadIdx.x % warp_size * width;
+            const bool mine = j < columns;
+            if (overwrite) {
+                if (mine) store_pack(to + j, load_pack<width>(rows + row * columns + j));
+                continue;
+            }
+            Sum sum[width];
+            const auto add = [&](const T* from, Sum factor) {
+                const auto pack = load_pack<width>(from + j);
+                for (int i = 0; i < width; ++i) sum[i] += factor * static_cast<Sum>(pack.values[i]);
+            };
+            if (mine) {
+                for (int i = 0; i < width; ++i) sum[i] = 0;
+                add(to, Sum(1));
+                add(rows + row * columns, weight);
+            }
+            unsigned left = meeting - 1;
+            for (Index at = pick / warp_size * warp_size; left > 0; at += warp_size) {
+                unsigned found = search.among(at);
+                if (at <= pick) found &= ~0u << (pick - at) << 1;  // after this one
+                for (; found != 0; found &= found - 1, --left)
+                    if (mine) add(rows + (b * picks + at + __ffs(static_cast<int>(found)) - 1) * columns, weight);
+            }
+            if (!mine) continue;
+            Pack<T, width> result;
+            for (int i = 0; i < width; ++i) result.values[i] = static_cast<T>(sum[i]);
+            store_pack(to + j, result);
+        }
+    }
+}
+
+/// rows[i] /= number of picks of the token of pick i; one warp a row
+template <typename T>
+__global__ void divide_by_picks(T* rows, const TokenIndex* indices, Index picks, Index columns, Index count) {
+    using Sum = accumulate_t<T>;
+    for (Index row = global_thread() / warp_size; row < count; row += all_threads() / warp_size) {
+        const Index b = row / picks;
+        bool writes;
+        const unsigned meeting = PickSearch(indices + b * picks, picks, indices[row]).count(row % picks, false, writes);
+        if (meeting == 1) continue;
+        const Sum weight = static_cast<Sum>(1.0 / static_cast<double>(meeting));
+        for (Index j = threadIdx.x % warp_size; j < columns; j += warp_size)
+            rows[row * columns + j] = static_cast<T>(static_cast<Sum>(rows[row * columns + j]) * weight);
+    }
+}
+
+}  // namespace cuda
+
+/// Indices are not checked: those out of range read or write out of bounds.
+template <typename T>
+void gather_kernel(const Cuda& policy, TokensView<T> out, TokensView<const T> x, MatrixView<const TokenIndex> indices) {
+    constexpr int threads = 256;
+    const Index picks = indices.extent(1), length = x.extent(1), dim = x.extent(2), rows = indices.size();
+    const auto start = [&](auto* to, auto* from, Index columns) {
+        using Element = std::remove_pointer_t<decltype(to)>;
+        cuda::launch(policy, "gather_rows", cuda::gather_rows<Element>,
+                     cuda::blocks_for(rows * cuda::warp_size, threads), threads, 0, to, from, indices.data(), picks,
+                     length, columns, rows);
+    };
+    if (cuda::fits_packs<T>(dim, out.data(), x.data())) {
+        using Pack = cuda::Pack<T, cuda::pack_size<T>>;
+        start(reinterpret_cast<Pack*>(out.data()), reinterpret_cast<const Pack*>(x.data()), dim / cuda::pack_size<T>);
+    } else {
+        start(out.data(), x.data(), dim);
+    }
+}
+
+inline void gather_mask_kernel(const Cuda& policy, TokensView<bool> out, Mask mask,
+                               TokensView<const TokenIndex> indices) {
+    constexpr int threads = 256;
+    cuda::launch(policy, "gather_mask", cuda::gather_entries<bool>, cuda::blocks_for(out.size(), threads), threads, 0,
+                 out.data(), mask.data(), indices.data(), out.extent(1) * out.extent(2), mask.extent(1), out.size());
+}
+
+/// d_rows[b, i] *= 1 / (number of picks of the same token)
+template <typename T>
+void scatter_mean_weights_kernel(const Cuda& policy, TokensView<T> rows, MatrixView<const TokenIndex> indices) {
+    constexpr int threads = 256;
+    cuda::launch(policy, "divide_by_picks", cuda::divide_by_picks<T>,
+                 cuda::blocks_for(indices.size() * cuda::warp_size, threads), threads, 0, rows.data(), indices.data(),
+                 indices.extent(1), rows.extent(2), indices.size());
+}
+
+template <typename T>
+void scatter_kernel(const Cuda& policy, Scatter how, TokensView<T> out, TokensView<const T> rows,
+                    MatrixView<const TokenIndex> indices) {
+    constexpr int threads = 256;
+    const Index picks = indices.extent(1), length = out.extent(1), dim = out.extent(2), count = indices.size();
+    VectorTensor<cuda::TokenPicks, Cuda> table;
+    if (picks > cuda::most_searched_picks) {
+        table = VectorTensor<cuda::TokenPicks, Cuda>(policy, {out.extent(0) * length});
+        cuda::check(cudaMemsetAsync(table.data(), 0, static_cast<std::size_t>(table.size()) * sizeof(cuda::TokenPicks),
+                                    policy.stream()),
+                    "cudaMemsetAsync");
+        cuda::launch(policy, "count_picks",
+                     how == Scatter::overwrite ? cuda::count_picks<true> : cuda::count_picks<false>,
+                     cuda::blocks_for(count, threads), threads, 0, table.data(), indices.data(), picks, length, count);
+    }
+    const auto start = [&](auto* kernel) {
+        cuda::launch(policy, "scatter_rows", kernel, cuda::blocks_for(count * cuda::warp_size, threads), threads, 0,
+                     how, out.data(), rows.data(), indices.data(), table.data(), picks, length, dim, count);
+    };
+    if (cuda::fits_packs<T>(dim, out.data(), rows.data()))
+        start(cuda::scatter_rows<T, cuda::pack_size<T>>);
+    else
+        start(cuda::scatter_rows<T, 1>);
+}
+
+}  // namespace colt5

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <limits>
+
+#include <colt5/cuda/row_team.cuh>
+
+namespace colt5::cuda {
+
+/// One row of logits, −∞ where masked, as a block of the team that shares it sees it: entry i is that of token
+/// team.begin + i, for i < team.count. `shared` is the block's dynamic shared memory.
+template <typename Team, typename T>
+class MaskedRow {
+public:
+    static constexpr T infinity = std::numeric_limits<T>::infinity();
+
+    __device__ MaskedRow(const Meeting& meeting, const RowPart& part, void* shared, const T* logits, const bool* mask,
+                         Index routes)
+        : team(meeting, part),
+          logit_(logits + team.row * part.length + team.begin),
+          real_(mask ? mask + team.row / routes * part.length + team.begin : nullptr),
+          shared_(part.on_chip ? static_cast<T*>(shared) : nullptr) {
+        double top = -infinity;
+        unsigned real = 0;
+        for (Index i = threadIdx.x; i < team.count; i += team_threads) {
+            const bool is_real = !real_ || real_[i];
+            const T s = is_real ? logit_[i] : -infinity;
+            if (shared_) shared_[i] = s;
+            top = Greater()(top, static_cast<double>(s));
+            real += is_real ? 1 : 0;
+        }
+        const Partial mine{block_max(top), static_cast<double>(block_sum(real))};
+        const Partial all = team.combine(mine, [](const Partial& a, const Partial& b) {
+            return Partial{Greater()(a.first, b.first), a.second + b.second};
+        });
+        largest = static_cast<T>(all.first);
+        valid = all.second;
+    }
+
+    __device__ T operator[](Index i) const { return shared_ ? shared_[i] : !real_ || real_[i] ? logit_[i] : -infinity; }
+
+    Team team;
+    T largest;
+    double valid;  ///< number of real tokens
+
+private:
+    const T* logit_;
+    const bool* real_;
+    T* shared_;
+};
+
+}  // namespace colt5::cuda

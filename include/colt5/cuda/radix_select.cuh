@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include <colt5/cuda/row_team.cuh>
+
+/// Selection of the first of many keys by counting digits, the upper ones first.
+namespace colt5::cuda {
+
+/// Logits as unsigned integers whose order is the order of choice, smallest first. Keys hold a rank and an index below.
+template <typename T>
+struct Rank;
+
+template <>
+struct Rank<float> {
+    using type = std::uint32_t;
+    using Key = std::uint64_t;
+    static constexpr int bits = 32;
+    static constexpr type masked = 0xffffffffu;
+    __device__ static type of(float logit) {
+        if (logit != logit) return 0;
+        const std::uint32_t bits_of_logit = __float_as_uint(logit + 0.0f);  // −0 becomes 0
+        return (bits_of_logit & 0x80000000u) ? bits_of_logit : ~(bits_of_logit | 0x80000000u);
+    }
+    __device__ static float logit(Key rank) {
+        const auto bits_of_rank = static_cast<std::uint32_t>(rank);
+        return __uint_as_float((bits_of_rank & 0x80000000u) ? bits_of_rank : ~bits_of_rank & 0x7fffffffu);
+    }
+};
+
+template <>
+struct Rank<double> {
+    using type = std::uint64_t;
+    __extension__ using Key = unsigned __int128;
+    static constexpr int bits = 64;
+    static constexpr type masked = ~std::uint64_t{0};
+    static constexpr type sign = std::uint64_t{1} << 63;
+    __device__ static type of(double logit) {
+        if (logit != logit) return 0;
+        const auto bits_of_logit = static_cast<std::uint64_t>(__double_as_longlong(logit + 0.0));
+        return (bits_of_logit & sign) ? bits_of_logit : ~(bits_of_logit | sign);
+    }
+    __device__ static double logit(Key rank) {
+        const auto bits_of_rank = static_cast<std::uint64_t>(rank);
+        return __longlong_as_double(
+            static_cast<long long>((bits_of_rank & sign) ? bits_of_rank : ~bits_of_rank & ~sign));
+    }
+};
+
+/// Σ over the threads before this one; all threads of a block of 1024 call it.
+__device__ inline unsigned exclusive_sum(unsigned value) {
+    __shared__ unsigned of_warp[warp_size];
+    const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size;
+    const auto inclusive = [lane](unsigned v) {
+        for (int offset = 1; offset < warp_size; offset *= 2) {
+            const unsigned before = __shfl_up_sync(0xffffffffu, v, offset);
+            if (lane >= offset) v += before;
+        }
+        return v;
+    };
+    const unsigned mine = inclusive(value);
+    if (lane == warp_size - 1) of_warp[warp] = mine;
+    __syncthreads();
+    const unsigned warps = inclusive(of_warp[lane]);
+    const unsigned before = __shfl_sync(0xffffffffu, warps, max(warp - 1, 0));
+    __syncthreads();  // of_warp is free again
+    return mine - value + (warp > 0 ? before : 0);
+}
+
+/// The selected keys are those with (key >> shift) <= prefix.
+template <typename Key>
+struct Selection {
+    Key prefix;
+    int shift;
+    __device__ bool operator()(Key key) const { return (key >> shift) <= prefix; }
+};
+
+/// Selects the `wanted` smallest of the `total` keys of a row, of `bits` bits each. Where more keys than that share
+/// all bits, they are all selected. key_at(i) is the i-th key of this block's part of the row.
+template <typename Key, typename Team, typename KeyAt>
+__device__ Selection<Key> select_smallest(Team& team, int bits, Index total, Index wanted, const KeyAt& key_at) {
+    constexpr int digit_bits = 11;
+    static_assert(1 << digit_bits == histogram_bins);
+    __shared__ unsigned histograms[2][histogram_bins];
+    __shared__ unsigned found_digit, found_before, found_count;
+    Selection<Key> selection{0, bits};
+    auto candidates = static_cast<unsigned>(total), needed = static_cast<unsigned>(wanted);
+    for (int pass = 0; candidates != needed && selection.shift > 0; ++pass) {
+        unsigned* const histogram = histograms[pass % 2];
+        for (int i = static_cast<int>(threadIdx.x); i < histogram_bins; i += team_threads) histogram[i] = 0;
+        __syncthreads();
+        const int width = min(digit_bits, selection.shift), shift = selection.shift - width;
+        for (Index i = threadIdx.x; i < team.count; i += team_threads) {
+            const Key key = key_at(i);
+            if ((key >> selection.shift) == selection.prefix)
+                atomicAdd(histogram + (static_cast<unsigned>(key >> shift) & ((1u << width) - 1)), 1u);
+        }
+        const uint2 bins = team.merge_histogram(histogram, pass);
+        unsigned before = exclusive_sum(bins.x + bins.y);
+        for (int i = 0; i < 2; ++i) {
+            const unsigned in_bin = i == 0 ? bins.x : bins.y;
+            if (before < needed && needed <= before + in_bin) {
+                found_digit = 2 * threadIdx.x + static_cast<unsigned>(i);
+                found_before = before;
+                found_count = in_bin;
+            }
+            before += in_bin;
+        }
+        __syncthreads();
+        selection = {(selection.prefix << width) | found_digit, shift};
+        needed -= found_before;
+        candidates = found_count;
+        __syncthreads();  // before the next digit is found
+    }
+    return selection;
+}
+
+}  // namespace colt5::cuda

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+
+#include <colt5/cuda/launch.cuh>
+#include <colt5/cuda/pack.cuh>
+#include <colt5/op/route_logits.hpp>
+
+namespace colt5 {
+
+namespace cuda {
+
+inline constexpr int routes_at_once = 4, route_threads = 256;
+
+/// logits of `routes` routes from `first_route` on; a warp has two rows of x at a time, and reads each once.
+template <typename T, int width, int routes>
+__global__ void __launch_bounds__(route_threads)
+    route_logits(accumulate_t<T>* logits, const T* x, const T* token, Index rows, Index length, Index d,
+                 Index all_routes, Index first_route, accumulate_t<T> scale) {
+    using Sum = accumulate_t<T>;
+    constexpr int rows_at_once = 2;
+    const Index lane = threadIdx.x % warp_size, warps = all_threads() / warp_size;
+    for (Index first = global_thread() / warp_size * rows_at_once; first < rows; first += warps * rows_at_once) {
+        Sum sum[rows_at_once][routes] = {};
+        const T* const in[rows_at_once] = {x + first * d, x + min(first + 1, rows - 1) * d};
+#pragma unroll 4
+        for (Index j = lane * width; j < d; j += warp_size * width) {
+            Pack<T, width> entries[rows_at_once];
+            for (int i = 0; i < rows_at_once; ++i) entries[i] = load_pack<width>(in[i] + j);
+            for (int r = 0; r < routes; ++r) {
+                const auto weights = load_pack<width>(token + (first_route + r) * d + j);
+                for (int i = 0; i < rows_at_once; ++i)
+                    for (int e = 0; e < width; ++e)
+                        sum[i][r] += static_cast<Sum>(entries[i].values[e]) * static_cast<Sum>(weights.values[e]);
+            }
+        }
+        for (int i = 0; i < rows_at_once; ++i)
+            for (int r = 0; r < routes; ++r) {
+                const Sum total = warp_sum(sum[i][r]);
+                const Index row = first + i;
+                if (lane == 0 && row < rows)
+                    logits[(row / length * all_routes + first_route + r) * length + row % length] = scale * total;
+            }
+    }
+}
+
+/// How the rows of the backward pass are cut; by their number alone, so that sums are the same everywhere.
+inline Index rows_per_route_block(Index rows) {
+    return std::max(Index{64}, divide_up(rows, 1024));
+}
+
+/// d_x of a block's rows, and what they add to d_token: partial (blocks, routes, d). A block is `lanes` columns of
+/// packs wide, and has threads / lanes rows at a time. Rows without a gradient are not read.
+template <typename T, int width, int routes>
+__global__ void __launch_bounds__(route_threads)
+    route_logits_vjp(T* d_x, accumulate_t<T>* partial, const accumulate_t<T>* d_logits, const T* x, const T* token,
+                     Index rows, Index rows_per_block, Index length, Index d, Index all_routes, Index first_route,
+                     int lanes, accumulate_t<T> scale) {
+    using Sum = accumulate_t<T>;
+    __shared__ Sum shared[route_threads][width];
+    const Index begin = blockIdx.x * rows_per_block, end = min(rows, begin + rows_per_block);
+    const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
+    const int groups = route_threads / lanes;
+    for (Index tile = 0; tile < d; tile += lanes * width) {
+        const Index j = tile + lane * width;
+        const bool mine = j < d;
+        Sum weights[routes][width], sum[routes][width] = {};
+        for (int r = 0; r < routes && mine; ++r) {
+            const auto pack = load_pack<width>(token + (first_route + r) * d + j);
+            for (int e = 0; e < width; ++e) weights[r][e] = static_cast<Sum>(pack.values[e]);
+        }
+        for (Index row = begin + group; row < end && mine; row += groups) {
+            Sum s[routes];
+            bool any = false;
+            for (int r = 0; r < routes; ++r) {
+                s[r] = scale * d_logits[(row / length * all_routes + first_route + r) * length + row % length];
+                any = any || s[r] != Sum(0);
+            }
+            if (!any) continue;
+            const auto in = load_pack<width>(x + row * d + j);
+            auto out = load_pack<width>(d_x + row * d + j);
+            for (int e = 0; e < width; ++e) {
+                Sum change = 0;
+                for (int r = 0; r < routes; ++r) {
+                    change += s[r] * weights[r][e];
+                    sum[r][e] += s[r] * static_cast<Sum>(in.values[e]);
+                }
+                out.values[e] = static_cast<T>(static_cast<Sum>(out.values[e]) + change);
+            }
+            store_pack(d_x + row * d + j, out);
+        }
+        for (int r = 0; r < routes; ++r) {
+            for (int e = 0; e < width; ++e) shared[threadIdx.x][e] = sum[r][e];
+            __syncthreads();
+            if (group == 0 && mine)
+                for (int e = 0; e < width; ++e) {
+                    Sum total = 0;
+                    for (int g = 0; g < groups; ++g) total += shared[g * lanes + lane][e];
+                    partial[(blockIdx.x * static_cast<Index>(routes) + r) * d + j + e] = total;
+                }
+            __syncthreads();
+        }
+    }
+}
+
+/// d_token += Σ over blocks of partial (blocks, columns); 32 columns a block of threads, 8 lanes of partials each.
+template <typename T>
+__global__ void add_route_partials(T* d_token, const accumulate_t<T>* partial, Index blocks, Index columns) {
+    using Sum = accumulate_t<T>;
+    constexpr int groups = route_threads / warp_size;
+    __shared__ Sum shared[groups][warp_size];
+    const int lane = static_cast<int>(threadIdx.x) % warp_size, group = static_cast<int>(threadIdx.x) / warp_size;
+    const Index column = static_cast<Index>(blockIdx.x) * warp_size + lane;
+    Sum sum = 0;
+    if (column < columns)
+#pragma unroll 8
+        for (Index i = group; i < blocks; i += groups) sum += partial[i * columns + column];
+    shared[group][lane] = sum;
+    __syncthreads();
+    if (group != 0 || column >= columns) return;
+    for (int g = 1; g < groups; ++g) sum += shared[g][lane];
+    d_token[column] = static_cast<T>(static_cast<Sum>(d_token[column]) + sum);
+}
+
+/// Calls body(first, constant) for up to four routes at a time: 4, 2 or 1 as a compile-time constant.
+template <typename Body>
+void for_each_route_group(Index routes, Body&& body) {
+    for (Index first = 0; first < routes;) {
+        const Index left = routes - first;
+        if (left >= 4)
+            body(first, std::integral_constant<int, 4>());
+        else if (left >= 2)
+            body(first, std::integral_constant<int, 2>());
+        else
+            body(first, std::integral_constant<int, 1>());
+        first += left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    }
+}
+
+/// Calls body(constant) with the width of the packs that rows can be read in.
+template <typename T, typename Body, typename... Pointers>
+void with_pack_size(Index d, Body&& body, const Pointers*... rows) {
+    if (fits_packs<T>(d, rows...))
+        body(std::integral_constant<int, pack_size<T>>());
+    else
+        body(std::integral_constant<int, 1>());
+}
+
+}  // namespace cuda
+
+template <typename T>
+void route_logits_kernel(const Cuda& policy, TokensView<accumulate_t<T>> logits, TokensView<const T> x,
+                         MatrixView<const T> token, accumulate_t<T> scale) {
+    const Index length = x.extent(1), d = x.extent(2), rows = x.extent(0) * length, routes = token.extent(0);
+    cuda::with_pack_size<T>(
+        d,
+        [&]<int width>(std::integral_constant<int, width>) {
+            cuda::for_each_route_group(routes, [&]<int at_once>(Index first, std::integral_constant<int, at_once>) {
+                cuda::launch(policy, "route_logits", cuda::route_logits<T, width, at_once>,
+                             cuda::blocks_for(cuda::divide_up(rows, 2) * cuda::warp_size, cuda::route_threads),
+                             cuda::route_threads, 0, logits.data(), x.data(), token.data(), rows, length, d, routes,
+                             first, scale);
+            });
+        },
+        x.data(), token.data());
+}
+
+template <typename T>
+void route_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<T> d_token,
+                             TokensView<const accumulate_t<T>> d_logits, TokensView<const T> x,
+                             MatrixView<const T> token, accumulate_t<T> scale) {
+    const Index length = x.extent(1), d = x.extent(2), rows = x.extent(0) * length, routes = token.extent(0);
+    if (rows == 0 || d == 0) return;
+    const Index rows_per_block = cuda::rows_per_route_block(rows), blocks = cuda::divide_up(rows, rows_per_block);
+    MatrixTensor<accumulate_t<T>, Cuda> partial(policy, {blocks, std::min(routes, Index{cuda::routes_at_once}) * d});
+    cuda::with_pack_size<T>(
+        d,
+        [&]<int width>(std::integral_constant<int, width>) {
+            int lanes = cuda::warp_size;
+            while (lanes < cuda::route_threads && lanes * width < d) lanes *= 2;
+            cuda::for_each_route_group(routes, [&]<int at_once>(Index first, std::integral_constant<int, at_once>) {
+                cuda::launch(policy, "route_logits_vjp", cuda::route_logits_vjp<T, width, at_once>, cuda::grid(blocks),
+                             cuda::route_threads, 0, d_x.data(), partial.data(), d_logits.data(), x.data(),
+                             token.data(), rows, rows_per_block, length, d, routes, first, lanes, scale);
+                const Index columns = at_once * d;
+                cuda::launch(policy, "add_route_partials", cuda::add_route_partials<T>,
+                             cuda::grid(cuda::divide_up(columns, cuda::warp_size)), cuda::route_threads, 0,
+                             d_token.data() + first * d, partial.data(), blocks, columns);
+            });
+        },
+        d_x.data(), x.data(), token.data());
+}
+
+}  // namespace colt5

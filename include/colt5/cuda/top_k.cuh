@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <bit>
+#include <utility>
+
+#include <colt5/cuda/radix_select.cuh>
+#include <colt5/cuda/row_team.cuh>
+#include <colt5/op/top_k.hpp>
+
+namespace colt5 {
+
+namespace cuda {
+
+/// The keys (rank, index) of the k tokens that each row chooses, in no particular order.
+template <typename Team, typename T>
+__global__ void __launch_bounds__(team_threads)
+    choose_top(Meeting meeting, RowPart part, typename Rank<T>::Key* chosen, const T* logits, const bool* mask,
+               Index routes, Index k, int index_bits) {
+    using Key = typename Rank<T>::Key;
+    using RankType = typename Rank<T>::type;
+    extern __shared__ double dynamic_shared[];
+    auto* const ranks = reinterpret_cast<RankType*>(dynamic_shared);
+    Team team(meeting, part);
+    const T* const logit = logits + team.row * part.length + team.begin;
+    const bool* const real = mask ? mask + team.row / routes * part.length + team.begin : nullptr;
+    const auto rank_of = [&](Index i) { return real && !real[i] ? Rank<T>::masked : Rank<T>::of(logit[i]); };
+    if (part.on_chip)
+        for (Index i = threadIdx.x; i < team.count; i += team_threads) ranks[i] = rank_of(i);
+    const auto key_at = [&](Index i) {
+        return (Key{part.on_chip ? ranks[i] : rank_of(i)} << index_bits) | static_cast<Key>(team.begin + i);
+    };
+    const auto selected =
+        select_smallest<Key>(team, Rank<T>::bits + index_bits, part.length, k, key_at);  // keys are distinct
+
+    unsigned mine = 0;
+    for (Index i = threadIdx.x; i < team.count; i += team_threads) mine += selected(key_at(i)) ? 1 : 0;
+    const Index first = team.sum_before(block_sum(mine));
+    __shared__ unsigned taken;
+    if (threadIdx.x == 0) taken = 0;
+    __syncthreads();
+    for (Index i = threadIdx.x; i < team.count; i += team_threads)
+        if (const Key key = key_at(i); selected(key)) chosen[team.row * k + first + atomicAdd(&taken, 1u)] = key;
+}
+
+/// Keys that are sorted by counting for each how many are smaller.
+inline constexpr Index sorted_run = 4096;
+
+/// Sorts runs of distinct keys of each row: 8 lanes of a warp count for one key.
+template <typename Key>
+__global__ void sort_runs(Key* sorted, const Key* keys, Index rows, Index k) {
+    constexpr int parts = 8;
+    const Index key_index = global_thread() / parts, row = key_index / k, i = key_index % k;
+    if (row >= rows) return;
+    const Index start = i / sorted_run * sorted_run, size = min(sorted_run, k - start);
+    const Key* const run = keys + row * k + start;
+    const Key mine = run[i - start];
+    int smaller = 0;
+#pragma unroll 8
+    for (Index j = threadIdx.x % parts; j < size; j += parts) smaller += run[j] < mine ? 1 : 0;
+    const unsigned lanes = 0xffu << (threadIdx.x % warp_size / parts * parts);
+    for (int offset = parts / 2; offset > 0; offset /= 2) smaller += __shfl_xor_sync(lanes, smaller, offset);
+    if (threadIdx.x % parts == 0) sorted[row * k + start + smaller] = mine;
+}
+
+/// Merges pairs of neighbouring sorted runs: a key's place is its own index in its run plus that of its like in the
+/// other one.
+template <typename Key>
+__global__ void merge_runs(Key* merged, const Key* keys, Index rows, Index k, Index run) {
+    for (Index at = global_thread(); at < rows * k; at += all_threads()) {
+        const Index row = at / k, i = at % k, start = i / run * run, pair = i / (2 * run) * (2 * run);
+        const Index other = start == pair ? min(start + run, k) : pair, other_end = min(other + run, k);
+        const Key* const of_row = keys + row * k;
+        const Key mine = of_row[i];
+        Index low = other, high = other_end;
+        while (low < high) {
+            const Index middle = (low + high) / 2;
+            if (of_row[middle] < mine)
+                low = middle + 1;
+            else
+                high = middle;
+        }
+        merged[row * k + pair + (i - start) + (low - other)] = mine;
+    }
+}
+
+template <typename Key>
+__global__ void indices_of_keys(TokenIndex* indices, const Key* keys, Index count, int index_bits) {
+    for (Index i = global_thread(); i < count; i += all_threads())
+        indices[i] = static_cast<TokenIndex>(keys[i] & ((Key{1} << index_bits) - 1));
+}
+
+}  // namespace cuda
+
+/// A radix select of distinct keys (logit, index) by a team of blocks a row, then a sort of those chosen.
+template <typename T>
+void top_k_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView<const T> logits, Mask mask) {
+    using Key = typename cuda::Rank<T>::Key;
+    const Index routes = logits.extent(1), length = logits.extent(2), k = indices.extent(2);
+    const Index rows = logits.extent(0) * routes, count = rows * k;
+    if (count == 0) return;
+    const int index_bits = std::bit_width(static_cast<std::size_t>(length - 1));
+    VectorTensor<Key, Cuda> keys(policy, {count}), sorted(policy, {count});
+    cuda::launch_teams<typename cuda::Rank<T>::type>(policy, "choose_top", cuda::choose_top<cuda::ClusterTeam, T>,
+                                                     cuda::choose_top<cuda::GridTeam, T>, rows, length, keys.data(),
+                                                     logits.data(), mask.data(), routes, k, index_bits);
+    constexpr int threads = 256, parts = 8;
+    cuda::launch(policy, "sort_runs", cuda::sort_runs<Key>, cuda::grid(cuda::divide_up(count * parts, threads)),
+                 threads, 0, sorted.data(), keys.data(), rows, k);
+    for (Index run = cuda::sorted_run; run < k; run *= 2) {
+        std::swap(keys, sorted);
+        cuda::launch(policy, "merge_runs", cuda::merge_runs<Key>, cuda::blocks_for(count, threads), threads, 0,
+                     sorted.data(), keys.data(), rows, k, run);
+    }
+    cuda::launch(policy, "indices_of_keys", cuda::indices_of_keys<Key>, cuda::blocks_for(count, threads), threads, 0,
+                 indices.data(), sorted.data(), count, index_bits);
+}
+
+}  // namespace colt5
