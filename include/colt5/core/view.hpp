@@ -74,6 +74,17 @@ public:
             return slice(i, std::make_index_sequence<rank - 1>{});
     }
 
+    /// The slices [first, first + count) along the first axis, all extents dynamic; unchecked. Absent views stay
+    /// absent.
+    COLT5_HOST_DEVICE constexpr auto range(Index first, Index count) const {
+        auto part = view();
+        if (data_ == nullptr) return part;
+        Shape shape = shape_;
+        const Index stride = shape[0] > 0 ? size() / shape[0] : 0;
+        shape[0] = count;
+        return decltype(part)::unchecked(data_ + first * stride, shape);
+    }
+
     /// All leading axes merged: (rows, last). A vector becomes one row.
     COLT5_HOST_DEVICE constexpr auto rows() const {
         const Index columns = shape_[rank - 1];

@@ -115,9 +115,9 @@ struct LayerNorm {
     auto operator()(const P& policy, const X& x) const {
         return layer_norm(policy, x, weight, bias);
     }
-    template <Viewable D, Viewable X>
-    auto backward(const P& policy, const D& d_y, const X& x, Gradients& gradients) const {
-        return layer_norm_vjp(policy, d_y, x, weight, gradients.weight.view(), gradients.bias.view());
+    template <Viewable DX, Viewable D, Viewable X>
+    void backward(const P& policy, const DX& d_x, const D& d_y, const X& x, Gradients& gradients) const {
+        layer_norm_vjp(policy, d_x, d_y, x, weight, gradients.weight.view(), gradients.bias.view());
     }
 
     template <typename F, typename... M>

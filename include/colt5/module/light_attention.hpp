@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <array>
+
 #include <colt5/module/layers.hpp>
 #include <colt5/op/local_attention.hpp>
 
@@ -53,13 +56,22 @@ struct LightAttention {
     template <Viewable D, Viewable X>
     TokensTensor<Scalar, P> backward(const P& policy, const Pass& pass, const D& d_out, const X& x, Mask mask,
                                      Gradients& gradients) const {
-        auto d_attended = to_out.backward(policy, d_out, merge(pass.attention.out), gradients.to_out);
-        auto d_qkv =
-            local_attention_vjp(policy, attention, pass.attention, split_heads(d_attended), split(pass.qkv), mask);
-        d_attended = {};  // what is not read any more gives its memory to what follows
-        const auto d_normed = to_qkv.backward(policy, merge(d_qkv), norm(policy, x), gradients.to_qkv);  // (b, n, d)
-        d_qkv = {};
-        return norm.backward(policy, d_normed, x, gradients.norm);
+        auto d_x = tensor_like(policy, x);
+        // The gradient of queries, keys and values is three times as large as any other tensor: some sequences at a
+        // time.
+        const Index batch = x.extent(0), group = std::max(Index{1}, tokens_at_a_time / std::max(Index{1}, x.extent(1)));
+        for (Index first = 0; first < batch; first += group) {
+            const auto part = [&](const auto& t) { return t.view().range(first, std::min(group, batch - first)); };
+            const auto attended = part(pass.attention.out);
+            auto d_attended = to_out.backward(policy, part(d_out), merge(attended), gradients.to_out);
+            auto d_qkv = local_attention_vjp(policy, attention, attended, part(pass.attention.log_sum_exp),
+                                             split_heads(d_attended), split(part(pass.qkv)), part(mask));
+            d_attended = {};  // what is not read any more gives its memory to what follows
+            const auto d_normed = to_qkv.backward(policy, merge(d_qkv), norm(policy, part(x)), gradients.to_qkv);
+            d_qkv = {};
+            norm.backward(policy, part(d_x.view()), d_normed, part(x), gradients.norm);
+        }
+        return d_x;
     }
 
     template <typename F, typename... M>
@@ -70,10 +82,14 @@ struct LightAttention {
     }
 
 private:
-    auto split(const TokensTensor<Scalar, P>& qkv) const {  // (b, n, 3, h, dim_head)
+    static constexpr Index tokens_at_a_time = 16384;
+
+    template <typename T>
+    auto split(const T& qkv) const {  // (b, n, 3, h, dim_head)
         return qkv.view().reshape(std::array<Index, 5>{qkv.extent(0), qkv.extent(1), 3, heads, dim_head});
     }
-    auto split_heads(const TokensTensor<Scalar, P>& x) const {  // (b, n, h, dim_head)
+    template <typename T>
+    auto split_heads(const T& x) const {  // (b, n, h, dim_head)
         return x.view().reshape(std::array<Index, 4>{x.extent(0), x.extent(1), heads, dim_head});
     }
     template <typename T>

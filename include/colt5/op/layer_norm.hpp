@@ -36,16 +36,25 @@ auto layer_norm(const P& policy, const X& x, const W& weight, const B& bias) {
 /// Vector-Jacobian product of layer_norm. With r = 1 / √(σ² + 1e-5), z = (x − μ) r and h = dy ∘ weight:
 ///
 ///     dx = r · (h − mean(h) − z · mean(h ∘ z)),   d_weight += Σ dy ∘ z,   d_bias += Σ dy
-template <Policy P, Viewable Y, Viewable X, Viewable W>
-auto layer_norm_vjp(const P& policy, const Y& d_y, const X& x, const W& weight,
+/// The result goes to d_x (…, d).
+template <Policy P, Viewable DX, Viewable Y, Viewable X, Viewable W>
+void layer_norm_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const W& weight,
                     VectorView<typename X::value_type> d_weight, VectorView<typename X::value_type> d_bias) {
+    expect_shape("d_x", d_x.shape(), x.shape());
     expect_shape("d_y", d_y.shape(), x.shape());
     expect_shape("weight", weight.shape(), {x.extent(X::rank - 1)});
     expect_shape("d_weight", d_weight.shape(), {x.extent(X::rank - 1)});
     expect_shape("d_bias", d_bias.shape(), {x.extent(X::rank - 1)});
-    auto d_x = tensor_like(policy, x);
     layer_norm_vjp_kernel(policy, d_x.view().rows(), d_weight, d_bias, d_y.const_view().rows(), x.const_view().rows(),
                           weight.const_view());
+}
+
+/// The same, with a d_x of its own.
+template <Policy P, Viewable Y, Viewable X, Viewable W>
+auto layer_norm_vjp(const P& policy, const Y& d_y, const X& x, const W& weight,
+                    VectorView<typename X::value_type> d_weight, VectorView<typename X::value_type> d_bias) {
+    auto d_x = tensor_like(policy, x);
+    layer_norm_vjp(policy, d_x.view(), d_y, x, weight, d_weight, d_bias);
     return d_x;
 }
 

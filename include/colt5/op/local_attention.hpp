@@ -77,23 +77,31 @@ auto local_attention(const P& policy, const LocalAttention& attention, const QKV
     return out;
 }
 
-/// Vector-Jacobian product: the probabilities p are computed again from q, k and the log-sum-exp. With D = out·d_out:
+/// Vector-Jacobian product from the output and the log-sum-exp of the pass: the probabilities p are computed again from
+/// q, k and the log-sum-exp. With D = out·d_out:
 ///
-///     dv[j] = Σ_i p_ij d_out[i],   ds_ij = p_ij (d_out[i]·v[j] − D_i) / √dim_head,   dq[i] = Σ_j ds_ij k[j],   dk[j] =
-///     Σ_i ds_ij q[i]
+///     dv[j] = Σ_i p_ij d_out[i],   ds_ij = p_ij (d_out[i]·v[j] − D_i) / √dim_head
+///     dq[i] = Σ_j ds_ij k[j],      dk[j] = Σ_i ds_ij q[i]
 ///
 /// Returns d_qkv (b, n, 3, h, dim_head).
-template <Policy P, typename Scalar, Viewable QKV, Viewable Out>
-auto local_attention_vjp(const P& policy, const LocalAttention& attention, const LocalAttentionPass<Scalar, P>& pass,
-                         const Out& d_out, const QKV& qkv, Mask mask) {
+template <Policy P, Viewable Out, Viewable L, Viewable D, Viewable QKV>
+auto local_attention_vjp(const P& policy, const LocalAttention& attention, const Out& out, const L& log_sum_exp,
+                         const D& d_out, const QKV& qkv, Mask mask) {
     detail::check_local_attention(attention, qkv, mask);
-    const auto [batch, length, heads, dim_head] = pass.out.shape();
+    const auto [batch, length, heads, dim_head] = out.shape();
     expect_shape("qkv", qkv.shape(), {batch, length, 3, heads, dim_head});
-    expect_shape("d_out", d_out.shape(), pass.out.shape());
-    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv(policy, qkv.shape());
-    local_attention_vjp_kernel(policy, d_qkv.view(), d_out.const_view(), pass.out.const_view(),
-                               pass.log_sum_exp.const_view(), qkv.const_view(), mask, attention);
+    expect_shape("d_out", d_out.shape(), out.shape());
+    expect_shape("log_sum_exp", log_sum_exp.shape(), {batch, heads, length});
+    Tensor<typename QKV::value_type, P, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv(policy, qkv.shape());
+    local_attention_vjp_kernel(policy, d_qkv.view(), d_out.const_view(), out.const_view(), log_sum_exp.const_view(),
+                               qkv.const_view(), mask, attention);
     return d_qkv;
+}
+
+template <Policy P, typename Scalar, Viewable D, Viewable QKV>
+auto local_attention_vjp(const P& policy, const LocalAttention& attention, const LocalAttentionPass<Scalar, P>& pass,
+                         const D& d_out, const QKV& qkv, Mask mask) {
+    return local_attention_vjp(policy, attention, pass.out, pass.log_sum_exp, d_out, qkv, mask);
 }
 
 }  // namespace colt5
