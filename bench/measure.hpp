@@ -143,9 +143,9 @@ int serve_module(const Inputs& inputs) {
     const auto mask = all_true_mask(inputs.policy, x.extent(0), x.extent(1));
     return serve(inputs.policy, [&](bool backward, const Keep& keep) {
         if (!backward) return keep(values(module(x, mask.const_view())));
-        const auto pass = module.forward(x, mask.const_view());
+        auto pass = module.forward(x, mask.const_view());
         auto gradients = module.make_gradients();
-        keep(values(module.backward(pass, d_out, gradients)));
+        keep(values(module.backward(std::move(pass), d_out, gradients)));
     });
 }
 

@@ -39,7 +39,7 @@ int main() {
         if (step == 0) first = loss;
 
         zero_gradients<Block>(policy, gradients);
-        auto d_tokens = block.backward(pass, d_out, gradients);  // parameters accumulate, inputs are assigned
+        auto d_tokens = block.backward(std::move(pass), d_out, gradients);  // frees the pass as it reads it
         clip_gradient_norm<Block>(policy, gradients, 1.0);
         optimizer.step(block, gradients);
     }
