@@ -36,10 +36,9 @@ typename Module::Gradients zeros_like_parameters(const P& policy, const Module& 
 
 /// Number of parameters of a module.
 template <typename Module>
-Index count_parameters(const Module& module) {
+Index count_parameters(const Module& of) {
     Index count = 0;
-    Module::each_parameter([&](const std::string&, const auto& value) { count += value.size(); }, std::string(),
-                           module);
+    Module::each_parameter([&](const std::string&, const auto& value) { count += value.size(); }, std::string(), of);
     return count;
 }
 

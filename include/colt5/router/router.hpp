@@ -69,6 +69,13 @@ auto single_route(const T& tensor) {
     return tensor.const_view().reshape(std::array<Index, 2>{tensor.extent(0), tensor.extent(2)});
 }
 
+namespace detail {
+struct VisitNothing {
+    template <typename... T>
+    void operator()(const std::string&, T&...) const {}
+};
+}  // namespace detail
+
 /// A class template over <RouterConfig, Scalar, Policy> whose instances meet this can be the router of every module:
 ///
 ///     R(policy, seeds)                       draws its parameters from the SeedSequence
@@ -93,7 +100,7 @@ concept Router = Policy<P> && std::constructible_from<R, const P&, SeedSequence&
     { router.route(policy, x, mask, k) } -> std::same_as<Routing<accumulate_t<Scalar>, P>>;
     { router.forward(policy, x, mask, k).routing } -> std::convertible_to<const Routing<accumulate_t<Scalar>, P>&>;
     router.backward(policy, router.forward(policy, x, mask, k), d_scores, x, mask, d_x, gradients);
-    R::each_parameter([](const std::string&, auto&...) {}, std::string(), parameters, gradients);
+    R::each_parameter(detail::VisitNothing(), std::string(), parameters, gradients);
 };
 
 }  // namespace colt5
