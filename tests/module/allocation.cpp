@@ -57,6 +57,12 @@ using namespace support;
 
 namespace {
 
+#if defined(__clang__)
+constexpr bool openmp_asks_for_memory = true;  // LLVM's runtime does in every parallel region
+#else
+constexpr bool openmp_asks_for_memory = false;
+#endif
+
 constexpr TransformerBlockConfig with(RouterType type) {
     return {.dim = 16,
             .num_heavy_attn_tokens_q = 40,
@@ -84,7 +90,7 @@ void check_allocates_nothing(const Cpu& policy, Call&& call) {
     const long of_program = requests;
     call();
     CHECK(policy.workspace()->statistics().system_allocations == of_workspace);
-    CHECK(requests == of_program);
+    if (policy.threads() == 1 || !openmp_asks_for_memory) CHECK(static_cast<long>(requests) == of_program);
 }
 
 std::size_t bytes_in_use(const Cpu& policy) {
@@ -100,10 +106,9 @@ std::size_t rounded(Index bytes) {
 
 TEST_CASE("allocation: requests to the system are counted") {
     const long before = requests;
-    std::vector<double> numbers(100);
-    const auto* const volatile aligned = new (std::align_val_t{64}) double[100];
-    ::operator delete[](const_cast<double*>(aligned), std::align_val_t{64});
-    if (requests_are_counted) CHECK(requests == before + 2);
+    ::operator delete(::operator new(800));  // new expressions may be optimized away, these not
+    ::operator delete (::operator new (800, std::align_val_t{64}), std::align_val_t{64});
+    if (requests_are_counted) CHECK(static_cast<long>(requests) == before + 2);
 }
 
 TEST_CASE_TEMPLATE("allocation: a second call of a block allocates nothing, inference keeps nothing", Block,
@@ -138,21 +143,23 @@ TEST_CASE_TEMPLATE("allocation: a second call of a block allocates nothing, infe
 }
 
 TEST_CASE("allocation: a second call of cross attention allocates nothing, inference keeps nothing") {
-    const Cpu policy(2);
-    const ConditionalRoutedCrossAttention<cross_config, float, Cpu> cross(policy);
-    const auto x = normal<float>(policy, std::array<Index, 3>{2, 200, 16}, 0);
-    const auto context = normal<float>(policy, std::array<Index, 3>{2, 300, 16}, 1);
-    const auto context_mask = mask_of_lengths(policy, {300, 120}, 300);
-    auto gradients = cross.make_gradients();
-    const CrossAttentionTokens unrouted{200, 300};
-    for (const CrossAttentionTokens& counts : {CrossAttentionTokens{}, unrouted}) {
-        check_allocates_nothing(policy, [&] { cross(x, context, {}, context_mask.const_view(), counts); });
-        check_allocates_nothing(policy, [&] {
-            const auto pass = cross.forward(x, context, {}, context_mask.const_view(), counts);
-            cross.backward(pass, x, gradients);
-        });
-        const std::size_t before = bytes_in_use(policy);
-        const auto out = cross(x, context, {}, context_mask.const_view(), counts);
-        CHECK(bytes_in_use(policy) == before + rounded(x.size() * static_cast<Index>(sizeof(float))));
+    for (const int threads : {1, 2}) {
+        const Cpu policy(threads);
+        const ConditionalRoutedCrossAttention<cross_config, float, Cpu> cross(policy);
+        const auto x = normal<float>(policy, std::array<Index, 3>{2, 200, 16}, 0);
+        const auto context = normal<float>(policy, std::array<Index, 3>{2, 300, 16}, 1);
+        const auto context_mask = mask_of_lengths(policy, {300, 120}, 300);
+        auto gradients = cross.make_gradients();
+        const CrossAttentionTokens unrouted{200, 300};
+        for (const CrossAttentionTokens& counts : {CrossAttentionTokens{}, unrouted}) {
+            check_allocates_nothing(policy, [&] { cross(x, context, {}, context_mask.const_view(), counts); });
+            check_allocates_nothing(policy, [&] {
+                const auto pass = cross.forward(x, context, {}, context_mask.const_view(), counts);
+                cross.backward(pass, x, gradients);
+            });
+            const std::size_t before = bytes_in_use(policy);
+            const auto out = cross(x, context, {}, context_mask.const_view(), counts);
+            CHECK(bytes_in_use(policy) == before + rounded(x.size() * static_cast<Index>(sizeof(float))));
+        }
     }
 }
