@@ -21,164 +21,200 @@ struct AttentionGradients {
 };
 
 /// The sizes of the backward kernels: each warp owns 16 queries or keys, and blocks of the others pass through shared
-/// memory.
-template <typename Arithmetic, int width>
+/// memory, a window in one go where there is room.
+template <typename Arithmetic_, int width_, bool window>
 struct BackwardShape {
+    using Arithmetic = Arithmetic_;
     using T = typename Arithmetic::Scalar;
     using Sum = typename Arithmetic::Sum;
-    static constexpr int row_bytes = width * sizeof(T);
+    using Tile = cuda::Tile<Arithmetic, width_>;
+    static constexpr int width = width_, row_bytes = width * sizeof(T);
     static constexpr int warps = row_bytes <= 512 ? 4 : 2;
     static constexpr int own = 16 * warps, threads = warp_size * warps;
-    static constexpr int passing = row_bytes <= 128 ? 64 : row_bytes <= 256 ? 32 : 16;
-    static constexpr int stages = row_bytes <= 256 ? 2 : 1;
-    static constexpr int registers_per_left = row_bytes / 8;  // of one thread, for tensor-core arithmetics
-    static constexpr bool left_is_resident(int accumulators) {
-        return 2 * registers_per_left + accumulators * width / 2 <= 160;
+    static constexpr int passing = window ? window_rows<T>(own, 2 * own, Tile::stride)
+                                          : (row_bytes <= 128   ? 64
+                                             : row_bytes <= 256 ? 32
+                                                                : 16);
+    static constexpr int stages = window || row_bytes > 256 ? 1 : 2;
+
+    /// Registers of a thread for both left sides and for 16 rows of each accumulator.
+    static constexpr int registers(int accumulators) {
+        return row_bytes / 4 + accumulators * width / 2 * static_cast<int>(sizeof(Sum)) / 4;
     }
+    static constexpr bool left_is_resident(int accumulators) { return registers(accumulators) <= 160; }
     static constexpr int blocks_per_multiprocessor(int accumulators) {
-        const int registers = 2 * registers_per_left + accumulators * width / 2 * static_cast<int>(sizeof(Sum)) / 4;
-        return registers <= 64 ? 4 : registers <= 104 ? 3 : registers <= 128 ? 2 : 1;
+        return registers(accumulators) <= 104 ? 3 : registers(accumulators) <= 128 ? 2 : 1;
+    }
+    /// Groups of passing rows at a time, for independent work behind the latency of each product.
+    static constexpr int chunk(int accumulators) {
+        const int room = (registers(accumulators) <= 104 ? 152 : 200) - registers(accumulators);
+        return window && Arithmetic::has_tensor_cores ? std::clamp(room / 16, 1, 3) : 1;
     }
 
     struct Stage {
-        T first[passing * Tile<Arithmetic, width>::stride], second[passing * Tile<Arithmetic, width>::stride];
+        T first[passing * Tile::stride], second[passing * Tile::stride];
         Sum of_row[2][passing];
-        bool visible[passing];
+        bool visible[passing];  // filled if there is a mask, or if keys end in this block
     };
     struct Shared {
-        T first[own * Tile<Arithmetic, width>::stride], second[own * Tile<Arithmetic, width>::stride];
+        T first[own * Tile::stride], second[own * Tile::stride];
         Sum of_row[own];
         Stage stage[stages];
     };
 };
 
-/// d_q and D, by tiles of queries.
-template <typename Arithmetic, int width>
-__global__ void __launch_bounds__(BackwardShape<Arithmetic, width>::threads,
-                                  BackwardShape<Arithmetic, width>::blocks_per_multiprocessor(1))
-    attention_query_gradient(const Attention<typename Arithmetic::Scalar> a,
-                             const AttentionGradients<typename Arithmetic::Scalar> d, int tiles,
-                             typename Arithmetic::Sum* out_dots) {
-    using T = typename Arithmetic::Scalar;
-    using Sum = typename Arithmetic::Sum;
-    using Shape = BackwardShape<Arithmetic, width>;
-    using Rows16 = Tile<Arithmetic, width>;
-    using Side = Left<Arithmetic, width, Shape::left_is_resident(1)>;
+/// out · d_out of this warp's 16 rows from `first` on, to `dots` in shared memory and to `to`: two lanes a row.
+template <typename Shape>
+__device__ void dot_rows(typename Shape::Sum* dots, typename Shape::Sum* to, const typename Shape::T* d_outs,
+                         const Rows<const typename Shape::T>& outs, int first, const Attention<typename Shape::T>& a) {
+    using T = typename Shape::T;
+    using Sum = typename Shape::Sum;
+    constexpr int lanes = Shape::Tile::lanes;
+    struct alignas(16) Vector {
+        T values[lanes];
+    };
+    const int row = lane_id() / 2, half = lane_id() % 2;
+    const T* const d_out = d_outs + row * Shape::Tile::stride;
+    Sum dot = 0;
+    if (first + row < a.queries) {
+        const T* const out = outs[first + row];
+        if (a.vectors) {
+            for (int c = half * lanes; c < a.dim_head; c += 2 * lanes) {
+                const Vector x = *reinterpret_cast<const Vector*>(out + c);
+                const Vector y = *reinterpret_cast<const Vector*>(d_out + c);
+#pragma unroll
+                for (int e = 0; e < lanes; ++e) dot += static_cast<Sum>(x.values[e]) * static_cast<Sum>(y.values[e]);
+            }
+        } else {
+            for (int c = half; c < a.dim_head; c += 2) dot += static_cast<Sum>(out[c]) * static_cast<Sum>(d_out[c]);
+        }
+    }
+    dot += __shfl_xor_sync(0xffffffffu, dot, 1);
+    if (half == 0) {
+        dots[row] = dot;
+        if (first + row < a.queries) to[first + row] = dot;
+    }
+    __syncwarp();
+}
+
+/// Rows that saw no key get weights exp(s − ∞) = 0.
+template <typename Sum>
+__device__ Sum shift_of(Sum log_sum_exp) {
     constexpr Sum infinity = std::numeric_limits<Sum>::infinity();
+    return log_sum_exp == -infinity ? infinity : log_sum_exp * static_cast<Sum>(log2_e);
+}
+
+/// d_q and D, by tiles of queries.
+template <typename Shape>
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor(1))
+    attention_query_gradient(const Attention<typename Shape::T> a, const AttentionGradients<typename Shape::T> d,
+                             int tiles, typename Shape::Sum* out_dots) {
+    using T = typename Shape::T;
+    using Sum = typename Shape::Sum;
+    using Arithmetic = typename Shape::Arithmetic;
+    using Tile = typename Shape::Tile;
+    constexpr int width = Shape::width;
     extern __shared__ __align__(16) unsigned char memory[];
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
 
     const AttentionBlock<T> block(a, Shape::own, tiles);
-    const Rows<const T> k = block.rows(a, a.k), v = block.rows(a, a.v), out = block.rows(a, a.out.with(d.out));
+    const Rows<const T> k = block.rows(a, a.k), v = block.rows(a, a.v);
     const Sight sight(block.first, Shape::own, a.reach, a.keys);
     const int key_blocks = (sight.end - sight.begin + Shape::passing - 1) / Shape::passing;
+    const auto is_incomplete = [&](int i) {
+        return a.mask != nullptr || sight.begin + (i + 1) * Shape::passing > sight.end;
+    };
     const auto load_keys = [&](int i) {
         auto& stage = shared.stage[i % Shape::stages];
         const int first = sight.begin + i * Shape::passing;
-        Rows16::template load<Shape::passing, Shape::threads>(stage.first, k, first, sight.end, a.dim_head, a.vectors);
-        Rows16::template load<Shape::passing, Shape::threads>(stage.second, v, first, sight.end, a.dim_head, a.vectors);
-        const int row = static_cast<int>(threadIdx.x);
-        if (row < Shape::passing) {
-            const bool real = first + row < sight.end;
-            const Index at = block.of_keys(a) + first + row;
-            stage.visible[row] = real && (a.mask == nullptr || a.mask[at]);
-            if (a.value_scale != nullptr) stage.of_row[0][row] = real ? a.value_scale[at] : Sum(0);
-        }
+        const int rows = min(Shape::passing, (sight.end - first + 15) / 16 * 16);
+        Tile::template load<Shape::threads>(stage.first, k, first, rows, sight.end, a.dim_head, a.vectors);
+        Tile::template load<Shape::threads>(stage.second, v, first, rows, sight.end, a.dim_head, a.vectors);
+        const Index keys = block.of_keys(a) + first;
+        if (is_incomplete(i))
+            for (int row = static_cast<int>(threadIdx.x); row < rows; row += Shape::threads)
+                stage.visible[row] = first + row < sight.end && (a.mask == nullptr || a.mask[keys + row]);
+        if (a.value_scale != nullptr)
+            for (int row = static_cast<int>(threadIdx.x); row < rows; row += Shape::threads)
+                stage.of_row[0][row] = first + row < sight.end ? a.value_scale[keys + row] : Sum(0);
         end_copy_group();
     };
-    Rows16::template load<Shape::own, Shape::threads>(shared.first, block.rows(a, a.q), block.first, a.queries,
-                                                      a.dim_head, a.vectors);
-    Rows16::template load<Shape::own, Shape::threads>(shared.second, block.rows(a, a.out.with(d.d_out)), block.first,
-                                                      a.queries, a.dim_head, a.vectors);
+    Tile::template load<Shape::threads>(shared.first, block.rows(a, a.q), block.first, Shape::own, a.queries,
+                                        a.dim_head, a.vectors);
+    Tile::template load<Shape::threads>(shared.second, block.rows(a, a.out.with(d.d_out)), block.first, Shape::own,
+                                        a.queries, a.dim_head, a.vectors);
     load_keys(0);
     wait_for_copies<0>();
     __syncthreads();
 
     const int warp = warp_id(), first = block.first + 16 * warp;
-    {  // D: two lanes a row
-        const int row = lane_id() / 2, query = first + row;
-        const T* const d_out = shared.second + (16 * warp + row) * Rows16::stride;
-        Sum dot = 0;
-        if (query < a.queries) {
-            const T* const of_row = out[query];
-            constexpr int lanes = Rows16::lanes;
-            if (a.vectors) {
-                for (int c = lane_id() % 2 * lanes; c < a.dim_head; c += 2 * lanes) {
-                    alignas(16) T values[lanes];
-                    *reinterpret_cast<uint4*>(values) = *reinterpret_cast<const uint4*>(of_row + c);
-#pragma unroll
-                    for (int e = 0; e < lanes; ++e) dot += static_cast<Sum>(values[e]) * static_cast<Sum>(d_out[c + e]);
-                }
-            } else {
-                for (int c = lane_id() % 2; c < a.dim_head; c += 2)
-                    dot += static_cast<Sum>(of_row[c]) * static_cast<Sum>(d_out[c]);
-            }
-        }
-        dot += __shfl_xor_sync(0xffffffffu, dot, 1);
-        if (lane_id() % 2 == 0) {
-            shared.of_row[16 * warp + row] = dot;
-            if (query < a.queries) out_dots[block.of_queries(a) + query] = dot;
-        }
-        __syncwarp();
-    }
-
-    T* const own = shared.first + 16 * warp * Rows16::stride;
-    const Side q(own), d_out(shared.second + 16 * warp * Rows16::stride);
+    T* const own = shared.first + 16 * warp * Tile::stride;
+    const T* const own_d_out = shared.second + 16 * warp * Tile::stride;
+    dot_rows<Shape>(shared.of_row + 16 * warp, out_dots + block.of_queries(a), own_d_out,
+                    block.rows(a, a.out.with(d.out)), first, a);
+    const Left<Arithmetic, width, Shape::left_is_resident(1)> q(own), d_out(own_d_out);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
-    Sum log_sum[2], out_dot[2];
+    Sum shift[2], out_dot[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int query = first + accumulator_row() + 8 * half;
-        const Sum log_sum_exp = query < a.queries ? d.log_sum_exp[block.of_queries(a) + query] : -infinity;
-        log_sum[half] = log_sum_exp == -infinity ? infinity : log_sum_exp * static_cast<Sum>(log2_e);
-        out_dot[half] = shared.of_row[16 * warp + accumulator_row() + 8 * half];
+        const int row = accumulator_row() + 8 * half;
+        shift[half] = shift_of(first + row < a.queries ? d.log_sum_exp[block.of_queries(a) + first + row]
+                                                       : -std::numeric_limits<Sum>::infinity());
+        out_dot[half] = shared.of_row[16 * warp + row];
     }
     Sum sum[width / 8][4] = {};
 
     pipeline<Shape::stages>(key_blocks, load_keys, [&](int i) {
         const auto& stage = shared.stage[i % Shape::stages];
         const int block_first = sight.begin + i * Shape::passing;
-        const bool incomplete = a.mask != nullptr || block_first + Shape::passing > sight.end;
+        const bool incomplete = is_incomplete(i);
+        const auto add = [&](auto count, int group) {
+            constexpr int groups = decltype(count)::value;
+            Sum p[groups][2][4], d_p[groups][2][4];
 #pragma unroll
-        for (int group = 0; group < Shape::passing / 16; ++group) {
-            const int columns = block_first + 16 * group;
-            const Overlap overlap(first, columns, a.reach);
-            if (!overlap.any || columns >= sight.end) continue;
-            Sum p[2][4], d_p[2][4];
-            multiply_transposed(p, q, stage.first + 16 * group * Rows16::stride);
-            multiply_transposed(d_p, d_out, stage.second + 16 * group * Rows16::stride);
-            const bool partial = incomplete || !overlap.all;
-            const int offset = columns + accumulator_column() - first - accumulator_row();  // key − query
+            for (int c = 0; c < groups; ++c) {
+                multiply_transposed(p[c], q, stage.first + 16 * (group + c) * Tile::stride);
+                multiply_transposed(d_p[c], d_out, stage.second + 16 * (group + c) * Tile::stride);
+            }
 #pragma unroll
-            for (int j = 0; j < 2; ++j)
+            for (int c = 0; c < groups; ++c) {
+                const int columns = block_first + 16 * (group + c);
+                for_each_entry(
+                    [&](int j, int e, int, int) { p[c][j][e] = power_of_two(p[c][j][e] * to_log2 - shift[e / 2]); });
+                if (!sees_all(first, columns, a.reach))
+                    for_each_entry([&](int j, int e, int row, int column) {
+                        if (is_far(columns + column - first - row, a.reach)) p[c][j][e] = 0;
+                    });
+                if (incomplete)
+                    for_each_entry([&](int j, int e, int, int column) {
+                        if (!stage.visible[16 * (group + c) + column]) p[c][j][e] = 0;
+                    });
+                if (a.value_scale != nullptr)
+                    for_each_entry([&](int j, int e, int, int column) {
+                        d_p[c][j][e] *= stage.of_row[0][16 * (group + c) + column];
+                    });
+                for_each_entry(
+                    [&](int j, int e, int, int) { d_p[c][j][e] = p[c][j][e] * (d_p[c][j][e] - out_dot[e / 2]); });
+            }
 #pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    const int column = 16 * group + accumulator_column() + 8 * j + e % 2;
-                    Sum weight = power_of_two(p[j][e] * to_log2 - log_sum[e / 2]);
-                    if (partial && (abs(offset + 8 * j + e % 2 - e / 2 * 8) > a.reach || !stage.visible[column]))
-                        weight = 0;
-                    if (a.value_scale != nullptr) d_p[j][e] *= stage.of_row[0][column];
-                    d_p[j][e] = weight * (d_p[j][e] - out_dot[e / 2]);
-                }
-            Arithmetic::template multiply<width>(sum, d_p, stage.first + 16 * group * Rows16::stride);
-        }
+            for (int c = 0; c < groups; ++c)
+                Arithmetic::template multiply<width>(sum, d_p[c], stage.first + 16 * (group + c) * Tile::stride);
+        };
+        for_each_chunk<Shape::chunk(1)>(Groups(first, block_first, Shape::passing, sight.end, a.reach), add);
     });
-    Rows16::store(own, sum, a.scale, a.scale, block.rows(a, a.q.with(d.d_q)), first, a.queries, a.dim_head, a.vectors);
+    Tile::store(own, sum, a.scale, a.scale, block.rows(a, a.q.with(d.d_q)), first, a.queries, a.dim_head, a.vectors);
 }
 
 /// d_k, d_v and each head's share of d_value_scale, by tiles of keys.
-template <typename Arithmetic, int width>
-__global__ void __launch_bounds__(BackwardShape<Arithmetic, width>::threads,
-                                  BackwardShape<Arithmetic, width>::blocks_per_multiprocessor(2))
-    attention_key_gradient(const Attention<typename Arithmetic::Scalar> a,
-                           const AttentionGradients<typename Arithmetic::Scalar> d, int tiles,
-                           const typename Arithmetic::Sum* out_dots) {
-    using T = typename Arithmetic::Scalar;
-    using Sum = typename Arithmetic::Sum;
-    using Shape = BackwardShape<Arithmetic, width>;
-    using Rows16 = Tile<Arithmetic, width>;
-    using Side = Left<Arithmetic, width, Shape::left_is_resident(2)>;
-    constexpr Sum infinity = std::numeric_limits<Sum>::infinity();
+template <typename Shape>
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor(2))
+    attention_key_gradient(const Attention<typename Shape::T> a, const AttentionGradients<typename Shape::T> d,
+                           int tiles, const typename Shape::Sum* out_dots) {
+    using T = typename Shape::T;
+    using Sum = typename Shape::Sum;
+    using Arithmetic = typename Shape::Arithmetic;
+    using Tile = typename Shape::Tile;
+    constexpr int width = Shape::width;
     extern __shared__ __align__(16) unsigned char memory[];
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
 
@@ -189,109 +225,111 @@ __global__ void __launch_bounds__(BackwardShape<Arithmetic, width>::threads,
     const auto load_queries = [&](int i) {
         auto& stage = shared.stage[i % Shape::stages];
         const int first = sight.begin + i * Shape::passing;
-        Rows16::template load<Shape::passing, Shape::threads>(stage.first, queries, first, sight.end, a.dim_head,
-                                                              a.vectors);
-        Rows16::template load<Shape::passing, Shape::threads>(stage.second, d_outs, first, sight.end, a.dim_head,
-                                                              a.vectors);
-        const int row = static_cast<int>(threadIdx.x);
-        if (row < Shape::passing) {
+        const int rows = min(Shape::passing, (sight.end - first + 15) / 16 * 16);
+        Tile::template load<Shape::threads>(stage.first, queries, first, rows, sight.end, a.dim_head, a.vectors);
+        Tile::template load<Shape::threads>(stage.second, d_outs, first, rows, sight.end, a.dim_head, a.vectors);
+        const Index at = block.of_queries(a) + first;
+        for (int row = static_cast<int>(threadIdx.x); row < rows; row += Shape::threads) {
             const bool real = first + row < sight.end;
-            const Index at = block.of_queries(a) + first + row;
-            const Sum log_sum_exp = real ? d.log_sum_exp[at] : -infinity;
-            stage.of_row[0][row] = log_sum_exp == -infinity ? infinity : log_sum_exp * static_cast<Sum>(log2_e);
-            stage.of_row[1][row] = real ? out_dots[at] : Sum(0);
+            stage.of_row[0][row] = shift_of(real ? d.log_sum_exp[at + row] : -std::numeric_limits<Sum>::infinity());
+            stage.of_row[1][row] = real ? out_dots[at + row] : Sum(0);
         }
         end_copy_group();
     };
-    Rows16::template load<Shape::own, Shape::threads>(shared.first, block.rows(a, a.k), block.first, a.keys, a.dim_head,
-                                                      a.vectors);
-    Rows16::template load<Shape::own, Shape::threads>(shared.second, block.rows(a, a.v), block.first, a.keys,
-                                                      a.dim_head, a.vectors);
+    Tile::template load<Shape::threads>(shared.first, block.rows(a, a.k), block.first, Shape::own, a.keys, a.dim_head,
+                                        a.vectors);
+    Tile::template load<Shape::threads>(shared.second, block.rows(a, a.v), block.first, Shape::own, a.keys, a.dim_head,
+                                        a.vectors);
     load_queries(0);
     wait_for_copies<0>();
     __syncthreads();
 
     const int warp = warp_id(), first = block.first + 16 * warp;
-    T* const own_k = shared.first + 16 * warp * Rows16::stride;
-    T* const own_v = shared.second + 16 * warp * Rows16::stride;
-    const Side k(own_k), v(own_v);
+    T* const own_k = shared.first + 16 * warp * Tile::stride;
+    T* const own_v = shared.second + 16 * warp * Tile::stride;
+    const Left<Arithmetic, width, Shape::left_is_resident(2)> k(own_k), v(own_v);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     Sum value_scale[2] = {1, 1};
-    bool real[2];
+    if (a.value_scale != nullptr)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int key = first + accumulator_row() + 8 * half;
-        real[half] = key < a.keys && (a.mask == nullptr || a.mask[block.of_keys(a) + key]);
-        if (a.value_scale != nullptr && key < a.keys) value_scale[half] = a.value_scale[block.of_keys(a) + key];
-    }
+        for (int half = 0; half < 2; ++half) {
+            const int key = first + accumulator_row() + 8 * half;
+            if (key < a.keys) value_scale[half] = a.value_scale[block.of_keys(a) + key];
+        }
     Sum d_k[width / 8][4] = {}, d_v[width / 8][4] = {};
 
     pipeline<Shape::stages>(query_blocks, load_queries, [&](int i) {
         const auto& stage = shared.stage[i % Shape::stages];
         const int block_first = sight.begin + i * Shape::passing;
+        const auto add = [&](auto count, int group) {
+            constexpr int groups = decltype(count)::value;
+            Sum p[groups][2][4], d_p[groups][2][4];
 #pragma unroll
-        for (int group = 0; group < Shape::passing / 16; ++group) {
-            const int columns = block_first + 16 * group;
-            const Overlap overlap(first, columns, a.reach);
-            if (!overlap.any || columns >= sight.end) continue;
-            Sum p[2][4], d_p[2][4];
-            multiply_transposed(p, k, stage.first + 16 * group * Rows16::stride);
-            multiply_transposed(d_p, v, stage.second + 16 * group * Rows16::stride);
-            const int offset = columns + accumulator_column() - first - accumulator_row();  // query − key
+            for (int c = 0; c < groups; ++c) {
+                multiply_transposed(p[c], k, stage.first + 16 * (group + c) * Tile::stride);
+                multiply_transposed(d_p[c], v, stage.second + 16 * (group + c) * Tile::stride);
+            }
 #pragma unroll
-            for (int j = 0; j < 2; ++j)
+            for (int c = 0; c < groups; ++c) {
+                const int columns = block_first + 16 * (group + c);
+                for_each_entry([&](int j, int e, int, int column) {
+                    p[c][j][e] = power_of_two(p[c][j][e] * to_log2 - stage.of_row[0][16 * (group + c) + column]);
+                });
+                if (!sees_all(first, columns, a.reach))
+                    for_each_entry([&](int j, int e, int row, int column) {
+                        if (is_far(columns + column - first - row, a.reach)) p[c][j][e] = 0;
+                    });
+                for_each_entry([&](int j, int e, int, int column) {
+                    const Sum out_dot = stage.of_row[1][16 * (group + c) + column];
+                    d_p[c][j][e] = p[c][j][e] * (d_p[c][j][e] * value_scale[e / 2] - out_dot);
+                });
+            }
 #pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    const int column = 16 * group + accumulator_column() + 8 * j + e % 2;
-                    p[j][e] = power_of_two(p[j][e] * to_log2 - stage.of_row[0][column]);
-                    if (!overlap.all && abs(offset + 8 * j + e % 2 - e / 2 * 8) > a.reach) p[j][e] = 0;
-                    d_p[j][e] = p[j][e] * (d_p[j][e] * value_scale[e / 2] - stage.of_row[1][column]);
-                }
-            Arithmetic::template multiply<width>(d_v, p, stage.second + 16 * group * Rows16::stride);
-            Arithmetic::template multiply<width>(d_k, d_p, stage.first + 16 * group * Rows16::stride);
-        }
+            for (int c = 0; c < groups; ++c) {
+                Arithmetic::template multiply<width>(d_v, p[c], stage.second + 16 * (group + c) * Tile::stride);
+                Arithmetic::template multiply<width>(d_k, d_p[c], stage.first + 16 * (group + c) * Tile::stride);
+            }
+        };
+        for_each_chunk<Shape::chunk(2)>(Groups(first, block_first, Shape::passing, sight.end, a.reach), add);
     });
 
-    // Rows do not mix, so that what a masked key collected is dropped only here.
 #pragma unroll
-    for (int j = 0; j < width / 8; ++j)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-            if (!real[e / 2]) d_k[j][e] = d_v[j][e] = 0;
-        }
-    if (d.d_value_scale != nullptr) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = accumulator_row() + 8 * half;
-            Sum dot = 0;
+    for (int half = 0; half < 2; ++half) {
+        const int row = accumulator_row() + 8 * half;
+        // Rows do not mix, so that what a masked key collected is dropped only here.
+        if (first + row < a.keys && a.mask != nullptr && !a.mask[block.of_keys(a) + first + row])
 #pragma unroll
             for (int j = 0; j < width / 8; ++j)
+                d_k[j][2 * half] = d_k[j][2 * half + 1] = d_v[j][2 * half] = d_v[j][2 * half + 1] = 0;
+        if (d.d_value_scale == nullptr) continue;
+        Sum dot = 0;
 #pragma unroll
-                for (int e = 0; e < 2; ++e)
-                    dot += d_v[j][2 * half + e] *
-                           static_cast<Sum>(own_v[row * Rows16::stride + 8 * j + accumulator_column() + e]);
-            dot = row_reduce(dot, Plus());
-            if (lane_id() % 4 == 0 && first + row < a.keys)
-                d.d_value_scale[(static_cast<Index>(block.b) * a.heads() + block.h) * a.keys + first + row] = dot;
-        }
+        for (int j = 0; j < width / 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 2; ++e)
+                dot += d_v[j][2 * half + e] *
+                       static_cast<Sum>(own_v[row * Tile::stride + 8 * j + accumulator_column() + e]);
+        dot = row_reduce(dot, Plus());
+        if (lane_id() % 4 == 0 && first + row < a.keys)
+            d.d_value_scale[(static_cast<Index>(block.b) * a.heads() + block.h) * a.keys + first + row] = dot;
     }
-    Rows16::store(own_k, d_k, a.scale, a.scale, block.rows(a, a.k.with(d.d_k)), first, a.keys, a.dim_head, a.vectors);
-    Rows16::store(own_v, d_v, value_scale[0], value_scale[1], block.rows(a, a.v.with(d.d_v)), first, a.keys, a.dim_head,
-                  a.vectors);
+    Tile::store(own_k, d_k, a.scale, a.scale, block.rows(a, a.k.with(d.d_k)), first, a.keys, a.dim_head, a.vectors);
+    Tile::store(own_v, d_v, value_scale[0], value_scale[1], block.rows(a, a.v.with(d.d_v)), first, a.keys, a.dim_head,
+                a.vectors);
 }
 
 /// Assigns d.d_q, d.d_k, d.d_v and, unless it is null, d.d_value_scale.
-template <typename T>
+template <bool window, typename T>
 void run_attention_backward(const Cuda& policy, const Attention<T>& a, const AttentionGradients<T>& d) {
     Tensor<accumulate_t<T>, Cuda, dynamic> out_dot(policy, {static_cast<Index>(a.batch) * a.heads() * a.queries});
     with_arithmetic<T>(policy, [&]<typename Arithmetic>() {
         with_width(a.dim_head, [&]<int width>() {
-            using Shape = BackwardShape<Arithmetic, width>;
+            using Shape = BackwardShape<Arithmetic, width, window && Arithmetic::has_tensor_cores>;
             const Index query_tiles = divide_up(a.queries, Shape::own), key_tiles = divide_up(a.keys, Shape::own);
-            launch(policy, "attention_query_gradient", attention_query_gradient<Arithmetic, width>,
+            launch(policy, "attention_query_gradient", attention_query_gradient<Shape>,
                    grid(query_tiles * a.batch * a.heads()), Shape::threads, sizeof(typename Shape::Shared), a, d,
                    static_cast<int>(query_tiles), out_dot.data());
-            launch(policy, "attention_key_gradient", attention_key_gradient<Arithmetic, width>,
+            launch(policy, "attention_key_gradient", attention_key_gradient<Shape>,
                    grid(key_tiles * a.batch * a.heads()), Shape::threads, sizeof(typename Shape::Shared), a, d,
                    static_cast<int>(key_tiles), out_dot.data());
         });

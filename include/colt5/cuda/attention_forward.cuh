@@ -5,40 +5,48 @@
 
 namespace colt5::cuda {
 
-/// The sizes of the forward kernel: each warp has 16 queries, and blocks of keys pass through shared memory.
-template <typename Arithmetic, int width>
+/// The sizes of the forward kernel: each warp has 16 queries, and blocks of keys pass through shared memory. A window
+/// of keys comes in one go where there is room, behind the computation of other blocks of the multiprocessor; more keys
+/// than that come one stage ahead.
+template <typename Arithmetic_, int width_, bool window>
 struct ForwardShape {
-    static constexpr int row_bytes = width * sizeof(typename Arithmetic::Scalar);
-    static constexpr int warps = row_bytes <= 512 ? 4 : 2;
-    static constexpr int queries = 16 * warps, threads = warp_size * warps;
-    static constexpr int keys = row_bytes <= 256 ? 64 : row_bytes <= 512 ? 32 : 16;
-    static constexpr int stages = row_bytes <= 256 ? 2 : 1;
-    static constexpr int blocks_per_multiprocessor = row_bytes <= 128 ? 4 : row_bytes <= 256 ? 2 : 1;
+    using Arithmetic = Arithmetic_;
     using T = typename Arithmetic::Scalar;
+    using Sum = typename Arithmetic::Sum;
+    using Tile = cuda::Tile<Arithmetic, width_>;
+    static constexpr int width = width_, row_bytes = width * sizeof(T);
+    static constexpr int warps = row_bytes > 512 ? 2 : window&& row_bytes <= 128 ? 8 : 4;
+    static constexpr int queries = 16 * warps, threads = warp_size * warps;
+    static constexpr int keys = window ? window_rows<T>(queries, queries, Tile::stride)
+                                       : (row_bytes <= 256   ? 64
+                                          : row_bytes <= 512 ? 32
+                                                             : 16);
+    static constexpr int stages = window || row_bytes > 256 ? 1 : 2;
+    static constexpr int chunk = window ? 3 : keys / 16;  // groups of keys per step of the softmax
+    static constexpr int blocks_per_multiprocessor = row_bytes > 256 ? 1 : row_bytes > 128 || window ? 2 : 4;
 
     struct Stage {
-        T k[keys * Tile<Arithmetic, width>::stride], v[keys * Tile<Arithmetic, width>::stride];
-        accumulate_t<T> value_scale[keys];
-        bool visible[keys];
+        T k[keys * Tile::stride], v[keys * Tile::stride];
+        Sum value_scale[keys];
+        bool visible[keys];  // filled if there is a mask, or if keys end in this block
     };
     struct Shared {
-        T q[queries * Tile<Arithmetic, width>::stride];
+        T q[queries * Tile::stride];
         Stage stage[stages];
     };
 };
 
 /// Online softmax over the blocks of keys that a tile of queries sees; see Attention.
-template <typename Arithmetic, int width>
-__global__ void __launch_bounds__(ForwardShape<Arithmetic, width>::threads,
-                                  ForwardShape<Arithmetic, width>::blocks_per_multiprocessor)
-    attention_forward(const Attention<typename Arithmetic::Scalar> a, int tiles, typename Arithmetic::Scalar* out,
-                      typename Arithmetic::Sum* log_sum_exp) {
-    using T = typename Arithmetic::Scalar;
-    using Sum = typename Arithmetic::Sum;
-    using Shape = ForwardShape<Arithmetic, width>;
-    using Rows16 = Tile<Arithmetic, width>;
+template <typename Shape>
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor)
+    attention_forward(const Attention<typename Shape::T> a, int tiles, typename Shape::T* out,
+                      typename Shape::Sum* log_sum_exp) {
+    using T = typename Shape::T;
+    using Sum = typename Shape::Sum;
+    using Arithmetic = typename Shape::Arithmetic;
+    using Tile = typename Shape::Tile;
+    constexpr int width = Shape::width;
     constexpr Sum infinity = std::numeric_limits<Sum>::infinity();
-    constexpr int groups = Shape::keys / 16;
     extern __shared__ __align__(16) unsigned char memory[];
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
 
@@ -46,29 +54,32 @@ __global__ void __launch_bounds__(ForwardShape<Arithmetic, width>::threads,
     const Rows<const T> k = block.rows(a, a.k), v = block.rows(a, a.v);
     const Sight sight(block.first, Shape::queries, a.reach, a.keys);
     const int key_blocks = (sight.end - sight.begin + Shape::keys - 1) / Shape::keys;
+    const auto is_incomplete = [&](int i) {
+        return a.mask != nullptr || sight.begin + (i + 1) * Shape::keys > sight.end;
+    };
     const auto load_keys = [&](int i) {
         auto& stage = shared.stage[i % Shape::stages];
-        const int first = sight.begin + i * Shape::keys;
-        Rows16::template load<Shape::keys, Shape::threads>(stage.k, k, first, sight.end, a.dim_head, a.vectors);
-        Rows16::template load<Shape::keys, Shape::threads>(stage.v, v, first, sight.end, a.dim_head, a.vectors);
-        const int row = static_cast<int>(threadIdx.x);
-        if (row < Shape::keys) {
-            const bool real = first + row < sight.end;
-            const Index at = block.of_keys(a) + first + row;
-            stage.visible[row] = real && (a.mask == nullptr || a.mask[at]);
-            if (a.value_scale != nullptr) stage.value_scale[row] = real ? a.value_scale[at] : Sum(0);
-        }
+        const int first = sight.begin + i * Shape::keys, rows = min(Shape::keys, (sight.end - first + 15) / 16 * 16);
+        Tile::template load<Shape::threads>(stage.k, k, first, rows, sight.end, a.dim_head, a.vectors);
+        Tile::template load<Shape::threads>(stage.v, v, first, rows, sight.end, a.dim_head, a.vectors);
+        const Index keys = block.of_keys(a) + first;
+        if (is_incomplete(i))
+            for (int row = static_cast<int>(threadIdx.x); row < rows; row += Shape::threads)
+                stage.visible[row] = first + row < sight.end && (a.mask == nullptr || a.mask[keys + row]);
+        if (a.value_scale != nullptr)
+            for (int row = static_cast<int>(threadIdx.x); row < rows; row += Shape::threads)
+                stage.value_scale[row] = first + row < sight.end ? a.value_scale[keys + row] : Sum(0);
         end_copy_group();
     };
 
-    Rows16::template load<Shape::queries, Shape::threads>(shared.q, block.rows(a, a.q), block.first, a.queries,
-                                                          a.dim_head, a.vectors);
+    Tile::template load<Shape::threads>(shared.q, block.rows(a, a.q), block.first, Shape::queries, a.queries,
+                                        a.dim_head, a.vectors);
     load_keys(0);
     wait_for_copies<0>();
     __syncthreads();
 
     const int warp = warp_id(), first = block.first + 16 * warp;
-    T* const own = shared.q + 16 * warp * Rows16::stride;
+    T* const own = shared.q + 16 * warp * Tile::stride;
     const Left<Arithmetic, width, true> q(own);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     Sum largest[2] = {-infinity, -infinity}, total[2] = {0, 0};
@@ -77,62 +88,59 @@ __global__ void __launch_bounds__(ForwardShape<Arithmetic, width>::threads,
     pipeline<Shape::stages>(key_blocks, load_keys, [&](int i) {
         const auto& stage = shared.stage[i % Shape::stages];
         const int block_first = sight.begin + i * Shape::keys;
-        const bool incomplete = a.mask != nullptr || block_first + Shape::keys > sight.end;
-        const auto visible = [&](int group) {
-            return Overlap(first, block_first + 16 * group, a.reach).any && block_first + 16 * group < sight.end;
-        };
-
-        Sum score[groups][2][4];
-        Sum top[2] = {largest[0], largest[1]};
+        const bool incomplete = is_incomplete(i);
+        const auto attend = [&](auto count, int group) {
+            constexpr int groups = decltype(count)::value;
+            Sum score[groups][2][4];
 #pragma unroll
-        for (int group = 0; group < groups; ++group) {
-            if (!visible(group)) continue;
-            const int columns = block_first + 16 * group;
-            multiply_transposed(score[group], q, stage.k + 16 * group * Rows16::stride);
-            if (incomplete || !Overlap(first, columns, a.reach).all) {
-                const int offset = columns + accumulator_column() - first - accumulator_row();  // key − query
+            for (int c = 0; c < groups; ++c)
+                multiply_transposed(score[c], q, stage.k + 16 * (group + c) * Tile::stride);
 #pragma unroll
-                for (int j = 0; j < 2; ++j)
-#pragma unroll
-                    for (int e = 0; e < 4; ++e)
-                        if (abs(offset + 8 * j + e % 2 - e / 2 * 8) > a.reach ||
-                            !stage.visible[16 * group + accumulator_column() + 8 * j + e % 2])
-                            score[group][j][e] = -infinity;
+            for (int c = 0; c < groups; ++c) {
+                const int columns = block_first + 16 * (group + c);
+                if (!sees_all(first, columns, a.reach))
+                    for_each_entry([&](int j, int e, int row, int column) {
+                        if (is_far(columns + column - first - row, a.reach)) score[c][j][e] = -infinity;
+                    });
+                if (incomplete)
+                    for_each_entry([&](int j, int e, int, int column) {
+                        if (!stage.visible[16 * (group + c) + column]) score[c][j][e] = -infinity;
+                    });
             }
+            Sum top[2] = {largest[0], largest[1]}, shift[2];
 #pragma unroll
-            for (int j = 0; j < 2; ++j)
+            for (int c = 0; c < groups; ++c)
+                for_each_entry([&](int j, int e, int, int) { top[e / 2] = max(top[e / 2], score[c][j][e]); });
 #pragma unroll
-                for (int e = 0; e < 4; ++e) top[e / 2] = max(top[e / 2], score[group][j][e]);
-        }
-        Sum shift[2];
+            for (int half = 0; half < 2; ++half) {
+                top[half] = row_reduce(top[half], Greater());
+                shift[half] = top[half] == -infinity ? Sum(0) : top[half] * to_log2;
+                const Sum shrink = power_of_two(largest[half] * to_log2 - shift[half]);
+                largest[half] = top[half];
+                total[half] *= shrink;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            top[half] = row_reduce(top[half], Greater());
-            shift[half] = top[half] == -infinity ? Sum(0) : top[half] * to_log2;
-            const Sum shrink = power_of_two(largest[half] * to_log2 - shift[half]);
-            largest[half] = top[half];
-            total[half] *= shrink;
-#pragma unroll
-            for (int j = 0; j < width / 8; ++j) {
-                sum[j][2 * half] *= shrink;
-                sum[j][2 * half + 1] *= shrink;
-            }
-        }
-#pragma unroll
-        for (int group = 0; group < groups; ++group) {
-            if (!visible(group)) continue;
-#pragma unroll
-            for (int j = 0; j < 2; ++j)
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    Sum& p = score[group][j][e];
-                    p = power_of_two(p * to_log2 - shift[e / 2]);
-                    total[e / 2] += p;
-                    if (a.value_scale != nullptr)
-                        p *= stage.value_scale[16 * group + accumulator_column() + 8 * j + e % 2];
+                for (int j = 0; j < width / 8; ++j) {
+                    sum[j][2 * half] *= shrink;
+                    sum[j][2 * half + 1] *= shrink;
                 }
-            Arithmetic::template multiply<width>(sum, score[group], stage.v + 16 * group * Rows16::stride);
-        }
+            }
+#pragma unroll
+            for (int c = 0; c < groups; ++c)
+                for_each_entry([&](int j, int e, int, int) {
+                    score[c][j][e] = power_of_two(score[c][j][e] * to_log2 - shift[e / 2]);
+                    total[e / 2] += score[c][j][e];
+                });
+            if (a.value_scale != nullptr)
+#pragma unroll
+                for (int c = 0; c < groups; ++c)
+                    for_each_entry([&](int j, int e, int, int column) {
+                        score[c][j][e] *= stage.value_scale[16 * (group + c) + column];
+                    });
+#pragma unroll
+            for (int c = 0; c < groups; ++c)
+                Arithmetic::template multiply<width>(sum, score[c], stage.v + 16 * (group + c) * Tile::stride);
+        };
+        for_each_chunk<Shape::chunk>(Groups(first, block_first, Shape::keys, sight.end, a.reach), attend);
     });
 
     Sum factor[2];
@@ -144,18 +152,18 @@ __global__ void __launch_bounds__(ForwardShape<Arithmetic, width>::threads,
         if (log_sum_exp != nullptr && lane_id() % 4 == 0 && query < a.queries)
             log_sum_exp[block.of_queries(a) + query] = largest[half] * a.scale + log(total[half]);
     }
-    Rows16::store(own, sum, factor[0], factor[1], block.rows(a, a.out.with(out)), first, a.queries, a.dim_head,
-                  a.vectors);
+    Tile::store(own, sum, factor[0], factor[1], block.rows(a, a.out.with(out)), first, a.queries, a.dim_head,
+                a.vectors);
 }
 
 /// Assigns `out`, which has the layout of a.out, and log_sum_exp (batch, heads, queries) unless it is null.
-template <typename T>
+template <bool window, typename T>
 void run_attention_forward(const Cuda& policy, const Attention<T>& a, T* out, accumulate_t<T>* log_sum_exp) {
     with_arithmetic<T>(policy, [&]<typename Arithmetic>() {
         with_width(a.dim_head, [&]<int width>() {
-            using Shape = ForwardShape<Arithmetic, width>;
+            using Shape = ForwardShape<Arithmetic, width, window && Arithmetic::has_tensor_cores>;
             const Index tiles = divide_up(a.queries, Shape::queries);
-            launch(policy, "attention_forward", attention_forward<Arithmetic, width>, grid(tiles * a.batch * a.heads()),
+            launch(policy, "attention_forward", attention_forward<Shape>, grid(tiles * a.batch * a.heads()),
                    Shape::threads, sizeof(typename Shape::Shared), a, static_cast<int>(tiles), out, log_sum_exp);
         });
     });

@@ -86,14 +86,33 @@ struct Sight {
         : begin(max(0, first - reach) / 16 * 16), end(min(limit, first + rows + reach)) {}
 };
 
-/// How 16 rows of one side from `rows` on and 16 of the other from `columns` on see each other.
-struct Overlap {
-    bool any, all;
+/// The groups of 16 rows of a block of the other side, which starts at `block` and reaches at most to `limit`, that the
+/// 16 rows from `first` on see.
+struct Groups {
+    int begin, end;
 
-    __device__ Overlap(int rows, int columns, int reach)
-        : any(columns - rows <= reach + 15 && rows - columns <= reach + 15),
-          all(columns - rows <= reach - 15 && rows - columns <= reach - 15) {}
+    __device__ Groups(int first, int block, int size, int limit, int reach)
+        : begin(max(0, first - reach - block) / 16),
+          end(min(min(size, limit - block) + 15, first + 16 + reach - block + 15) / 16) {}
 };
+
+/// Whether each of 16 rows from `rows` on sees each of 16 on the other side from `columns` on.
+__device__ inline bool sees_all(int rows, int columns, int reach) {
+    return abs(columns - rows) <= reach - 15;
+}
+
+__device__ inline bool is_far(int distance, int reach) {
+    return static_cast<unsigned>(distance + reach) > static_cast<unsigned>(2 * reach);
+}
+
+/// How many rows of a window a kernel stages at once, as a multiple of 16: those of the flagship's ±64 if they fit into
+/// the 99 KB of shared memory that every architecture grants, beside `fixed_rows` others. Rows come in pairs of tiles.
+template <typename T>
+constexpr int window_rows(int own, int fixed_rows, int stride) {
+    constexpr int available = 97 * 1024, beside = 2 * static_cast<int>(sizeof(accumulate_t<T>)) + 1;
+    const int row_bytes = stride * static_cast<int>(sizeof(T));
+    return std::min(own + 128, (available - fixed_rows * (row_bytes + 8)) / (2 * row_bytes + beside) / 16 * 16);
+}
 
 __device__ inline void copy_16_bytes(void* shared, const void* from, bool real) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(from),
@@ -109,28 +128,33 @@ __device__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
 }
 
-/// A tile of `rows` rows of up to `width` entries in shared memory; what is beyond a row or beyond `limit` is zero.
+/// Rows of up to `width` entries in shared memory; what is beyond a row or beyond `limit` is zero.
 template <typename Arithmetic, int width>
 struct Tile {
     using T = typename Arithmetic::Scalar;
     static constexpr int stride = width + Arithmetic::row_padding;
-    static constexpr int lanes = 16 / sizeof(T);
+    static constexpr int lanes = 16 / sizeof(T), per_row = width / lanes;
 
-    /// Starts copying; all threads of the block take part.
-    template <int rows, int threads>
-    __device__ static void load(T* tile, const Rows<const T>& from, int first, int limit, int dim_head, bool vectors) {
+    /// Starts copying `rows` rows; all threads of the block take part.
+    template <int threads>
+    __device__ static void load(T* tile, const Rows<const T>& from, int first, int rows, int limit, int dim_head,
+                                bool vectors) {
+        const int thread = static_cast<int>(threadIdx.x);
         if (vectors) {
-            constexpr int per_row = width / lanes;
-#pragma unroll
-            for (int i = 0; i < (rows * per_row + threads - 1) / threads; ++i) {
-                const int item = i * threads + static_cast<int>(threadIdx.x);
-                if (rows * per_row % threads != 0 && item >= rows * per_row) break;
-                const int row = item / per_row, column = item % per_row * lanes;
-                const bool real = first + row < limit && column < dim_head;
-                copy_16_bytes(tile + row * stride + column, real ? from[first + row] + column : from.data, real);
+            static_assert(threads % per_row == 0);
+            constexpr int step = threads / per_row;
+            const int column = thread % per_row * lanes;
+            const T* source = from[first + thread / per_row] + column;
+            T* to = tile + thread / per_row * stride + column;
+            const int real = column < dim_head ? limit - first : 0;
+#pragma unroll 4
+            for (int row = thread / per_row; row < rows; row += step) {
+                copy_16_bytes(to, source, row < real);
+                source += step * from.stride;
+                to += step * stride;
             }
         } else {
-            for (int item = static_cast<int>(threadIdx.x); item < rows * width; item += threads) {
+            for (int item = thread; item < rows * width; item += threads) {
                 const int row = item / width, column = item % width;
                 const bool real = first + row < limit && column < dim_head;
                 tile[row * stride + column] = real ? from[first + row][column] : T(0);
@@ -146,15 +170,12 @@ struct Tile {
         __syncwarp();
         T* const corner = own + accumulator_row() * stride + accumulator_column();
 #pragma unroll
-        for (int j = 0; j < width / 8; ++j)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                corner[8 * j + e] = static_cast<T>(acc[j][e] * upper);
-                corner[8 * stride + 8 * j + e] = static_cast<T>(acc[j][2 + e] * lower);
-            }
+        for (int j = 0; j < width / 8; ++j) {
+            store_pair(corner + 8 * j, acc[j][0] * upper, acc[j][1] * upper);
+            store_pair(corner + 8 * stride + 8 * j, acc[j][2] * lower, acc[j][3] * lower);
+        }
         __syncwarp();
         if (vectors) {
-            constexpr int per_row = width / lanes;
             for (int item = lane_id(); item < 16 * per_row; item += warp_size) {
                 const int row = item / per_row, column = item % per_row * lanes;
                 if (first + row < limit && column < dim_head)
@@ -187,6 +208,16 @@ __device__ T row_reduce(T value, Combine combine) {
     return combine(value, __shfl_xor_sync(0xffffffffu, value, 2));
 }
 
+/// Calls `run(std::integral_constant<int, chunk>(), group)` for one chunk of groups after the other, then for single
+/// ones.
+template <int chunk, typename Run>
+__device__ void for_each_chunk(const Groups& groups, const Run& run) {
+    int group = groups.begin;
+    for (; group + chunk <= groups.end; group += chunk) run(std::integral_constant<int, chunk>(), group);
+    if constexpr (chunk > 1)
+        for (; group < groups.end; ++group) run(std::integral_constant<int, 1>(), group);
+}
+
 /// Runs `compute(i)` for blocks 0 … blocks − 1 behind `load(i)`, which starts copies to stage i % stages and ends a
 /// copy group. Block 0 must have arrived or be under way.
 template <int stages, typename Load, typename Compute>
@@ -201,7 +232,7 @@ __device__ void pipeline(int blocks, const Load& load, const Compute& compute) {
             wait_for_copies<0>();
         __syncthreads();
         compute(i);
-        __syncthreads();
+        if (i + 1 < blocks) __syncthreads();
     }
 }
 

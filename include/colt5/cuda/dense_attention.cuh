@@ -63,7 +63,7 @@ void dense_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
                             TokensView<const accumulate_t<T>> value_scale) {
     auto problem = cuda::dense_problem(q, kv, mask, value_scale);
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
-    cuda::run_attention_forward(policy, problem, out.data(), log_sum_exp.data());
+    cuda::run_attention_forward<false>(policy, problem, out.data(), log_sum_exp.data());
 }
 
 template <typename T>
@@ -84,14 +84,14 @@ void dense_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
         problem.vectors = problem.vectors && cuda::is_aligned(data);
     Tensor<Sum, Cuda, dynamic, dynamic, dynamic> shares;
     if (value_scale) shares = {policy, {batch, heads, keys}};
-    cuda::run_attention_backward<T>(policy, problem,
-                                    {.out = out.data(),
-                                     .d_out = d_out.data(),
-                                     .log_sum_exp = log_sum_exp.data(),
-                                     .d_q = d_q.data(),
-                                     .d_k = d_kv.data(),
-                                     .d_v = d_kv.data() + dim,
-                                     .d_value_scale = shares.data()});
+    cuda::run_attention_backward<false, T>(policy, problem,
+                                           {.out = out.data(),
+                                            .d_out = d_out.data(),
+                                            .log_sum_exp = log_sum_exp.data(),
+                                            .d_q = d_q.data(),
+                                            .d_k = d_kv.data(),
+                                            .d_v = d_kv.data() + dim,
+                                            .d_value_scale = shares.data()});
     if (!value_scale) return;
     constexpr int threads = 256;
     const Index routes = kv.extent(1), per_route = kv.extent(3);

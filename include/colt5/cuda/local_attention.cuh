@@ -104,7 +104,7 @@ void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
     }
     auto problem = cuda::local_problem(qkv, mask, attention.reach);
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
-    cuda::run_attention_forward(policy, problem, out.data(), log_sum_exp.data());
+    cuda::run_attention_forward<true>(policy, problem, out.data(), log_sum_exp.data());
     if (!window_mean) return;
     cuda::launch(policy, "window_mean", cuda::window_mean<T>, cuda::grid(qkv.extent(0) * qkv.extent(1) * qkv.extent(3)),
                  cuda::warp_size, 0, problem, log_sum_exp.data(), out.data());
@@ -122,14 +122,14 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
                       cuda::is_aligned(out.data());
     const Index part = qkv.extent(3) * qkv.extent(4);
     T* const d_v = d_qkv.data() + 2 * part;
-    cuda::run_attention_backward<T>(policy, problem,
-                                    {.out = out.data(),
-                                     .d_out = d_out.data(),
-                                     .log_sum_exp = log_sum_exp.data(),
-                                     .d_q = d_qkv.data(),
-                                     .d_k = d_qkv.data() + part,
-                                     .d_v = d_v,
-                                     .d_value_scale = nullptr});
+    cuda::run_attention_backward<true, T>(policy, problem,
+                                          {.out = out.data(),
+                                           .d_out = d_out.data(),
+                                           .log_sum_exp = log_sum_exp.data(),
+                                           .d_q = d_qkv.data(),
+                                           .d_k = d_qkv.data() + part,
+                                           .d_v = d_v,
+                                           .d_value_scale = nullptr});
     if (attention.masked_rows == MaskedRows::zero || !mask) return;
     cuda::launch(policy, "window_mean_gradient", cuda::window_mean_gradient<T>,
                  cuda::grid(qkv.extent(0) * qkv.extent(1) * qkv.extent(3)), cuda::warp_size, 0, problem,

@@ -17,6 +17,7 @@
 /// An arithmetic is a class with
 ///
 ///     Scalar, Sum                            what tiles and accumulators hold
+///     has_tensor_cores                       whether they compute
 ///     row_padding                            entries after each row of a tile, so that no two lanes meet in a bank
 ///     Left<width, resident>                  16 rows of a tile, kept in registers if `resident`
 ///     multiply_transposed(acc, left, tile)   acc (16 × 16) = left · tileᵀ, tile (16 × width) in shared memory
@@ -35,6 +36,16 @@ __device__ inline int accumulator_column() {
     return lane_id() % 4 * 2;
 }
 
+/// Calls `run(j, e, row, column)` for the entries of a 16 × 16 accumulator that a lane has.
+template <typename Run>
+__device__ void for_each_entry(const Run& run) {
+    const int row = accumulator_row(), column = accumulator_column();
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) run(j, e, row + e / 2 * 8, column + 8 * j + e % 2);
+}
+
 __device__ inline unsigned shared_address(const void* data) {
     return static_cast<unsigned>(__cvta_generic_to_shared(data));
 }
@@ -43,29 +54,40 @@ __device__ inline unsigned shared_address(const void* data) {
 __device__ inline void load_matrices(std::uint32_t (&to)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(row))
-                 : "memory");
+                 : "r"(shared_address(row)));
 }
 __device__ inline void load_matrices_transposed(std::uint32_t (&to)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(shared_address(row))
-                 : "memory");
+                 : "r"(shared_address(row)));
+}
+
+/// Two neighbouring entries of a tile, of which the first is at an even place.
+template <typename T>
+__device__ void store_pair(T* to, T first, T second) {
+    struct alignas(2 * sizeof(T)) Pair {
+        T first, second;
+    };
+    *reinterpret_cast<Pair*>(to) = {first, second};
+}
+__device__ inline std::uint32_t pack_bfloat16(float low, float high) {
+    std::uint32_t packed;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+__device__ inline void store_pair(bfloat16* to, float first, float second) {
+    *reinterpret_cast<std::uint32_t*>(to) = pack_bfloat16(first, second);
 }
 
 /// The tensor cores on bfloat16, sums in float.
 struct Bfloat16Product {
     using Scalar = bfloat16;
     using Sum = float;
+    static constexpr bool has_tensor_cores = true;
     static constexpr int row_padding = 8;
     /// Entries along the inner dimension that one instruction takes, and the share of a 16-byte row of load_matrices.
     static constexpr int step = 16, matrix_columns = 8;
 
-    __device__ static std::uint32_t pack(float low, float high) {
-        std::uint32_t packed;
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-        return packed;
-    }
     __device__ static void round(std::uint32_t (&)[4]) {}  // tiles hold bfloat16 already
 
     __device__ static void add_product(float (&acc)[4], const std::uint32_t (&left)[4], std::uint32_t right0,
@@ -78,8 +100,9 @@ struct Bfloat16Product {
 
     template <int width>
     __device__ static void multiply(float (&acc)[width / 8][4], const float (&weights)[2][4], const bfloat16* tile) {
-        const std::uint32_t left[4] = {pack(weights[0][0], weights[0][1]), pack(weights[0][2], weights[0][3]),
-                                       pack(weights[1][0], weights[1][1]), pack(weights[1][2], weights[1][3])};
+        const std::uint32_t left[4] = {
+            pack_bfloat16(weights[0][0], weights[0][1]), pack_bfloat16(weights[0][2], weights[0][3]),
+            pack_bfloat16(weights[1][0], weights[1][1]), pack_bfloat16(weights[1][2], weights[1][3])};
         const int lane = lane_id();
         const bfloat16* const row = tile + (lane % 16) * (width + row_padding) + lane / 16 * 8;
 #pragma unroll
@@ -96,6 +119,7 @@ struct Bfloat16Product {
 struct Tf32Product {
     using Scalar = float;
     using Sum = float;
+    static constexpr bool has_tensor_cores = true;
     static constexpr int row_padding = 4;
     static constexpr int step = 8, matrix_columns = 4;
 
@@ -192,6 +216,7 @@ template <typename T>
 struct ScalarProduct {
     using Scalar = T;
     using Sum = T;
+    static constexpr bool has_tensor_cores = false;
     static constexpr int row_padding = 16 / sizeof(T);
 
     template <int width>
