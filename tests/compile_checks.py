@@ -4,13 +4,16 @@
 compile_checks.py headers BUILD INCLUDE FOLDER COMPILER...   each header of INCLUDE/colt5/FOLDER compiles alone, without warnings
 compile_checks.py compile_fail BUILD FOLDER COMPILER...      each source fails with the TEXT of its lines `// expect: TEXT`
                                                              and compiles with COLT5_COMPILE_FAIL_CONTROL defined
+compile_checks.py budget BUILD SOURCE COMPILER...            the program compiles at -O2 in 10 s of one core and 1.5 GB
 compile_checks.py cuda INCLUDE NVCC FOLDER...                nvcc compiles the headers of each FOLDER, without Eigen and xsimd
 
-The flags of the first two are those with which BUILD compiles the link test.
+The flags of the first three are those with which BUILD compiles the link test.
 """
 import json
+import os
 import pathlib
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -67,6 +70,15 @@ def compile_fail(build, folder, *compiler):
         report(2 * number + 2, f'{path.stem}, the right program', compiled, output)
 
 
+def budget(build, source, *compiler):
+    command = [*compiler, *flags(build), '-O2', '-c', source, '-o', os.devnull]
+    result = subprocess.run(command, cwd=build, capture_output=True, text=True)
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds, megabytes = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
+    print('1..1')
+    report(1, f'{seconds:.1f} s, {megabytes:.0f} MB', result.returncode == 0 and seconds <= 10 and megabytes <= 1500, result.stderr)
+
+
 def cuda(include, nvcc, *folders):
     print(f'1..{len(folders)}')
     with tempfile.TemporaryDirectory() as scratch:
@@ -80,4 +92,4 @@ def cuda(include, nvcc, *folders):
 
 if __name__ == '__main__':
     check, *arguments = sys.argv[1:]
-    {'headers': headers, 'compile_fail': compile_fail, 'cuda': cuda}[check](*arguments)
+    {'headers': headers, 'compile_fail': compile_fail, 'budget': budget, 'cuda': cuda}[check](*arguments)
