@@ -71,7 +71,8 @@ def compile_fail(build, folder, *compiler):
 
 
 def budget(build, source, *compiler):
-    command = [*compiler, *flags(build), '-O2', '-c', source, '-o', os.devnull]
+    portable = [flag for flag in flags(build) if not flag.startswith('-march')]
+    command = [*compiler, *portable, '-O2', '-c', source, '-o', os.devnull]
     result = subprocess.run(command, cwd=build, capture_output=True, text=True)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds, megabytes = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1000
