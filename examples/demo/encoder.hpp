@@ -3,7 +3,6 @@
 
 #include <array>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -54,16 +53,16 @@ struct ByteEmbedding {
         colt5::Tensor<TokenIndex, Cpu, colt5::dynamic, colt5::dynamic> rows[width];  // (1, b · n): of the table
     };
 
-    Pass forward(const Cpu& policy, std::span<const std::uint8_t> bytes) const {
-        const auto count = static_cast<Index>(bytes.size());
-        Pass pass{.out = {policy, {count / length, length, dim}}, .rows = {}};
+    Pass forward(const Cpu& policy, const Batch& batch) const {
+        const Index count = batch.size() * batch.length;
+        Pass pass{.out = {policy, {batch.size(), batch.length, dim}}, .rows = {}};
         const auto out = pass.out.view().reshape(std::array<Index, 3>{1, count, dim});
         assign(policy, out, 0);
         for (Index j = 0; j < width; ++j) {
             auto& rows = pass.rows[j] = {policy, {1, count}};
             for (Index i = 0; i < count; ++i)
-                rows.data()[i] =
-                    static_cast<TokenIndex>(256 * j + (i % length < j ? 0 : bytes[static_cast<std::size_t>(i - j)]));
+                rows.data()[i] = static_cast<TokenIndex>(
+                    256 * j + (i % batch.length < j ? 0 : batch.bytes[static_cast<std::size_t>(i - j)]));
             assign(policy, out, out + gather(policy, table, rows));
         }
         return pass;
@@ -115,13 +114,13 @@ public:
           policy_(policy) {}
 
     /// `batch` must outlive the pass.
-    Pass forward(const Batch& batch, const colt5::TransformerBlockTokens& counts = {}) const {
+    Pass forward(const Batch& batch) const {
         Pass pass;
-        pass.embedded = embedding.forward(policy_, batch.bytes);
+        pass.embedded = embedding.forward(policy_, batch);
         pass.blocks.reserve(layers);
         for (const Block& block : blocks) {
             const Tokens& x = pass.blocks.empty() ? pass.embedded.out : pass.blocks.back().out;
-            pass.blocks.push_back(block.forward(x, {}, counts));  // (b, n, d)
+            pass.blocks.push_back(block.forward(x));  // (b, n, d)
         }
         pass.places = Places(batch.answer_places.data(), {batch.size(), answers});
         pass.picked = gather(policy_, pass.blocks.back().out, pass.places);  // (b, answers, d)

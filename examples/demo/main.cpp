@@ -26,7 +26,7 @@ void run(const demo::Options& options) {
 
     const demo::Task task(text, options.settings.seed);
     std::printf("Training on %s: %td notes hidden in %td bytes, 1 byte in %td takes the heavy branch.\n",
-                options.text_file.c_str(), demo::notes, demo::length, demo::length / demo::heavy_tokens);
+                options.text_file.c_str(), demo::notes, demo::full_length, demo::full_length / demo::heavy_tokens);
     std::fflush(stdout);
     demo::Progress progress({"learned routing", "random routing", "light only"});
     const auto start = std::chrono::steady_clock::now();

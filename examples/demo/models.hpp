@@ -11,10 +11,10 @@
 namespace demo {
 
 struct Settings {
-    Index steps = 900;
-    Index batch = 4;              // documents in a step
-    double seconds = 100;         // of training, at most
-    Index held_out_batches = 16;  // of 8 documents
+    Index steps = 700;
+    Index tokens = 4 * full_length;  // in a step
+    double seconds = 100;            // of training, at most
+    Index held_out_batches = 16;     // of 8 documents
     std::uint64_t seed = 0;
 };
 

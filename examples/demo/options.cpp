@@ -16,7 +16,7 @@ and without the heavy branch. Then writes a page that shows which bytes are rout
 
   --quick        a few steps, to see that everything runs
   --seconds N    of training, at most (100): a machine that needs longer makes fewer steps
-  --steps N      of training (900)
+  --steps N      of training (700)
   --seed N       of models and documents (0); the same seed gives the same numbers
   --out FILE     where the page goes (build/demo.html)
   --help         this text
@@ -55,7 +55,7 @@ Options parse_options(int count, char** arguments) {
         if (option == "--help" || option == "-h") {
             options.help = true;
         } else if (option == "--quick") {
-            options.settings.steps = 60;
+            options.settings.steps = 70;
             options.settings.held_out_batches = 2;
         } else if (option == "--seconds") {
             options.settings.seconds = static_cast<double>(parse_number<long>(option, value(), 1));

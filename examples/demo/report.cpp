@@ -23,7 +23,7 @@ namespace {
 
 constexpr std::array<const char*, 3> model_colors{"#0b57d0", "#c5221f", "#80868b"};
 constexpr std::array<const char*, 3> kind_classes{"q", "kv", "ff"};
-constexpr double share_of_notes = static_cast<double>(notes * note_length) / static_cast<double>(length);
+constexpr double share_of_notes = static_cast<double>(notes * note_length) / static_cast<double>(full_length);
 
 constexpr const char* style = R"(
 body { margin: 0 auto; padding: 28px 32px 48px; max-width: 1500px; color: #202124; background: #fff;
@@ -68,14 +68,14 @@ std::string show(std::uint8_t byte) {
 void write_panel(std::ostream& out, const Result& result, std::size_t layer, std::size_t kind) {
     const Batch& document = result.document;
     const Routed& routed = result.routed[layer][kind];
-    std::vector<bool> marked(length, false);
+    std::vector<bool> marked(full_length, false);
     std::fill(marked.end() - notes * note_length, marked.end(), true);
     for (const Index begin : document.note_places)
         std::fill(marked.begin() + begin, marked.begin() + begin + note_length, true);
 
     out << "<div class=\"panel " << kind_classes[kind] << "\"><h3>layer " << layer + 1 << ": " << kind_names[kind]
         << "</h3><pre>";
-    for (std::size_t i = 0; i < static_cast<std::size_t>(length); ++i) {
+    for (std::size_t i = 0; i < static_cast<std::size_t>(full_length); ++i) {
         if (i > 0 && i % 64 == 0) out << '\n';
         std::string text = show(document.bytes[i]);
         const auto answer =
@@ -201,7 +201,7 @@ void write_page(std::ostream& out, const std::vector<Result>& results, const std
                "which takes 1 byte in %td, can carry digits from a note to its question. The three models differ in "
                "the "
                "router alone, and these numbers are from text that they were not trained on.</p>\n",
-               length, escaped(text_name).c_str(), notes, Index{8}, length / heavy_tokens)
+               full_length, escaped(text_name).c_str(), notes, Index{8}, full_length / heavy_tokens)
         << "<div class=\"top\"><div>";
     write_table(out, results);
     out << "</div><div>";

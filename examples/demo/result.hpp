@@ -10,14 +10,14 @@
 namespace demo {
 
 inline constexpr Index layers = 2;
-inline constexpr Index heavy_tokens = length / 16;
+inline constexpr Index heavy_tokens = full_length / 16;
 
 /// What a layer routes: queries, keys and values, tokens of the feedforward.
 enum Kind : std::size_t { queries, keys_values, feedforward };
 inline constexpr std::array<const char*, 3> kind_names{"queries", "keys and values", "feedforward"};
 
 struct Routed {
-    std::vector<float> scores;              // (length): of one document; 0 where a byte is not routed
+    std::vector<float> scores;              // (full_length): of one document; 0 where a byte is not routed
     double in_notes = 0, in_questions = 0;  // of the tokens that all held-out documents route, the part that lies there
 };
 

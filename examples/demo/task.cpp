@@ -25,28 +25,33 @@ private:
     std::uint64_t thrown_ = 0;
 };
 
-/// Places for the notes, in ascending order and apart: a note and the gap before it take `stride` of the free bytes.
-std::array<std::size_t, notes> scatter_notes(Dice& dice, std::size_t text_length) {
-    constexpr std::size_t stride = 2 * note_length;
+/// Places for the notes in a piece of text, in ascending order and apart, before a word where one begins nearby.
+std::array<std::size_t, notes> scatter_notes(Dice& dice, std::string_view text) {
+    constexpr std::size_t apart = 12, nearby = 10;
     std::array<std::size_t, notes> places;
-    for (auto& place : places) place = dice.below(text_length - notes * stride);
+    for (auto& place : places) place = dice.below(text.size() - notes * apart);
     std::sort(places.begin(), places.end());
-    for (std::size_t i = 0; i < notes; ++i) places[i] += i * stride;
+    for (std::size_t i = 0; i < notes; ++i) {
+        places[i] += i * apart;
+        const std::size_t space = text.find(' ', places[i]);
+        if (space < places[i] + nearby) places[i] = space + 1;
+    }
     return places;
 }
 
 void add_document(Batch& batch, Dice& dice, std::string_view text) {
-    constexpr std::size_t body = length - notes * note_length;
+    const auto body = static_cast<std::size_t>(batch.length - 2 * notes * note_length);
     std::string document(text.substr(dice.below(text.size() - body + 1), body));
 
     std::string names(keys);
     dice.shuffle(names);
     std::array<std::string, notes> values;
-    const auto places = scatter_notes(dice, body);
+    const auto places = scatter_notes(dice, document);
     for (std::size_t i = 0; i < notes; ++i) {
         for (Index j = 0; j < digits; ++j) values[i] += static_cast<char>('0' + dice.below(10));
-        document.replace(places[i], note_length, std::string("<") + names[i] + "=" + values[i] + ">");
-        batch.note_places.push_back(static_cast<colt5::TokenIndex>(places[i]));
+        const std::size_t place = places[i] + i * note_length;  // the notes before it moved it
+        document.insert(place, std::string("<") + names[i] + "=" + values[i] + ">");
+        batch.note_places.push_back(static_cast<colt5::TokenIndex>(place));
     }
     std::array<std::size_t, notes> asked;
     std::iota(asked.begin(), asked.end(), std::size_t{0});
@@ -63,18 +68,19 @@ void add_document(Batch& batch, Dice& dice, std::string_view text) {
 
 }  // namespace
 
-Batch Task::training_batch(Index step, Index size) const {
-    return make(text_.substr(0, text_.size() / 8 * 7), colt5::Random({seed_}, 2 * static_cast<std::uint64_t>(step)),
-                size);
+Batch Task::training_batch(Index step, Index size, Index length) const {
+    return make(text_.substr(0, text_.size() / 8 * 7), colt5::Random({seed_}, 2 * static_cast<std::uint64_t>(step) + 1),
+                size, length);
 }
 
-Batch Task::held_out_batch(Index step, Index size) const {
-    return make(text_.substr(text_.size() / 8 * 7), colt5::Random({seed_}, 2 * static_cast<std::uint64_t>(step) + 1),
-                size);
+Batch Task::held_out_batch(Index step, Index size, Index length) const {
+    return make(text_.substr(text_.size() / 8 * 7), colt5::Random({seed_}, 2 * static_cast<std::uint64_t>(step)), size,
+                length);
 }
 
-Batch Task::make(std::string_view text, colt5::Random random, Index size) const {
+Batch Task::make(std::string_view text, colt5::Random random, Index size, Index length) const {
     Batch batch;
+    batch.length = length;
     Dice dice(random);
     for (Index i = 0; i < size; ++i) add_document(batch, dice, text);
     return batch;

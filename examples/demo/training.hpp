@@ -43,29 +43,25 @@ inline Loss cross_entropy(const Cpu& policy, const Tokens& logits, const Batch& 
     return loss;
 }
 
-/// Heavy tokens at `done` of the training. A router only learns about tokens that it routes: so all may ask at first
-/// and twice as many answer, and in the first half of the training both shrink to the budget.
-inline colt5::TransformerBlockTokens heavy_counts(double done) {
-    const auto shrink = [&](Index from) {
-        const double part = std::min(1.0, 2 * done);
-        return static_cast<Index>(std::lround(
-            static_cast<double>(from) * std::pow(static_cast<double>(heavy_tokens) / static_cast<double>(from), part)));
-    };
-    return {.num_heavy_attn_tokens_q = shrink(length),
-            .num_heavy_attn_tokens_kv = shrink(4 * heavy_tokens),
-            .num_heavy_ff_tokens = heavy_tokens};
+/// Bytes of a document at `done` of the training. The budget of heavy tokens is the same throughout; a router only
+/// learns about tokens that it routes, so at first they are half of a short document, and in the first 70 % of the
+/// training the documents grow to full length.
+inline Index document_length(double done) {
+    constexpr double shortest = 2 * heavy_tokens;
+    const double grown = shortest * std::pow(full_length / shortest, std::min(1.0, done / 0.7));
+    return static_cast<Index>(std::lround(grown / 32)) * 32;
 }
 
 template <typename Routing>
 void record_routing(const Routing& routing, const Batch& batch, bool first, Routed& routed) {
     const auto indices = single_route(routing.indices);  // (b, k)
     const auto scores = single_route(routing.scores);
-    if (first) routed.scores.assign(length, 0.0f);
+    if (first) routed.scores.assign(full_length, 0.0f);
     for (Index b = 0; b < batch.size(); ++b)
         for (Index i = 0; i < indices.extent(1); ++i) {
             const Index place = indices(b, i);
             if (first && b == 0) routed.scores[static_cast<std::size_t>(place)] = scores(b, i);
-            const bool in_question = place >= length - notes * note_length;
+            const bool in_question = place >= full_length - notes * note_length;
             bool in_note = false;
             for (Index j = 0; j < notes; ++j) {
                 const Index begin = batch.note_places[static_cast<std::size_t>(b * notes + j)];
@@ -104,7 +100,7 @@ void evaluate(const Cpu& policy, const Model& model, const Task& task, Index bat
         }
         result.document = task.held_out_batch(i, 1);
     }
-    result.heavy_share = static_cast<double>(routed_tokens) / static_cast<double>(batches * size * length);
+    result.heavy_share = static_cast<double>(routed_tokens) / static_cast<double>(batches * size * full_length);
     for (auto& layer : result.routed)
         for (auto& routed : layer) {
             routed.in_notes /= static_cast<double>(std::max<Index>(routed_tokens, 1));
@@ -126,12 +122,12 @@ Result train(const std::string& name, std::size_t number, const Task& task, cons
     result.name = name;
     const auto start = std::chrono::steady_clock::now();
     const double cpu_start = thread_seconds();
-    Index steps = settings.steps;
+    Index steps = settings.steps, tokens = 0;
     Point mean{};  // of the last steps
     for (Index step = 0; step < steps; ++step) {
-        const Batch batch = task.training_batch(step, settings.batch);
-        const double done = static_cast<double>(step) / static_cast<double>(steps);
-        const auto pass = model.forward(batch, heavy_counts(done));
+        const Index length = document_length(static_cast<double>(step) / static_cast<double>(steps));
+        const Batch batch = task.training_batch(step, settings.tokens / length, length);
+        const auto pass = model.forward(batch);
         const Loss loss = cross_entropy(policy, pass.logits, batch);
 
         colt5::zero_gradients<Model>(policy, gradients);
@@ -147,8 +143,8 @@ Result train(const std::string& name, std::size_t number, const Task& task, cons
         mean.accuracy += forget * (loss.accuracy - mean.accuracy);
         result.curve.push_back(mean);
         result.cpu_seconds = thread_seconds() - cpu_start;
-        result.tokens_per_second =
-            static_cast<double>((step + 1) * settings.batch * length) / std::max(result.cpu_seconds, 1e-9);
+        tokens += batch.size() * length;
+        result.tokens_per_second = static_cast<double>(tokens) / std::max(result.cpu_seconds, 1e-9);
         result.steps = step + 1;
 
         // A machine on which all the steps would take too long makes fewer.
