@@ -20,36 +20,33 @@ struct AttentionGradients {
     Sum* d_value_scale;      // (batch, heads, keys) or null: the share of each head
 };
 
-/// The sizes of the backward kernels: each warp owns 16 queries or keys, and blocks of the others pass through shared
-/// memory, a window in one go where there is room.
-template <typename Arithmetic_, int width_, bool window>
+/// The sizes of the kernel for d_q (one sum) or for d_k and d_v (two): each warp owns slabs of 16 queries or keys, and
+/// blocks of the others pass through shared memory, a window in one go where there is room.
+template <typename Arithmetic_, int width_, bool window, int sums>
 struct BackwardShape {
     using Arithmetic = Arithmetic_;
     using T = typename Arithmetic::Scalar;
     using Sum = typename Arithmetic::Sum;
     using Tile = cuda::Tile<Arithmetic, width_>;
     static constexpr int width = width_, row_bytes = width * sizeof(T);
-    static constexpr int warps = row_bytes <= 512 ? 4 : 2;
-    static constexpr int own = 16 * warps, threads = warp_size * warps;
+    static constexpr int slabs = Arithmetic::has_tensor_cores && row_bytes <= 128 && sums == 1 ? 2 : 1;
+    static constexpr int warps = row_bytes > 512 || slabs == 2 ? 2 : 4;
+    static constexpr int of_warp = 16 * slabs, own = of_warp * warps, threads = warp_size * warps;
     static constexpr int passing = window ? window_rows<T>(own, 2 * own, Tile::stride)
                                           : (row_bytes <= 128   ? 64
                                              : row_bytes <= 256 ? 32
                                                                 : 16);
     static constexpr int stages = window || row_bytes > 256 ? 1 : 2;
 
-    /// Registers of a thread for both left sides and for 16 rows of each accumulator.
-    static constexpr int registers(int accumulators) {
-        return row_bytes / 4 + accumulators * width / 2 * static_cast<int>(sizeof(Sum)) / 4;
-    }
-    static constexpr bool left_is_resident(int accumulators) { return registers(accumulators) <= 160; }
-    static constexpr int blocks_per_multiprocessor(int accumulators) {
-        return registers(accumulators) <= 104 ? 3 : registers(accumulators) <= 128 ? 2 : 1;
-    }
+    /// Registers of a thread for both left sides and for the sums.
+    static constexpr int registers = slabs * (row_bytes / 4 + sums * width / 2 * static_cast<int>(sizeof(Sum)) / 4);
+    static constexpr bool left_is_resident = registers <= 160;
+    static constexpr int blocks_per_multiprocessor = slabs == 2 || registers <= 104 ? 3 : registers <= 128 ? 2 : 1;
     /// Groups of passing rows at a time, for independent work behind the latency of each product.
-    static constexpr int chunk(int accumulators) {
-        const int room = (registers(accumulators) <= 104 ? 152 : 200) - registers(accumulators);
-        return window && Arithmetic::has_tensor_cores ? std::clamp(room / 16, 1, 3) : 1;
-    }
+    static constexpr int chunk =
+        window && Arithmetic::has_tensor_cores
+            ? std::clamp(((blocks_per_multiprocessor == 3 && slabs == 1 ? 152 : 200) - registers) / (16 * slabs), 1, 3)
+            : 1;
 
     struct Stage {
         T first[passing * Tile::stride], second[passing * Tile::stride];
@@ -63,22 +60,21 @@ struct BackwardShape {
     };
 };
 
-/// out · d_out of this warp's 16 rows from `first` on, to `dots` in shared memory and to `to`: two lanes a row.
-template <typename Shape>
-__device__ void dot_rows(typename Shape::Sum* dots, typename Shape::Sum* to, const typename Shape::T* d_outs,
-                         const Rows<const typename Shape::T>& outs, int first, const Attention<typename Shape::T>& a) {
-    using T = typename Shape::T;
-    using Sum = typename Shape::Sum;
-    constexpr int lanes = Shape::Tile::lanes;
+/// out · d_out of 16 rows from `first` on, to `dots` in shared memory and to `to`: two lanes a row.
+template <typename T, typename Sum>
+__device__ void dot_rows(Sum* dots, Sum* to, const Rows<const T>& outs, const Rows<const T>& d_outs, int first,
+                         const Attention<T>& a) {
+    constexpr int lanes = 16 / sizeof(T);
     struct alignas(16) Vector {
         T values[lanes];
     };
     const int row = lane_id() / 2, half = lane_id() % 2;
-    const T* const d_out = d_outs + row * Shape::Tile::stride;
     Sum dot = 0;
     if (first + row < a.queries) {
         const T* const out = outs[first + row];
+        const T* const d_out = d_outs[first + row];
         if (a.vectors) {
+#pragma unroll 4
             for (int c = half * lanes; c < a.dim_head; c += 2 * lanes) {
                 const Vector x = *reinterpret_cast<const Vector*>(out + c);
                 const Vector y = *reinterpret_cast<const Vector*>(d_out + c);
@@ -90,11 +86,9 @@ __device__ void dot_rows(typename Shape::Sum* dots, typename Shape::Sum* to, con
         }
     }
     dot += __shfl_xor_sync(0xffffffffu, dot, 1);
-    if (half == 0) {
-        dots[row] = dot;
-        if (first + row < a.queries) to[first + row] = dot;
-    }
-    __syncwarp();
+    if (half != 0) return;
+    dots[row] = dot;
+    if (first + row < a.queries) to[first + row] = dot;
 }
 
 /// Rows that saw no key get weights exp(s − ∞) = 0.
@@ -106,18 +100,18 @@ __device__ Sum shift_of(Sum log_sum_exp) {
 
 /// d_q and D, by tiles of queries.
 template <typename Shape>
-__global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor(1))
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor)
     attention_query_gradient(const Attention<typename Shape::T> a, const AttentionGradients<typename Shape::T> d,
-                             int tiles, typename Shape::Sum* out_dots) {
+                             typename Shape::Sum* out_dots) {
     using T = typename Shape::T;
     using Sum = typename Shape::Sum;
     using Arithmetic = typename Shape::Arithmetic;
     using Tile = typename Shape::Tile;
-    constexpr int width = Shape::width;
+    constexpr int width = Shape::width, slabs = Shape::slabs;
     extern __shared__ __align__(16) unsigned char memory[];
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
 
-    const AttentionBlock<T> block(a, Shape::own, tiles);
+    const AttentionBlock<T> block(a, Shape::own);
     const Rows<const T> k = block.rows(a, a.k), v = block.rows(a, a.v);
     const Sight sight(block.first, Shape::own, a.reach, a.keys);
     const int key_blocks = (sight.end - sight.begin + Shape::passing - 1) / Shape::passing;
@@ -144,25 +138,32 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     Tile::template load<Shape::threads>(shared.second, block.rows(a, a.out.with(d.d_out)), block.first, Shape::own,
                                         a.queries, a.dim_head, a.vectors);
     load_keys(0);
+
+    const int first = block.first + Shape::of_warp * warp_id(), own_row = first - block.first;
+    const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
+    Sum shift[slabs][2], out_dot[slabs][2];
+#pragma unroll
+    for (int s = 0; s < slabs; ++s) {
+        dot_rows(shared.of_row + own_row + 16 * s, out_dots + block.of_queries(a), block.rows(a, a.out.with(d.out)),
+                 block.rows(a, a.out.with(d.d_out)), first + 16 * s, a);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int query = first + 16 * s + accumulator_row() + 8 * half;
+            shift[s][half] = shift_of(query < a.queries ? d.log_sum_exp[block.of_queries(a) + query]
+                                                        : -std::numeric_limits<Sum>::infinity());
+        }
+    }
     wait_for_copies<0>();
     __syncthreads();
-
-    const int warp = warp_id(), first = block.first + 16 * warp;
-    T* const own = shared.first + 16 * warp * Tile::stride;
-    const T* const own_d_out = shared.second + 16 * warp * Tile::stride;
-    dot_rows<Shape>(shared.of_row + 16 * warp, out_dots + block.of_queries(a), own_d_out,
-                    block.rows(a, a.out.with(d.out)), first, a);
-    const Left<Arithmetic, width, Shape::left_is_resident(1)> q(own), d_out(own_d_out);
-    const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
-    Sum shift[2], out_dot[2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int row = accumulator_row() + 8 * half;
-        shift[half] = shift_of(first + row < a.queries ? d.log_sum_exp[block.of_queries(a) + first + row]
-                                                       : -std::numeric_limits<Sum>::infinity());
-        out_dot[half] = shared.of_row[16 * warp + row];
-    }
-    Sum sum[width / 8][4] = {};
+    for (int s = 0; s < slabs; ++s)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+            out_dot[s][half] = shared.of_row[own_row + 16 * s + accumulator_row() + 8 * half];
+
+    T* const own = shared.first + own_row * Tile::stride;
+    const Left<Arithmetic, width, slabs, Shape::left_is_resident> q(own), d_out(shared.second + own_row * Tile::stride);
+    Sum sum[slabs][width / 8][4] = {};
 
     pipeline<Shape::stages>(key_blocks, load_keys, [&](int i) {
         const auto& stage = shared.stage[i % Shape::stages];
@@ -170,7 +171,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         const bool incomplete = is_incomplete(i);
         const auto add = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
-            Sum p[groups][2][4], d_p[groups][2][4];
+            Sum p[groups][slabs][2][4], d_p[groups][slabs][2][4];
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 multiply_transposed(p[c], q, stage.first + 16 * (group + c) * Tile::stride);
@@ -179,46 +180,56 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const int columns = block_first + 16 * (group + c);
-                for_each_entry(
-                    [&](int j, int e, int, int) { p[c][j][e] = power_of_two(p[c][j][e] * to_log2 - shift[e / 2]); });
-                if (!sees_all(first, columns, a.reach))
-                    for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_far(columns + column - first - row, a.reach)) p[c][j][e] = 0;
+#pragma unroll
+                for (int s = 0; s < slabs; ++s) {
+                    for_each_entry([&](int j, int e, int, int) {
+                        p[c][s][j][e] = power_of_two(p[c][s][j][e] * to_log2 - shift[s][e / 2]);
                     });
-                if (incomplete)
-                    for_each_entry([&](int j, int e, int, int column) {
-                        if (!stage.visible[16 * (group + c) + column]) p[c][j][e] = 0;
+                    if (!sees_all(first + 16 * s, columns, a.reach))
+                        for_each_entry([&](int j, int e, int row, int column) {
+                            if (is_far(columns + column - first - 16 * s - row, a.reach)) p[c][s][j][e] = 0;
+                        });
+                    if (incomplete)
+                        for_each_entry([&](int j, int e, int, int column) {
+                            if (!stage.visible[16 * (group + c) + column]) p[c][s][j][e] = 0;
+                        });
+                    if (a.value_scale != nullptr)
+                        for_each_entry([&](int j, int e, int, int column) {
+                            d_p[c][s][j][e] *= stage.of_row[0][16 * (group + c) + column];
+                        });
+                    for_each_entry([&](int j, int e, int, int) {
+                        d_p[c][s][j][e] = p[c][s][j][e] * (d_p[c][s][j][e] - out_dot[s][e / 2]);
                     });
-                if (a.value_scale != nullptr)
-                    for_each_entry([&](int j, int e, int, int column) {
-                        d_p[c][j][e] *= stage.of_row[0][16 * (group + c) + column];
-                    });
-                for_each_entry(
-                    [&](int j, int e, int, int) { d_p[c][j][e] = p[c][j][e] * (d_p[c][j][e] - out_dot[e / 2]); });
+                }
             }
 #pragma unroll
             for (int c = 0; c < groups; ++c)
                 Arithmetic::template multiply<width>(sum, d_p[c], stage.first + 16 * (group + c) * Tile::stride);
         };
-        for_each_chunk<Shape::chunk(1)>(Groups(first, block_first, Shape::passing, sight.end, a.reach), add);
+        for_each_chunk<Shape::chunk>(Groups(first, Shape::of_warp, block_first, Shape::passing, sight.end, a.reach),
+                                     add);
     });
-    Tile::store(own, sum, a.scale, a.scale, block.rows(a, a.q.with(d.d_q)), first, a.queries, a.dim_head, a.vectors);
+#pragma unroll
+    for (int s = 0; s < slabs; ++s)
+        Tile::store(own + 16 * s * Tile::stride, sum[s], a.scale, a.scale, block.rows(a, a.q.with(d.d_q)),
+                    first + 16 * s, a.queries, a.dim_head, a.vectors);
 }
 
 /// d_k, d_v and each head's share of d_value_scale, by tiles of keys.
 template <typename Shape>
-__global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor(2))
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor)
     attention_key_gradient(const Attention<typename Shape::T> a, const AttentionGradients<typename Shape::T> d,
-                           int tiles, const typename Shape::Sum* out_dots) {
+                           const typename Shape::Sum* out_dots) {
     using T = typename Shape::T;
     using Sum = typename Shape::Sum;
     using Arithmetic = typename Shape::Arithmetic;
     using Tile = typename Shape::Tile;
     constexpr int width = Shape::width;
+    static_assert(Shape::slabs == 1);
     extern __shared__ __align__(16) unsigned char memory[];
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
 
-    const AttentionBlock<T> block(a, Shape::own, tiles);
+    const AttentionBlock<T> block(a, Shape::own);
     const Rows<const T> queries = block.rows(a, a.q), d_outs = block.rows(a, a.out.with(d.d_out));
     const Sight sight(block.first, Shape::own, a.reach, a.queries);
     const int query_blocks = (sight.end - sight.begin + Shape::passing - 1) / Shape::passing;
@@ -247,7 +258,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const int warp = warp_id(), first = block.first + 16 * warp;
     T* const own_k = shared.first + 16 * warp * Tile::stride;
     T* const own_v = shared.second + 16 * warp * Tile::stride;
-    const Left<Arithmetic, width, Shape::left_is_resident(2)> k(own_k), v(own_v);
+    const Left<Arithmetic, width, 1, Shape::left_is_resident> k(own_k), v(own_v);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     Sum value_scale[2] = {1, 1};
     if (a.value_scale != nullptr)
@@ -256,14 +267,14 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             const int key = first + accumulator_row() + 8 * half;
             if (key < a.keys) value_scale[half] = a.value_scale[block.of_keys(a) + key];
         }
-    Sum d_k[width / 8][4] = {}, d_v[width / 8][4] = {};
+    Sum d_k[1][width / 8][4] = {}, d_v[1][width / 8][4] = {};
 
     pipeline<Shape::stages>(query_blocks, load_queries, [&](int i) {
         const auto& stage = shared.stage[i % Shape::stages];
         const int block_first = sight.begin + i * Shape::passing;
         const auto add = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
-            Sum p[groups][2][4], d_p[groups][2][4];
+            Sum p[groups][1][2][4], d_p[groups][1][2][4];
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 multiply_transposed(p[c], k, stage.first + 16 * (group + c) * Tile::stride);
@@ -273,15 +284,15 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             for (int c = 0; c < groups; ++c) {
                 const int columns = block_first + 16 * (group + c);
                 for_each_entry([&](int j, int e, int, int column) {
-                    p[c][j][e] = power_of_two(p[c][j][e] * to_log2 - stage.of_row[0][16 * (group + c) + column]);
+                    p[c][0][j][e] = power_of_two(p[c][0][j][e] * to_log2 - stage.of_row[0][16 * (group + c) + column]);
                 });
                 if (!sees_all(first, columns, a.reach))
                     for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_far(columns + column - first - row, a.reach)) p[c][j][e] = 0;
+                        if (is_far(columns + column - first - row, a.reach)) p[c][0][j][e] = 0;
                     });
                 for_each_entry([&](int j, int e, int, int column) {
                     const Sum out_dot = stage.of_row[1][16 * (group + c) + column];
-                    d_p[c][j][e] = p[c][j][e] * (d_p[c][j][e] * value_scale[e / 2] - out_dot);
+                    d_p[c][0][j][e] = p[c][0][j][e] * (d_p[c][0][j][e] * value_scale[e / 2] - out_dot);
                 });
             }
 #pragma unroll
@@ -290,7 +301,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 Arithmetic::template multiply<width>(d_k, d_p[c], stage.first + 16 * (group + c) * Tile::stride);
             }
         };
-        for_each_chunk<Shape::chunk(2)>(Groups(first, block_first, Shape::passing, sight.end, a.reach), add);
+        for_each_chunk<Shape::chunk>(Groups(first, 16, block_first, Shape::passing, sight.end, a.reach), add);
     });
 
 #pragma unroll
@@ -300,22 +311,22 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         if (first + row < a.keys && a.mask != nullptr && !a.mask[block.of_keys(a) + first + row])
 #pragma unroll
             for (int j = 0; j < width / 8; ++j)
-                d_k[j][2 * half] = d_k[j][2 * half + 1] = d_v[j][2 * half] = d_v[j][2 * half + 1] = 0;
+                d_k[0][j][2 * half] = d_k[0][j][2 * half + 1] = d_v[0][j][2 * half] = d_v[0][j][2 * half + 1] = 0;
         if (d.d_value_scale == nullptr) continue;
         Sum dot = 0;
 #pragma unroll
         for (int j = 0; j < width / 8; ++j)
 #pragma unroll
             for (int e = 0; e < 2; ++e)
-                dot += d_v[j][2 * half + e] *
+                dot += d_v[0][j][2 * half + e] *
                        static_cast<Sum>(own_v[row * Tile::stride + 8 * j + accumulator_column() + e]);
         dot = row_reduce(dot, Plus());
         if (lane_id() % 4 == 0 && first + row < a.keys)
             d.d_value_scale[(static_cast<Index>(block.b) * a.heads() + block.h) * a.keys + first + row] = dot;
     }
-    Tile::store(own_k, d_k, a.scale, a.scale, block.rows(a, a.k.with(d.d_k)), first, a.keys, a.dim_head, a.vectors);
-    Tile::store(own_v, d_v, value_scale[0], value_scale[1], block.rows(a, a.v.with(d.d_v)), first, a.keys, a.dim_head,
-                a.vectors);
+    Tile::store(own_k, d_k[0], a.scale, a.scale, block.rows(a, a.k.with(d.d_k)), first, a.keys, a.dim_head, a.vectors);
+    Tile::store(own_v, d_v[0], value_scale[0], value_scale[1], block.rows(a, a.v.with(d.d_v)), first, a.keys,
+                a.dim_head, a.vectors);
 }
 
 /// Assigns d.d_q, d.d_k, d.d_v and, unless it is null, d.d_value_scale.
@@ -324,14 +335,15 @@ void run_attention_backward(const Cuda& policy, const Attention<T>& a, const Att
     Tensor<accumulate_t<T>, Cuda, dynamic> out_dot(policy, {static_cast<Index>(a.batch) * a.heads() * a.queries});
     with_arithmetic<T>(policy, [&]<typename Arithmetic>() {
         with_width(a.dim_head, [&]<int width>() {
-            using Shape = BackwardShape<Arithmetic, width, window && Arithmetic::has_tensor_cores>;
-            const Index query_tiles = divide_up(a.queries, Shape::own), key_tiles = divide_up(a.keys, Shape::own);
-            launch(policy, "attention_query_gradient", attention_query_gradient<Shape>,
-                   grid(query_tiles * a.batch * a.heads()), Shape::threads, sizeof(typename Shape::Shared), a, d,
-                   static_cast<int>(query_tiles), out_dot.data());
-            launch(policy, "attention_key_gradient", attention_key_gradient<Shape>,
-                   grid(key_tiles * a.batch * a.heads()), Shape::threads, sizeof(typename Shape::Shared), a, d,
-                   static_cast<int>(key_tiles), out_dot.data());
+            constexpr bool at_once = window && Arithmetic::has_tensor_cores;
+            using ForQueries = BackwardShape<Arithmetic, width, at_once, 1>;
+            using ForKeys = BackwardShape<Arithmetic, width, at_once, 2>;
+            launch(policy, "attention_query_gradient", attention_query_gradient<ForQueries>,
+                   attention_grid(a, a.queries, ForQueries::own), ForQueries::threads,
+                   sizeof(typename ForQueries::Shared), a, d, out_dot.data());
+            launch(policy, "attention_key_gradient", attention_key_gradient<ForKeys>,
+                   attention_grid(a, a.keys, ForKeys::own), ForKeys::threads, sizeof(typename ForKeys::Shared), a, d,
+                   out_dot.data());
         });
     });
 }

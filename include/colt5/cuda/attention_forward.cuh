@@ -5,9 +5,9 @@
 
 namespace colt5::cuda {
 
-/// The sizes of the forward kernel: each warp has 16 queries, and blocks of keys pass through shared memory. A window
-/// of keys comes in one go where there is room, behind the computation of other blocks of the multiprocessor; more keys
-/// than that come one stage ahead.
+/// The sizes of the forward kernel: each warp has one or two slabs of 16 queries, and blocks of keys pass through
+/// shared memory. A window of keys comes in one go where there is room, behind the computation of other blocks of the
+/// multiprocessor; more keys than that come one stage ahead.
 template <typename Arithmetic_, int width_, bool window>
 struct ForwardShape {
     using Arithmetic = Arithmetic_;
@@ -15,14 +15,16 @@ struct ForwardShape {
     using Sum = typename Arithmetic::Sum;
     using Tile = cuda::Tile<Arithmetic, width_>;
     static constexpr int width = width_, row_bytes = width * sizeof(T);
-    static constexpr int warps = row_bytes > 512 ? 2 : window&& row_bytes <= 128 ? 8 : 4;
-    static constexpr int queries = 16 * warps, threads = warp_size * warps;
+    static constexpr int slabs = Arithmetic::has_tensor_cores && row_bytes <= 128 ? 2 : 1;
+    static constexpr int warps = row_bytes > 512 ? 2 : slabs == 2 && !window ? 2 : 4;
+    static constexpr int own = 16 * slabs, queries = own * warps, threads = warp_size * warps;
     static constexpr int keys = window ? window_rows<T>(queries, queries, Tile::stride)
                                        : (row_bytes <= 256   ? 64
                                           : row_bytes <= 512 ? 32
                                                              : 16);
     static constexpr int stages = window || row_bytes > 256 ? 1 : 2;
-    static constexpr int chunk = window ? 3 : keys / 16;  // groups of keys per step of the softmax
+    /// Groups of 16 keys per step of the softmax. Two slabs see ten groups of the flagship's ±64, one sees nine.
+    static constexpr int chunk = window ? (slabs == 2 ? 5 : 3) : keys / 16;
     static constexpr int blocks_per_multiprocessor = row_bytes > 256 ? 1 : row_bytes > 128 || window ? 2 : 4;
 
     struct Stage {
@@ -39,18 +41,17 @@ struct ForwardShape {
 /// Online softmax over the blocks of keys that a tile of queries sees; see Attention.
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor)
-    attention_forward(const Attention<typename Shape::T> a, int tiles, typename Shape::T* out,
-                      typename Shape::Sum* log_sum_exp) {
+    attention_forward(const Attention<typename Shape::T> a, typename Shape::T* out, typename Shape::Sum* log_sum_exp) {
     using T = typename Shape::T;
     using Sum = typename Shape::Sum;
     using Arithmetic = typename Shape::Arithmetic;
     using Tile = typename Shape::Tile;
-    constexpr int width = Shape::width;
+    constexpr int width = Shape::width, slabs = Shape::slabs;
     constexpr Sum infinity = std::numeric_limits<Sum>::infinity();
     extern __shared__ __align__(16) unsigned char memory[];
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
 
-    const AttentionBlock<T> block(a, Shape::queries, tiles);
+    const AttentionBlock<T> block(a, Shape::queries);
     const Rows<const T> k = block.rows(a, a.k), v = block.rows(a, a.v);
     const Sight sight(block.first, Shape::queries, a.reach, a.keys);
     const int key_blocks = (sight.end - sight.begin + Shape::keys - 1) / Shape::keys;
@@ -78,12 +79,13 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     wait_for_copies<0>();
     __syncthreads();
 
-    const int warp = warp_id(), first = block.first + 16 * warp;
-    T* const own = shared.q + 16 * warp * Tile::stride;
-    const Left<Arithmetic, width, true> q(own);
+    const int first = block.first + Shape::own * warp_id();
+    T* const own = shared.q + (first - block.first) * Tile::stride;
+    const Left<Arithmetic, width, slabs, true> q(own);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
-    Sum largest[2] = {-infinity, -infinity}, total[2] = {0, 0};
-    Sum sum[width / 8][4] = {};
+    Sum largest[slabs][2], total[slabs][2] = {}, sum[slabs][width / 8][4] = {};
+#pragma unroll
+    for (int s = 0; s < slabs; ++s) largest[s][0] = largest[s][1] = -infinity;
 
     pipeline<Shape::stages>(key_blocks, load_keys, [&](int i) {
         const auto& stage = shared.stage[i % Shape::stages];
@@ -91,69 +93,82 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         const bool incomplete = is_incomplete(i);
         const auto attend = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
-            Sum score[groups][2][4];
+            Sum score[groups][slabs][2][4];
 #pragma unroll
             for (int c = 0; c < groups; ++c)
                 multiply_transposed(score[c], q, stage.k + 16 * (group + c) * Tile::stride);
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const int columns = block_first + 16 * (group + c);
-                if (!sees_all(first, columns, a.reach))
-                    for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_far(columns + column - first - row, a.reach)) score[c][j][e] = -infinity;
-                    });
+#pragma unroll
+                for (int s = 0; s < slabs; ++s)
+                    if (!sees_all(first + 16 * s, columns, a.reach))
+                        for_each_entry([&](int j, int e, int row, int column) {
+                            if (is_far(columns + column - first - 16 * s - row, a.reach)) score[c][s][j][e] = -infinity;
+                        });
                 if (incomplete)
                     for_each_entry([&](int j, int e, int, int column) {
-                        if (!stage.visible[16 * (group + c) + column]) score[c][j][e] = -infinity;
+                        const bool visible = stage.visible[16 * (group + c) + column];
+#pragma unroll
+                        for (int s = 0; s < slabs; ++s)
+                            if (!visible) score[c][s][j][e] = -infinity;
                     });
             }
-            Sum top[2] = {largest[0], largest[1]}, shift[2];
 #pragma unroll
-            for (int c = 0; c < groups; ++c)
-                for_each_entry([&](int j, int e, int, int) { top[e / 2] = max(top[e / 2], score[c][j][e]); });
+            for (int s = 0; s < slabs; ++s) {
+                Sum top[2] = {largest[s][0], largest[s][1]}, shift[2];
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                top[half] = row_reduce(top[half], Greater());
-                shift[half] = top[half] == -infinity ? Sum(0) : top[half] * to_log2;
-                const Sum shrink = power_of_two(largest[half] * to_log2 - shift[half]);
-                largest[half] = top[half];
-                total[half] *= shrink;
+                for (int c = 0; c < groups; ++c)
+                    for_each_entry([&](int j, int e, int, int) { top[e / 2] = max(top[e / 2], score[c][s][j][e]); });
 #pragma unroll
-                for (int j = 0; j < width / 8; ++j) {
-                    sum[j][2 * half] *= shrink;
-                    sum[j][2 * half + 1] *= shrink;
+                for (int half = 0; half < 2; ++half) {
+                    top[half] = row_reduce(top[half], Greater());
+                    shift[half] = top[half] == -infinity ? Sum(0) : top[half] * to_log2;
+                    const Sum shrink = power_of_two(largest[s][half] * to_log2 - shift[half]);
+                    largest[s][half] = top[half];
+                    total[s][half] *= shrink;
+#pragma unroll
+                    for (int j = 0; j < width / 8; ++j) {
+                        sum[s][j][2 * half] *= shrink;
+                        sum[s][j][2 * half + 1] *= shrink;
+                    }
                 }
-            }
 #pragma unroll
-            for (int c = 0; c < groups; ++c)
-                for_each_entry([&](int j, int e, int, int) {
-                    score[c][j][e] = power_of_two(score[c][j][e] * to_log2 - shift[e / 2]);
-                    total[e / 2] += score[c][j][e];
-                });
+                for (int c = 0; c < groups; ++c)
+                    for_each_entry([&](int j, int e, int, int) {
+                        score[c][s][j][e] = power_of_two(score[c][s][j][e] * to_log2 - shift[e / 2]);
+                        total[s][e / 2] += score[c][s][j][e];
+                    });
+            }
             if (a.value_scale != nullptr)
 #pragma unroll
                 for (int c = 0; c < groups; ++c)
                     for_each_entry([&](int j, int e, int, int column) {
-                        score[c][j][e] *= stage.value_scale[16 * (group + c) + column];
+                        const Sum value_scale = stage.value_scale[16 * (group + c) + column];
+#pragma unroll
+                        for (int s = 0; s < slabs; ++s) score[c][s][j][e] *= value_scale;
                     });
 #pragma unroll
             for (int c = 0; c < groups; ++c)
                 Arithmetic::template multiply<width>(sum, score[c], stage.v + 16 * (group + c) * Tile::stride);
         };
-        for_each_chunk<Shape::chunk>(Groups(first, block_first, Shape::keys, sight.end, a.reach), attend);
+        for_each_chunk<Shape::chunk>(Groups(first, Shape::own, block_first, Shape::keys, sight.end, a.reach), attend);
     });
 
-    Sum factor[2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        total[half] = row_reduce(total[half], Plus());
-        factor[half] = total[half] > Sum(0) ? Sum(1) / total[half] : Sum(0);
-        const int query = first + accumulator_row() + 8 * half;
-        if (log_sum_exp != nullptr && lane_id() % 4 == 0 && query < a.queries)
-            log_sum_exp[block.of_queries(a) + query] = largest[half] * a.scale + log(total[half]);
+    for (int s = 0; s < slabs; ++s) {
+        Sum factor[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const Sum all = row_reduce(total[s][half], Plus());
+            factor[half] = all > Sum(0) ? Sum(1) / all : Sum(0);
+            const int query = first + 16 * s + accumulator_row() + 8 * half;
+            if (log_sum_exp != nullptr && lane_id() % 4 == 0 && query < a.queries)
+                log_sum_exp[block.of_queries(a) + query] = largest[s][half] * a.scale + log(all);
+        }
+        Tile::store(own + 16 * s * Tile::stride, sum[s], factor[0], factor[1], block.rows(a, a.out.with(out)),
+                    first + 16 * s, a.queries, a.dim_head, a.vectors);
     }
-    Tile::store(own, sum, factor[0], factor[1], block.rows(a, a.out.with(out)), first, a.queries, a.dim_head,
-                a.vectors);
 }
 
 /// Assigns `out`, which has the layout of a.out, and log_sum_exp (batch, heads, queries) unless it is null.
@@ -162,9 +177,8 @@ void run_attention_forward(const Cuda& policy, const Attention<T>& a, T* out, ac
     with_arithmetic<T>(policy, [&]<typename Arithmetic>() {
         with_width(a.dim_head, [&]<int width>() {
             using Shape = ForwardShape<Arithmetic, width, window && Arithmetic::has_tensor_cores>;
-            const Index tiles = divide_up(a.queries, Shape::queries);
-            launch(policy, "attention_forward", attention_forward<Shape>, grid(tiles * a.batch * a.heads()),
-                   Shape::threads, sizeof(typename Shape::Shared), a, static_cast<int>(tiles), out, log_sum_exp);
+            launch(policy, "attention_forward", attention_forward<Shape>, attention_grid(a, a.queries, Shape::queries),
+                   Shape::threads, sizeof(typename Shape::Shared), a, out, log_sum_exp);
         });
     });
 }

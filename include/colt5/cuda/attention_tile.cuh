@@ -52,22 +52,28 @@ struct Attention {
     COLT5_HOST_DEVICE int heads() const { return routes * per_route; }
 };
 
+/// Blocks for all tiles of `tile_rows` of the `rows` rows of every head: see AttentionBlock.
+template <typename T>
+dim3 attention_grid(const Attention<T>& a, Index rows, Index tile_rows) {
+    return grid(divide_up(rows, tile_rows) * a.heads(), a.batch);
+}
+
 /// What one block works on: a head, and a tile of its queries or keys. Heads come first in the order of blocks, so that
 /// blocks that run together read neighbouring memory.
 template <typename T>
 struct AttentionBlock {
     int b, h, route, first;
 
-    __device__ AttentionBlock(const Attention<T>& a, int tile_rows, int tiles) {
-        const int block = static_cast<int>(blockIdx.x), heads = a.heads();
-        b = block / heads / tiles;
-        h = block % heads;
-        route = h / a.per_route;
-        first = block / heads % tiles * tile_rows;
+    __device__ AttentionBlock(const Attention<T>& a, int tile_rows) {
+        const int item = static_cast<int>(blockIdx.x), heads = a.heads();
+        b = static_cast<int>(blockIdx.y);
+        h = item % heads;
+        route = a.routes == 1 ? 0 : h / a.per_route;
+        first = item / heads * tile_rows;
     }
     template <typename U>
     __device__ Rows<U> rows(const Attention<T>& a, const Heads<U>& heads) const {
-        return heads.at(b, route, h % a.per_route);
+        return heads.at(b, route, h - route * a.per_route);
     }
     /// Offset of a row of (batch, routes, keys), and of one of (batch, heads, queries).
     __device__ Index of_keys(const Attention<T>& a) const {
@@ -87,13 +93,13 @@ struct Sight {
 };
 
 /// The groups of 16 rows of a block of the other side, which starts at `block` and reaches at most to `limit`, that the
-/// 16 rows from `first` on see.
+/// `rows` rows from `first` on see.
 struct Groups {
     int begin, end;
 
-    __device__ Groups(int first, int block, int size, int limit, int reach)
+    __device__ Groups(int first, int rows, int block, int size, int limit, int reach)
         : begin(max(0, first - reach - block) / 16),
-          end(min(min(size, limit - block) + 15, first + 16 + reach - block + 15) / 16) {}
+          end(min(min(size, limit - block) + 15, first + rows + reach - block + 15) / 16) {}
 };
 
 /// Whether each of 16 rows from `rows` on sees each of 16 on the other side from `columns` on.

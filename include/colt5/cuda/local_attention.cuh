@@ -53,7 +53,7 @@ struct WindowSlots {
 template <typename T>
 __global__ void window_mean(const Attention<T> a, const accumulate_t<T>* log_sum_exp, T* out) {
     using Sum = accumulate_t<T>;
-    const AttentionBlock<T> block(a, 1, a.queries);
+    const AttentionBlock<T> block(a, 1);
     const int i = block.first;
     if (log_sum_exp[block.of_queries(a) + i] != -std::numeric_limits<Sum>::infinity()) return;
     const WindowSlots slots(i, a.reach, a.keys);
@@ -72,7 +72,7 @@ template <typename T>
 __global__ void window_mean_gradient(const Attention<T> a, const accumulate_t<T>* log_sum_exps, const T* d_out,
                                      T* d_v) {
     using Sum = accumulate_t<T>;
-    const AttentionBlock<T> block(a, 1, a.keys);
+    const AttentionBlock<T> block(a, 1);
     const int j = block.first;
     const WindowSlots slots(j, a.reach, a.keys);
     const Rows<const T> from = block.rows(a, a.out.with(d_out));
@@ -106,7 +106,7 @@ void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
     cuda::run_attention_forward<true>(policy, problem, out.data(), log_sum_exp.data());
     if (!window_mean) return;
-    cuda::launch(policy, "window_mean", cuda::window_mean<T>, cuda::grid(qkv.extent(0) * qkv.extent(1) * qkv.extent(3)),
+    cuda::launch(policy, "window_mean", cuda::window_mean<T>, cuda::attention_grid(problem, qkv.extent(1), 1),
                  cuda::warp_size, 0, problem, log_sum_exp.data(), out.data());
 }
 
@@ -132,8 +132,8 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
                                            .d_value_scale = nullptr});
     if (attention.masked_rows == MaskedRows::zero || !mask) return;
     cuda::launch(policy, "window_mean_gradient", cuda::window_mean_gradient<T>,
-                 cuda::grid(qkv.extent(0) * qkv.extent(1) * qkv.extent(3)), cuda::warp_size, 0, problem,
-                 log_sum_exp.data(), d_out.data(), d_v);
+                 cuda::attention_grid(problem, qkv.extent(1), 1), cuda::warp_size, 0, problem, log_sum_exp.data(),
+                 d_out.data(), d_v);
 }
 
 }  // namespace colt5
