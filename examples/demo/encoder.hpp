@@ -26,7 +26,7 @@ inline constexpr colt5::TransformerBlockConfig block_config{
     .num_heavy_ff_tokens = heavy_tokens,
     .light_dim_head = 8,
     .light_heads = 2,
-    .light_window_size = 16,
+    .light_window_size = light_window,
     .heavy_dim_head = 16,
     .heavy_heads = 4,
     .router_straight_through = false,

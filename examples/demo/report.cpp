@@ -194,14 +194,13 @@ void write_page(std::ostream& out, const std::vector<Result>& results, const std
            "routes</title><style>"
         << style << "</style></head><body>\n<h1>What learned routing routes</h1>\n"
         << format(
-               "<p>Documents of %td bytes from <code>%s</code> hide %td notes such as <code>&lt;K=4821&gt;</code>; at "
-               "the end "
-               "each is asked for, <code>&lt;K?....&gt;</code>. A byte sees %td bytes to either side; only the heavy "
-               "branch, "
-               "which takes 1 byte in %td, can carry digits from a note to its question. The three models differ in "
-               "the "
-               "router alone, and these numbers are from text that they were not trained on.</p>\n",
-               full_length, escaped(text_name).c_str(), notes, Index{8}, full_length / heavy_tokens)
+               R"(<p>Documents of %td bytes from <code>%s</code> hide %td notes such as <code>&lt;K=4821&gt;</code>; at the
+end each is asked for, <code>&lt;K?....&gt;</code>. In a layer, light attention sees %td bytes to either side; only the
+heavy branch, which takes 1 byte in %td, can carry digits from a far note to its question. The three models differ in the
+router alone. They train on documents that grow to that length, and the table is of text that they were not trained
+on.</p>
+)",
+               full_length, escaped(text_name).c_str(), notes, light_window / 2, full_length / heavy_tokens)
         << "<div class=\"top\"><div>";
     write_table(out, results);
     out << "</div><div>";

@@ -10,6 +10,7 @@
 namespace demo {
 
 inline constexpr Index layers = 2;
+inline constexpr Index light_window = 16;  // bytes, half of them to either side
 inline constexpr Index heavy_tokens = full_length / 16;
 
 /// What a layer routes: queries, keys and values, tokens of the feedforward.
