@@ -33,10 +33,16 @@ public:
 
 private:
     COLT5_HOST_DEVICE static std::uint16_t round(float value) {
+#if defined(__CUDA_ARCH__)
+        std::uint16_t rounded;
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(value));
+        return rounded;
+#else
         const auto bits = std::bit_cast<std::uint32_t>(value);
         if ((bits & 0x7FFFFFFFu) > 0x7F800000u)
             return static_cast<std::uint16_t>((bits >> 16) | 0x40u);  // NaN stays NaN
         return static_cast<std::uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+#endif
     }
 
     std::uint16_t bits_;

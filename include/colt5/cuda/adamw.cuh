@@ -2,6 +2,7 @@
 #pragma once
 
 #include <colt5/cuda/launch.cuh>
+#include <colt5/cuda/pack.cuh>
 #include <colt5/op/adamw.hpp>
 
 namespace colt5 {
@@ -16,17 +17,24 @@ struct AdamWFactors {
 
 template <typename T>
 __global__ void adamw(T* parameter, const T* gradient, accumulate_t<T>* mean, accumulate_t<T>* square, Index size,
-                      AdamWFactors<accumulate_t<T>> c) {
+                      AdamWFactors<accumulate_t<T>> c, bool packed) {
     using Real = accumulate_t<T>;
-    for (Index i = global_thread(); i < size; i += all_threads()) {
-        const Real g = static_cast<Real>(gradient[i]);
-        const Real m = mean[i] + c.mean_rate * (g - mean[i]);
-        const Real s = c.beta2 * square[i] + c.square_rate * (g * g);
-        mean[i] = m;
-        square[i] = s;
-        parameter[i] = static_cast<T>(c.keep * static_cast<Real>(parameter[i]) -
-                                      c.step_size * (m / (sqrt(s) / c.square_bias + c.eps)));
-    }
+    for_each_pack<pack_size<Real>>(size, packed, [&]<int width>(Index i, std::integral_constant<int, width>) {
+        const auto gradients = load_pack<width>(gradient + i);
+        auto parameters = load_pack<width>(parameter + i);
+        auto means = load_pack<width>(mean + i), squares = load_pack<width>(square + i);
+        for (int e = 0; e < width; ++e) {
+            const Real g = static_cast<Real>(gradients.values[e]);
+            Real &m = means.values[e], &s = squares.values[e];
+            m += c.mean_rate * (g - m);
+            s = c.beta2 * s + c.square_rate * (g * g);
+            parameters.values[e] = static_cast<T>(c.keep * static_cast<Real>(parameters.values[e]) -
+                                                  c.step_size * (m / (sqrt(s) / c.square_bias + c.eps)));
+        }
+        store_pack(parameter + i, parameters);
+        store_pack(mean + i, means);
+        store_pack(square + i, squares);
+    });
 }
 
 }  // namespace cuda
@@ -41,7 +49,8 @@ void adamw_kernel(const Cuda& policy, VectorView<T> parameter, VectorView<const 
                                            static_cast<Real>(c.eps)};
     constexpr int threads = 256;
     cuda::launch(policy, "adamw", cuda::adamw<T>, cuda::blocks_for(parameter.size(), threads), threads, 0,
-                 parameter.data(), gradient.data(), mean.data(), square.data(), parameter.size(), factors);
+                 parameter.data(), gradient.data(), mean.data(), square.data(), parameter.size(), factors,
+                 cuda::fits_packs<T>(0, parameter.data(), gradient.data(), mean.data(), square.data()));
 }
 
 }  // namespace colt5

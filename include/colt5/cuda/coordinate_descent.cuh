@@ -13,20 +13,25 @@ namespace colt5 {
 
 namespace cuda {
 
-/// Σ over s ≤ τ of exp((s − shift) / ε), and the number of s > τ.
-template <typename Team, typename T>
-__device__ Partial threshold_sums(MaskedRow<Team, T>& row, T threshold, T shift, T inverse_eps) {
+/// exp for x ≤ 0, to an absolute error of about 1e-7 in float: what is added to a sum that is not smaller than 1.
+__device__ inline float exp_of_term(float x) {
+    return __expf(x);
+}
+__device__ inline double exp_of_term(double x) {
+    return exp(x);
+}
+
+/// then(Σ over s ≤ τ of exp((s − shift) / ε), number of s > τ)
+template <typename Team, typename T, typename Then>
+__device__ Partial threshold_sums(MaskedRow<Team, T>& row, T threshold, T shift, T inverse_eps, Then&& then) {
     T below = 0;
     unsigned above = 0;
     for (Index i = threadIdx.x; i < row.team.count; i += team_threads) {
-        const T s = row[i];
-        if (s > threshold)
-            ++above;
-        else
-            below += exp((s - shift) * inverse_eps);
+        const T s = row[i], e = exp_of_term((min(s, threshold) - shift) * inverse_eps);
+        below += s > threshold ? T(0) : e;
+        above += s > threshold ? 1 : 0;
     }
-    const Partial mine{block_sum(static_cast<double>(below)), static_cast<double>(block_sum(above))};
-    return row.team.combine(mine, PartialPlus());
+    return row.team.combine(below, above, 0, Plus(), then);
 }
 
 /// The iterations of one row; fills τ_0 … τ_T and the counts. Returns τ_T, and in `eps` that of the scores.
@@ -34,12 +39,12 @@ template <typename Team, typename T>
 __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent& descent, T* threshold, T* saturated,
                      double& eps) {
     const bool writes = threadIdx.x == 0 && row.team.rank() == 0;
-    const double log_k = log(k);
+    const double inverse_k = 1 / k;
     eps = max(descent.eps_init, descent.eps);
     T tau = 0;
     int t = 1;
     if (descent.start == DescentStart::minus_logits) {
-        tau = static_cast<T>(eps * (log(row.valid) - log_k));
+        tau = static_cast<T>(eps * log(row.valid * inverse_k));
         if (writes) {
             threshold[0] = row.infinity;
             threshold[1] = tau;
@@ -50,23 +55,28 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
     } else if (writes) {
         threshold[0] = tau;
     }
+    T inverse_eps = static_cast<T>(1 / eps);
     for (; t <= descent.n_iters; ++t) {
         const T before = tau, shift = min(row.largest, tau);  // the largest of min(s, τ)
-        const Partial sums = threshold_sums(row, tau, shift, static_cast<T>(1 / eps));
-        tau = static_cast<T>(static_cast<double>(shift) + eps * (log(sums.first + sums.second) - log_k));
+        const Partial found = threshold_sums(row, tau, shift, inverse_eps, [&](const Partial& sums) {
+            const T log_ratio = log(static_cast<T>((sums.first + sums.second) * inverse_k));
+            return Partial{static_cast<double>(shift) + eps * static_cast<double>(log_ratio), sums.second};
+        });
+        tau = static_cast<T>(found.first);
         if (writes) {
             threshold[t] = tau;
-            saturated[t - 1] = static_cast<T>(sums.second);
+            saturated[t - 1] = static_cast<T>(found.second);
         }
         const double next_eps = max(eps * descent.eps_decay, descent.eps);
         if (tau == before && next_eps == eps) {  // every later step repeats this one
             if (row.team.rank() == 0)
                 for (int later = t + static_cast<int>(threadIdx.x); later < descent.n_iters; later += team_threads) {
                     threshold[later + 1] = tau;
-                    saturated[later] = static_cast<T>(sums.second);
+                    saturated[later] = static_cast<T>(found.second);
                 }
             break;
         }
+        if (next_eps != eps) inverse_eps = static_cast<T>(1 / next_eps);
         eps = next_eps;
     }
     return tau;
@@ -83,10 +93,13 @@ __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, do
                                                 [&](Index i) { return Key{Rank<T>::of(row[i])}; });
     T threshold = Rank<T>::logit(selection.prefix << selection.shift);
     if (threshold == -row.infinity) return threshold;
+    const T inverse_eps = static_cast<T>(1 / eps);
     for (int i = 0; i < 100; ++i) {
-        const Partial sums = threshold_sums(row, threshold, threshold, static_cast<T>(1 / eps));
-        const auto next = static_cast<T>(static_cast<double>(threshold) + eps * log(sums.first / (k - sums.second)));
-        if (next == threshold || !(k > sums.second)) break;
+        const Partial found = threshold_sums(row, threshold, threshold, inverse_eps, [&](const Partial& sums) {
+            return Partial{static_cast<double>(threshold) + eps * log(sums.first / (k - sums.second)), sums.second};
+        });
+        const auto next = static_cast<T>(found.first);
+        if (next == threshold || !(k > found.second)) break;
         threshold = next;
     }
     return threshold;
@@ -167,114 +180,155 @@ struct DescentVjp {
     }
 };
 
-/// Sums over one chunk of a row.
-struct DescentSums {
-    double alpha, unsaturated, valid;  // Σ ĝ, Σ of the scores where s ≤ τ, number of real tokens
-};
-inline constexpr int descent_chunk = 4096;
-
+/// How many steps there are, and what all together take from logits that are below each of their thresholds, where all
+/// have the same ε: coefficient · exp((s − after) / ε) for s ≤ before.
 template <typename T>
-__global__ void descent_vjp_sums(DescentSums* sums, DescentVjp<T> vjp) {
-    const auto row = vjp.row(blockIdx.y);
-    const Index begin = static_cast<Index>(blockIdx.x) * descent_chunk, end = min(vjp.length, begin + descent_chunk);
-    T alpha = 0, unsaturated = 0;
-    unsigned valid = 0;
-    for (Index i = begin + threadIdx.x; i < end; i += blockDim.x) {
-        const T s = row.s(i);
-        alpha += row.below(i, s);
-        unsaturated += s <= row.last ? row.score[i] : T(0);
-        valid += !row.real || row.real[i] ? 1 : 0;
+struct DescentSteps {
+    int distinct;
+    DescentStep<T> together;
+};
+
+/// ε of step t = 1, 2, …
+__device__ inline double step_eps(const CoordinateDescent& descent, int t) {
+    double eps = max(descent.eps_init, descent.eps);
+    for (int i = 1; i < t; ++i) {
+        const double next = max(eps * descent.eps_decay, descent.eps);
+        if (next == eps) break;
+        eps = next;
     }
-    const DescentSums total{block_sum(static_cast<double>(alpha)), block_sum(static_cast<double>(unsaturated)),
-                            static_cast<double>(block_sum(valid))};
-    if (threadIdx.x == 0) sums[static_cast<Index>(blockIdx.y) * gridDim.x + blockIdx.x] = total;
+    return eps;
 }
 
-/// What one step of the descent multiplies α by, on the way back, and its ε.
-struct DescentFactor {
-    double eps, factor;
-};
-
-/// The steps of one row, from the last, and dk. One block a row.
+/// Writes the steps of one row from the last to the first, those that repeat the one after them added to it, and leaves
+/// out those that take nothing. One warp does it, each lane a step at a time. Returns their number, and dk.
 template <typename T>
-__global__ void descent_vjp_steps(DescentStep<T>* all_steps, int* distinct_steps, T* d_k, DescentFactor* all_factors,
-                                  const DescentSums* sums, Index chunks, DescentVjp<T> vjp, double wanted,
-                                  CoordinateDescent descent) {
-    const Index row = blockIdx.x;
-    DescentSums total{0, 0, 0};
-    for (Index i = threadIdx.x; i < chunks; i += blockDim.x) {
-        const DescentSums& of_chunk = sums[row * chunks + i];
-        total.alpha += of_chunk.alpha;
-        total.unsaturated += of_chunk.unsaturated;
-        total.valid += of_chunk.valid;
-    }
-    total = {block_sum(total.alpha), block_sum(total.unsaturated), block_sum(total.valid)};
-    const double k = descent.limit_k ? min(wanted, total.valid) : wanted;
-    const T *const tau = vjp.thresholds + row * (vjp.steps + 1), *const saturated = vjp.saturated + row * vjp.steps;
-    DescentStep<T>* const step = all_steps + row * vjp.steps;
-    DescentFactor* const factors = all_factors + row * vjp.steps;
-    if (!descent.iterate_to_convergence) {
-        if (threadIdx.x == 0) {
-            double eps = max(descent.eps_init, descent.eps);
-            for (int t = 0; t < vjp.steps; ++t) {
-                factors[t].eps = eps;
-                eps = max(eps * descent.eps_decay, descent.eps);
-            }
-        }
-        __syncthreads();
-        for (int t = static_cast<int>(threadIdx.x); t < vjp.steps; t += static_cast<int>(blockDim.x))
-            factors[t].factor = static_cast<double>(saturated[t]) / k *
-                                exp((static_cast<double>(tau[t]) - static_cast<double>(tau[t + 1])) / factors[t].eps);
-        __syncthreads();
-    }
-    if (threadIdx.x != 0) return;
-
+__device__ int collect_steps(DescentStep<T>* steps, double& k_gradient, double alpha, double k, const T* tau,
+                             const T* saturated, int count, const CoordinateDescent& descent) {
+    constexpr unsigned all_lanes = 0xffffffffu;
+    const int lane = static_cast<int>(threadIdx.x);
+    const double inverse_k = 1 / k;
     int distinct = 0;
-    double k_gradient = 0, alpha = total.alpha;
+    double open = 0;  // of the last step so far, to which more may be added
+    for (int last = count; last > 0 && alpha != 0; last -= warp_size) {
+        const int t = last - lane;
+        double eps = 1, product = 1;
+        T inverse_eps = 0;
+        bool repeats = false;
+        if (t > 0) {
+            eps = step_eps(descent, t);
+            inverse_eps = static_cast<T>(1 / eps);
+            const double before = tau[t - 1], after = tau[t], above = saturated[t - 1];
+            // without saturated logits the exponential may overflow
+            product = above == 0 ? 0 : above * inverse_k * exp((before - after) / eps);
+            repeats = t < count && before == after && tau[t] == tau[t + 1] && step_eps(descent, t + 1) == eps;
+        }
+        for (int offset = 1; offset < warp_size; offset *= 2) {
+            const double other = __shfl_up_sync(all_lanes, product, offset);
+            if (lane >= offset) product *= other;
+        }
+        const double factor = __shfl_up_sync(all_lanes, product, 1);
+        const double mine = t > 0 ? (lane == 0 ? alpha : alpha * factor) * inverse_k : 0;  // α_t / k
+        alpha *= __shfl_sync(all_lanes, product, warp_size - 1);
+        k_gradient += warp_sum(eps * mine);
+
+        const bool takes = mine != 0 && !(t == 1 && descent.start == DescentStart::minus_logits);
+        const unsigned taking = __ballot_sync(all_lanes, takes);
+        const unsigned starts = __ballot_sync(all_lanes, takes && !repeats), up_to_here = all_lanes >> (31 - lane);
+        const int first = 31 - __clz(static_cast<int>(starts & up_to_here));  // of the sum; −1: before lane 0
+        double sum = takes ? mine : 0;
+        for (int offset = 1; offset < warp_size; offset *= 2) {
+            const double other = __shfl_up_sync(all_lanes, sum, offset);
+            if (lane - offset >= max(first, 0)) sum += other;
+        }
+        if (first < 0) sum += open;
+        const bool ends = takes && (lane == warp_size - 1 || ((starts | ~taking) >> (lane + 1) & 1) != 0);
+        const int place = distinct + __popc(starts & up_to_here) - 1;
+        if (ends) steps[place] = {tau[t - 1], tau[t], inverse_eps, static_cast<T>(sum)};
+        distinct += __popc(starts);
+        open = __shfl_sync(all_lanes, sum, warp_size - 1);
+    }
+    return distinct;
+}
+
+/// The steps of a row as one, for logits that are below all their thresholds.
+template <typename T>
+__device__ DescentStep<T> all_together(const DescentStep<T>* steps, int distinct, bool same_eps) {
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    if (distinct == 0 || !same_eps) return {-infinity, T(0), T(1), T(0)};
+    const auto smaller = [](T a, T b) { return a < b ? a : b; };
+    T before = infinity, after = infinity;
+    for (int t = static_cast<int>(threadIdx.x); t < distinct; t += warp_size) {
+        before = smaller(before, steps[t].before);
+        after = smaller(after, steps[t].after);
+    }
+    before = warp_reduce(before, smaller);
+    after = warp_reduce(after, smaller);
+    double sum = 0;
+    for (int t = static_cast<int>(threadIdx.x); t < distinct; t += warp_size)
+        sum += static_cast<double>(steps[t].coefficient * exp((after - steps[t].after) * steps[t].inverse_eps));
+    return {before, after, steps[0].inverse_eps, static_cast<T>(warp_sum(sum))};
+}
+
+/// The steps of one row, and dk: by one warp, once the team knows Σ ĝ.
+template <typename Team, typename T>
+__global__ void __launch_bounds__(team_threads)
+    descent_vjp_steps(Meeting meeting, RowPart part, DescentStep<T>* all_steps, DescentSteps<T>* steps_of_row, T* d_k,
+                      DescentVjp<T> vjp, double wanted, CoordinateDescent descent) {
+    Team team(meeting, part);
+    const auto values = vjp.row(team.row);
+    T alpha_of_thread = 0, unsaturated_of_thread = 0;
+    unsigned valid_of_thread = 0;
+    for (Index i = team.begin + threadIdx.x; i < team.begin + team.count; i += team_threads) {
+        const T s = values.s(i);
+        alpha_of_thread += values.below(i, s);
+        if (descent.iterate_to_convergence) unsaturated_of_thread += s <= values.last ? values.score[i] : T(0);
+        valid_of_thread += !values.real || values.real[i] ? 1 : 0;
+    }
+    const auto [alpha, valid] = team.combine(alpha_of_thread, valid_of_thread, 0, Plus());
+    const double unsaturated =
+        descent.iterate_to_convergence ? team.combine(unsaturated_of_thread, 0, 0, Plus()).first : 0;
+    if (team.rank() != 0 || threadIdx.x >= warp_size) return;
+
+    const double k = descent.limit_k ? min(wanted, valid) : wanted;
+    const T* const tau = vjp.thresholds + team.row * (vjp.steps + 1);
+    const T* const saturated = vjp.saturated + team.row * vjp.steps;
+    DescentStep<T>* const step = all_steps + team.row * vjp.steps;
+    int distinct = 0;
+    double k_gradient = 0;
     if (descent.iterate_to_convergence) {
-        if (total.unsaturated > 0) {
-            k_gradient = descent.eps * alpha / total.unsaturated;
-            step[distinct++] = {tau[1], tau[1], static_cast<T>(1 / descent.eps),
-                                static_cast<T>(alpha / total.unsaturated)};
+        if (unsaturated > 0) {
+            k_gradient = descent.eps * alpha / unsaturated;
+            step[0] = {tau[1], tau[1], static_cast<T>(1 / descent.eps), static_cast<T>(alpha / unsaturated)};
+            distinct = 1;
         }
     } else {
-        double coefficient = 0;
-        for (int t = vjp.steps; t >= 1 && alpha != 0; --t) {
-            const auto [eps, factor] = factors[t - 1];
-            k_gradient += eps * alpha / k;
-            if (t == 1 && descent.start == DescentStart::minus_logits) break;
-            const DescentStep<T> now{tau[t - 1], tau[t], static_cast<T>(1 / eps), T(0)};
-            const bool repeats = distinct > 0 && step[distinct - 1].before == now.before &&
-                                 step[distinct - 1].after == now.after &&
-                                 step[distinct - 1].inverse_eps == now.inverse_eps;
-            if (!repeats) {
-                step[distinct++] = now;
-                coefficient = 0;
-            }
-            coefficient += alpha / k;
-            step[distinct - 1].coefficient = static_cast<T>(coefficient);
-            if (saturated[t - 1] == T(0)) break;  // where the exponential may overflow
-            alpha *= factor;
-        }
+        distinct = collect_steps(step, k_gradient, alpha, k, tau, saturated, vjp.steps, descent);
     }
-    distinct_steps[row] = distinct;
-    d_k[row] = k < wanted ? T(0) : static_cast<T>(k_gradient);
+    __syncwarp();
+    const bool same_eps = descent.iterate_to_convergence || step_eps(descent, vjp.steps) == step_eps(descent, 1);
+    const auto together = all_together(step, distinct, same_eps);
+    if (threadIdx.x != 0) return;
+    d_k[team.row] = k < wanted ? T(0) : static_cast<T>(k_gradient);
+    steps_of_row[team.row] = {distinct, together};
 }
 
 template <typename T>
-__global__ void descent_vjp_logits(T* d_logits, const DescentStep<T>* all_steps, const int* distinct_steps,
+__global__ void descent_vjp_logits(T* d_logits, const DescentStep<T>* all_steps, const DescentSteps<T>* steps_of_row,
                                    DescentVjp<T> vjp) {
     const Index row = blockIdx.y;
     const auto values = vjp.row(row);
     const DescentStep<T>* const steps = all_steps + row * vjp.steps;
-    const int distinct = distinct_steps[row];
+    const auto [distinct, together] = steps_of_row[row];
     for (Index i = global_thread(); i < vjp.length; i += all_threads()) {
         const T s = values.s(i);
         T sum = values.below(i, s);
-        for (int t = 0; t < distinct; ++t) {
-            const DescentStep<T> step = steps[t];
-            if (s <= step.before) sum -= step.coefficient * exp((s - step.after) * step.inverse_eps);
-        }
+        if (s <= together.before)
+            sum -= together.coefficient * exp((s - together.after) * together.inverse_eps);
+        else
+            for (int t = 0; t < distinct; ++t) {
+                const DescentStep<T> step = steps[t];
+                if (s <= step.before) sum -= step.coefficient * exp((s - step.after) * step.inverse_eps);
+            }
         d_logits[row * vjp.length + i] = sum;
     }
 }
@@ -299,7 +353,6 @@ void coordinate_descent_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, M
                                    TokensView<const T> logits, Mask mask, double wanted,
                                    const CoordinateDescent& descent) {
     const Index routes = logits.extent(1), length = logits.extent(2), rows = logits.extent(0) * routes;
-    const Index chunks = cuda::divide_up(length, cuda::descent_chunk);
     const auto steps = static_cast<int>(saturated.extent(2));
     const cuda::DescentVjp<T> vjp{d_scores.data(),
                                   scores.data(),
@@ -311,19 +364,15 @@ void coordinate_descent_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, M
                                   length,
                                   steps,
                                   static_cast<T>(1 / descent.step_eps(steps + 1))};
-    VectorTensor<cuda::DescentSums, Cuda> sums(policy, {rows * chunks});
     VectorTensor<cuda::DescentStep<T>, Cuda> all_steps(policy, {rows * steps});
-    VectorTensor<cuda::DescentFactor, Cuda> factors(policy, {rows * steps});
-    VectorTensor<int, Cuda> distinct_steps(policy, {rows});
+    VectorTensor<cuda::DescentSteps<T>, Cuda> steps_of_row(policy, {rows});
+    cuda::launch_teams<T>(policy, "descent_vjp_steps", cuda::descent_vjp_steps<cuda::ClusterTeam, T>,
+                          cuda::descent_vjp_steps<cuda::GridTeam, T>, rows, length, all_steps.data(),
+                          steps_of_row.data(), d_k.data(), vjp, wanted, descent);
     constexpr int threads = 256;
-    cuda::launch(policy, "descent_vjp_sums", cuda::descent_vjp_sums<T>, cuda::grid(chunks, rows), threads, 0,
-                 sums.data(), vjp);
-    cuda::launch(policy, "descent_vjp_steps", cuda::descent_vjp_steps<T>, cuda::grid(rows), threads, 0,
-                 all_steps.data(), distinct_steps.data(), d_k.data(), factors.data(), sums.data(), chunks, vjp, wanted,
-                 descent);
     cuda::launch(policy, "descent_vjp_logits", cuda::descent_vjp_logits<T>,
                  cuda::grid(cuda::divide_up(length, threads), rows), threads, 0, d_logits.data(), all_steps.data(),
-                 distinct_steps.data(), vjp);
+                 steps_of_row.data(), vjp);
 }
 
 }  // namespace colt5

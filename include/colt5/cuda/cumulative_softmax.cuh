@@ -53,7 +53,7 @@ public:
             const bool chosen = rank < last_rank || (rank == last_rank && row.team.begin + i <= last);
             if (!chosen) sum += exponential(i);
         }
-        rest_ = row.team.combine({block_sum(static_cast<double>(sum)), 0}, PartialPlus()).first;
+        rest_ = row.team.combine(sum, 0, 0, Plus()).first;
     }
     /// Of the i-th token of this block's part.
     __device__ T exponential(Index i) const { return exp((row[i] - top_) * inverse_); }
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(team_threads)
             __syncthreads();
         }
     }
-    all = team.combine({all, 0}, PartialPlus()).first;
+    all = team.combine(threadIdx.x == 0 ? all : 0.0, 0, 0, Plus()).first;
     T* const ds = d_logits + team.row * part.length + team.begin;
     for (Index i = threadIdx.x; i < team.count; i += team_threads)
         ds[i] = static_cast<T>(static_cast<double>(cumulative.exponential(i)) / temperature * all);

@@ -56,10 +56,11 @@ public:
     /// How many picks the token has, and whether `pick` is the one that writes.
     __device__ unsigned count(Index pick, bool last_writes, bool& writes) const {
         unsigned before = 0, after = 0;
+#pragma unroll 8
         for (Index at = 0; at < picks_; at += warp_size) {
             const unsigned found = among(at);
-            if (found == 0) continue;
-            const unsigned earlier = pick >= at + warp_size ? found : pick > at ? found & ((1u << (pick - at)) - 1) : 0;
+            const auto earlier_lanes = static_cast<unsigned>(max(Index{0}, min(pick - at, Index{warp_size})));
+            const unsigned earlier = found & static_cast<unsigned>((std::uint64_t{1} << earlier_lanes) - 1);
             before += __popc(earlier);
             after += __popc(found ^ earlier);
         }

@@ -20,19 +20,16 @@ public:
           logit_(logits + team.row * part.length + team.begin),
           real_(mask ? mask + team.row / routes * part.length + team.begin : nullptr),
           shared_(part.on_chip ? static_cast<T*>(shared) : nullptr) {
-        double top = -infinity;
+        T top = -infinity;
         unsigned real = 0;
         for (Index i = threadIdx.x; i < team.count; i += team_threads) {
             const bool is_real = !real_ || real_[i];
             const T s = is_real ? logit_[i] : -infinity;
             if (shared_) shared_[i] = s;
-            top = Greater()(top, static_cast<double>(s));
+            top = Greater()(top, s);
             real += is_real ? 1 : 0;
         }
-        const Partial mine{block_max(top), static_cast<double>(block_sum(real))};
-        const Partial all = team.combine(mine, [](const Partial& a, const Partial& b) {
-            return Partial{Greater()(a.first, b.first), a.second + b.second};
-        });
+        const Partial all = team.combine(top, real, -infinity, Greater());
         largest = static_cast<T>(all.first);
         valid = all.second;
     }

@@ -2,8 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
-#include <colt5/core/error.hpp>
+#include <colt5/cuda/launch.cuh>
 
 /// Memory accesses of 16 bytes.
 namespace colt5::cuda {
@@ -31,6 +32,18 @@ __device__ Pack<T, count> load_pack(const T* from) {
 template <typename T, int count>
 __device__ void store_pack(T* to, const Pack<T, count>& pack) {
     *reinterpret_cast<Pack<T, count>*>(to) = pack;
+}
+
+/// Calls body(i, constant) for `size` elements, shared between all threads of the grid: for the first of `constant`
+/// neighbours that a pack holds, and for single elements at the end. Without `packed`, for single elements alone.
+template <int width, typename Body>
+__device__ void for_each_pack(Index size, bool packed, Body&& body) {
+    const Index packs = packed ? size / width : 0;
+#pragma unroll 2
+    for (Index i = global_thread(); i < packs; i += all_threads())
+        body(i * width, std::integral_constant<int, width>());
+    for (Index i = packs * width + global_thread(); i < size; i += all_threads())
+        body(i, std::integral_constant<int, 1>());
 }
 
 }  // namespace colt5::cuda

@@ -81,38 +81,35 @@ struct Selection {
 /// all bits, they are all selected. key_at(i) is the i-th key of this block's part of the row.
 template <typename Key, typename Team, typename KeyAt>
 __device__ Selection<Key> select_smallest(Team& team, int bits, Index total, Index wanted, const KeyAt& key_at) {
-    constexpr int digit_bits = 11;
+    constexpr int digit_bits = 8;
     static_assert(1 << digit_bits == histogram_bins);
-    __shared__ unsigned histograms[2][histogram_bins];
+    __shared__ unsigned histograms[2][histogram_bins];  // two: some blocks still read the one before
     __shared__ unsigned found_digit, found_before, found_count;
+    const bool has_bin = threadIdx.x < histogram_bins;
     Selection<Key> selection{0, bits};
     auto candidates = static_cast<unsigned>(total), needed = static_cast<unsigned>(wanted);
+    if (has_bin) histograms[0][threadIdx.x] = 0;
+    __syncthreads();
     for (int pass = 0; candidates != needed && selection.shift > 0; ++pass) {
         unsigned* const histogram = histograms[pass % 2];
-        for (int i = static_cast<int>(threadIdx.x); i < histogram_bins; i += team_threads) histogram[i] = 0;
-        __syncthreads();
         const int width = min(digit_bits, selection.shift), shift = selection.shift - width;
         for (Index i = threadIdx.x; i < team.count; i += team_threads) {
             const Key key = key_at(i);
             if ((key >> selection.shift) == selection.prefix)
                 atomicAdd(histogram + (static_cast<unsigned>(key >> shift) & ((1u << width) - 1)), 1u);
         }
-        const uint2 bins = team.merge_histogram(histogram, pass);
-        unsigned before = exclusive_sum(bins.x + bins.y);
-        for (int i = 0; i < 2; ++i) {
-            const unsigned in_bin = i == 0 ? bins.x : bins.y;
-            if (before < needed && needed <= before + in_bin) {
-                found_digit = 2 * threadIdx.x + static_cast<unsigned>(i);
-                found_before = before;
-                found_count = in_bin;
-            }
-            before += in_bin;
+        const unsigned in_bin = team.merge_histogram(histogram, pass);
+        if (has_bin) histograms[(pass + 1) % 2][threadIdx.x] = 0;
+        const unsigned before = exclusive_sum(in_bin);
+        if (before < needed && needed <= before + in_bin) {
+            found_digit = threadIdx.x;
+            found_before = before;
+            found_count = in_bin;
         }
         __syncthreads();
         selection = {(selection.prefix << width) | found_digit, shift};
         needed -= found_before;
         candidates = found_count;
-        __syncthreads();  // before the next digit is found
     }
     return selection;
 }

@@ -13,11 +13,20 @@ namespace cuda {
 
 inline constexpr int routes_at_once = 4, route_threads = 256;
 
+/// Where the logits (b, routes, n) of a row of x (b · n, d) are, from a first route on: one every n entries.
+struct LogitPlace {
+    Index length, routes, first_route;
+    __device__ Index operator()(Index row) const {
+        const Index sample = routes == 1 ? 0 : row / length;  // divisions are slow
+        return row + (sample * (routes - 1) + first_route) * length;
+    }
+};
+
 /// logits of `routes` routes from `first_route` on; a warp has two rows of x at a time, and reads each once.
 template <typename T, int width, int routes>
 __global__ void __launch_bounds__(route_threads)
-    route_logits(accumulate_t<T>* logits, const T* x, const T* token, Index rows, Index length, Index d,
-                 Index all_routes, Index first_route, accumulate_t<T> scale) {
+    route_logits(accumulate_t<T>* logits, const T* x, const T* token, Index rows, Index d, LogitPlace place,
+                 accumulate_t<T> scale) {
     using Sum = accumulate_t<T>;
     constexpr int rows_at_once = 2;
     const Index lane = threadIdx.x % warp_size, warps = all_threads() / warp_size;
@@ -29,7 +38,7 @@ __global__ void __launch_bounds__(route_threads)
             Pack<T, width> entries[rows_at_once];
             for (int i = 0; i < rows_at_once; ++i) entries[i] = load_pack<width>(in[i] + j);
             for (int r = 0; r < routes; ++r) {
-                const auto weights = load_pack<width>(token + (first_route + r) * d + j);
+                const auto weights = load_pack<width>(token + (place.first_route + r) * d + j);
                 for (int i = 0; i < rows_at_once; ++i)
                     for (int e = 0; e < width; ++e)
                         sum[i][r] += static_cast<Sum>(entries[i].values[e]) * static_cast<Sum>(weights.values[e]);
@@ -39,8 +48,7 @@ __global__ void __launch_bounds__(route_threads)
             for (int r = 0; r < routes; ++r) {
                 const Sum total = warp_sum(sum[i][r]);
                 const Index row = first + i;
-                if (lane == 0 && row < rows)
-                    logits[(row / length * all_routes + first_route + r) * length + row % length] = scale * total;
+                if (lane == 0 && row < rows) logits[place(row) + r * place.length] = scale * total;
             }
     }
 }
@@ -55,9 +63,9 @@ inline Index rows_per_route_block(Index rows) {
 template <typename T, int width, int routes>
 __global__ void __launch_bounds__(route_threads)
     route_logits_vjp(T* d_x, accumulate_t<T>* partial, const accumulate_t<T>* d_logits, const T* x, const T* token,
-                     Index rows, Index rows_per_block, Index length, Index d, Index all_routes, Index first_route,
-                     int lanes, accumulate_t<T> scale) {
+                     Index rows, Index rows_per_block, Index d, LogitPlace place, int lanes, accumulate_t<T> scale) {
     using Sum = accumulate_t<T>;
+    constexpr int rows_at_once = 4;  // so that several loads are under way
     __shared__ Sum shared[route_threads][width];
     const Index begin = blockIdx.x * rows_per_block, end = min(rows, begin + rows_per_block);
     const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
@@ -67,28 +75,38 @@ __global__ void __launch_bounds__(route_threads)
         const bool mine = j < d;
         Sum weights[routes][width], sum[routes][width] = {};
         for (int r = 0; r < routes && mine; ++r) {
-            const auto pack = load_pack<width>(token + (first_route + r) * d + j);
+            const auto pack = load_pack<width>(token + (place.first_route + r) * d + j);
             for (int e = 0; e < width; ++e) weights[r][e] = static_cast<Sum>(pack.values[e]);
         }
-        for (Index row = begin + group; row < end && mine; row += groups) {
-            Sum s[routes];
-            bool any = false;
-            for (int r = 0; r < routes; ++r) {
-                s[r] = scale * d_logits[(row / length * all_routes + first_route + r) * length + row % length];
-                any = any || s[r] != Sum(0);
-            }
-            if (!any) continue;
-            const auto in = load_pack<width>(x + row * d + j);
-            auto out = load_pack<width>(d_x + row * d + j);
-            for (int e = 0; e < width; ++e) {
-                Sum change = 0;
+        for (Index first = begin + group; first < end && mine; first += rows_at_once * groups) {
+            Sum s[rows_at_once][routes];
+            bool any[rows_at_once];
+            for (int i = 0; i < rows_at_once; ++i) {
+                const Index row = first + i * groups;
+                any[i] = false;
                 for (int r = 0; r < routes; ++r) {
-                    change += s[r] * weights[r][e];
-                    sum[r][e] += s[r] * static_cast<Sum>(in.values[e]);
+                    s[i][r] = row < end ? scale * d_logits[place(row) + r * place.length] : Sum(0);
+                    any[i] = any[i] || s[i][r] != Sum(0);
                 }
-                out.values[e] = static_cast<T>(static_cast<Sum>(out.values[e]) + change);
             }
-            store_pack(d_x + row * d + j, out);
+            Pack<T, width> in[rows_at_once], out[rows_at_once];
+            for (int i = 0; i < rows_at_once; ++i)
+                if (any[i]) {
+                    in[i] = load_pack<width>(x + (first + i * groups) * d + j);
+                    out[i] = load_pack<width>(d_x + (first + i * groups) * d + j);
+                }
+            for (int i = 0; i < rows_at_once; ++i) {
+                if (!any[i]) continue;
+                for (int e = 0; e < width; ++e) {
+                    Sum change = 0;
+                    for (int r = 0; r < routes; ++r) {
+                        change += s[i][r] * weights[r][e];
+                        sum[r][e] += s[i][r] * static_cast<Sum>(in[i].values[e]);
+                    }
+                    out[i].values[e] = static_cast<T>(static_cast<Sum>(out[i].values[e]) + change);
+                }
+                store_pack(d_x + (first + i * groups) * d + j, out[i]);
+            }
         }
         for (int r = 0; r < routes; ++r) {
             for (int e = 0; e < width; ++e) shared[threadIdx.x][e] = sum[r][e];
@@ -159,8 +177,8 @@ void route_logits_kernel(const Cuda& policy, TokensView<accumulate_t<T>> logits,
             cuda::for_each_route_group(routes, [&]<int at_once>(Index first, std::integral_constant<int, at_once>) {
                 cuda::launch(policy, "route_logits", cuda::route_logits<T, width, at_once>,
                              cuda::blocks_for(cuda::divide_up(rows, 2) * cuda::warp_size, cuda::route_threads),
-                             cuda::route_threads, 0, logits.data(), x.data(), token.data(), rows, length, d, routes,
-                             first, scale);
+                             cuda::route_threads, 0, logits.data(), x.data(), token.data(), rows, d,
+                             cuda::LogitPlace{length, routes, first}, scale);
             });
         },
         x.data(), token.data());
@@ -182,7 +200,8 @@ void route_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<T
             cuda::for_each_route_group(routes, [&]<int at_once>(Index first, std::integral_constant<int, at_once>) {
                 cuda::launch(policy, "route_logits_vjp", cuda::route_logits_vjp<T, width, at_once>, cuda::grid(blocks),
                              cuda::route_threads, 0, d_x.data(), partial.data(), d_logits.data(), x.data(),
-                             token.data(), rows, rows_per_block, length, d, routes, first, lanes, scale);
+                             token.data(), rows, rows_per_block, d, cuda::LogitPlace{length, routes, first}, lanes,
+                             scale);
                 const Index columns = at_once * d;
                 cuda::launch(policy, "add_route_partials", cuda::add_route_partials<T>,
                              cuda::grid(cuda::divide_up(columns, cuda::warp_size)), cuda::route_threads, 0,

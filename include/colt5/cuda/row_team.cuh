@@ -4,7 +4,7 @@
 #include <cooperative_groups.h>
 
 #include <algorithm>
-#include <bit>
+#include <cstdint>
 
 #include <colt5/cuda/launch.cuh>
 
@@ -17,11 +17,11 @@ namespace colt5::cuda {
 
 inline constexpr int team_threads = 1024;
 inline constexpr int largest_cluster = 8;
-inline constexpr int histogram_bins = 2048;  // two for every thread
-inline constexpr int most_histograms = 9;    // digits of 11 bits of the longest keys, which have 64 + 31
+inline constexpr int histogram_bins = 256;
+inline constexpr int most_histograms = 12;  // digits of 8 bits of the longest keys, which have 64 + 31
 
 /// What one block tells the others.
-struct Partial {
+struct alignas(16) Partial {
     double first, second;
 };
 
@@ -39,6 +39,35 @@ struct Meeting {
     int blocks;
 };
 
+struct Unchanged {
+    __device__ Partial operator()(const Partial& partial) const { return partial; }
+};
+
+/// Combines a value of each thread of a block by `with`, and adds up counts; then across(partial of the block), which
+/// the first warp computes, is what every thread gets. In a fixed order: the same bits every time.
+template <typename T, typename Combine, typename Across>
+__device__ Partial combine_in_block(T first, unsigned second, Combine&& with, Across&& across) {
+    __shared__ T first_of_warp[warp_size];
+    __shared__ unsigned second_of_warp[warp_size];
+    __shared__ Partial result;
+    const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size;
+    first = warp_reduce(first, with);
+    second = __reduce_add_sync(0xffffffffu, second);
+    if (lane == 0) {
+        first_of_warp[warp] = first;
+        second_of_warp[warp] = second;
+    }
+    __syncthreads();
+    if (warp == 0) {
+        first = warp_reduce(first_of_warp[lane], with);
+        second = __reduce_add_sync(0xffffffffu, second_of_warp[lane]);
+        const Partial of_all = across(Partial{static_cast<double>(first), static_cast<double>(second)});
+        if (lane == 0) result = of_all;
+    }
+    __syncthreads();
+    return result;
+}
+
 /// All threads of all blocks of a team make the same calls.
 class ClusterTeam {
 public:
@@ -46,6 +75,15 @@ public:
         row = part.first_row + blockIdx.x / blocks();
         begin = rank() * part.chunk;
         count = max(Index{0}, min(part.length - begin, part.chunk));
+#if __CUDA_ARCH__ >= 900
+        if (blocks() == 1) return;
+        if (threadIdx.x == 0) {
+            for (std::uint64_t& full : inbox().full)
+                asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(address(&full)));
+            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        }
+        sync();
+#endif
     }
     __device__ static int blocks() {
 #if __CUDA_ARCH__ >= 900
@@ -62,53 +100,100 @@ public:
 #endif
     }
 
-    /// Combines the blocks' partials in order of rank; `mine` is that of thread 0 … blocks − 1 of the block.
-    template <typename Combine>
-    __device__ Partial combine(const Partial& mine, Combine&& with) {
-        const Partial* const box = exchange(mine);
-        Partial total = box[0];
-        for (int i = 1; i < blocks(); ++i) total = with(total, box[i]);
-        return total;
+    /// Combines a value of each thread of the team by `with`, whose identity is `identity`, and adds up counts; what
+    /// every thread gets is then(these).
+    template <typename T, typename Combine, typename Then = Unchanged>
+    __device__ Partial combine(T first, unsigned second, double, Combine&& with, Then&& then = {}) {
+        const int turn = exchanges_++;
+        return combine_in_block(first, second, with, [&](const Partial& mine) {
+            const Partial* const of_block = exchange(mine, turn);
+            Partial total = of_block[0];
+            for (int i = 1; i < blocks(); ++i)
+                total = {with(total.first, of_block[i].first), total.second + of_block[i].second};
+            return then(total);
+        });
     }
 
-    /// Σ over the blocks of lower rank.
-    __device__ Index sum_before(Index mine) {
-        const Partial* const box = exchange({static_cast<double>(mine), 0});
-        double sum = 0;
-        for (int i = 0; i < rank(); ++i) sum += box[i].first;
-        return static_cast<Index>(sum);
+    /// Σ of the counts of the blocks of lower rank.
+    __device__ Index sum_before(unsigned of_thread) {
+        const int turn = exchanges_++;
+        const auto before = combine_in_block(0.0f, of_thread, Plus(), [&](const Partial& mine) {
+            const Partial* const of_block = exchange(mine, turn);
+            Partial total{0, 0};
+            for (int i = 0; i < rank(); ++i) total.second += of_block[i].second;
+            return total;
+        });
+        return static_cast<Index>(before.second);
     }
 
-    /// The team's counts in the two bins of this thread. Another exchange must follow before the kernel ends, and the
-    /// histogram must not change until the one after that.
-    __device__ uint2 merge_histogram(unsigned* of_mine, int) {
+    /// The team's count in the bin of this thread, 0 for threads that have none. A combination or sum must follow
+    /// before the kernel ends, and the histogram must not change until the next but one merge.
+    __device__ unsigned merge_histogram(unsigned* of_mine, int) {
         sync();
-        uint2 sum{0, 0};
-        for (int i = 0; i < blocks(); ++i) {
-            const uint2 bins = reinterpret_cast<const uint2*>(of_block(of_mine, i))[threadIdx.x];
-            sum.x += bins.x;
-            sum.y += bins.y;
-        }
+        unsigned sum = 0;
+#if __CUDA_ARCH__ >= 900
+        if (threadIdx.x < histogram_bins)
+#pragma unroll
+            for (int i = 0; i < largest_cluster; ++i)
+                if (i < blocks()) sum += cooperative_groups::this_cluster().map_shared_rank(of_mine, i)[threadIdx.x];
+#else
+        if (threadIdx.x < histogram_bins) sum = of_mine[threadIdx.x];
+#endif
         return sum;
     }
 
     Index row, begin, count;
 
 private:
-    __device__ const Partial* exchange(const Partial& mine) {
-        __shared__ Partial inbox[2][largest_cluster];  // two: some blocks still read the one before
-        Partial* const box = inbox[exchanges_++ % 2];
-        if (static_cast<int>(threadIdx.x) < blocks()) *of_block(box + rank(), static_cast<int>(threadIdx.x)) = mine;
-        sync();
+    /// What the blocks send to this one: in turns, since some may be one exchange ahead.
+    struct Inbox {
+        Partial partials[2][largest_cluster];
+        std::uint64_t full[2];  // barriers that wait for the bytes of all partials
+    };
+    __device__ static Inbox& inbox() {
+        __shared__ Inbox box;
         return box;
     }
-    template <typename T>
-    __device__ static T* of_block(T* shared, int block) {
+    __device__ static unsigned address(const void* shared) {
+        return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    }
+
+    /// The partials of all blocks; by the first warp.
+    __device__ static const Partial* exchange(const Partial& mine, int turn) {
+        Partial* const partials = inbox().partials[turn % 2];
+        const int lane = static_cast<int>(threadIdx.x);
 #if __CUDA_ARCH__ >= 900
-        return cooperative_groups::this_cluster().map_shared_rank(shared, static_cast<unsigned>(block));
-#else
-        return shared;
+        if (blocks() > 1) {
+            const unsigned full = address(&inbox().full[turn % 2]);
+            if (lane == 0)
+                asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full),
+                             "r"(blocks() * static_cast<int>(sizeof(Partial)))
+                             : "memory");
+            if (lane < blocks())
+                asm volatile(
+                    "{\n"
+                    ".reg .b32 there, full_there;\n"
+                    "mapa.shared::cluster.u32 there, %0, %2;\n"
+                    "mapa.shared::cluster.u32 full_there, %1, %2;\n"
+                    "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f64 [there], {%3, %4}, [full_there];\n"
+                    "}\n" ::"r"(address(partials + rank())),
+                    "r"(full), "r"(lane), "d"(mine.first), "d"(mine.second)
+                    : "memory");
+            asm volatile(
+                "{\n"
+                ".reg .pred done;\n"
+                "again:\n"
+                "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+                "@!done bra again;\n"
+                "}\n" ::"r"(full),
+                "r"(turn / 2 % 2)
+                : "memory");
+            return partials;
+        }
 #endif
+        if (lane == 0) partials[0] = mine;
+        __syncwarp();
+        return partials;
     }
     __device__ static void sync() {
 #if __CUDA_ARCH__ >= 900
@@ -135,77 +220,67 @@ public:
     __device__ int blocks() const { return blocks_; }
     __device__ int rank() const { return static_cast<int>(blockIdx.x) % blocks_; }
 
-    template <typename Combine>
-    __device__ Partial combine(const Partial& mine, Combine&& with) {
-        __shared__ Partial total;
-        const Partial* const box = exchange(mine);
-        if (threadIdx.x < warp_size) {
-            const int lanes = min(blocks_, warp_size), lane = min(static_cast<int>(threadIdx.x), lanes - 1);
-            Partial sum{__ldcg(&box[lane].first), __ldcg(&box[lane].second)};
-            for (int i = lane + warp_size; i < blocks_; i += warp_size)
-                sum = with(sum, Partial{__ldcg(&box[i].first), __ldcg(&box[i].second)});
-            for (int offset = 1; offset < warp_size; offset *= 2) {
-                const Partial other{__shfl_down_sync(0xffffffffu, sum.first, offset),
-                                    __shfl_down_sync(0xffffffffu, sum.second, offset)};
-                if (static_cast<int>(threadIdx.x) + offset < lanes) sum = with(sum, other);
-            }
-            if (threadIdx.x == 0) total = sum;
-        }
-        __syncthreads();
-        return total;
+    template <typename T, typename Combine, typename Then = Unchanged>
+    __device__ Partial combine(T first, unsigned second, double identity, Combine&& with, Then&& then = {}) {
+        meetings_ += static_cast<unsigned>(blocks_);
+        return combine_in_block(first, second, with, [&](const Partial& mine) {
+            const Partial* const of_block = exchange(mine);
+            Partial sum{identity, 0};
+            for (int i = static_cast<int>(threadIdx.x); i < blocks_; i += warp_size)
+                sum = {with(sum.first, __ldcg(&of_block[i].first)), sum.second + __ldcg(&of_block[i].second)};
+            return then(Partial{warp_reduce(sum.first, with), warp_sum(sum.second)});
+        });
     }
 
-    __device__ Index sum_before(Index mine) {
-        const Partial* const box = exchange({static_cast<double>(mine), 0});
-        double sum = 0;
-        for (int i = static_cast<int>(threadIdx.x) % warp_size; i < rank(); i += warp_size)
-            sum += __ldcg(&box[i].first);
-        return static_cast<Index>(warp_sum(sum));
+    __device__ Index sum_before(unsigned of_thread) {
+        meetings_ += static_cast<unsigned>(blocks_);
+        const auto before = combine_in_block(0.0f, of_thread, Plus(), [&](const Partial& mine) {
+            const Partial* const of_block = exchange(mine);
+            double sum = 0;
+            for (int i = static_cast<int>(threadIdx.x); i < rank(); i += warp_size) sum += __ldcg(&of_block[i].second);
+            return Partial{0, warp_sum(sum)};
+        });
+        return static_cast<Index>(before.second);
     }
 
-    __device__ uint2 merge_histogram(const unsigned* of_mine, int pass) {
+    __device__ unsigned merge_histogram(const unsigned* of_mine, int pass) {
+        meetings_ += static_cast<unsigned>(blocks_);
         unsigned* const of_all = histograms_ + pass * histogram_bins;
+        const bool has_bin = threadIdx.x < histogram_bins;
         __syncthreads();
-        for (int i = static_cast<int>(threadIdx.x); i < histogram_bins; i += team_threads)
-            if (of_mine[i] != 0) atomicAdd(of_all + i, of_mine[i]);
-        sync();
-        return __ldcg(reinterpret_cast<const uint2*>(of_all) + threadIdx.x);
+        if (has_bin && of_mine[threadIdx.x] != 0) atomicAdd(of_all + threadIdx.x, of_mine[threadIdx.x]);
+        __syncthreads();
+        if (threadIdx.x == 0) meet();
+        __syncthreads();
+        return has_bin ? __ldcg(of_all + threadIdx.x) : 0;
     }
 
     Index row, begin, count;
 
 private:
-    __device__ const Partial* exchange(const Partial& mine) {
-        Partial* const box = partials_ + (exchanges_++ % 2) * blocks_;
+    /// By the first warp.
+    __device__ const Partial* exchange(const Partial& mine) const {
+        Partial* const of_block = partials_ + meetings_ / static_cast<unsigned>(blocks_) % 2 * blocks_;
         if (threadIdx.x == 0) {
-            __stcg(&box[rank()].first, mine.first);
-            __stcg(&box[rank()].second, mine.second);
+            __stcg(&of_block[rank()].first, mine.first);
+            __stcg(&of_block[rank()].second, mine.second);
+            meet();
         }
-        sync();
-        return box;
+        __syncwarp();
+        return of_block;
     }
-    __device__ void sync() {
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            __threadfence();
-            atomicAdd(arrivals_, 1u);
-            meetings_ += static_cast<unsigned>(blocks_);
-            while (*static_cast<volatile unsigned*>(arrivals_) < meetings_) {
-            }
-            __threadfence();
+    /// Waits until one thread of each block is here; what their blocks wrote before is visible then.
+    __device__ void meet() const {
+        __threadfence();
+        atomicAdd(arrivals_, 1u);
+        while (*static_cast<volatile unsigned*>(arrivals_) < meetings_) {
         }
-        __syncthreads();
+        __threadfence();
     }
     Partial* partials_;
     unsigned *arrivals_, *histograms_;
-    int blocks_, exchanges_ = 0;
-    unsigned meetings_ = 0;
-};
-
-struct PartialPlus {
-    __device__ Partial operator()(const Partial& a, const Partial& b) const {
-        return {a.first + b.first, a.second + b.second};
-    }
+    int blocks_;
+    unsigned meetings_ = 0;  // times blocks
 };
 
 /// Launches a kernel (Meeting, RowPart, parameters…) for teams of 1024 threads a block over `rows` rows of `length`

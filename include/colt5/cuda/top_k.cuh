@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(team_threads)
 
     unsigned mine = 0;
     for (Index i = threadIdx.x; i < team.count; i += team_threads) mine += selected(key_at(i)) ? 1 : 0;
-    const Index first = team.sum_before(block_sum(mine));
+    const Index first = team.sum_before(mine);
     __shared__ unsigned taken;
     if (threadIdx.x == 0) taken = 0;
     __syncthreads();
@@ -43,24 +43,35 @@ __global__ void __launch_bounds__(team_threads)
         if (const Key key = key_at(i); selected(key)) chosen[team.row * k + first + atomicAdd(&taken, 1u)] = key;
 }
 
+template <typename Key>
+__device__ TokenIndex index_of_key(Key key, int index_bits) {
+    return static_cast<TokenIndex>(key & ((Key{1} << index_bits) - 1));
+}
+
 /// Keys that are sorted by counting for each how many are smaller.
 inline constexpr Index sorted_run = 4096;
 
-/// Sorts runs of distinct keys of each row: 8 lanes of a warp count for one key.
+/// Sorts runs of distinct keys of each row: 8 lanes of a warp count for one key. Writes keys, or indices if `indices`
+/// is not null.
 template <typename Key>
-__global__ void sort_runs(Key* sorted, const Key* keys, Index rows, Index k) {
+__global__ void sort_runs(Key* sorted, TokenIndex* indices, const Key* keys, Index rows, Index k, int index_bits) {
     constexpr int parts = 8;
     const Index key_index = global_thread() / parts, row = key_index / k, i = key_index % k;
     if (row >= rows) return;
-    const Index start = i / sorted_run * sorted_run, size = min(sorted_run, k - start);
-    const Key* const run = keys + row * k + start;
-    const Key mine = run[i - start];
+    const Index start = row * k + i / sorted_run * sorted_run;
+    const int size = static_cast<int>(min(sorted_run, (row + 1) * k - start));
+    const Key* const run = keys + start;
+    const Key mine = keys[key_index];
     int smaller = 0;
-#pragma unroll 8
-    for (Index j = threadIdx.x % parts; j < size; j += parts) smaller += run[j] < mine ? 1 : 0;
+#pragma unroll 16
+    for (int j = static_cast<int>(threadIdx.x) % parts; j < size; j += parts) smaller += run[j] < mine ? 1 : 0;
     const unsigned lanes = 0xffu << (threadIdx.x % warp_size / parts * parts);
     for (int offset = parts / 2; offset > 0; offset /= 2) smaller += __shfl_xor_sync(lanes, smaller, offset);
-    if (threadIdx.x % parts == 0) sorted[row * k + start + smaller] = mine;
+    if (threadIdx.x % parts != 0) return;
+    if (indices)
+        indices[start + smaller] = index_of_key(mine, index_bits);
+    else
+        sorted[start + smaller] = mine;
 }
 
 /// Merges pairs of neighbouring sorted runs: a key's place is its own index in its run plus that of its like in the
@@ -86,8 +97,7 @@ __global__ void merge_runs(Key* merged, const Key* keys, Index rows, Index k, In
 
 template <typename Key>
 __global__ void indices_of_keys(TokenIndex* indices, const Key* keys, Index count, int index_bits) {
-    for (Index i = global_thread(); i < count; i += all_threads())
-        indices[i] = static_cast<TokenIndex>(keys[i] & ((Key{1} << index_bits) - 1));
+    for (Index i = global_thread(); i < count; i += all_threads()) indices[i] = index_of_key(keys[i], index_bits);
 }
 
 }  // namespace cuda
@@ -100,13 +110,15 @@ void top_k_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView
     const Index rows = logits.extent(0) * routes, count = rows * k;
     if (count == 0) return;
     const int index_bits = std::bit_width(static_cast<std::size_t>(length - 1));
-    VectorTensor<Key, Cuda> keys(policy, {count}), sorted(policy, {count});
+    VectorTensor<Key, Cuda> keys(policy, {count}), sorted(policy, {k > cuda::sorted_run ? count : 0});
     cuda::launch_teams<typename cuda::Rank<T>::type>(policy, "choose_top", cuda::choose_top<cuda::ClusterTeam, T>,
                                                      cuda::choose_top<cuda::GridTeam, T>, rows, length, keys.data(),
                                                      logits.data(), mask.data(), routes, k, index_bits);
     constexpr int threads = 256, parts = 8;
     cuda::launch(policy, "sort_runs", cuda::sort_runs<Key>, cuda::grid(cuda::divide_up(count * parts, threads)),
-                 threads, 0, sorted.data(), keys.data(), rows, k);
+                 threads, 0, sorted.data(), k > cuda::sorted_run ? nullptr : indices.data(), keys.data(), rows, k,
+                 index_bits);
+    if (k <= cuda::sorted_run) return;
     for (Index run = cuda::sorted_run; run < k; run *= 2) {
         std::swap(keys, sorted);
         cuda::launch(policy, "merge_runs", cuda::merge_runs<Key>, cuda::blocks_for(count, threads), threads, 0,
