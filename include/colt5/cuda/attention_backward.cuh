@@ -4,7 +4,7 @@
 #include <colt5/cuda/attention_tile.cuh>
 
 /// The vector-Jacobian product of attention, in two kernels that each own what they write, so that nothing is added in
-/// an order that varies. With s = q·k · scale, p = exp(s − log_sum_exp), dp = value_scale · d_out·v, D = out·d_out:
+/// an order that varies. With s = q·k · scale, p = ::exp(s − log_sum_exp), dp = value_scale · d_out·v, D = out·d_out:
 ///
 ///     ds = p (dp − D),   d_q = scale · ds k,   d_k = scale · dsᵀ q,   d_v = value_scale · pᵀ d_out
 namespace colt5::cuda {
@@ -29,8 +29,8 @@ struct BackwardShape {
     using Sum = typename Arithmetic::Sum;
     using Tile = cuda::Tile<Arithmetic, width_>;
     static constexpr int width = width_, row_bytes = width * sizeof(T);
-    static constexpr int slabs = Arithmetic::has_tensor_cores && row_bytes <= 128 && sums == 1 ? 2 : 1;
-    static constexpr int warps = row_bytes > 512 || slabs == 2 ? 2 : 4;
+    static constexpr int slabs = 1;
+    static constexpr int warps = row_bytes <= 512 ? 4 : 2;
     static constexpr int of_warp = 16 * slabs, own = of_warp * warps, threads = warp_size * warps;
     static constexpr int passing = window ? window_rows<T>(own, 2 * own, Tile::stride)
                                           : (row_bytes <= 128   ? 64
@@ -41,12 +41,9 @@ struct BackwardShape {
     /// Registers of a thread for both left sides and for the sums.
     static constexpr int registers = slabs * (row_bytes / 4 + sums * width / 2 * static_cast<int>(sizeof(Sum)) / 4);
     static constexpr bool left_is_resident = registers <= 160;
-    static constexpr int blocks_per_multiprocessor = slabs == 2 || registers <= 104 ? 3 : registers <= 128 ? 2 : 1;
-    /// Groups of passing rows at a time, for independent work behind the latency of each product.
-    static constexpr int chunk =
-        window && Arithmetic::has_tensor_cores
-            ? std::clamp(((blocks_per_multiprocessor == 3 && slabs == 1 ? 152 : 200) - registers) / (16 * slabs), 1, 3)
-            : 1;
+    static constexpr int blocks_per_multiprocessor = registers <= 104 ? 3 : registers <= 128 ? 2 : 1;
+    /// Groups of 16 passing rows at a time, for independent work behind the latency of each product.
+    static constexpr int chunk = window && sums == 2 && registers <= 128 ? 2 : 1;
 
     struct Stage {
         T first[passing * Tile::stride], second[passing * Tile::stride];
@@ -91,7 +88,7 @@ __device__ void dot_rows(Sum* dots, Sum* to, const Rows<const T>& outs, const Ro
     if (first + row < a.queries) to[first + row] = dot;
 }
 
-/// Rows that saw no key get weights exp(s − ∞) = 0.
+/// Rows that saw no key get weights ::exp(s − ∞) = 0.
 template <typename Sum>
 __device__ Sum shift_of(Sum log_sum_exp) {
     constexpr Sum infinity = std::numeric_limits<Sum>::infinity();
@@ -121,7 +118,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const auto load_keys = [&](int i) {
         auto& stage = shared.stage[i % Shape::stages];
         const int first = sight.begin + i * Shape::passing;
-        const int rows = min(Shape::passing, (sight.end - first + 15) / 16 * 16);
+        const int rows = ::min(Shape::passing, (sight.end - first + 15) / 16 * 16);
         Tile::template load<Shape::threads>(stage.first, k, first, rows, sight.end, a.dim_head, a.vectors);
         Tile::template load<Shape::threads>(stage.second, v, first, rows, sight.end, a.dim_head, a.vectors);
         const Index keys = block.of_keys(a) + first;
@@ -236,7 +233,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const auto load_queries = [&](int i) {
         auto& stage = shared.stage[i % Shape::stages];
         const int first = sight.begin + i * Shape::passing;
-        const int rows = min(Shape::passing, (sight.end - first + 15) / 16 * 16);
+        const int rows = ::min(Shape::passing, (sight.end - first + 15) / 16 * 16);
         Tile::template load<Shape::threads>(stage.first, queries, first, rows, sight.end, a.dim_head, a.vectors);
         Tile::template load<Shape::threads>(stage.second, d_outs, first, rows, sight.end, a.dim_head, a.vectors);
         const Index at = block.of_queries(a) + first;

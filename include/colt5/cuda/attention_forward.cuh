@@ -15,16 +15,15 @@ struct ForwardShape {
     using Sum = typename Arithmetic::Sum;
     using Tile = cuda::Tile<Arithmetic, width_>;
     static constexpr int width = width_, row_bytes = width * sizeof(T);
-    static constexpr int slabs = Arithmetic::has_tensor_cores && row_bytes <= 128 ? 2 : 1;
-    static constexpr int warps = row_bytes > 512 ? 2 : slabs == 2 && !window ? 2 : 4;
+    static constexpr int slabs = 1;
+    static constexpr int warps = row_bytes > 512 ? 2 : window&& row_bytes <= 128 ? 8 : 4;
     static constexpr int own = 16 * slabs, queries = own * warps, threads = warp_size * warps;
     static constexpr int keys = window ? window_rows<T>(queries, queries, Tile::stride)
                                        : (row_bytes <= 256   ? 64
                                           : row_bytes <= 512 ? 32
                                                              : 16);
     static constexpr int stages = window || row_bytes > 256 ? 1 : 2;
-    /// Groups of 16 keys per step of the softmax. Two slabs see ten groups of the flagship's ±64, one sees nine.
-    static constexpr int chunk = window ? (slabs == 2 ? 5 : 3) : keys / 16;
+    static constexpr int chunk = window ? 3 : keys / 16;  // groups of 16 keys per step of the softmax
     static constexpr int blocks_per_multiprocessor = row_bytes > 256 ? 1 : row_bytes > 128 || window ? 2 : 4;
 
     struct Stage {
@@ -60,7 +59,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     };
     const auto load_keys = [&](int i) {
         auto& stage = shared.stage[i % Shape::stages];
-        const int first = sight.begin + i * Shape::keys, rows = min(Shape::keys, (sight.end - first + 15) / 16 * 16);
+        const int first = sight.begin + i * Shape::keys, rows = ::min(Shape::keys, (sight.end - first + 15) / 16 * 16);
         Tile::template load<Shape::threads>(stage.k, k, first, rows, sight.end, a.dim_head, a.vectors);
         Tile::template load<Shape::threads>(stage.v, v, first, rows, sight.end, a.dim_head, a.vectors);
         const Index keys = block.of_keys(a) + first;
@@ -119,7 +118,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 Sum top[2] = {largest[s][0], largest[s][1]}, shift[2];
 #pragma unroll
                 for (int c = 0; c < groups; ++c)
-                    for_each_entry([&](int j, int e, int, int) { top[e / 2] = max(top[e / 2], score[c][s][j][e]); });
+                    for_each_entry([&](int j, int e, int, int) { top[e / 2] = ::max(top[e / 2], score[c][s][j][e]); });
 #pragma unroll
                 for (int half = 0; half < 2; ++half) {
                     top[half] = row_reduce(top[half], Greater());
@@ -161,10 +160,10 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const Sum all = row_reduce(total[s][half], Plus());
-            factor[half] = all > Sum(0) ? Sum(1) / all : Sum(0);
+            factor[half] = all > Sum(0) ? reciprocal(all) : Sum(0);
             const int query = first + 16 * s + accumulator_row() + 8 * half;
             if (log_sum_exp != nullptr && lane_id() % 4 == 0 && query < a.queries)
-                log_sum_exp[block.of_queries(a) + query] = largest[s][half] * a.scale + log(all);
+                log_sum_exp[block.of_queries(a) + query] = largest[s][half] * a.scale + ::log(all);
         }
         Tile::store(own + 16 * s * Tile::stride, sum[s], factor[0], factor[1], block.rows(a, a.out.with(out)),
                     first + 16 * s, a.queries, a.dim_head, a.vectors);

@@ -89,7 +89,7 @@ struct Sight {
     int begin, end;
 
     __device__ Sight(int first, int rows, int reach, int limit)
-        : begin(max(0, first - reach) / 16 * 16), end(min(limit, first + rows + reach)) {}
+        : begin(::max(0, first - reach) / 16 * 16), end(::min(limit, first + rows + reach)) {}
 };
 
 /// The groups of 16 rows of a block of the other side, which starts at `block` and reaches at most to `limit`, that the
@@ -98,13 +98,13 @@ struct Groups {
     int begin, end;
 
     __device__ Groups(int first, int rows, int block, int size, int limit, int reach)
-        : begin(max(0, first - reach - block) / 16),
-          end(min(min(size, limit - block) + 15, first + rows + reach - block + 15) / 16) {}
+        : begin(::max(0, first - reach - block) / 16),
+          end(::min(::min(size, limit - block) + 15, first + rows + reach - block + 15) / 16) {}
 };
 
 /// Whether each of 16 rows from `rows` on sees each of 16 on the other side from `columns` on.
 __device__ inline bool sees_all(int rows, int columns, int reach) {
-    return abs(columns - rows) <= reach - 15;
+    return ::abs(columns - rows) <= reach - 15;
 }
 
 __device__ inline bool is_far(int distance, int reach) {
@@ -204,6 +204,15 @@ __device__ inline float power_of_two(float x) {
 }
 __device__ inline double power_of_two(double x) {
     return exp2(x);
+}
+/// 1 / x for x >= 1.
+__device__ inline float reciprocal(float x) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+__device__ inline double reciprocal(double x) {
+    return 1 / x;
 }
 inline constexpr double log2_e = 1.4426950408889634074;
 
