@@ -29,7 +29,7 @@ __global__ void adamw(T* parameter, const T* gradient, accumulate_t<T>* mean, ac
             m += c.mean_rate * (g - m);
             s = c.beta2 * s + c.square_rate * (g * g);
             parameters.values[e] = static_cast<T>(c.keep * static_cast<Real>(parameters.values[e]) -
-                                                  c.step_size * (m / (sqrt(s) / c.square_bias + c.eps)));
+                                                  c.step_size * (m / (::sqrt(s) / c.square_bias + c.eps)));
         }
         store_pack(parameter + i, parameters);
         store_pack(mean + i, means);

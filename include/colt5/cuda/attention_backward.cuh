@@ -4,7 +4,7 @@
 #include <colt5/cuda/attention_tile.cuh>
 
 /// The vector-Jacobian product of attention, in two kernels that each own what they write, so that nothing is added in
-/// an order that varies. With s = q·k · scale, p = ::exp(s − log_sum_exp), dp = value_scale · d_out·v, D = out·d_out:
+/// an order that varies. With s = q·k · scale, p = exp(s − log_sum_exp), dp = value_scale · d_out·v, D = out·d_out:
 ///
 ///     ds = p (dp − D),   d_q = scale · ds k,   d_k = scale · dsᵀ q,   d_v = value_scale · pᵀ d_out
 namespace colt5::cuda {
@@ -20,8 +20,8 @@ struct AttentionGradients {
     Sum* d_value_scale;      // (batch, heads, keys) or null: the share of each head
 };
 
-/// The sizes of the kernel for d_q (one sum) or for d_k and d_v (two): each warp owns slabs of 16 queries or keys, and
-/// blocks of the others pass through shared memory, a window in one go where there is room.
+/// The sizes of the kernel for d_q (one sum) or for d_k and d_v (two): each warp owns 16 queries or keys, and blocks of
+/// the others pass through shared memory, a window in one go where there is room, else in turn.
 template <typename Arithmetic_, int width_, bool window, int sums>
 struct BackwardShape {
     using Arithmetic = Arithmetic_;
@@ -29,17 +29,14 @@ struct BackwardShape {
     using Sum = typename Arithmetic::Sum;
     using Tile = cuda::Tile<Arithmetic, width_>;
     static constexpr int width = width_, row_bytes = width * sizeof(T);
-    static constexpr int slabs = 1;
     static constexpr int warps = row_bytes <= 512 ? 4 : 2;
-    static constexpr int of_warp = 16 * slabs, own = of_warp * warps, threads = warp_size * warps;
-    static constexpr int passing = window ? window_rows<T>(own, 2 * own, Tile::stride)
-                                          : (row_bytes <= 128   ? 64
-                                             : row_bytes <= 256 ? 32
-                                                                : 16);
+    static constexpr int own = 16 * warps, threads = warp_size * warps;
+    static constexpr int in_turn = row_bytes <= 128 ? 64 : row_bytes <= 256 ? 32 : 16;
+    static constexpr int passing = window ? window_rows<T>(own, 2 * own, Tile::stride) : in_turn;
     static constexpr int stages = window || row_bytes > 256 ? 1 : 2;
 
     /// Registers of a thread for both left sides and for the sums.
-    static constexpr int registers = slabs * (row_bytes / 4 + sums * width / 2 * static_cast<int>(sizeof(Sum)) / 4);
+    static constexpr int registers = row_bytes / 4 + sums * width / 2 * static_cast<int>(sizeof(Sum)) / 4;
     static constexpr bool left_is_resident = registers <= 160;
     static constexpr int blocks_per_multiprocessor = registers <= 104 ? 3 : registers <= 128 ? 2 : 1;
     /// Groups of 16 passing rows at a time, for independent work behind the latency of each product.
@@ -88,7 +85,7 @@ __device__ void dot_rows(Sum* dots, Sum* to, const Rows<const T>& outs, const Ro
     if (first + row < a.queries) to[first + row] = dot;
 }
 
-/// Rows that saw no key get weights ::exp(s − ∞) = 0.
+/// Rows that saw no key get weights exp(s − ∞) = 0.
 template <typename Sum>
 __device__ Sum shift_of(Sum log_sum_exp) {
     constexpr Sum infinity = std::numeric_limits<Sum>::infinity();
@@ -104,7 +101,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     using Sum = typename Shape::Sum;
     using Arithmetic = typename Shape::Arithmetic;
     using Tile = typename Shape::Tile;
-    constexpr int width = Shape::width, slabs = Shape::slabs;
+    static_assert(sizeof(typename Shape::Shared) <= shared_bytes);
+    constexpr int width = Shape::width;
     extern __shared__ __align__(16) unsigned char memory[];
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
 
@@ -136,31 +134,25 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                                         a.queries, a.dim_head, a.vectors);
     load_keys(0);
 
-    const int first = block.first + Shape::of_warp * warp_id(), own_row = first - block.first;
+    const int first = block.first + 16 * warp_id(), own_row = first - block.first;
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
-    Sum shift[slabs][2], out_dot[slabs][2];
+    Sum shift[2], out_dot[2];
+    dot_rows(shared.of_row + own_row, out_dots + block.of_queries(a), block.rows(a, a.out.with(d.out)),
+             block.rows(a, a.out.with(d.d_out)), first, a);
 #pragma unroll
-    for (int s = 0; s < slabs; ++s) {
-        dot_rows(shared.of_row + own_row + 16 * s, out_dots + block.of_queries(a), block.rows(a, a.out.with(d.out)),
-                 block.rows(a, a.out.with(d.d_out)), first + 16 * s, a);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int query = first + 16 * s + accumulator_row() + 8 * half;
-            shift[s][half] = shift_of(query < a.queries ? d.log_sum_exp[block.of_queries(a) + query]
-                                                        : -std::numeric_limits<Sum>::infinity());
-        }
+    for (int half = 0; half < 2; ++half) {
+        const int query = first + accumulator_row() + 8 * half;
+        shift[half] = shift_of(query < a.queries ? d.log_sum_exp[block.of_queries(a) + query]
+                                                 : -std::numeric_limits<Sum>::infinity());
     }
     wait_for_copies<0>();
     __syncthreads();
 #pragma unroll
-    for (int s = 0; s < slabs; ++s)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-            out_dot[s][half] = shared.of_row[own_row + 16 * s + accumulator_row() + 8 * half];
+    for (int half = 0; half < 2; ++half) out_dot[half] = shared.of_row[own_row + accumulator_row() + 8 * half];
 
     T* const own = shared.first + own_row * Tile::stride;
-    const Left<Arithmetic, width, slabs, Shape::left_is_resident> q(own), d_out(shared.second + own_row * Tile::stride);
-    Sum sum[slabs][width / 8][4] = {};
+    const Left<Arithmetic, width, Shape::left_is_resident> q(own), d_out(shared.second + own_row * Tile::stride);
+    Sum sum[width / 8][4] = {};
 
     pipeline<Shape::stages>(key_blocks, load_keys, [&](int i) {
         const auto& stage = shared.stage[i % Shape::stages];
@@ -168,7 +160,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         const bool incomplete = is_incomplete(i);
         const auto add = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
-            Sum p[groups][slabs][2][4], d_p[groups][slabs][2][4];
+            Sum p[groups][2][4], d_p[groups][2][4];
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 multiply_transposed(p[c], q, stage.first + 16 * (group + c) * Tile::stride);
@@ -177,39 +169,30 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const int columns = block_first + 16 * (group + c);
-#pragma unroll
-                for (int s = 0; s < slabs; ++s) {
-                    for_each_entry([&](int j, int e, int, int) {
-                        p[c][s][j][e] = power_of_two(p[c][s][j][e] * to_log2 - shift[s][e / 2]);
+                for_each_entry(
+                    [&](int j, int e, int, int) { p[c][j][e] = power_of_two(p[c][j][e] * to_log2 - shift[e / 2]); });
+                if (!sees_all(first, columns, a.reach))
+                    for_each_entry([&](int j, int e, int row, int column) {
+                        if (is_far(columns + column - first - row, a.reach)) p[c][j][e] = 0;
                     });
-                    if (!sees_all(first + 16 * s, columns, a.reach))
-                        for_each_entry([&](int j, int e, int row, int column) {
-                            if (is_far(columns + column - first - 16 * s - row, a.reach)) p[c][s][j][e] = 0;
-                        });
-                    if (incomplete)
-                        for_each_entry([&](int j, int e, int, int column) {
-                            if (!stage.visible[16 * (group + c) + column]) p[c][s][j][e] = 0;
-                        });
-                    if (a.value_scale != nullptr)
-                        for_each_entry([&](int j, int e, int, int column) {
-                            d_p[c][s][j][e] *= stage.of_row[0][16 * (group + c) + column];
-                        });
-                    for_each_entry([&](int j, int e, int, int) {
-                        d_p[c][s][j][e] = p[c][s][j][e] * (d_p[c][s][j][e] - out_dot[s][e / 2]);
+                if (incomplete)
+                    for_each_entry([&](int j, int e, int, int column) {
+                        if (!stage.visible[16 * (group + c) + column]) p[c][j][e] = 0;
                     });
-                }
+                if (a.value_scale != nullptr)
+                    for_each_entry([&](int j, int e, int, int column) {
+                        d_p[c][j][e] *= stage.of_row[0][16 * (group + c) + column];
+                    });
+                for_each_entry(
+                    [&](int j, int e, int, int) { d_p[c][j][e] = p[c][j][e] * (d_p[c][j][e] - out_dot[e / 2]); });
             }
 #pragma unroll
             for (int c = 0; c < groups; ++c)
                 Arithmetic::template multiply<width>(sum, d_p[c], stage.first + 16 * (group + c) * Tile::stride);
         };
-        for_each_chunk<Shape::chunk>(Groups(first, Shape::of_warp, block_first, Shape::passing, sight.end, a.reach),
-                                     add);
+        for_each_chunk<Shape::chunk>(Groups(first, block_first, Shape::passing, sight.end, a.reach), add);
     });
-#pragma unroll
-    for (int s = 0; s < slabs; ++s)
-        Tile::store(own + 16 * s * Tile::stride, sum[s], a.scale, a.scale, block.rows(a, a.q.with(d.d_q)),
-                    first + 16 * s, a.queries, a.dim_head, a.vectors);
+    Tile::store(own, sum, a.scale, a.scale, block.rows(a, a.q.with(d.d_q)), first, a.queries, a.dim_head, a.vectors);
 }
 
 /// d_k, d_v and each head's share of d_value_scale, by tiles of keys.
@@ -221,8 +204,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     using Sum = typename Shape::Sum;
     using Arithmetic = typename Shape::Arithmetic;
     using Tile = typename Shape::Tile;
+    static_assert(sizeof(typename Shape::Shared) <= shared_bytes);
     constexpr int width = Shape::width;
-    static_assert(Shape::slabs == 1);
     extern __shared__ __align__(16) unsigned char memory[];
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
 
@@ -255,7 +238,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const int warp = warp_id(), first = block.first + 16 * warp;
     T* const own_k = shared.first + 16 * warp * Tile::stride;
     T* const own_v = shared.second + 16 * warp * Tile::stride;
-    const Left<Arithmetic, width, 1, Shape::left_is_resident> k(own_k), v(own_v);
+    const Left<Arithmetic, width, Shape::left_is_resident> k(own_k), v(own_v);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     Sum value_scale[2] = {1, 1};
     if (a.value_scale != nullptr)
@@ -264,14 +247,14 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             const int key = first + accumulator_row() + 8 * half;
             if (key < a.keys) value_scale[half] = a.value_scale[block.of_keys(a) + key];
         }
-    Sum d_k[1][width / 8][4] = {}, d_v[1][width / 8][4] = {};
+    Sum d_k[width / 8][4] = {}, d_v[width / 8][4] = {};
 
     pipeline<Shape::stages>(query_blocks, load_queries, [&](int i) {
         const auto& stage = shared.stage[i % Shape::stages];
         const int block_first = sight.begin + i * Shape::passing;
         const auto add = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
-            Sum p[groups][1][2][4], d_p[groups][1][2][4];
+            Sum p[groups][2][4], d_p[groups][2][4];
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 multiply_transposed(p[c], k, stage.first + 16 * (group + c) * Tile::stride);
@@ -281,15 +264,15 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             for (int c = 0; c < groups; ++c) {
                 const int columns = block_first + 16 * (group + c);
                 for_each_entry([&](int j, int e, int, int column) {
-                    p[c][0][j][e] = power_of_two(p[c][0][j][e] * to_log2 - stage.of_row[0][16 * (group + c) + column]);
+                    p[c][j][e] = power_of_two(p[c][j][e] * to_log2 - stage.of_row[0][16 * (group + c) + column]);
                 });
                 if (!sees_all(first, columns, a.reach))
                     for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_far(columns + column - first - row, a.reach)) p[c][0][j][e] = 0;
+                        if (is_far(columns + column - first - row, a.reach)) p[c][j][e] = 0;
                     });
                 for_each_entry([&](int j, int e, int, int column) {
                     const Sum out_dot = stage.of_row[1][16 * (group + c) + column];
-                    d_p[c][0][j][e] = p[c][0][j][e] * (d_p[c][0][j][e] * value_scale[e / 2] - out_dot);
+                    d_p[c][j][e] = p[c][j][e] * (d_p[c][j][e] * value_scale[e / 2] - out_dot);
                 });
             }
 #pragma unroll
@@ -298,7 +281,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 Arithmetic::template multiply<width>(d_k, d_p[c], stage.first + 16 * (group + c) * Tile::stride);
             }
         };
-        for_each_chunk<Shape::chunk>(Groups(first, 16, block_first, Shape::passing, sight.end, a.reach), add);
+        for_each_chunk<Shape::chunk>(Groups(first, block_first, Shape::passing, sight.end, a.reach), add);
     });
 
 #pragma unroll
@@ -308,22 +291,22 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         if (first + row < a.keys && a.mask != nullptr && !a.mask[block.of_keys(a) + first + row])
 #pragma unroll
             for (int j = 0; j < width / 8; ++j)
-                d_k[0][j][2 * half] = d_k[0][j][2 * half + 1] = d_v[0][j][2 * half] = d_v[0][j][2 * half + 1] = 0;
+                d_k[j][2 * half] = d_k[j][2 * half + 1] = d_v[j][2 * half] = d_v[j][2 * half + 1] = 0;
         if (d.d_value_scale == nullptr) continue;
         Sum dot = 0;
 #pragma unroll
         for (int j = 0; j < width / 8; ++j)
 #pragma unroll
             for (int e = 0; e < 2; ++e)
-                dot += d_v[0][j][2 * half + e] *
+                dot += d_v[j][2 * half + e] *
                        static_cast<Sum>(own_v[row * Tile::stride + 8 * j + accumulator_column() + e]);
         dot = row_reduce(dot, Plus());
         if (lane_id() % 4 == 0 && first + row < a.keys)
             d.d_value_scale[(static_cast<Index>(block.b) * a.heads() + block.h) * a.keys + first + row] = dot;
     }
-    Tile::store(own_k, d_k[0], a.scale, a.scale, block.rows(a, a.k.with(d.d_k)), first, a.keys, a.dim_head, a.vectors);
-    Tile::store(own_v, d_v[0], value_scale[0], value_scale[1], block.rows(a, a.v.with(d.d_v)), first, a.keys,
-                a.dim_head, a.vectors);
+    Tile::store(own_k, d_k, a.scale, a.scale, block.rows(a, a.k.with(d.d_k)), first, a.keys, a.dim_head, a.vectors);
+    Tile::store(own_v, d_v, value_scale[0], value_scale[1], block.rows(a, a.v.with(d.d_v)), first, a.keys, a.dim_head,
+                a.vectors);
 }
 
 /// Assigns d.d_q, d.d_k, d.d_v and, unless it is null, d.d_value_scale.

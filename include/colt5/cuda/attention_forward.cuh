@@ -5,9 +5,9 @@
 
 namespace colt5::cuda {
 
-/// The sizes of the forward kernel: each warp has one or two slabs of 16 queries, and blocks of keys pass through
-/// shared memory. A window of keys comes in one go where there is room, behind the computation of other blocks of the
-/// multiprocessor; more keys than that come one stage ahead.
+/// The sizes of the forward kernel: each warp has 16 queries, and blocks of keys pass through shared memory. A window
+/// of keys comes in one go where there is room, behind the computation of other blocks of the multiprocessor; more keys
+/// than that come in turn, one stage ahead.
 template <typename Arithmetic_, int width_, bool window>
 struct ForwardShape {
     using Arithmetic = Arithmetic_;
@@ -15,13 +15,10 @@ struct ForwardShape {
     using Sum = typename Arithmetic::Sum;
     using Tile = cuda::Tile<Arithmetic, width_>;
     static constexpr int width = width_, row_bytes = width * sizeof(T);
-    static constexpr int slabs = 1;
-    static constexpr int warps = row_bytes > 512 ? 2 : window&& row_bytes <= 128 ? 8 : 4;
-    static constexpr int own = 16 * slabs, queries = own * warps, threads = warp_size * warps;
-    static constexpr int keys = window ? window_rows<T>(queries, queries, Tile::stride)
-                                       : (row_bytes <= 256   ? 64
-                                          : row_bytes <= 512 ? 32
-                                                             : 16);
+    static constexpr int warps = row_bytes > 512 ? 2 : (window&& row_bytes <= 128) ? 8 : 4;
+    static constexpr int queries = 16 * warps, threads = warp_size * warps;
+    static constexpr int in_turn = row_bytes <= 256 ? 64 : row_bytes <= 512 ? 32 : 16;
+    static constexpr int keys = window ? window_rows<T>(queries, queries, Tile::stride) : in_turn;
     static constexpr int stages = window || row_bytes > 256 ? 1 : 2;
     static constexpr int chunk = window ? 3 : keys / 16;  // groups of 16 keys per step of the softmax
     static constexpr int blocks_per_multiprocessor = row_bytes > 256 ? 1 : row_bytes > 128 || window ? 2 : 4;
@@ -45,7 +42,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     using Sum = typename Shape::Sum;
     using Arithmetic = typename Shape::Arithmetic;
     using Tile = typename Shape::Tile;
-    constexpr int width = Shape::width, slabs = Shape::slabs;
+    static_assert(sizeof(typename Shape::Shared) <= shared_bytes);
+    constexpr int width = Shape::width;
     constexpr Sum infinity = std::numeric_limits<Sum>::infinity();
     extern __shared__ __align__(16) unsigned char memory[];
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
@@ -78,13 +76,11 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     wait_for_copies<0>();
     __syncthreads();
 
-    const int first = block.first + Shape::own * warp_id();
+    const int first = block.first + 16 * warp_id();
     T* const own = shared.q + (first - block.first) * Tile::stride;
-    const Left<Arithmetic, width, slabs, true> q(own);
+    const Left<Arithmetic, width, true> q(own);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
-    Sum largest[slabs][2], total[slabs][2] = {}, sum[slabs][width / 8][4] = {};
-#pragma unroll
-    for (int s = 0; s < slabs; ++s) largest[s][0] = largest[s][1] = -infinity;
+    Sum largest[2] = {-infinity, -infinity}, total[2] = {}, sum[width / 8][4] = {};
 
     pipeline<Shape::stages>(key_blocks, load_keys, [&](int i) {
         const auto& stage = shared.stage[i % Shape::stages];
@@ -92,82 +88,69 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         const bool incomplete = is_incomplete(i);
         const auto attend = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
-            Sum score[groups][slabs][2][4];
+            Sum score[groups][2][4];
 #pragma unroll
             for (int c = 0; c < groups; ++c)
                 multiply_transposed(score[c], q, stage.k + 16 * (group + c) * Tile::stride);
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const int columns = block_first + 16 * (group + c);
-#pragma unroll
-                for (int s = 0; s < slabs; ++s)
-                    if (!sees_all(first + 16 * s, columns, a.reach))
-                        for_each_entry([&](int j, int e, int row, int column) {
-                            if (is_far(columns + column - first - 16 * s - row, a.reach)) score[c][s][j][e] = -infinity;
-                        });
+                if (!sees_all(first, columns, a.reach))
+                    for_each_entry([&](int j, int e, int row, int column) {
+                        if (is_far(columns + column - first - row, a.reach)) score[c][j][e] = -infinity;
+                    });
                 if (incomplete)
                     for_each_entry([&](int j, int e, int, int column) {
-                        const bool visible = stage.visible[16 * (group + c) + column];
-#pragma unroll
-                        for (int s = 0; s < slabs; ++s)
-                            if (!visible) score[c][s][j][e] = -infinity;
+                        if (!stage.visible[16 * (group + c) + column]) score[c][j][e] = -infinity;
                     });
             }
+            Sum top[2] = {largest[0], largest[1]}, shift[2];
 #pragma unroll
-            for (int s = 0; s < slabs; ++s) {
-                Sum top[2] = {largest[s][0], largest[s][1]}, shift[2];
+            for (int c = 0; c < groups; ++c)
+                for_each_entry([&](int j, int e, int, int) { top[e / 2] = ::max(top[e / 2], score[c][j][e]); });
 #pragma unroll
-                for (int c = 0; c < groups; ++c)
-                    for_each_entry([&](int j, int e, int, int) { top[e / 2] = ::max(top[e / 2], score[c][s][j][e]); });
+            for (int half = 0; half < 2; ++half) {
+                top[half] = row_reduce(top[half], Greater());
+                shift[half] = top[half] == -infinity ? Sum(0) : top[half] * to_log2;
+                const Sum shrink = power_of_two(largest[half] * to_log2 - shift[half]);
+                largest[half] = top[half];
+                total[half] *= shrink;
 #pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    top[half] = row_reduce(top[half], Greater());
-                    shift[half] = top[half] == -infinity ? Sum(0) : top[half] * to_log2;
-                    const Sum shrink = power_of_two(largest[s][half] * to_log2 - shift[half]);
-                    largest[s][half] = top[half];
-                    total[s][half] *= shrink;
-#pragma unroll
-                    for (int j = 0; j < width / 8; ++j) {
-                        sum[s][j][2 * half] *= shrink;
-                        sum[s][j][2 * half + 1] *= shrink;
-                    }
+                for (int j = 0; j < width / 8; ++j) {
+                    sum[j][2 * half] *= shrink;
+                    sum[j][2 * half + 1] *= shrink;
                 }
-#pragma unroll
-                for (int c = 0; c < groups; ++c)
-                    for_each_entry([&](int j, int e, int, int) {
-                        score[c][s][j][e] = power_of_two(score[c][s][j][e] * to_log2 - shift[e / 2]);
-                        total[s][e / 2] += score[c][s][j][e];
-                    });
             }
+#pragma unroll
+            for (int c = 0; c < groups; ++c)
+                for_each_entry([&](int j, int e, int, int) {
+                    score[c][j][e] = power_of_two(score[c][j][e] * to_log2 - shift[e / 2]);
+                    total[e / 2] += score[c][j][e];
+                });
             if (a.value_scale != nullptr)
 #pragma unroll
                 for (int c = 0; c < groups; ++c)
                     for_each_entry([&](int j, int e, int, int column) {
-                        const Sum value_scale = stage.value_scale[16 * (group + c) + column];
-#pragma unroll
-                        for (int s = 0; s < slabs; ++s) score[c][s][j][e] *= value_scale;
+                        score[c][j][e] *= stage.value_scale[16 * (group + c) + column];
                     });
 #pragma unroll
             for (int c = 0; c < groups; ++c)
                 Arithmetic::template multiply<width>(sum, score[c], stage.v + 16 * (group + c) * Tile::stride);
         };
-        for_each_chunk<Shape::chunk>(Groups(first, Shape::own, block_first, Shape::keys, sight.end, a.reach), attend);
+        for_each_chunk<Shape::chunk>(Groups(first, block_first, Shape::keys, sight.end, a.reach), attend);
     });
 
+    Sum factor[2];
 #pragma unroll
-    for (int s = 0; s < slabs; ++s) {
-        Sum factor[2];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const Sum all = row_reduce(total[s][half], Plus());
-            factor[half] = all > Sum(0) ? reciprocal(all) : Sum(0);
-            const int query = first + 16 * s + accumulator_row() + 8 * half;
-            if (log_sum_exp != nullptr && lane_id() % 4 == 0 && query < a.queries)
-                log_sum_exp[block.of_queries(a) + query] = largest[s][half] * a.scale + ::log(all);
-        }
-        Tile::store(own + 16 * s * Tile::stride, sum[s], factor[0], factor[1], block.rows(a, a.out.with(out)),
-                    first + 16 * s, a.queries, a.dim_head, a.vectors);
+    for (int half = 0; half < 2; ++half) {
+        const Sum all = row_reduce(total[half], Plus());
+        factor[half] = all > Sum(0) ? reciprocal(all) : Sum(0);
+        const int query = first + accumulator_row() + 8 * half;
+        if (log_sum_exp != nullptr && lane_id() % 4 == 0 && query < a.queries)
+            log_sum_exp[block.of_queries(a) + query] = largest[half] * a.scale + ::log(all);
     }
+    Tile::store(own, sum, factor[0], factor[1], block.rows(a, a.out.with(out)), first, a.queries, a.dim_head,
+                a.vectors);
 }
 
 /// Assigns `out`, which has the layout of a.out, and log_sum_exp (batch, heads, queries) unless it is null.

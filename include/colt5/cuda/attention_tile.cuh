@@ -93,13 +93,13 @@ struct Sight {
 };
 
 /// The groups of 16 rows of a block of the other side, which starts at `block` and reaches at most to `limit`, that the
-/// `rows` rows from `first` on see.
+/// 16 rows from `first` on see.
 struct Groups {
     int begin, end;
 
-    __device__ Groups(int first, int rows, int block, int size, int limit, int reach)
+    __device__ Groups(int first, int block, int size, int limit, int reach)
         : begin(::max(0, first - reach - block) / 16),
-          end(::min(::min(size, limit - block) + 15, first + rows + reach - block + 15) / 16) {}
+          end(::min(::min(size, limit - block) + 15, first + reach - block + 31) / 16) {}
 };
 
 /// Whether each of 16 rows from `rows` on sees each of 16 on the other side from `columns` on.
@@ -111,11 +111,14 @@ __device__ inline bool is_far(int distance, int reach) {
     return static_cast<unsigned>(distance + reach) > static_cast<unsigned>(2 * reach);
 }
 
+/// What every architecture from sm_80 on grants a block.
+inline constexpr int shared_bytes = 99 * 1024;
+
 /// How many rows of a window a kernel stages at once, as a multiple of 16: those of the flagship's ±64 if they fit into
-/// the 99 KB of shared memory that every architecture grants, beside `fixed_rows` others. Rows come in pairs of tiles.
+/// shared memory beside `fixed_rows` others. Rows come in pairs of tiles.
 template <typename T>
 constexpr int window_rows(int own, int fixed_rows, int stride) {
-    constexpr int available = 97 * 1024, beside = 2 * static_cast<int>(sizeof(accumulate_t<T>)) + 1;
+    constexpr int available = shared_bytes - 2048, beside = 2 * static_cast<int>(sizeof(accumulate_t<T>)) + 1;
     const int row_bytes = stride * static_cast<int>(sizeof(T));
     return std::min(own + 128, (available - fixed_rows * (row_bytes + 8)) / (2 * row_bytes + beside) / 16 * 16);
 }

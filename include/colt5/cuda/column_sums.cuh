@@ -14,7 +14,7 @@ __global__ void sum_chunks(Sum* partial, Index rows, Index columns, Entry entry)
     __shared__ Sum sums[row_lanes][column_tile];
     const Index column = static_cast<Index>(blockIdx.x) * column_tile + threadIdx.x % column_tile;
     const Index lane = threadIdx.x / column_tile, chunk = blockIdx.y;
-    const Index end = min(rows, (chunk + 1) * rows_per_chunk);
+    const Index end = ::min(rows, (chunk + 1) * rows_per_chunk);
     Sum sum = 0;
     if (column < columns)
         for (Index row = chunk * rows_per_chunk + lane; row < end; row += row_lanes) sum += entry(row, column);

@@ -18,7 +18,7 @@ __device__ inline float exp_of_term(float x) {
     return __expf(x);
 }
 __device__ inline double exp_of_term(double x) {
-    return exp(x);
+    return ::exp(x);
 }
 
 /// then(Σ over s ≤ τ of exp((s − shift) / ε), number of s > τ)
@@ -27,7 +27,7 @@ __device__ Partial threshold_sums(MaskedRow<Team, T>& row, T threshold, T shift,
     T below = 0;
     unsigned above = 0;
     for (Index i = threadIdx.x; i < row.team.count; i += team_threads) {
-        const T s = row[i], e = exp_of_term((min(s, threshold) - shift) * inverse_eps);
+        const T s = row[i], e = exp_of_term((::min(s, threshold) - shift) * inverse_eps);
         below += s > threshold ? T(0) : e;
         above += s > threshold ? 1 : 0;
     }
@@ -40,26 +40,26 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
                      double& eps) {
     const bool writes = threadIdx.x == 0 && row.team.rank() == 0;
     const double inverse_k = 1 / k;
-    eps = max(descent.eps_init, descent.eps);
+    eps = ::max(descent.eps_init, descent.eps);
     T tau = 0;
     int t = 1;
     if (descent.start == DescentStart::minus_logits) {
-        tau = static_cast<T>(eps * log(row.valid * inverse_k));
+        tau = static_cast<T>(eps * ::log(row.valid * inverse_k));
         if (writes) {
             threshold[0] = row.infinity;
             threshold[1] = tau;
             saturated[0] = 0;
         }
-        eps = max(eps * descent.eps_decay, descent.eps);
+        eps = ::max(eps * descent.eps_decay, descent.eps);
         t = 2;
     } else if (writes) {
         threshold[0] = tau;
     }
     T inverse_eps = static_cast<T>(1 / eps);
     for (; t <= descent.n_iters; ++t) {
-        const T before = tau, shift = min(row.largest, tau);  // the largest of min(s, τ)
+        const T before = tau, shift = ::min(row.largest, tau);  // the largest of min(s, τ)
         const Partial found = threshold_sums(row, tau, shift, inverse_eps, [&](const Partial& sums) {
-            const T log_ratio = log(static_cast<T>((sums.first + sums.second) * inverse_k));
+            const T log_ratio = ::log(static_cast<T>((sums.first + sums.second) * inverse_k));
             return Partial{static_cast<double>(shift) + eps * static_cast<double>(log_ratio), sums.second};
         });
         tau = static_cast<T>(found.first);
@@ -67,7 +67,7 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
             threshold[t] = tau;
             saturated[t - 1] = static_cast<T>(found.second);
         }
-        const double next_eps = max(eps * descent.eps_decay, descent.eps);
+        const double next_eps = ::max(eps * descent.eps_decay, descent.eps);
         if (tau == before && next_eps == eps) {  // every later step repeats this one
             if (row.team.rank() == 0)
                 for (int later = t + static_cast<int>(threadIdx.x); later < descent.n_iters; later += team_threads) {
@@ -89,17 +89,18 @@ template <typename Team, typename T>
 __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, double eps) {
     if (k >= row.valid) return -row.infinity;
     using Key = typename Rank<T>::Key;
-    const auto selection = select_smallest<Key>(row.team, Rank<T>::bits, length, static_cast<Index>(ceil(k)),
+    const auto selection = select_smallest<Key>(row.team, Rank<T>::bits, length, static_cast<Index>(::ceil(k)),
                                                 [&](Index i) { return Key{Rank<T>::of(row[i])}; });
     T threshold = Rank<T>::logit(selection.prefix << selection.shift);
     if (threshold == -row.infinity) return threshold;
     const T inverse_eps = static_cast<T>(1 / eps);
     for (int i = 0; i < 100; ++i) {
         const Partial found = threshold_sums(row, threshold, threshold, inverse_eps, [&](const Partial& sums) {
-            return Partial{static_cast<double>(threshold) + eps * log(sums.first / (k - sums.second)), sums.second};
+            return Partial{static_cast<double>(threshold) + eps * ::log(sums.first / (k - sums.second)), sums.second};
         });
         const auto next = static_cast<T>(found.first);
-        if (next == threshold || !(k > found.second)) break;
+        // From the second step on τ falls, until rounding lets it rise again.
+        if (next == threshold || !(k > found.second) || (i > 0 && next > threshold)) break;
         threshold = next;
     }
     return threshold;
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(team_threads)
             }
         return;
     }
-    if (descent.limit_k) k = min(k, row.valid);
+    if (descent.limit_k) k = ::min(k, row.valid);
     double eps = descent.eps;
     T last;
     if (descent.iterate_to_convergence) {
@@ -138,7 +139,7 @@ __global__ void __launch_bounds__(team_threads)
     const T inverse_eps = static_cast<T>(1 / eps);
     for (Index i = threadIdx.x; i < team.count; i += team_threads) {
         const T s = row[i];
-        y[i] = s == -row.infinity ? T(0) : exp(min(s - last, T(0)) * inverse_eps);
+        y[i] = s == -row.infinity ? T(0) : ::exp(::min(s - last, T(0)) * inverse_eps);
     }
 }
 
@@ -190,9 +191,9 @@ struct DescentSteps {
 
 /// ε of step t = 1, 2, …
 __device__ inline double step_eps(const CoordinateDescent& descent, int t) {
-    double eps = max(descent.eps_init, descent.eps);
+    double eps = ::max(descent.eps_init, descent.eps);
     for (int i = 1; i < t; ++i) {
-        const double next = max(eps * descent.eps_decay, descent.eps);
+        const double next = ::max(eps * descent.eps_decay, descent.eps);
         if (next == eps) break;
         eps = next;
     }
@@ -219,7 +220,7 @@ __device__ int collect_steps(DescentStep<T>* steps, double& k_gradient, double a
             inverse_eps = static_cast<T>(1 / eps);
             const double before = tau[t - 1], after = tau[t], above = saturated[t - 1];
             // without saturated logits the exponential may overflow
-            product = above == 0 ? 0 : above * inverse_k * exp((before - after) / eps);
+            product = above == 0 ? 0 : above * inverse_k * ::exp((before - after) / eps);
             repeats = t < count && before == after && tau[t] == tau[t + 1] && step_eps(descent, t + 1) == eps;
         }
         for (int offset = 1; offset < warp_size; offset *= 2) {
@@ -238,7 +239,7 @@ __device__ int collect_steps(DescentStep<T>* steps, double& k_gradient, double a
         double sum = takes ? mine : 0;
         for (int offset = 1; offset < warp_size; offset *= 2) {
             const double other = __shfl_up_sync(all_lanes, sum, offset);
-            if (lane - offset >= max(first, 0)) sum += other;
+            if (lane - offset >= ::max(first, 0)) sum += other;
         }
         if (first < 0) sum += open;
         const bool ends = takes && (lane == warp_size - 1 || ((starts | ~taking) >> (lane + 1) & 1) != 0);
@@ -265,7 +266,7 @@ __device__ DescentStep<T> all_together(const DescentStep<T>* steps, int distinct
     after = warp_reduce(after, smaller);
     double sum = 0;
     for (int t = static_cast<int>(threadIdx.x); t < distinct; t += warp_size)
-        sum += static_cast<double>(steps[t].coefficient * exp((after - steps[t].after) * steps[t].inverse_eps));
+        sum += static_cast<double>(steps[t].coefficient * ::exp((after - steps[t].after) * steps[t].inverse_eps));
     return {before, after, steps[0].inverse_eps, static_cast<T>(warp_sum(sum))};
 }
 
@@ -289,7 +290,7 @@ __global__ void __launch_bounds__(team_threads)
         descent.iterate_to_convergence ? team.combine(unsaturated_of_thread, 0, 0, Plus()).first : 0;
     if (team.rank() != 0 || threadIdx.x >= warp_size) return;
 
-    const double k = descent.limit_k ? min(wanted, valid) : wanted;
+    const double k = descent.limit_k ? ::min(wanted, valid) : wanted;
     const T* const tau = vjp.thresholds + team.row * (vjp.steps + 1);
     const T* const saturated = vjp.saturated + team.row * vjp.steps;
     DescentStep<T>* const step = all_steps + team.row * vjp.steps;
@@ -323,11 +324,11 @@ __global__ void descent_vjp_logits(T* d_logits, const DescentStep<T>* all_steps,
         const T s = values.s(i);
         T sum = values.below(i, s);
         if (s <= together.before)
-            sum -= together.coefficient * exp((s - together.after) * together.inverse_eps);
+            sum -= together.coefficient * ::exp((s - together.after) * together.inverse_eps);
         else
             for (int t = 0; t < distinct; ++t) {
                 const DescentStep<T> step = steps[t];
-                if (s <= step.before) sum -= step.coefficient * exp((s - step.after) * step.inverse_eps);
+                if (s <= step.before) sum -= step.coefficient * ::exp((s - step.after) * step.inverse_eps);
             }
         d_logits[row * vjp.length + i] = sum;
     }

@@ -25,7 +25,7 @@ __device__ inline double inclusive_sum(double value) {
     __syncthreads();  // of_warp may still be read from a call before
     if (lane == warp_size - 1) of_warp[warp] = value;
     __syncthreads();
-    const double before = __shfl_sync(0xffffffffu, within_warp(of_warp[lane]), max(warp - 1, 0));
+    const double before = __shfl_sync(0xffffffffu, within_warp(of_warp[lane]), ::max(warp - 1, 0));
     return warp > 0 ? before + value : value;
 }
 
@@ -56,10 +56,10 @@ public:
         rest_ = row.team.combine(sum, 0, 0, Plus()).first;
     }
     /// Of the i-th token of this block's part.
-    __device__ T exponential(Index i) const { return exp((row[i] - top_) * inverse_); }
+    __device__ T exponential(Index i) const { return ::exp((row[i] - top_) * inverse_); }
     __device__ T exponential_of_pick(Index pick) const {
         const TokenIndex i = index[pick];
-        return !real_ || real_[i] ? exp((logit_[i] - top_) * inverse_) : T(0);
+        return !real_ || real_[i] ? ::exp((logit_[i] - top_) * inverse_) : T(0);
     }
 
     /// Calls body(pick, e, sum of those at or below it) for every pick, the last ones first; by one block.
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(team_threads)
     const Team& team = cumulative.row.team;
     if (team.rank() != 0) return;
     cumulative.for_each_pick([&](Index pick, T e, double sum) {
-        scores[team.row * picks + pick] = static_cast<T>(static_cast<double>(e) / max(sum, cumulative_softmax_floor));
+        scores[team.row * picks + pick] = static_cast<T>(static_cast<double>(e) / ::max(sum, cumulative_softmax_floor));
     });
 }
 
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(team_threads)
                 if (sum >= cumulative_softmax_floor) c = -g * e / (sum * sum);
             }
             const double above = all + inclusive_sum(c);
-            if (pick < picks) sum_of_pick[pick] = e / temperature * (g / max(sum, cumulative_softmax_floor) + above);
+            if (pick < picks) sum_of_pick[pick] = e / temperature * (g / ::max(sum, cumulative_softmax_floor) + above);
             if (threadIdx.x == team_threads - 1) carry = above;
             __syncthreads();
             all = carry;

@@ -59,7 +59,7 @@ public:
 #pragma unroll 8
         for (Index at = 0; at < picks_; at += warp_size) {
             const unsigned found = among(at);
-            const auto earlier_lanes = static_cast<unsigned>(max(Index{0}, min(pick - at, Index{warp_size})));
+            const auto earlier_lanes = static_cast<unsigned>(::max(Index{0}, ::min(pick - at, Index{warp_size})));
             const unsigned earlier = found & static_cast<unsigned>((std::uint64_t{1} << earlier_lanes) - 1);
             before += __popc(earlier);
             after += __popc(found ^ earlier);

@@ -21,7 +21,7 @@ struct RowMoments {
             const Sum centered = static_cast<Sum>(x[j]) - mean;
             squares += centered * centered;
         }
-        inverse = Sum(1) / sqrt(warp_sum(squares) / static_cast<Sum>(d) + static_cast<Sum>(layer_norm_eps));
+        inverse = Sum(1) / ::sqrt(warp_sum(squares) / static_cast<Sum>(d) + static_cast<Sum>(layer_norm_eps));
     }
     Sum mean, inverse;
 };

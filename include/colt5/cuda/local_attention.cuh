@@ -42,9 +42,9 @@ struct WindowSlots {
     __device__ WindowSlots(Index i, Index window, Index length) {
         const Index first = (i / window - 1) * window, last = (i / window + 2) * window;
         const Index grid = divide_up(length, window) * window;
-        begin = max(Index{0}, first);
-        end = min(length, last);
-        out_of_grid = max(Index{0}, -first) + max(Index{0}, last - grid);
+        begin = ::max(Index{0}, first);
+        end = ::min(length, last);
+        out_of_grid = ::max(Index{0}, -first) + ::max(Index{0}, last - grid);
     }
     Index begin, end, out_of_grid;
 };

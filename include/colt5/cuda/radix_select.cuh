@@ -64,7 +64,7 @@ __device__ inline unsigned exclusive_sum(unsigned value) {
     if (lane == warp_size - 1) of_warp[warp] = mine;
     __syncthreads();
     const unsigned warps = inclusive(of_warp[lane]);
-    const unsigned before = __shfl_sync(0xffffffffu, warps, max(warp - 1, 0));
+    const unsigned before = __shfl_sync(0xffffffffu, warps, ::max(warp - 1, 0));
     __syncthreads();  // of_warp is free again
     return mine - value + (warp > 0 ? before : 0);
 }
@@ -92,7 +92,7 @@ __device__ Selection<Key> select_smallest(Team& team, int bits, Index total, Ind
     __syncthreads();
     for (int pass = 0; candidates != needed && selection.shift > 0; ++pass) {
         unsigned* const histogram = histograms[pass % 2];
-        const int width = min(digit_bits, selection.shift), shift = selection.shift - width;
+        const int width = ::min(digit_bits, selection.shift), shift = selection.shift - width;
         for (Index i = threadIdx.x; i < team.count; i += team_threads) {
             const Key key = key_at(i);
             if ((key >> selection.shift) == selection.prefix)

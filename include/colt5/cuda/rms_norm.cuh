@@ -20,9 +20,9 @@ struct RowScale {
             square += v * v;
         }
         square = warp_sum(square);
-        const Sum norm = sqrt(square), floor = static_cast<Sum>(rms_norm_floor);
+        const Sum norm = ::sqrt(square), floor = static_cast<Sum>(rms_norm_floor);
         above_floor = norm > floor;
-        scale = sqrt(static_cast<Sum>(d)) / (above_floor ? norm : floor);
+        scale = ::sqrt(static_cast<Sum>(d)) / (above_floor ? norm : floor);
     }
     Sum square, scale;
     bool above_floor;

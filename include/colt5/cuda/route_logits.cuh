@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(route_threads)
     const Index lane = threadIdx.x % warp_size, warps = all_threads() / warp_size;
     for (Index first = global_thread() / warp_size * rows_at_once; first < rows; first += warps * rows_at_once) {
         Sum sum[rows_at_once][routes] = {};
-        const T* const in[rows_at_once] = {x + first * d, x + min(first + 1, rows - 1) * d};
+        const T* const in[rows_at_once] = {x + first * d, x + ::min(first + 1, rows - 1) * d};
 #pragma unroll 4
         for (Index j = lane * width; j < d; j += warp_size * width) {
             Pack<T, width> entries[rows_at_once];
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(route_threads)
     using Sum = accumulate_t<T>;
     constexpr int rows_at_once = 4;  // so that several loads are under way
     __shared__ Sum shared[route_threads][width];
-    const Index begin = blockIdx.x * rows_per_block, end = min(rows, begin + rows_per_block);
+    const Index begin = blockIdx.x * rows_per_block, end = ::min(rows, begin + rows_per_block);
     const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
     const int groups = route_threads / lanes;
     for (Index tile = 0; tile < d; tile += lanes * width) {

@@ -74,7 +74,7 @@ public:
     __device__ ClusterTeam(const Meeting&, const RowPart& part) {
         row = part.first_row + blockIdx.x / blocks();
         begin = rank() * part.chunk;
-        count = max(Index{0}, min(part.length - begin, part.chunk));
+        count = ::max(Index{0}, ::min(part.length - begin, part.chunk));
 #if __CUDA_ARCH__ >= 900
         if (blocks() == 1) return;
         if (threadIdx.x == 0) {
@@ -212,7 +212,7 @@ public:
         const Index row_of_launch = blockIdx.x / blocks_;
         row = part.first_row + row_of_launch;
         begin = rank() * part.chunk;
-        count = max(Index{0}, min(part.length - begin, part.chunk));
+        count = ::max(Index{0}, ::min(part.length - begin, part.chunk));
         partials_ = meeting.partials + row_of_launch * 2 * blocks_;
         arrivals_ = meeting.arrivals + row_of_launch;
         histograms_ = meeting.histograms + row_of_launch * most_histograms * histogram_bins;

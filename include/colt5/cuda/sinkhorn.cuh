@@ -52,17 +52,17 @@ __global__ void sinkhorn_prepare(double* log_logit, SinkhornSlots* slots, const 
     for (Index j = threadIdx.x; j < length; j += blockDim.x) {
         const bool is_real = !real || real[j];
         const double clamped =
-            is_real ? max(static_cast<double>(logits[row * length + j]), sinkhorn_floor) : sinkhorn_floor;
-        log_logit[row * length + j] = is_real || masked_tokens_take_part ? log(clamped) : -sinkhorn_infinity;
+            is_real ? ::max(static_cast<double>(logits[row * length + j]), sinkhorn_floor) : sinkhorn_floor;
+        log_logit[row * length + j] = is_real || masked_tokens_take_part ? ::log(clamped) : -sinkhorn_infinity;
         reals += is_real ? 1 : 0;
-        if (!is_real) masked = min(masked, j);
+        if (!is_real) masked = ::min(masked, j);
     }
     const Index count = block_sum(reals);
     masked = block_reduce(masked, length, [](Index a, Index b) { return a < b ? a : b; });
     if (threadIdx.x == 0)
         slots[row] = {count == 0                ? 0
                       : masked_tokens_take_part ? all_slots
-                                                : min(all_slots, count),
+                                                : ::min(all_slots, count),
                       static_cast<TokenIndex>(masked)};
 }
 
@@ -72,12 +72,12 @@ struct LogSum {
 
     __device__ void add(double x) {
         if (x == -sinkhorn_infinity) return;
-        const double e = exp(x > largest ? largest - x : x - largest);
+        const double e = ::exp(x > largest ? largest - x : x - largest);
         sum = x > largest ? sum * e + 1 : sum + e;
         largest = x > largest ? x : largest;
     }
     /// The sum over the exponential of something that is not smaller than `largest`.
-    __device__ double relative_to(double top) const { return sum > 0 ? sum * exp(largest - top) : sum; }
+    __device__ double relative_to(double top) const { return sum > 0 ? sum * ::exp(largest - top) : sum; }
 };
 
 /// u_i = log Σ_j exp(z_ij − v_j); v may be null (zeros). One block a slot and row, u and v those of one iteration.
@@ -90,7 +90,7 @@ __global__ void sinkhorn_slot_potentials(double* u, const double* v, Index itera
         for (Index j = threadIdx.x; j < rows.length; j += blockDim.x)
             mine.add(rows.z(row, slot, j) - (v ? v[row * iterations * rows.length + j] : 0.0));
     const double top = block_max(mine.largest), sum = block_sum(mine.relative_to(top));
-    if (threadIdx.x == 0) *to = top == -sinkhorn_infinity ? 0.0 : top + log(sum);
+    if (threadIdx.x == 0) *to = top == -sinkhorn_infinity ? 0.0 : top + ::log(sum);
 }
 
 /// Threads of one block over tokens and slots: 32 tokens, 8 of the slots at a time.
@@ -110,9 +110,9 @@ __global__ void sinkhorn_token_potentials(double* v, const double* u, Index iter
     __syncthreads();
     if (group != 0 || j >= rows.length) return;
     double top = -sinkhorn_infinity, sum = 0;
-    for (int g = 0; g < sinkhorn_groups; ++g) top = max(top, shared[g][lane].largest);
+    for (int g = 0; g < sinkhorn_groups; ++g) top = ::max(top, shared[g][lane].largest);
     for (int g = 0; g < sinkhorn_groups; ++g) sum += shared[g][lane].relative_to(top);
-    v[row * iterations * rows.length + j] = sum > 0 ? top + log(sum) : 0.0;
+    v[row * iterations * rows.length + j] = sum > 0 ? top + ::log(sum) : 0.0;
 }
 
 /// Each slot's most likely real token, the first of several; slots left over take a masked one. One block a slot.
@@ -134,8 +134,8 @@ __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u,
     Index first_real = rows.length, best = rows.length;
     for (Index j = threadIdx.x; j < rows.length; j += blockDim.x) {
         if (real && !real[j]) continue;
-        first_real = min(first_real, j);
-        const double p = exp(rows.z(row, slot, j) - (of_slot + of_tokens[j]));
+        first_real = ::min(first_real, j);
+        const double p = ::exp(rows.z(row, slot, j) - (of_slot + of_tokens[j]));
         if (p > most) {
             most = p;
             best = j;
@@ -146,9 +146,9 @@ __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u,
     const double top = block_max(most);
     best = block_reduce(most == top ? best : rows.length, rows.length, smaller);
     if (threadIdx.x != 0) return;
-    best = min(best, rows.length) == rows.length ? first_real : best;  // even if the logits are no numbers
+    best = ::min(best, rows.length) == rows.length ? first_real : best;  // even if the logits are no numbers
     indices[out] = static_cast<TokenIndex>(best);
-    scores[out] = static_cast<T>(exp(rows.z(row, slot, best) - (of_slot + of_tokens[best])));
+    scores[out] = static_cast<T>(::exp(rows.z(row, slot, best) - (of_slot + of_tokens[best])));
 }
 
 /// What the chosen entries of P = exp(z − u − v) give: d_log_j = Σ of g_i over the slots that chose token j, d_v =
@@ -176,7 +176,7 @@ __global__ void sinkhorn_vjp_slots(double* d_u, const double* d_v, const double*
     const double* const of_tokens = v + row * iterations * rows.length;
     double sum = 0;
     for (Index j = threadIdx.x; j < rows.length; j += blockDim.x)
-        sum += d_v[row * rows.length + j] * exp(rows.z(row, slot, j) - of_slot - of_tokens[j]);
+        sum += d_v[row * rows.length + j] * ::exp(rows.z(row, slot, j) - of_slot - of_tokens[j]);
     sum = block_sum(sum);
     const double g = last ? static_cast<double>(d_scores[at]) * static_cast<double>(scores[at]) : 0;
     if (threadIdx.x == 0) d_u[at] = -g - sum;
@@ -195,7 +195,7 @@ __global__ void sinkhorn_vjp_tokens(double* d_log, double* d_v, const double* d_
         const double shift = v ? v[row * iterations * rows.length + j] : 0.0;
         for (Index i = group; i < slots; i += sinkhorn_groups)
             sum += d_u[row * rows.all_slots + i] *
-                   exp(rows.z(row, i, j) - u[row * iterations * rows.all_slots + i] - shift);
+                   ::exp(rows.z(row, i, j) - u[row * iterations * rows.all_slots + i] - shift);
     }
     shared[group][lane] = sum;
     __syncthreads();

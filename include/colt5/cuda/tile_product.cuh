@@ -7,8 +7,7 @@
 #include <colt5/core/scalar.hpp>
 #include <colt5/cuda/launch.cuh>
 
-/// Matrix products of a warp: slabs of 16 rows on the left, tiles in shared memory on the right, accumulators in
-/// registers. More slabs use what is loaded of the right side more often.
+/// Matrix products of a warp: 16 rows on the left, tiles in shared memory on the right, accumulators in registers.
 ///
 /// Accumulators are laid out as the tensor cores want them, whatever computes: of a 16 × 8 block j, lane 4g + t has
 ///
@@ -20,9 +19,9 @@
 ///     Scalar, Sum                            what tiles and accumulators hold
 ///     has_tensor_cores                       whether they compute
 ///     row_padding                            entries after each row of a tile, so that no two lanes meet in a bank
-///     Left<width, slabs, resident>           slabs of a tile, kept in registers if `resident`
-///     multiply_transposed(acc, left, tile)   acc (slabs × 16 × 16) = left · tileᵀ, tile (16 × width) in shared memory
-///     multiply(acc, weights, tile)           acc (slabs × 16 × width) += weights (slabs × 16 × 16) · tile (16 × width)
+///     Left<width, resident>                  16 rows of a tile, kept in registers if `resident`
+///     multiply_transposed(acc, left, tile)   acc (16 × 16) = left · tileᵀ, tile (16 × width) in shared memory
+///     multiply(acc, weights, tile)           acc (16 × width) += weights (16 × 16, accumulators) · tile (16 × width)
 namespace colt5::cuda {
 
 __device__ inline int lane_id() {
@@ -99,26 +98,19 @@ struct Bfloat16Product {
             : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
     }
 
-    template <int width, int slabs>
-    __device__ static void multiply(float (&acc)[slabs][width / 8][4], const float (&weights)[slabs][2][4],
-                                    const bfloat16* tile) {
-        std::uint32_t left[slabs][4];
+    template <int width>
+    __device__ static void multiply(float (&acc)[width / 8][4], const float (&weights)[2][4], const bfloat16* tile) {
+        std::uint32_t left[4];
 #pragma unroll
-        for (int s = 0; s < slabs; ++s)
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                left[s][i] = pack_bfloat16(weights[s][i / 2][i % 2 * 2], weights[s][i / 2][i % 2 * 2 + 1]);
+        for (int i = 0; i < 4; ++i) left[i] = pack_bfloat16(weights[i / 2][i % 2 * 2], weights[i / 2][i % 2 * 2 + 1]);
         const int lane = lane_id();
         const bfloat16* const row = tile + (lane % 16) * (width + row_padding) + lane / 16 * 8;
 #pragma unroll
         for (int j = 0; j < width / 8; j += 2) {
             std::uint32_t right[4];
             load_matrices_transposed(right, row + 8 * j);
-#pragma unroll
-            for (int s = 0; s < slabs; ++s) {
-                add_product(acc[s][j], left[s], right[0], right[1]);
-                add_product(acc[s][j + 1], left[s], right[2], right[3]);
-            }
+            add_product(acc[j], left, right[0], right[1]);
+            add_product(acc[j + 1], left, right[2], right[3]);
         }
     }
 };
@@ -149,86 +141,72 @@ struct Tf32Product {
             : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
     }
 
-    template <int width, int slabs>
-    __device__ static void multiply(float (&acc)[slabs][width / 8][4], const float (&weights)[slabs][2][4],
-                                    const float* tile) {
+    template <int width>
+    __device__ static void multiply(float (&acc)[width / 8][4], const float (&weights)[2][4], const float* tile) {
         // The order of the inner index is free as long as both sides agree: the instruction's entries t and t + 4 are
         // columns 2t and 2t + 1 of the weights, which the lane has.
         const float* const corner = tile + accumulator_column() * (width + row_padding) + accumulator_row();
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            std::uint32_t left[slabs][4];
+            std::uint32_t left[4];
 #pragma unroll
-            for (int s = 0; s < slabs; ++s)
-#pragma unroll
-                for (int i = 0; i < 4; ++i) left[s][i] = round(weights[s][half][i % 2 * 2 + i / 2]);
+            for (int i = 0; i < 4; ++i) left[i] = round(weights[half][i % 2 * 2 + i / 2]);
             const float* const rows = corner + 8 * half * (width + row_padding);
 #pragma unroll
-            for (int j = 0; j < width / 8; ++j) {
-                const std::uint32_t right0 = round(rows[8 * j]), right1 = round(rows[8 * j + width + row_padding]);
-#pragma unroll
-                for (int s = 0; s < slabs; ++s) add_product(acc[s][j], left[s], right0, right1);
-            }
+            for (int j = 0; j < width / 8; ++j)
+                add_product(acc[j], left, round(rows[8 * j]), round(rows[8 * j + width + row_padding]));
         }
     }
 };
 
-/// Slabs of 16 rows of a tile as the left side of tensor-core products.
-template <typename Arithmetic, int width, int slabs, bool resident>
+/// 16 rows of a tile as the left side of tensor-core products.
+template <typename Arithmetic, int width, bool resident>
 class TensorLeft {
 public:
     using Scalar = typename Arithmetic::Scalar;
-    static constexpr int steps = width / Arithmetic::step, stride = width + Arithmetic::row_padding;
+    static constexpr int steps = width / Arithmetic::step;
 
     __device__ explicit TensorLeft(const Scalar* tile)
-        : row_(tile + lane_id() % 16 * stride + lane_id() / 16 * Arithmetic::matrix_columns) {
+        : row_(tile + lane_id() % 16 * (width + Arithmetic::row_padding) +
+               lane_id() / 16 * Arithmetic::matrix_columns) {
         if constexpr (resident)
 #pragma unroll
-            for (int s = 0; s < slabs; ++s)
-#pragma unroll
-                for (int i = 0; i < steps; ++i) load(fragments_[s][i], s, i);
+            for (int i = 0; i < steps; ++i) load(fragments_[i], i);
     }
-    __device__ void get(std::uint32_t (&fragment)[4], int slab, int step) const {
+    __device__ void get(std::uint32_t (&fragment)[4], int step) const {
         if constexpr (resident)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) fragment[i] = fragments_[slab][step][i];
+            for (int i = 0; i < 4; ++i) fragment[i] = fragments_[step][i];
         else
-            load(fragment, slab, step);
+            load(fragment, step);
     }
 
 private:
-    __device__ void load(std::uint32_t (&fragment)[4], int slab, int step) const {
-        load_matrices(fragment, row_ + 16 * slab * stride + step * Arithmetic::step);
+    __device__ void load(std::uint32_t (&fragment)[4], int step) const {
+        load_matrices(fragment, row_ + step * Arithmetic::step);
         Arithmetic::round(fragment);
     }
     const Scalar* row_;
-    std::uint32_t fragments_[slabs][resident ? steps : 1][4];
+    std::uint32_t fragments_[resident ? steps : 1][4];
 };
 
-template <typename Arithmetic, int width, int slabs, bool resident>
-__device__ void multiply_transposed(float (&acc)[slabs][2][4],
-                                    const TensorLeft<Arithmetic, width, slabs, resident>& left,
+template <typename Arithmetic, int width, bool resident>
+__device__ void multiply_transposed(float (&acc)[2][4], const TensorLeft<Arithmetic, width, resident>& left,
                                     const typename Arithmetic::Scalar* tile) {
     constexpr int columns = Arithmetic::matrix_columns;
     const int lane = lane_id();
     const auto* const row =
         tile + (lane / 16 * 8 + lane % 8) * (width + Arithmetic::row_padding) + lane / 8 % 2 * columns;
 #pragma unroll
-    for (int s = 0; s < slabs; ++s)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) acc[s][0][e] = acc[s][1][e] = 0;
+    for (int e = 0; e < 4; ++e) acc[0][e] = acc[1][e] = 0;
 #pragma unroll
     for (int i = 0; i < width / Arithmetic::step; ++i) {
-        std::uint32_t right[4];
+        std::uint32_t from_left[4], right[4];
         load_matrices(right, row + i * Arithmetic::step);
         Arithmetic::round(right);
-#pragma unroll
-        for (int s = 0; s < slabs; ++s) {
-            std::uint32_t of_slab[4];
-            left.get(of_slab, s, i);
-            Arithmetic::add_product(acc[s][0], of_slab, right[0], right[1]);
-            Arithmetic::add_product(acc[s][1], of_slab, right[2], right[3]);
-        }
+        left.get(from_left, i);
+        Arithmetic::add_product(acc[0], from_left, right[0], right[1]);
+        Arithmetic::add_product(acc[1], from_left, right[2], right[3]);
     }
 }
 
@@ -241,7 +219,7 @@ struct ScalarProduct {
     static constexpr int row_padding = 16 / sizeof(T);
 
     template <int width>
-    __device__ static void multiply(T (&acc)[1][width / 8][4], const T (&weights)[1][2][4], const T* tile) {
+    __device__ static void multiply(T (&acc)[width / 8][4], const T (&weights)[2][4], const T* tile) {
         struct alignas(2 * sizeof(T)) Pair {
             T first, second;
         };
@@ -249,16 +227,16 @@ struct ScalarProduct {
         const T* const corner = tile + accumulator_column();
 #pragma unroll
         for (int k = 0; k < 16; ++k) {
-            const T upper = __shfl_sync(0xffffffffu, weights[0][k / 8][k % 2], first_lane + k % 8 / 2);
-            const T lower = __shfl_sync(0xffffffffu, weights[0][k / 8][2 + k % 2], first_lane + k % 8 / 2);
+            const T upper = __shfl_sync(0xffffffffu, weights[k / 8][k % 2], first_lane + k % 8 / 2);
+            const T lower = __shfl_sync(0xffffffffu, weights[k / 8][2 + k % 2], first_lane + k % 8 / 2);
             const T* const row = corner + k * (width + row_padding);
 #pragma unroll
             for (int j = 0; j < width / 8; ++j) {
                 const Pair right = *reinterpret_cast<const Pair*>(row + 8 * j);
-                acc[0][j][0] += upper * right.first;
-                acc[0][j][1] += upper * right.second;
-                acc[0][j][2] += lower * right.first;
-                acc[0][j][3] += lower * right.second;
+                acc[j][0] += upper * right.first;
+                acc[j][1] += upper * right.second;
+                acc[j][2] += lower * right.first;
+                acc[j][3] += lower * right.second;
             }
         }
     }
@@ -276,7 +254,7 @@ private:
 };
 
 template <typename T, int width>
-__device__ void multiply_transposed(T (&acc)[1][2][4], const ScalarLeft<T, width>& left, const T* tile) {
+__device__ void multiply_transposed(T (&acc)[2][4], const ScalarLeft<T, width>& left, const T* tile) {
     constexpr int stride = width + ScalarProduct<T>::row_padding, lanes = 16 / sizeof(T);
     struct alignas(16) Vector {
         T values[lanes];
@@ -286,7 +264,7 @@ __device__ void multiply_transposed(T (&acc)[1][2][4], const ScalarLeft<T, width
     const T* const lower_row = left.row(accumulator_row() + 8);
     const T* const column = tile + accumulator_column() * stride;
 #pragma unroll
-    for (int e = 0; e < 4; ++e) acc[0][0][e] = acc[0][1][e] = 0;
+    for (int e = 0; e < 4; ++e) acc[0][e] = acc[1][e] = 0;
 #pragma unroll 4
     for (int k = 0; k < width; k += lanes) {
         const Vector upper = load(upper_row + k), lower = load(lower_row + k);
@@ -297,25 +275,25 @@ __device__ void multiply_transposed(T (&acc)[1][2][4], const ScalarLeft<T, width
                 const Vector right = load(column + (8 * j + e) * stride + k);
 #pragma unroll
                 for (int i = 0; i < lanes; ++i) {
-                    acc[0][j][e] += upper.values[i] * right.values[i];
-                    acc[0][j][2 + e] += lower.values[i] * right.values[i];
+                    acc[j][e] += upper.values[i] * right.values[i];
+                    acc[j][2 + e] += lower.values[i] * right.values[i];
                 }
             }
     }
 }
 
 namespace detail {
-template <typename Arithmetic, int width, int slabs, bool resident>
+template <typename Arithmetic, int width, bool resident>
 struct LeftOf {
-    using type = TensorLeft<Arithmetic, width, slabs, resident>;
+    using type = TensorLeft<Arithmetic, width, resident>;
 };
 template <typename T, int width, bool resident>
-struct LeftOf<ScalarProduct<T>, width, 1, resident> {
+struct LeftOf<ScalarProduct<T>, width, resident> {
     using type = ScalarLeft<T, width>;
 };
 }  // namespace detail
 
-template <typename Arithmetic, int width, int slabs, bool resident>
-using Left = typename detail::LeftOf<Arithmetic, width, slabs, resident>::type;
+template <typename Arithmetic, int width, bool resident>
+using Left = typename detail::LeftOf<Arithmetic, width, resident>::type;
 
 }  // namespace colt5::cuda

@@ -51,23 +51,21 @@ __device__ TokenIndex index_of_key(Key key, int index_bits) {
 /// Keys that are sorted by counting for each how many are smaller.
 inline constexpr Index sorted_run = 4096;
 
-/// Sorts runs of distinct keys of each row: 8 lanes of a warp count for one key. Writes keys, or indices if `indices`
-/// is not null.
+/// Sorts runs of distinct keys of each row: a warp counts for one key. Writes keys, or indices if `indices` is not
+/// null.
 template <typename Key>
 __global__ void sort_runs(Key* sorted, TokenIndex* indices, const Key* keys, Index rows, Index k, int index_bits) {
-    constexpr int parts = 8;
-    const Index key_index = global_thread() / parts, row = key_index / k, i = key_index % k;
+    const Index key_index = global_thread() / warp_size, row = key_index / k, i = key_index % k;
     if (row >= rows) return;
     const Index start = row * k + i / sorted_run * sorted_run;
-    const int size = static_cast<int>(min(sorted_run, (row + 1) * k - start));
+    const int size = static_cast<int>(::min(sorted_run, (row + 1) * k - start));
     const Key* const run = keys + start;
     const Key mine = keys[key_index];
-    int smaller = 0;
+    unsigned smaller = 0;
 #pragma unroll 16
-    for (int j = static_cast<int>(threadIdx.x) % parts; j < size; j += parts) smaller += run[j] < mine ? 1 : 0;
-    const unsigned lanes = 0xffu << (threadIdx.x % warp_size / parts * parts);
-    for (int offset = parts / 2; offset > 0; offset /= 2) smaller += __shfl_xor_sync(lanes, smaller, offset);
-    if (threadIdx.x % parts != 0) return;
+    for (int j = static_cast<int>(threadIdx.x) % warp_size; j < size; j += warp_size) smaller += run[j] < mine ? 1 : 0;
+    smaller = __reduce_add_sync(0xffffffffu, smaller);
+    if (threadIdx.x % warp_size != 0) return;
     if (indices)
         indices[start + smaller] = index_of_key(mine, index_bits);
     else
@@ -80,7 +78,7 @@ template <typename Key>
 __global__ void merge_runs(Key* merged, const Key* keys, Index rows, Index k, Index run) {
     for (Index at = global_thread(); at < rows * k; at += all_threads()) {
         const Index row = at / k, i = at % k, start = i / run * run, pair = i / (2 * run) * (2 * run);
-        const Index other = start == pair ? min(start + run, k) : pair, other_end = min(other + run, k);
+        const Index other = start == pair ? ::min(start + run, k) : pair, other_end = ::min(other + run, k);
         const Key* const of_row = keys + row * k;
         const Key mine = of_row[i];
         Index low = other, high = other_end;
@@ -114,10 +112,10 @@ void top_k_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView
     cuda::launch_teams<typename cuda::Rank<T>::type>(policy, "choose_top", cuda::choose_top<cuda::ClusterTeam, T>,
                                                      cuda::choose_top<cuda::GridTeam, T>, rows, length, keys.data(),
                                                      logits.data(), mask.data(), routes, k, index_bits);
-    constexpr int threads = 256, parts = 8;
-    cuda::launch(policy, "sort_runs", cuda::sort_runs<Key>, cuda::grid(cuda::divide_up(count * parts, threads)),
-                 threads, 0, sorted.data(), k > cuda::sorted_run ? nullptr : indices.data(), keys.data(), rows, k,
-                 index_bits);
+    constexpr int threads = 256;
+    cuda::launch(policy, "sort_runs", cuda::sort_runs<Key>,
+                 cuda::grid(cuda::divide_up(count * cuda::warp_size, threads)), threads, 0, sorted.data(),
+                 k > cuda::sorted_run ? nullptr : indices.data(), keys.data(), rows, k, index_bits);
     if (k <= cuda::sorted_run) return;
     for (Index run = cuda::sorted_run; run < k; run *= 2) {
         std::swap(keys, sorted);

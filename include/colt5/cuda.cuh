@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+/// Everything for the GPU; compile with nvcc -std=c++20 --expt-relaxed-constexpr and link with cublasLt.
+
+#include <colt5/core/error.hpp>
+#include <colt5/core/random.hpp>
+#include <colt5/core/scalar.hpp>
+#include <colt5/core/tensor.hpp>
+#include <colt5/core/view.hpp>
+#include <colt5/expr/expr.hpp>
+
+#include <colt5/cuda/adamw.cuh>
+#include <colt5/cuda/coordinate_descent.cuh>
+#include <colt5/cuda/cumulative_softmax.cuh>
+#include <colt5/cuda/dense_attention.cuh>
+#include <colt5/cuda/expr.cuh>
+#include <colt5/cuda/gather.cuh>
+#include <colt5/cuda/global_norm.cuh>
+#include <colt5/cuda/layer_norm.cuh>
+#include <colt5/cuda/linear.cuh>
+#include <colt5/cuda/local_attention.cuh>
+#include <colt5/cuda/pick.cuh>
+#include <colt5/cuda/policy.cuh>
+#include <colt5/cuda/rms_norm.cuh>
+#include <colt5/cuda/route_logits.cuh>
+#include <colt5/cuda/sinkhorn.cuh>
+#include <colt5/cuda/top_k.cuh>
+#include <colt5/cuda/zero.cuh>
+#include <colt5/op/gelu.hpp>
+#include <colt5/op/softmax.hpp>
+
+#include <colt5/module/conditional_routed_attention.hpp>
+#include <colt5/module/conditional_routed_cross_attention.hpp>
+#include <colt5/module/conditional_routed_feed_forward.hpp>
+#include <colt5/module/conditional_routed_transformer_block.hpp>
+
+#include <colt5/optim/adamw.hpp>
+#include <colt5/optim/clip.hpp>
+#include <colt5/optim/schedule.hpp>
