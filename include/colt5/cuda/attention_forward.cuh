@@ -15,7 +15,7 @@ struct ForwardShape {
     using Sum = typename Arithmetic::Sum;
     using Tile = cuda::Tile<Arithmetic, width_>;
     static constexpr int width = width_, row_bytes = width * sizeof(T);
-    static constexpr int warps = row_bytes > 512 ? 2 : (window&& row_bytes <= 128) ? 8 : 4;
+    static constexpr int warps = row_bytes > 512 ? 2 : row_bytes <= 128 && window ? 8 : 4;
     static constexpr int queries = 16 * warps, threads = warp_size * warps;
     static constexpr int in_turn = row_bytes <= 256 ? 64 : row_bytes <= 512 ? 32 : 16;
     static constexpr int keys = window ? window_rows<T>(queries, queries, Tile::stride) : in_turn;
