@@ -6,6 +6,7 @@
 
 int main() {
     using namespace colt5;
+    // [training]
     // To train a router, let the descent converge and keep the logits near unit deviation: with the reference's 50
     // steps and logits of deviation √dim the scores saturate, and the router's gradient is 0.
     constexpr TransformerBlockConfig config{
@@ -28,7 +29,6 @@ int main() {
     fill_normal(policy, tokens, Random(Seed{1}));
     fill_normal(policy, target, Random(Seed{2}));
 
-    // [training]
     auto gradients = block.make_gradients();
     auto d_out = tensor_like(policy, target);
     float first = 0, loss = 0;

@@ -11,13 +11,13 @@ int main() {
     VectorTensor<float, Cpu> gamma(policy, {64}), scores(policy, {1000});
     VectorTensor<bool, Cpu> mask(policy, {1000});
     fill_normal(policy, x, Random(Seed{0}));
-    fill(policy, gamma, 8);
+    fill(policy, gamma, 1);
     fill_with(policy, scores, [](std::size_t i) { return 1.0 / static_cast<double>(i + 1); });
     fill_with(policy, mask, [](std::size_t i) { return i < 900; });
 
     // [expressions]
     assign(policy, y, exp(x - row_log_sum_exp(x)));                     // softmax
-    assign(policy, y, x / max(row_norm(x), 1e-12f) * row(gamma));       // RMSNorm
+    assign(policy, y, x / max(row_norm(x), 1e-12f) * 8 * row(gamma));   // RMSNorm of 64 columns: √64 = 8
     assign(policy, y, select(column(mask), x * column(scores), 0.0f));  // rows weighted, masked ones zeroed
     // [expressions]
 

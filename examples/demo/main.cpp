@@ -25,8 +25,11 @@ void run(const demo::Options& options) {
     if (!page) throw demo::UserError("cannot write " + options.page_file);
 
     const demo::Task task(text, options.settings.seed);
-    std::printf("Training on %s: %td notes hidden in %td bytes, 1 byte in %td takes the heavy branch.\n",
-                options.text_file.c_str(), demo::notes, demo::full_length, demo::full_length / demo::heavy_tokens);
+    const std::string name = options.text_file == demo::bible_file
+                                 ? "the King James Bible"
+                                 : std::filesystem::path(options.text_file).filename().string();
+    std::printf("Training on %s: %td notes hidden in %td bytes, 1 byte in %td takes the heavy branch.\n", name.c_str(),
+                demo::notes, demo::full_length, demo::full_length / demo::heavy_tokens);
     std::fflush(stdout);
     demo::Progress progress({"learned routing", "random routing", "light only"});
     const auto start = std::chrono::steady_clock::now();
@@ -38,7 +41,7 @@ void run(const demo::Options& options) {
     for (auto& training : trainings) results.push_back(training.get());
 
     demo::print_table(std::cout, results);
-    demo::write_page(page, results, std::filesystem::path(options.text_file).filename().string());
+    demo::write_page(page, results, name);
     if (!page.flush()) throw demo::UserError("cannot write " + options.page_file);
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
     std::cout << "The document with its routed bytes: " << options.page_file << " ("

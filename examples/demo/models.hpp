@@ -7,13 +7,12 @@
 #include "result.hpp"
 #include "task.hpp"
 
-/// The three models. They differ in the router alone: same seeds, same documents, same budget.
+/// The three models. They differ in the router alone: same first weights, same documents, same number of steps.
 namespace demo {
 
 struct Settings {
     Index steps = 700;
     Index tokens = 4 * full_length;  // in a step
-    double seconds = 100;            // of training, at most
     Index held_out_batches = 16;     // of 8 documents
     std::uint64_t seed = 0;
 };

@@ -15,9 +15,8 @@ for them at the end, and trains three small byte-level encoders to answer: with 
 and without the heavy branch. Then writes a page that shows which bytes are routed.
 
   --quick        a few steps, to see that everything runs
-  --seconds N    of training, at most (100): a machine that needs longer makes fewer steps
-  --steps N      of training (700)
-  --seed N       of models and documents (0); the same seed gives the same numbers
+  --steps N      of training (700), the same for each encoder
+  --seed N       of models and documents (0); on one machine the same seed and steps give the same answers and routes
   --out FILE     where the page goes (build/demo.html)
   --help         this text
 )";
@@ -57,8 +56,6 @@ Options parse_options(int count, char** arguments) {
         } else if (option == "--quick") {
             options.settings.steps = 70;
             options.settings.held_out_batches = 2;
-        } else if (option == "--seconds") {
-            options.settings.seconds = static_cast<double>(parse_number<long>(option, value(), 1));
         } else if (option == "--steps") {
             options.settings.steps = parse_number<long>(option, value(), 20);
         } else if (option == "--seed") {

@@ -37,13 +37,15 @@ table { border-collapse: collapse } th { font-weight: 600; color: #5f6368; font-
 th, td { padding: 7px 14px; text-align: right; border-bottom: 1px solid #e8eaed } th:first-child, td:first-child { text-align: left; padding-left: 0 }
 .dot { display: inline-block; width: 11px; height: 11px; border-radius: 50%; margin-right: 9px }
 .grid { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 20px 22px; margin-top: 12px }
-.panel pre { margin: 0; padding: 9px 10px; border: 1px solid #e8eaed; border-radius: 6px; color: #9aa0a6; overflow: hidden;
+.panel pre { margin: 0; padding: 9px 10px; border: 1px solid #e8eaed; border-radius: 6px; color: #9aa0a6; overflow-x: auto;
              font: 10.4px/1.52 "DejaVu Sans Mono", Menlo, Consolas, monospace }
 .panel p { font-size: 12.5px; margin: 5px 0 0; color: #5f6368 }
 pre b { color: #202124; border-bottom: 1.5px solid #202124 } pre i { font-style: normal; color: #dadce0 }
 pre s { text-decoration: none; color: #202124; border-radius: 2px }
 .q s { background: rgb(242 153 0 / var(--a)) } .kv s { background: rgb(18 181 203 / var(--a)) } .ff s { background: rgb(161 66 244 / var(--a)) }
 pre u { text-decoration: none; font-weight: 700; color: #188038 } pre u.wrong { color: #d93025 }
+@media (max-width: 1400px) { .grid { grid-template: repeat(3, auto) / repeat(2, minmax(0, 1fr)); grid-auto-flow: column } }
+@media (max-width: 960px) { .grid { grid-template: none / minmax(0, 1fr); grid-auto-flow: row } }
 details summary { cursor: pointer; font-size: 19px; font-weight: 600; margin: 30px 0 4px }
 )";
 
@@ -92,7 +94,7 @@ void write_panel(std::ostream& out, const Result& result, std::size_t layer, std
         out << text;
     }
     out << "</pre><p>"
-        << format("%.0f %% of them in questions, %.0f %% in notes (by chance %.0f %% and %.0f %%)",
+        << format("%.0f %% of the routed bytes in questions, %.0f %% in notes (by chance %.0f %% and %.0f %%)",
                   100 * routed.in_questions, 100 * routed.in_notes, 100 * share_of_notes, 100 * share_of_notes)
         << "</p></div>\n";
 }
@@ -147,15 +149,14 @@ void write_curves(std::ostream& out, const std::vector<Result>& results) {
 void write_table(std::ostream& out, const std::vector<Result>& results) {
     out << "<table><tr><th>router</th><th>digits right</th><th>loss</th><th>heavy tokens</th><th>tokens/s, one "
            "core</th>"
-           "<th>training steps</th></tr>\n";
+           "</tr>\n";
     for (std::size_t i = 0; i < results.size(); ++i) {
         const Result& result = results[i];
         out << "<tr><td><span class=\"dot\" style=\"background:" << model_colors[i] << "\"></span>" << result.name
             << format(
                    "</td><td><strong>%.1f %%</strong></td><td>%.3f</td><td>%.1f "
-                   "%%</td><td>%.0f</td><td>%td</td></tr>\n",
-                   100 * result.accuracy, result.loss, 100 * result.heavy_share, result.tokens_per_second,
-                   result.steps);
+                   "%%</td><td>%.0f</td></tr>\n",
+                   100 * result.accuracy, result.loss, 100 * result.heavy_share, result.tokens_per_second);
     }
     out << "</table>\n";
 }
@@ -174,7 +175,9 @@ void print_table(std::ostream& out, const std::vector<Result>& results) {
     for (const Result& result : results)
         out << format("%-17s %10.1f %% %8.3f %12.1f %% %20.0f\n", result.name.c_str(), 100 * result.accuracy,
                       result.loss, 100 * result.heavy_share, result.tokens_per_second);
-    out << format("%-17s %10.1f %% %8.3f\n\n", "a guess", 10.0, std::log(10.0));
+    out << format("%-17s %10.1f %% %8.3f\n", "a guess", 10.0, std::log(10.0));
+    out << "Random routing and light only are chance baselines: neither can solve the task, by construction. Chance "
+           "seldom\nroutes a digit's note and its question together, and the light branch does not see that far.\n\n";
 
     out << format(
         "Where the learned router sends the heavy branch (by chance: %.0f %% in questions, %.0f %% in notes)\n",
@@ -194,13 +197,17 @@ void write_page(std::ostream& out, const std::vector<Result>& results, const std
            "routes</title><style>"
         << style << "</style></head><body>\n<h1>What learned routing routes</h1>\n"
         << format(
-               R"(<p>Documents of %td bytes from <code>%s</code> hide %td notes such as <code>&lt;K=4821&gt;</code>; at the
+               R"(<p>Documents of %td bytes from %s hide %td notes such as <code>&lt;K=4821&gt;</code>; at the
 end each is asked for, <code>&lt;K?....&gt;</code>. In a layer, light attention sees %td bytes to either side; only the
 heavy branch, which takes 1 byte in %td, can carry digits from a far note to its question. The three models differ in the
-router alone. They train on documents that grow to that length, and the table is of text that they were not trained
-on.</p>
+router alone: all start with the same weights and train for %zu steps on the same documents, which grow to that length.
+The table is of text that they were not trained on.</p>
+<p>Random routing and light only are baselines that cannot solve the task by construction: chance seldom routes a
+digit's note and its question together, and the light branch does not see that far. Their digits are guesses, of which
+1 in 10 is right.</p>
 )",
-               full_length, escaped(text_name).c_str(), notes, light_window / 2, full_length / heavy_tokens)
+               full_length, escaped(text_name).c_str(), notes, light_window / 2, full_length / heavy_tokens,
+               results.front().curve.size())
         << "<div class=\"top\"><div>";
     write_table(out, results);
     out << "</div><div>";
@@ -208,7 +215,10 @@ on.</p>
     out << "</div></div>\n<h2>A document, as the learned router sees it</h2>\n"
            "<p>Shaded bytes take the heavy branch, the darker the higher their score. Notes and questions are "
            "underlined. The "
-           "model reads dots in the questions; shown are its answers, right ones green.</p>\n";
+           "model reads dots in the questions; shown are its answers, right ones green. Digits travel by attention, "
+           "through queries in the questions and "
+           "keys and values in the notes; the task gives the feedforward router no reason to prefer notes, and it may "
+           "choose fewer of them than chance would.</p>\n";
     write_panels(out, results[0]);
     out << "<details><summary>The same document under random routing</summary>\n";
     write_panels(out, results[1]);

@@ -29,12 +29,10 @@ struct Point {
 /// All that the report says about a model.
 struct Result {
     std::string name;
-    std::vector<Point> curve;       // of training
-    double loss = 0, accuracy = 0;  // on held-out documents
-    double tokens_per_second = 0;   // trained on, in a second of one core
-    double cpu_seconds = 0;         // of training
-    double heavy_share = 0;         // of the tokens that take a heavy branch
-    Index steps = 0;
+    std::vector<Point> curve;                          // of training
+    double loss = 0, accuracy = 0;                     // on held-out documents
+    double tokens_per_second = 0;                      // trained on, in a second of one core
+    double heavy_share = 0;                            // of the tokens that take a heavy branch
     Batch document;                                    // a held-out one,
     std::array<std::array<Routed, 3>, layers> routed;  // what is routed in it,
     std::string predicted;                             // and the digits that the model gives as answers

@@ -62,7 +62,8 @@ class NoRouter : public ParameterlessRouter<Scalar, P> {
 public:
     using typename Base::Routing, typename Base::Pass;
 
-    NoRouter(const P&, colt5::SeedSequence&) {}
+    /// Takes a seed, as the other routers do, for the layers that come after to start with the same weights.
+    NoRouter(const P&, colt5::SeedSequence& seeds) { seeds.next_seed(); }
 
     Routing route(const P& policy, colt5::TokensView<const Scalar> x, colt5::Mask, colt5::Index) const {
         const std::array<colt5::Index, 3> none{x.extent(0), config.num_routing_tokens, 0};

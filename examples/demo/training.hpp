@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <ctime>
 #include <string>
@@ -120,9 +119,9 @@ Result train(const std::string& name, std::size_t number, const Task& task, cons
 
     Result result;
     result.name = name;
-    const auto start = std::chrono::steady_clock::now();
-    const double cpu_start = thread_seconds();
-    Index steps = settings.steps, tokens = 0;
+    const double start = thread_seconds();
+    const Index steps = settings.steps;
+    Index tokens = 0;
     Point mean{};  // of the last steps
     for (Index step = 0; step < steps; ++step) {
         const Index length = document_length(static_cast<double>(step) / static_cast<double>(steps));
@@ -142,16 +141,8 @@ Result train(const std::string& name, std::size_t number, const Task& task, cons
         mean.loss += forget * (loss.mean - mean.loss);
         mean.accuracy += forget * (loss.accuracy - mean.accuracy);
         result.curve.push_back(mean);
-        result.cpu_seconds = thread_seconds() - cpu_start;
         tokens += batch.size() * length;
-        result.tokens_per_second = static_cast<double>(tokens) / std::max(result.cpu_seconds, 1e-9);
-        result.steps = step + 1;
-
-        // A machine on which all the steps would take too long makes fewer.
-        const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-        if (step % 10 == 9)
-            steps = std::min(steps, std::max(step + 1, static_cast<Index>(settings.seconds / elapsed.count() *
-                                                                          static_cast<double>(step + 1))));
+        result.tokens_per_second = static_cast<double>(tokens) / std::max(thread_seconds() - start, 1e-9);
         progress.update(number, static_cast<double>(step + 1) / static_cast<double>(steps), mean,
                         result.tokens_per_second);
     }

@@ -39,6 +39,9 @@ TEST_CASE("tensor: a shape that contradicts the type, or is negative, is an erro
     CHECK_THROWS_WITH_AS(Wide(policy, {2, 6}), "colt5: `shape` must have shape (any, 5), but has (2, 6)", ShapeError);
     CHECK_THROWS_WITH_AS(Matrix(policy, {2, -6}), "colt5: `shape` must be non-negative in every dimension, but is -6",
                          ValueError);
+    CHECK_THROWS_WITH_AS(Matrix(policy, {Index{1} << 40, Index{1} << 40}),
+                         "colt5: `shape` must be of less than 2^63 bytes, but is (1099511627776, 1099511627776)",
+                         ValueError);
     CHECK(policy.workspace()->statistics().in_use == 0);
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstring>
 #include <memory>
@@ -28,6 +29,10 @@ concept Policy = std::copyable<P> && requires(const P& policy, void* to, const v
     upload(policy, to, from, std::size_t{});
     download(policy, to, from, std::size_t{});
 };
+
+/// Whether the modules run in a scalar type.
+template <typename Scalar>
+inline constexpr bool is_module_scalar = std::same_as<Scalar, float> || std::same_as<Scalar, double>;
 
 /// Used in the message of a missing kernel: `static_assert(has_kernel<Policy>, "…")`.
 template <typename>

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstddef>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -34,10 +35,17 @@ public:
 
     Tensor() = default;
 
-    /// Uninitialized. Throws ShapeError when `shape` contradicts a static extent or has a negative entry.
+    /// Uninitialized. Throws ShapeError when `shape` contradicts a static extent, ValueError when it has a negative
+    /// entry or too many elements.
     Tensor(const P& policy, const Shape& shape) : shape_(shape) {
         expect_shape("shape", shape, ViewType::extents);
-        for (const Index extent : shape) expect_value(extent >= 0, "shape", "non-negative in every dimension", extent);
+        Index bytes = static_cast<Index>(sizeof(T));
+        for (const Index extent : shape) {
+            expect_value(extent >= 0, "shape", "non-negative in every dimension", extent);
+            expect_value(extent == 0 || bytes <= std::numeric_limits<Index>::max() / extent, "shape",
+                         "of less than 2^63 bytes", shape_string(shape));
+            bytes *= extent;
+        }
         buffer_ = Buffer(policy.workspace(), static_cast<std::size_t>(size()) * sizeof(T));
     }
 

@@ -160,8 +160,10 @@ Wanted expect(std::string_view argument, const Given& given) {
     static_assert(std::is_same_v<typename Wanted::value_type, typename Given::value_type>,
                   "colt5: this argument has the wrong scalar type");
     static_assert(decltype(view)::rank == Wanted::rank, "colt5: this argument has the wrong number of dimensions");
-    expect_shape(argument, view.shape(), Wanted::extents);
-    return Wanted(view);
+    if constexpr (std::is_constructible_v<Wanted, decltype(view)>) {  // otherwise the assertions have said it all
+        expect_shape(argument, view.shape(), Wanted::extents);
+        return Wanted(view);
+    }
 }
 
 }  // namespace colt5

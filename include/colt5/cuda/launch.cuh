@@ -36,7 +36,7 @@ inline dim3 grid(Index x, Index y = 1, Index z = 1) {
     return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
 }
 
-/// Blocks for a grid-stride loop over `count` items.
+/// Blocks for a grid-stride loop over `count` items: enough of them to fill any GPU of today several times over.
 inline dim3 blocks_for(Index count, int threads) {
     constexpr Index most = 132 * 16;
     return grid(std::min(most, divide_up(count, threads)));

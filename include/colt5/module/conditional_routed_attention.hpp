@@ -18,6 +18,7 @@ template <AttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate =
               RouterOf<config.router_type>::template type>
 class ConditionalRoutedAttention {
+    static_assert(is_module_scalar<Scalar>, "colt5: modules compute in float or double");
     static_assert(config.dim >= 1, "colt5: AttentionConfig.dim must be at least 1");
     static_assert(config.num_heavy_tokens_q >= 1, "colt5: AttentionConfig.num_heavy_tokens_q must be at least 1");
     static_assert(config.num_heavy_tokens_kv >= 1, "colt5: AttentionConfig.num_heavy_tokens_kv must be at least 1");
@@ -119,6 +120,10 @@ public:
                 std::move(picked_q), std::move(picked_kv), std::move(kv_mask),
                 std::move(heavy)};
     }
+
+    /// The pass reads its tokens again: a temporary would be gone by then.
+    template <typename T, Index... E>
+    Pass forward(Tensor<T, P, E...>&& tokens, Mask mask = {}, AttentionTokens counts = {}) const = delete;
 
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>

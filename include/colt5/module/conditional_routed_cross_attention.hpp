@@ -15,6 +15,7 @@ template <CrossAttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate =
               RouterOf<config.router_type>::template type>
 class ConditionalRoutedCrossAttention {
+    static_assert(is_module_scalar<Scalar>, "colt5: modules compute in float or double");
     static_assert(config.dim >= 1, "colt5: CrossAttentionConfig.dim must be at least 1");
     static_assert(config.num_tokens_q >= 1, "colt5: CrossAttentionConfig.num_tokens_q must be at least 1");
     static_assert(config.num_tokens_kv >= 1, "colt5: CrossAttentionConfig.num_tokens_kv must be at least 1");
@@ -132,6 +133,14 @@ public:
         }
         return pass;
     }
+
+    /// The pass reads its inputs again: a temporary would be gone by then.
+    template <typename T, Index... E, Viewable C>
+    Pass forward(Tensor<T, P, E...>&& x, const C& context, Mask mask = {}, Mask context_mask = {},
+                 CrossAttentionTokens counts = {}) const = delete;
+    template <Viewable X, typename T, Index... E>
+    Pass forward(const X& x, Tensor<T, P, E...>&& context, Mask mask = {}, Mask context_mask = {},
+                 CrossAttentionTokens counts = {}) const = delete;
 
     /// Adds to the gradients of the parameters.
     template <Viewable D>

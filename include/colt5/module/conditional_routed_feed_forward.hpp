@@ -16,6 +16,7 @@ template <FeedForwardConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate =
               RouterOf<config.router_type>::template type>
 class ConditionalRoutedFeedForward {
+    static_assert(is_module_scalar<Scalar>, "colt5: modules compute in float or double");
     static_assert(config.dim >= 1, "colt5: FeedForwardConfig.dim must be at least 1");
     static_assert(config.num_heavy_tokens >= 1, "colt5: FeedForwardConfig.num_heavy_tokens must be at least 1");
     static_assert(config.dim * config.light_ff_mult >= 1,
@@ -89,6 +90,10 @@ public:
         return {std::move(out),    x.const_view(),   mask, std::move(light), std::move(heavy),
                 std::move(routed), std::move(picked)};
     }
+
+    /// The pass reads its tokens again: a temporary would be gone by then.
+    template <typename T, Index... E>
+    Pass forward(Tensor<T, P, E...>&& tokens, Mask mask = {}, FeedForwardTokens counts = {}) const = delete;
 
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>

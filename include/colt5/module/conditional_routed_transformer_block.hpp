@@ -89,6 +89,10 @@ public:
         return {std::move(out), std::move(attn), std::move(ff)};
     }
 
+    /// The pass reads its tokens again: a temporary would be gone by then.
+    template <typename T, Index... E>
+    Pass forward(Tensor<T, P, E...>&& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const = delete;
+
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {

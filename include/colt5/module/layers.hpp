@@ -16,10 +16,10 @@ namespace colt5 {
 
 /// Parameters and gradients
 ///
-/// A module's parameters are public members named as in the reference's state_dict. Its Gradients have the same
-/// members, so that `Module::each_parameter(f, prefix, m...)` can visit any number of modules and Gradients side by
-/// side and calls f(prefix + name, tensor...). Backward passes add to the gradients of parameters and assign those of
-/// inputs.
+/// A module's parameters are public members. `each_parameter` gives them the names of the reference's state_dict. Its
+/// Gradients have the same members, so that `Module::each_parameter(f, prefix, m...)` can visit any number of modules
+/// and Gradients side by side and calls f(prefix + name, tensor...). Backward passes add to the gradients of parameters
+/// and assign those of inputs.
 
 /// Gradients of a module, or anything else with its parameters' shapes, filled with zeros.
 template <typename Module, Policy P>
