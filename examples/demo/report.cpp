@@ -148,8 +148,7 @@ void write_curves(std::ostream& out, const std::vector<Result>& results) {
 
 void write_table(std::ostream& out, const std::vector<Result>& results) {
     out << "<table><tr><th>router</th><th>digits right</th><th>loss</th><th>heavy tokens</th><th>tokens/s, one "
-           "core</th>"
-           "</tr>\n";
+           "core</th></tr>\n";
     for (std::size_t i = 0; i < results.size(); ++i) {
         const Result& result = results[i];
         out << "<tr><td><span class=\"dot\" style=\"background:" << model_colors[i] << "\"></span>" << result.name
@@ -176,8 +175,9 @@ void print_table(std::ostream& out, const std::vector<Result>& results) {
         out << format("%-17s %10.1f %% %8.3f %12.1f %% %20.0f\n", result.name.c_str(), 100 * result.accuracy,
                       result.loss, 100 * result.heavy_share, result.tokens_per_second);
     out << format("%-17s %10.1f %% %8.3f\n", "a guess", 10.0, std::log(10.0));
-    out << "Random routing and light only are chance baselines: neither can solve the task, by construction. Chance "
-           "seldom\nroutes a digit's note and its question together, and the light branch does not see that far.\n\n";
+    out << "Random routing and light only are chance baselines that cannot solve the task by construction: chance "
+           "seldom\n"
+           "routes a digit's note and its question together, and the light branch does not see that far.\n\n";
 
     out << format(
         "Where the learned router sends the heavy branch (by chance: %.0f %% in questions, %.0f %% in notes)\n",
@@ -203,8 +203,8 @@ heavy branch, which takes 1 byte in %td, can carry digits from a far note to its
 router alone: all start with the same weights and train for %zu steps on the same documents, which grow to that length.
 The table is of text that they were not trained on.</p>
 <p>Random routing and light only are baselines that cannot solve the task by construction: chance seldom routes a
-digit's note and its question together, and the light branch does not see that far. Their digits are guesses, of which
-1 in 10 is right.</p>
+digit's note and its question together, and the light branch does not see that far. They stay near a guess, of which 1
+in 10 is right; what they have above it are the lucky picks and the notes that happen to lie close to their question.</p>
 )",
                full_length, escaped(text_name).c_str(), notes, light_window / 2, full_length / heavy_tokens,
                results.front().curve.size())
@@ -214,11 +214,9 @@ digit's note and its question together, and the light branch does not see that f
     write_curves(out, results);
     out << "</div></div>\n<h2>A document, as the learned router sees it</h2>\n"
            "<p>Shaded bytes take the heavy branch, the darker the higher their score. Notes and questions are "
-           "underlined. The "
-           "model reads dots in the questions; shown are its answers, right ones green. Digits travel by attention, "
-           "through queries in the questions and "
-           "keys and values in the notes; the task gives the feedforward router no reason to prefer notes, and it may "
-           "choose fewer of them than chance would.</p>\n";
+           "underlined. The model reads dots in the questions; shown are its answers, right ones green. A note is read "
+           "by attention: the task gives the feedforward router no reason to prefer notes, and it may choose fewer of "
+           "their bytes than chance would.</p>\n";
     write_panels(out, results[0]);
     out << "<details><summary>The same document under random routing</summary>\n";
     write_panels(out, results[1]);
