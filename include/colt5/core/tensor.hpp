@@ -42,8 +42,8 @@ public:
         Index bytes = static_cast<Index>(sizeof(T));
         for (const Index extent : shape) {
             expect_value(extent >= 0, "shape", "non-negative in every dimension", extent);
-            expect_value(extent == 0 || bytes <= std::numeric_limits<Index>::max() / extent, "shape",
-                         "of less than 2^63 bytes", shape_string(shape));
+            const bool fits = extent == 0 || bytes <= std::numeric_limits<Index>::max() / extent;
+            if (!fits) expect_value(false, "shape", "of less than 2^63 bytes", shape_string(shape));
             bytes *= extent;
         }
         buffer_ = Buffer(policy.workspace(), static_cast<std::size_t>(size()) * sizeof(T));
