@@ -21,12 +21,20 @@ __device__ inline double exp_of_term(double x) {
     return ::exp(x);
 }
 
+/// What a pass over a row finds: the next threshold, and the number of logits above the one before.
+template <typename T>
+struct ThresholdStep {
+    T threshold, saturated;
+};
+
 /// then(Σ over s ≤ τ of exp((s − shift) / ε), number of s > τ)
 template <typename Team, typename T, typename Then>
-__device__ Partial threshold_sums(MaskedRow<Team, T>& row, T threshold, T shift, T inverse_eps, Then&& then) {
+__device__ ThresholdStep<T> threshold_step(MaskedRow<Team, T>& row, T threshold, T shift, T inverse_eps, Then&& then) {
     T below = 0;
     unsigned above = 0;
-    for (Index i = threadIdx.x; i < row.team.count; i += team_threads) {
+    const auto count = static_cast<int>(row.team.count);
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += Team::threads) {
         const T s = row[i], e = exp_of_term((::min(s, threshold) - shift) * inverse_eps);
         below += s > threshold ? T(0) : e;
         above += s > threshold ? 1 : 0;
@@ -56,28 +64,33 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
         threshold[0] = tau;
     }
     T inverse_eps = static_cast<T>(1 / eps);
+    bool eps_is_last = false;  // all later steps have the same
     for (; t <= descent.n_iters; ++t) {
         const T before = tau, shift = ::min(row.largest, tau);  // the largest of min(s, τ)
-        const Partial found = threshold_sums(row, tau, shift, inverse_eps, [&](const Partial& sums) {
+        const auto step = threshold_step(row, tau, shift, inverse_eps, [&](const Partial& sums) {
             const T log_ratio = ::log(static_cast<T>((sums.first + sums.second) * inverse_k));
-            return Partial{static_cast<double>(shift) + eps * static_cast<double>(log_ratio), sums.second};
+            return ThresholdStep<T>{static_cast<T>(static_cast<double>(shift) + eps * static_cast<double>(log_ratio)),
+                                    static_cast<T>(sums.second)};
         });
-        tau = static_cast<T>(found.first);
+        tau = step.threshold;
         if (writes) {
             threshold[t] = tau;
-            saturated[t - 1] = static_cast<T>(found.second);
+            saturated[t - 1] = step.saturated;
         }
-        const double next_eps = ::max(eps * descent.eps_decay, descent.eps);
-        if (tau == before && next_eps == eps) {  // every later step repeats this one
+        if (!eps_is_last) {
+            const double next_eps = ::max(eps * descent.eps_decay, descent.eps);
+            eps_is_last = next_eps == eps;
+            eps = next_eps;
+            inverse_eps = static_cast<T>(1 / eps);
+        }
+        if (tau == before && eps_is_last) {  // every later step repeats this one
             if (row.team.rank() == 0)
-                for (int later = t + static_cast<int>(threadIdx.x); later < descent.n_iters; later += team_threads) {
+                for (int later = t + static_cast<int>(threadIdx.x); later < descent.n_iters; later += Team::threads) {
                     threshold[later + 1] = tau;
-                    saturated[later] = static_cast<T>(found.second);
+                    saturated[later] = step.saturated;
                 }
             break;
         }
-        if (next_eps != eps) inverse_eps = static_cast<T>(1 / next_eps);
-        eps = next_eps;
     }
     return tau;
 }
@@ -95,30 +108,31 @@ __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, do
     if (threshold == -row.infinity) return threshold;
     const T inverse_eps = static_cast<T>(1 / eps);
     for (int i = 0; i < 100; ++i) {
-        const Partial found = threshold_sums(row, threshold, threshold, inverse_eps, [&](const Partial& sums) {
-            return Partial{static_cast<double>(threshold) + eps * ::log(sums.first / (k - sums.second)), sums.second};
+        const auto [next, above] = threshold_step(row, threshold, threshold, inverse_eps, [&](const Partial& sums) {
+            const T log_ratio = ::log(static_cast<T>(sums.first / (k - sums.second)));
+            return ThresholdStep<T>{
+                static_cast<T>(static_cast<double>(threshold) + eps * static_cast<double>(log_ratio)),
+                static_cast<T>(sums.second)};
         });
-        const auto next = static_cast<T>(found.first);
         // From the second step on τ falls, until rounding lets it rise again.
-        if (next == threshold || !(k > found.second) || (i > 0 && next > threshold)) break;
+        if (next == threshold || !(k > static_cast<double>(above)) || (i > 0 && next > threshold)) break;
         threshold = next;
     }
     return threshold;
 }
 
 template <typename Team, typename T>
-__global__ void __launch_bounds__(team_threads)
+__global__ void __launch_bounds__(Team::threads)
     coordinate_descent(Meeting meeting, RowPart part, T* scores, T* thresholds, T* saturated, const T* logits,
                        const bool* mask, Index routes, int steps, double k, CoordinateDescent descent) {
-    extern __shared__ double dynamic_shared[];
-    MaskedRow<Team, T> row(meeting, part, dynamic_shared, logits, mask, routes);
+    MaskedRow<Team, T> row(meeting, part, logits, mask, routes);
     auto& team = row.team;
     T* const y = scores + team.row * part.length + team.begin;
     T *const tau = thresholds + team.row * (steps + 1), *const count = saturated + team.row * steps;
     if (row.largest == -row.infinity) {  // no token, or none that could be chosen
-        for (Index i = threadIdx.x; i < team.count; i += team_threads) y[i] = 0;
+        for (Index i = threadIdx.x; i < team.count; i += Team::threads) y[i] = 0;
         if (team.rank() == 0)
-            for (int t = static_cast<int>(threadIdx.x); t <= steps; t += team_threads) {
+            for (int t = static_cast<int>(threadIdx.x); t <= steps; t += Team::threads) {
                 tau[t] = 0;
                 if (t < steps) count[t] = 0;
             }
@@ -137,7 +151,7 @@ __global__ void __launch_bounds__(team_threads)
         last = descend(row, k, descent, tau, count, eps);
     }
     const T inverse_eps = static_cast<T>(1 / eps);
-    for (Index i = threadIdx.x; i < team.count; i += team_threads) {
+    for (Index i = threadIdx.x; i < team.count; i += Team::threads) {
         const T s = row[i];
         y[i] = s == -row.infinity ? T(0) : ::exp(::min(s - last, T(0)) * inverse_eps);
     }
@@ -272,14 +286,14 @@ __device__ DescentStep<T> all_together(const DescentStep<T>* steps, int distinct
 
 /// The steps of one row, and dk: by one warp, once the team knows Σ ĝ.
 template <typename Team, typename T>
-__global__ void __launch_bounds__(team_threads)
+__global__ void __launch_bounds__(Team::threads)
     descent_vjp_steps(Meeting meeting, RowPart part, DescentStep<T>* all_steps, DescentSteps<T>* steps_of_row, T* d_k,
                       DescentVjp<T> vjp, double wanted, CoordinateDescent descent) {
     Team team(meeting, part);
     const auto values = vjp.row(team.row);
     T alpha_of_thread = 0, unsaturated_of_thread = 0;
     unsigned valid_of_thread = 0;
-    for (Index i = team.begin + threadIdx.x; i < team.begin + team.count; i += team_threads) {
+    for (Index i = team.begin + threadIdx.x; i < team.begin + team.count; i += Team::threads) {
         const T s = values.s(i);
         alpha_of_thread += values.below(i, s);
         if (descent.iterate_to_convergence) unsaturated_of_thread += s <= values.last ? values.score[i] : T(0);

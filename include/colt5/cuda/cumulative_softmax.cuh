@@ -10,9 +10,11 @@ namespace colt5 {
 
 namespace cuda {
 
-/// Σ over this thread and those before it; all threads of a block of 1024 call it.
-__device__ inline double inclusive_sum(double value) {
-    __shared__ double of_warp[warp_size];
+/// Σ over this thread and those before it; all threads of the block call it.
+template <int threads>
+__device__ double inclusive_sum(double value) {
+    constexpr int all_warps = threads / warp_size;
+    __shared__ double of_warp[all_warps];
     const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size;
     const auto within_warp = [lane](double v) {
         for (int offset = 1; offset < warp_size; offset *= 2) {
@@ -25,7 +27,7 @@ __device__ inline double inclusive_sum(double value) {
     __syncthreads();  // of_warp may still be read from a call before
     if (lane == warp_size - 1) of_warp[warp] = value;
     __syncthreads();
-    const double before = __shfl_sync(0xffffffffu, within_warp(of_warp[lane]), ::max(warp - 1, 0));
+    const double before = __shfl_sync(0xffffffffu, within_warp(of_warp[lane % all_warps]), ::max(warp - 1, 0));
     return warp > 0 ? before + value : value;
 }
 
@@ -34,9 +36,9 @@ __device__ inline double inclusive_sum(double value) {
 template <typename Team, typename T>
 class CumulativeRow {
 public:
-    __device__ CumulativeRow(const Meeting& meeting, const RowPart& part, void* shared, const T* logits,
-                             const bool* mask, const TokenIndex* indices, Index routes, Index picks, double temperature)
-        : row(meeting, part, shared, logits, mask, routes),
+    __device__ CumulativeRow(const Meeting& meeting, const RowPart& part, const T* logits, const bool* mask,
+                             const TokenIndex* indices, Index routes, Index picks, double temperature)
+        : row(meeting, part, logits, mask, routes),
           index(indices + row.team.row * picks),
           logit_(logits + row.team.row * part.length),
           real_(mask ? mask + row.team.row / routes * part.length : nullptr),
@@ -48,7 +50,7 @@ public:
         const bool last_real = !real_ || real_[last];
         const auto last_rank = last_real ? Rank<T>::of(logit_[last]) : Rank<T>::masked;
         T sum = 0;
-        for (Index i = threadIdx.x; i < row.team.count; i += team_threads) {
+        for (Index i = threadIdx.x; i < row.team.count; i += Team::threads) {
             const auto rank = Rank<T>::of(row[i]);
             const bool chosen = rank < last_rank || (rank == last_rank && row.team.begin + i <= last);
             if (!chosen) sum += exponential(i);
@@ -67,12 +69,12 @@ public:
     __device__ void for_each_pick(Body&& body) const {
         __shared__ double carry;
         double below = rest_;
-        for (Index done = 0; done < picks_; done += team_threads) {
+        for (Index done = 0; done < picks_; done += Team::threads) {
             const Index pick = picks_ - 1 - done - threadIdx.x;
             const T e = pick >= 0 ? exponential_of_pick(pick) : T(0);
-            const double sum = below + inclusive_sum(static_cast<double>(e));
+            const double sum = below + inclusive_sum<Team::threads>(static_cast<double>(e));
             if (pick >= 0) body(pick, e, sum);
-            if (threadIdx.x == team_threads - 1) carry = sum;
+            if (threadIdx.x == Team::threads - 1) carry = sum;
             __syncthreads();
             below = carry;
             __syncthreads();
@@ -91,12 +93,10 @@ private:
 };
 
 template <typename Team, typename T>
-__global__ void __launch_bounds__(team_threads)
+__global__ void __launch_bounds__(Team::threads)
     cumulative_softmax(Meeting meeting, RowPart part, T* scores, const T* logits, const TokenIndex* indices,
                        const bool* mask, Index routes, Index picks, double temperature) {
-    extern __shared__ double dynamic_shared[];
-    const CumulativeRow<Team, T> cumulative(meeting, part, dynamic_shared, logits, mask, indices, routes, picks,
-                                            temperature);
+    const CumulativeRow<Team, T> cumulative(meeting, part, logits, mask, indices, routes, picks, temperature);
     const Team& team = cumulative.row.team;
     if (team.rank() != 0) return;
     cumulative.for_each_pick([&](Index pick, T e, double sum) {
@@ -106,11 +106,10 @@ __global__ void __launch_bounds__(team_threads)
 
 /// `sums` (rows, picks) is scratch.
 template <typename Team, typename T>
-__global__ void __launch_bounds__(team_threads)
+__global__ void __launch_bounds__(Team::threads)
     cumulative_softmax_vjp(Meeting meeting, RowPart part, T* d_logits, double* sums, const T* d_scores, const T* logits,
                            const TokenIndex* indices, const bool* mask, Index routes, Index picks, double temperature) {
-    extern __shared__ double dynamic_shared[];
-    CumulativeRow<Team, T> cumulative(meeting, part, dynamic_shared, logits, mask, indices, routes, picks, temperature);
+    CumulativeRow<Team, T> cumulative(meeting, part, logits, mask, indices, routes, picks, temperature);
     Team& team = cumulative.row.team;
     double* const sum_of_pick = sums + team.row * picks;  // then: its gradient
     double all = 0;                                       // Σ c_j over every pick
@@ -118,7 +117,7 @@ __global__ void __launch_bounds__(team_threads)
         cumulative.for_each_pick([&](Index pick, T, double sum) { sum_of_pick[pick] = sum; });
         __syncthreads();
         __shared__ double carry;
-        for (Index first = 0; first < picks; first += team_threads) {
+        for (Index first = 0; first < picks; first += Team::threads) {
             const Index pick = first + threadIdx.x;
             const double e = pick < picks ? static_cast<double>(cumulative.exponential_of_pick(pick)) : 0;
             double g = 0, sum = 1, c = 0;
@@ -127,9 +126,9 @@ __global__ void __launch_bounds__(team_threads)
                 sum = sum_of_pick[pick];
                 if (sum >= cumulative_softmax_floor) c = -g * e / (sum * sum);
             }
-            const double above = all + inclusive_sum(c);
+            const double above = all + inclusive_sum<Team::threads>(c);
             if (pick < picks) sum_of_pick[pick] = e / temperature * (g / ::max(sum, cumulative_softmax_floor) + above);
-            if (threadIdx.x == team_threads - 1) carry = above;
+            if (threadIdx.x == Team::threads - 1) carry = above;
             __syncthreads();
             all = carry;
             __syncthreads();
@@ -137,10 +136,10 @@ __global__ void __launch_bounds__(team_threads)
     }
     all = team.combine(threadIdx.x == 0 ? all : 0.0, 0, 0, Plus()).first;
     T* const ds = d_logits + team.row * part.length + team.begin;
-    for (Index i = threadIdx.x; i < team.count; i += team_threads)
+    for (Index i = threadIdx.x; i < team.count; i += Team::threads)
         ds[i] = static_cast<T>(static_cast<double>(cumulative.exponential(i)) / temperature * all);
     __syncthreads();
-    for (Index pick = threadIdx.x; pick < picks; pick += team_threads) {
+    for (Index pick = threadIdx.x; pick < picks; pick += Team::threads) {
         const Index i = cumulative.index[pick] - team.begin;
         if (i >= 0 && i < team.count) ds[i] = static_cast<T>(__ldcg(sum_of_pick + pick));
     }

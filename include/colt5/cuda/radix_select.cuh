@@ -49,9 +49,11 @@ struct Rank<double> {
     }
 };
 
-/// Σ over the threads before this one; all threads of a block of 1024 call it.
-__device__ inline unsigned exclusive_sum(unsigned value) {
-    __shared__ unsigned of_warp[warp_size];
+/// Σ over the threads before this one; all threads of the block call it.
+template <int threads>
+__device__ unsigned exclusive_sum(unsigned value) {
+    constexpr int all_warps = threads / warp_size;
+    __shared__ unsigned of_warp[all_warps];
     const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size;
     const auto inclusive = [lane](unsigned v) {
         for (int offset = 1; offset < warp_size; offset *= 2) {
@@ -63,7 +65,7 @@ __device__ inline unsigned exclusive_sum(unsigned value) {
     const unsigned mine = inclusive(value);
     if (lane == warp_size - 1) of_warp[warp] = mine;
     __syncthreads();
-    const unsigned warps = inclusive(of_warp[lane]);
+    const unsigned warps = inclusive(of_warp[lane % all_warps]);
     const unsigned before = __shfl_sync(0xffffffffu, warps, ::max(warp - 1, 0));
     __syncthreads();  // of_warp is free again
     return mine - value + (warp > 0 ? before : 0);
@@ -93,14 +95,14 @@ __device__ Selection<Key> select_smallest(Team& team, int bits, Index total, Ind
     for (int pass = 0; candidates != needed && selection.shift > 0; ++pass) {
         unsigned* const histogram = histograms[pass % 2];
         const int width = ::min(digit_bits, selection.shift), shift = selection.shift - width;
-        for (Index i = threadIdx.x; i < team.count; i += team_threads) {
+        for (Index i = threadIdx.x; i < team.count; i += Team::threads) {
             const Key key = key_at(i);
             if ((key >> selection.shift) == selection.prefix)
                 atomicAdd(histogram + (static_cast<unsigned>(key >> shift) & ((1u << width) - 1)), 1u);
         }
         const unsigned in_bin = team.merge_histogram(histogram, pass);
         if (has_bin) histograms[(pass + 1) % 2][threadIdx.x] = 0;
-        const unsigned before = exclusive_sum(in_bin);
+        const unsigned before = exclusive_sum<Team::threads>(in_bin);
         if (before < needed && needed <= before + in_bin) {
             found_digit = threadIdx.x;
             found_before = before;

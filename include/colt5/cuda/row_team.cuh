@@ -15,9 +15,8 @@
 /// memory. How a row is cut depends on its length alone, and so do the bits of all sums.
 namespace colt5::cuda {
 
-inline constexpr int team_threads = 1024;
 inline constexpr int largest_cluster = 8;
-inline constexpr int histogram_bins = 256;
+inline constexpr int histogram_bins = 256;  // not more than a block has threads
 inline constexpr int most_histograms = 12;  // digits of 8 bits of the longest keys, which have 64 + 31
 
 /// What one block tells the others.
@@ -45,11 +44,13 @@ struct Unchanged {
 
 /// Combines a value of each thread of a block by `with`, and adds up counts; then across(partial of the block), which
 /// the first warp computes, is what every thread gets. In a fixed order: the same bits every time.
-template <typename T, typename Combine, typename Across>
-__device__ Partial combine_in_block(T first, unsigned second, Combine&& with, Across&& across) {
-    __shared__ T first_of_warp[warp_size];
-    __shared__ unsigned second_of_warp[warp_size];
-    __shared__ Partial result;
+template <int threads, typename T, typename Combine, typename Across>
+__device__ auto combine_in_block(T first, unsigned second, Combine&& with, Across&& across) {
+    constexpr int warps = threads / warp_size;  // a power of two
+    using Result = decltype(across(Partial{}));
+    __shared__ T first_of_warp[warps];
+    __shared__ unsigned second_of_warp[warps];
+    __shared__ Result result;
     const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size;
     first = warp_reduce(first, with);
     second = __reduce_add_sync(0xffffffffu, second);
@@ -59,9 +60,11 @@ __device__ Partial combine_in_block(T first, unsigned second, Combine&& with, Ac
     }
     __syncthreads();
     if (warp == 0) {
-        first = warp_reduce(first_of_warp[lane], with);
-        second = __reduce_add_sync(0xffffffffu, second_of_warp[lane]);
-        const Partial of_all = across(Partial{static_cast<double>(first), static_cast<double>(second)});
+        first = first_of_warp[lane % warps];
+        for (int offset = warps / 2; offset > 0; offset /= 2)
+            first = with(first, __shfl_xor_sync(0xffffffffu, first, offset));
+        second = __reduce_add_sync(0xffffffffu, lane < warps ? second_of_warp[lane] : 0);
+        const Result of_all = across(Partial{static_cast<double>(first), static_cast<double>(second)});
         if (lane == 0) result = of_all;
     }
     __syncthreads();
@@ -71,6 +74,8 @@ __device__ Partial combine_in_block(T first, unsigned second, Combine&& with, Ac
 /// All threads of all blocks of a team make the same calls.
 class ClusterTeam {
 public:
+    static constexpr int threads = 512;  // of a block; more take longer to meet
+
     __device__ ClusterTeam(const Meeting&, const RowPart& part) {
         row = part.first_row + blockIdx.x / blocks();
         begin = rank() * part.chunk;
@@ -103,9 +108,9 @@ public:
     /// Combines a value of each thread of the team by `with`, whose identity is `identity`, and adds up counts; what
     /// every thread gets is then(these).
     template <typename T, typename Combine, typename Then = Unchanged>
-    __device__ Partial combine(T first, unsigned second, double, Combine&& with, Then&& then = {}) {
+    __device__ auto combine(T first, unsigned second, double, Combine&& with, Then&& then = {}) {
         const int turn = exchanges_++;
-        return combine_in_block(first, second, with, [&](const Partial& mine) {
+        return combine_in_block<threads>(first, second, with, [&](const Partial& mine) {
             const Partial* const of_block = exchange(mine, turn);
             Partial total = of_block[0];
             for (int i = 1; i < blocks(); ++i)
@@ -117,7 +122,7 @@ public:
     /// Σ of the counts of the blocks of lower rank.
     __device__ Index sum_before(unsigned of_thread) {
         const int turn = exchanges_++;
-        const auto before = combine_in_block(0.0f, of_thread, Plus(), [&](const Partial& mine) {
+        const auto before = combine_in_block<threads>(0.0f, of_thread, Plus(), [&](const Partial& mine) {
             const Partial* const of_block = exchange(mine, turn);
             Partial total{0, 0};
             for (int i = 0; i < rank(); ++i) total.second += of_block[i].second;
@@ -208,6 +213,8 @@ private:
 /// The same for blocks that meet in global memory.
 class GridTeam {
 public:
+    static constexpr int threads = 1024;
+
     __device__ GridTeam(const Meeting& meeting, const RowPart& part) : blocks_(meeting.blocks) {
         const Index row_of_launch = blockIdx.x / blocks_;
         row = part.first_row + row_of_launch;
@@ -221,9 +228,9 @@ public:
     __device__ int rank() const { return static_cast<int>(blockIdx.x) % blocks_; }
 
     template <typename T, typename Combine, typename Then = Unchanged>
-    __device__ Partial combine(T first, unsigned second, double identity, Combine&& with, Then&& then = {}) {
+    __device__ auto combine(T first, unsigned second, double identity, Combine&& with, Then&& then = {}) {
         meetings_ += static_cast<unsigned>(blocks_);
-        return combine_in_block(first, second, with, [&](const Partial& mine) {
+        return combine_in_block<threads>(first, second, with, [&](const Partial& mine) {
             const Partial* const of_block = exchange(mine);
             Partial sum{identity, 0};
             for (int i = static_cast<int>(threadIdx.x); i < blocks_; i += warp_size)
@@ -234,7 +241,7 @@ public:
 
     __device__ Index sum_before(unsigned of_thread) {
         meetings_ += static_cast<unsigned>(blocks_);
-        const auto before = combine_in_block(0.0f, of_thread, Plus(), [&](const Partial& mine) {
+        const auto before = combine_in_block<threads>(0.0f, of_thread, Plus(), [&](const Partial& mine) {
             const Partial* const of_block = exchange(mine);
             double sum = 0;
             for (int i = static_cast<int>(threadIdx.x); i < rank(); i += warp_size) sum += __ldcg(&of_block[i].second);
@@ -283,7 +290,7 @@ private:
     unsigned meetings_ = 0;  // times blocks
 };
 
-/// Launches a kernel (Meeting, RowPart, parameters…) for teams of 1024 threads a block over `rows` rows of `length`
+/// Launches a kernel (Meeting, RowPart, parameters…) for teams over `rows` rows of `length`
 /// Elements, which each block may keep in dynamic shared memory. The kernel comes twice: for either kind of team.
 template <typename Element, typename... Parameters, typename... Arguments>
 void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(Meeting, RowPart, Parameters...),
@@ -298,7 +305,7 @@ void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(M
     check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, policy.device()), name);
     shared_limit -= static_cast<int>(attributes.sharedSizeBytes);
 
-    const auto start = [&](auto* kernel, const Meeting& meeting, const RowPart& part, int blocks,
+    const auto start = [&](auto* kernel, const Meeting& meeting, const RowPart& part, int blocks, int threads,
                            cudaLaunchAttributeID how) {
         const std::size_t shared = part.on_chip ? static_cast<std::size_t>(part.chunk) * sizeof(Element) : 0;
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
@@ -313,7 +320,7 @@ void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(M
         }
         cudaLaunchConfig_t config{};
         config.gridDim = grid(part.rows * blocks);
-        config.blockDim = dim3(team_threads);
+        config.blockDim = dim3(static_cast<unsigned>(threads));
         config.dynamicSmemBytes = shared;
         config.stream = policy.stream();
         config.attrs = &attribute;
@@ -328,7 +335,7 @@ void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(M
     while (blocks < most && (length > blocks * per_block || bytes(blocks) > shared_limit)) blocks *= 2;
     if (bytes(blocks) <= shared_limit) {
         start(cluster_kernel, Meeting{}, RowPart{0, rows, length, divide_up(length, blocks), true}, blocks,
-              cudaLaunchAttributeClusterDimension);
+              ClusterTeam::threads, cudaLaunchAttributeClusterDimension);
         return;
     }
 
@@ -345,7 +352,7 @@ void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(M
         check(cudaMemsetAsync(counters.data(), 0, static_cast<std::size_t>(counters.size()) * sizeof(unsigned),
                               policy.stream()),
               name);
-        start(grid_kernel, meeting, part, blocks, cudaLaunchAttributeCooperative);
+        start(grid_kernel, meeting, part, blocks, GridTeam::threads, cudaLaunchAttributeCooperative);
     }
 }
 

@@ -14,7 +14,7 @@ namespace cuda {
 
 /// The keys (rank, index) of the k tokens that each row chooses, in no particular order.
 template <typename Team, typename T>
-__global__ void __launch_bounds__(team_threads)
+__global__ void __launch_bounds__(Team::threads)
     choose_top(Meeting meeting, RowPart part, typename Rank<T>::Key* chosen, const T* logits, const bool* mask,
                Index routes, Index k, int index_bits) {
     using Key = typename Rank<T>::Key;
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(team_threads)
     const bool* const real = mask ? mask + team.row / routes * part.length + team.begin : nullptr;
     const auto rank_of = [&](Index i) { return real && !real[i] ? Rank<T>::masked : Rank<T>::of(logit[i]); };
     if (part.on_chip)
-        for (Index i = threadIdx.x; i < team.count; i += team_threads) ranks[i] = rank_of(i);
+        for (Index i = threadIdx.x; i < team.count; i += Team::threads) ranks[i] = rank_of(i);
     const auto key_at = [&](Index i) {
         return (Key{part.on_chip ? ranks[i] : rank_of(i)} << index_bits) | static_cast<Key>(team.begin + i);
     };
@@ -34,12 +34,12 @@ __global__ void __launch_bounds__(team_threads)
         select_smallest<Key>(team, Rank<T>::bits + index_bits, part.length, k, key_at);  // keys are distinct
 
     unsigned mine = 0;
-    for (Index i = threadIdx.x; i < team.count; i += team_threads) mine += selected(key_at(i)) ? 1 : 0;
+    for (Index i = threadIdx.x; i < team.count; i += Team::threads) mine += selected(key_at(i)) ? 1 : 0;
     const Index first = team.sum_before(mine);
     __shared__ unsigned taken;
     if (threadIdx.x == 0) taken = 0;
     __syncthreads();
-    for (Index i = threadIdx.x; i < team.count; i += team_threads)
+    for (Index i = threadIdx.x; i < team.count; i += Team::threads)
         if (const Key key = key_at(i); selected(key)) chosen[team.row * k + first + atomicAdd(&taken, 1u)] = key;
 }
 
