@@ -85,9 +85,9 @@ public:
 
     /// Nothing in a file may go without a test.
     void expect_all_used() const {
-        for (const auto& [name, entry] : file_.entries()) {
-            INFO(name << " has not been looked at");
-            CHECK(used_.contains(name));
+        for (const auto& entry : file_.entries()) {
+            INFO(entry.first << " has not been looked at");
+            CHECK(used_.contains(entry.first));
         }
     }
 
