@@ -142,3 +142,19 @@ TEST_CASE("assign: an expression may be kept and evaluated again") {
     assign(policy, out, doubled);
     CHECK(out.view()(1, 8) == 3.0f);
 }
+
+TEST_CASE_TEMPLATE("assign: 16 bits are computed in float and rounded once", T, bfloat16, float16) {
+    const Cpu policy(1);
+    for (const Index columns : {1, 7, 16, 100}) {
+        CAPTURE(columns);
+        const auto wide = samples::matrix<float>(policy, 9, columns, -3, 3);
+        MatrixTensor<T, Cpu> x(policy, {9, columns}), y(policy, {9, columns});
+        MatrixTensor<float, Cpu> x_widened(policy, {9, columns}), expected(policy, {9, columns});
+        assign(policy, x, wide);
+        for (Index i = 0; i < wide.size(); ++i) REQUIRE(x.data()[i].bits() == T(wide.data()[i]).bits());
+        assign(policy, x_widened, x);
+        assign(policy, y, exp(x - row_log_sum_exp(x)) * wide);
+        assign(policy, expected, exp(x_widened - row_log_sum_exp(x_widened)) * wide);
+        for (Index i = 0; i < wide.size(); ++i) CHECK(y.data()[i].bits() == T(expected.data()[i]).bits());
+    }
+}

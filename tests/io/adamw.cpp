@@ -9,6 +9,7 @@
 #include <doctest/doctest.h>
 
 #include <colt5/cpu/adamw.hpp>
+#include <colt5/cpu/expr.hpp>
 
 #include "io/temporary_folder.hpp"
 #include "optim/tiny_module.hpp"
@@ -89,4 +90,24 @@ TEST_CASE("adamw: a state that does not fit changes nothing") {
                          {"exp_avg_sq.to_q.weight", weight},
                          {"exp_avg_sq.norm.gamma", gamma}});
     CHECK(complaint("a") == "colt5: " + a + ": tensor `step` holds -1 at position 0, which U64 cannot hold");
+}
+
+TEST_CASE("adamw: a file keeps the master copy of parameters of 16 bits") {
+    const TemporaryFolder folder;
+    using Module = TinyModule<bfloat16>;
+    Module module(policy, 7, 5), resumed(policy, 7, 5);
+    AdamW<Module> optimizer(policy, module), resumed_optimizer(policy, resumed);
+    auto gradients = module.make_gradients();
+    fill_normal(policy, gradients.weight, Random(Seed{2}));
+    optimizer.step(module, gradients);
+    save_parameters(policy, folder / "module", module);
+    save_optimizer(policy, folder / "optimizer", optimizer);
+    CHECK(SafetensorsFile(folder / "module").entry("to_q.weight").dtype == DType::bf16);
+    CHECK(SafetensorsFile(folder / "optimizer").entry("master.to_q.weight").dtype == DType::f32);
+
+    load_parameters(policy, folder / "module", resumed);
+    load_optimizer(policy, folder / "optimizer", resumed_optimizer);
+    CHECK(to_host(policy, resumed_optimizer.state().master.weight) == to_host(policy, optimizer.state().master.weight));
+    const auto values = to_host(policy, module.weight), loaded = to_host(policy, resumed.weight);
+    for (std::size_t i = 0; i < values.size(); ++i) CHECK(loaded[i].bits() == values[i].bits());
 }

@@ -12,6 +12,7 @@
 #include <doctest/doctest.h>
 
 #include <colt5/cpu/adamw.hpp>
+#include <colt5/cpu/expr.hpp>
 
 #include "optim/tiny_module.hpp"
 
@@ -229,4 +230,27 @@ TEST_CASE("adamw: gradients of another shape") {
     } catch (const ShapeError& error) {
         CHECK(std::string(error.what()) == "colt5: `gradient` must have shape (2, 3), but has (3, 3)");
     }
+}
+
+TEST_CASE_TEMPLATE("adamw: parameters of 16 bits follow a master copy in float", T, bfloat16, float16) {
+    const Cpu policy{1};
+    TinyModule<T> module(policy, 3, 40);
+    TinyModule<float> reference(policy, 3, 40);
+    assign(policy, reference.gamma, module.gamma);  // starts where the rounded parameters do
+    AdamW<TinyModule<T>> optimizer(policy, module, {.lr = 1e-4});
+    AdamW<TinyModule<float>> reference_optimizer(policy, reference, {.lr = 1e-4});
+    CHECK(optimizer.keeps_master());
+    CHECK_FALSE(reference_optimizer.keeps_master());
+    auto gradients = module.make_gradients();
+    auto reference_gradients = reference.make_gradients();
+    for (int t = 0; t < 50; ++t) {  // steps of 1e-4 are below half a unit in the last place of most parameters
+        fill_normal(policy, gradients.gamma, Random(Seed{5}, static_cast<std::uint64_t>(t)));
+        assign(policy, reference_gradients.gamma, gradients.gamma);
+        optimizer.step(module, gradients);
+        reference_optimizer.step(reference, reference_gradients);
+    }
+    CHECK(to_host(policy, optimizer.state().master.gamma) == to_host(policy, reference.gamma));
+    const auto rounded = to_host(policy, module.gamma);
+    const auto expected = to_host(policy, reference.gamma);
+    for (std::size_t i = 0; i < rounded.size(); ++i) CHECK(rounded[i].bits() == T(expected[i]).bits());
 }

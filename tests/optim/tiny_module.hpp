@@ -13,8 +13,8 @@ struct TinyModule {
     colt5::VectorTensor<T, colt5::Cpu> gamma;   // (columns)
 
     struct Gradients {
-        colt5::MatrixTensor<T, colt5::Cpu> weight;
-        colt5::VectorTensor<T, colt5::Cpu> gamma;
+        colt5::MatrixTensor<colt5::accumulate_t<T>, colt5::Cpu> weight;
+        colt5::VectorTensor<colt5::accumulate_t<T>, colt5::Cpu> gamma;
     };
 
     TinyModule(const colt5::Cpu& where, colt5::Index rows, colt5::Index columns)

@@ -30,8 +30,8 @@ concept Policy = std::copyable<P> && requires(const P& policy, void* to, const v
     download(policy, to, from, std::size_t{});
 };
 
-/// Whether the modules run in a scalar type.
-template <typename Scalar>
+/// Whether the modules run in a scalar type on a policy. Policies with kernels for others specialize it.
+template <typename Scalar, typename P>
 inline constexpr bool is_module_scalar = std::same_as<Scalar, float> || std::same_as<Scalar, double>;
 
 /// Used in the message of a missing kernel: `static_assert(has_kernel<Policy>, "…")`.

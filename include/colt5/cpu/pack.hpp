@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include <colt5/core/scalar.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/expr/node.hpp>
 
@@ -53,6 +54,12 @@ Pack<T, Lanes> load_pack(const T* from, Full<Lanes>) {
     for (Index i = 0; i < pack.parts; ++i) pack.part[i] = load(from + i * lanes<T>);
     return pack;
 }
+template <HalfPrecision T, Index Lanes>
+Pack<float, Lanes> load_pack(const T* from, Full<Lanes> full) {
+    PackBuffer<float, Lanes> buffer;
+    for (Index i = 0; i < Lanes; ++i) buffer.values[i] = static_cast<float>(from[i]);
+    return load_pack(buffer.values, full);
+}
 template <Index Lanes>
 PackMask<Lanes> load_pack(const bool* from, Full<Lanes>) {
     return {PackMask<Lanes>::Bits::load_unaligned(from)};
@@ -60,6 +67,12 @@ PackMask<Lanes> load_pack(const bool* from, Full<Lanes>) {
 template <typename T, Index Lanes>
 void store_pack(T* to, const Pack<T, Lanes>& pack, Full<Lanes>) {
     for (Index i = 0; i < pack.parts; ++i) store(to + i * lanes<T>, pack.part[i]);
+}
+template <HalfPrecision T, Index Lanes>
+void store_pack(T* to, const Pack<float, Lanes>& pack, Full<Lanes> full) {
+    PackBuffer<float, Lanes> buffer;
+    store_pack(buffer.values, pack, full);
+    for (Index i = 0; i < Lanes; ++i) to[i] = static_cast<T>(buffer.values[i]);
 }
 template <Index Lanes>
 void store_pack(bool* to, const PackMask<Lanes>& mask, Full<Lanes>) {

@@ -274,8 +274,8 @@ void with_width(Index dim_head, const Run& run) {
 /// Calls `run.template operator()<Arithmetic>()` with what multiplies values of type T under the policy.
 template <typename T, typename Run>
 void with_arithmetic(const Cuda& policy, const Run& run) {
-    if constexpr (std::is_same_v<T, bfloat16>) {
-        run.template operator()<Bfloat16Product>();
+    if constexpr (HalfPrecision<T>) {
+        run.template operator()<HalfProduct<T>>();
     } else if constexpr (std::is_same_v<T, float>) {
         if (policy.math() == MathMode::tf32)
             run.template operator()<Tf32Product>();

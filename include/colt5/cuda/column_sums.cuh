@@ -26,26 +26,25 @@ __global__ void sum_chunks(Sum* partial, Index rows, Index columns, Entry entry)
 }
 
 /// total[column] += Σ over the chunks, in order
-template <typename T, typename Sum>
-__global__ void add_chunks(T* total, const Sum* partial, Index chunks, Index columns) {
+template <typename Sum>
+__global__ void add_chunks(Sum* total, const Sum* partial, Index chunks, Index columns) {
     const Index column = global_thread();
     if (column >= columns) return;
     Sum sum = 0;
     for (Index chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * columns + column];
-    total[column] = static_cast<T>(static_cast<Sum>(total[column]) + sum);
+    total[column] += sum;
 }
 
 /// total[column] += Σ over rows of entry(row, column): the gradient of a parameter that every row shares. `entry` is
 /// a functor for the device. The order of the sum depends on the number of rows alone.
-template <typename T, typename Entry>
-void add_column_sums(const Cuda& policy, VectorView<T> total, Index rows, const Entry& entry) {
-    using Sum = accumulate_t<T>;
+template <typename Sum, typename Entry>
+void add_column_sums(const Cuda& policy, VectorView<Sum> total, Index rows, const Entry& entry) {
     const Index columns = total.size(), chunks = divide_up(rows, rows_per_chunk);
     MatrixTensor<Sum, Cuda> partial(policy, {chunks, columns});
     launch(policy, "sum_chunks", sum_chunks<Sum, Entry>, grid(divide_up(columns, column_tile), chunks),
            column_tile * row_lanes, 0, partial.data(), rows, columns, entry);
     constexpr int threads = 128;
-    launch(policy, "add_chunks", add_chunks<T, Sum>, grid(divide_up(columns, threads)), threads, 0, total.data(),
+    launch(policy, "add_chunks", add_chunks<Sum>, grid(divide_up(columns, threads)), threads, 0, total.data(),
            partial.data(), chunks, columns);
 }
 

@@ -23,8 +23,8 @@ public:
     explicit Evaluator(const expr::Leaf<T, Layout>& leaf)
         : data_(leaf.data), row_stride_(leaf.row_stride), column_stride_(leaf.column_stride) {}
     __device__ void prepare(Index) {}
-    __device__ T operator()(Index row, Index column) const {
-        return data_[row * row_stride_ + column * column_stride_];
+    __device__ auto operator()(Index row, Index column) const {
+        return static_cast<expr::computed_t<T>>(data_[row * row_stride_ + column * column_stride_]);
     }
 
 private:
@@ -129,14 +129,15 @@ __global__ void assign_rows(T* out, Index rows, Index columns, Evaluator<E> eval
     for (Index row = global_thread() / warp_size; row < rows; row += warps) {
         evaluate.prepare(row);
         for (Index column = threadIdx.x % warp_size; column < columns; column += warp_size)
-            out[row * columns + column] = evaluate(row, column);
+            out[row * columns + column] = static_cast<T>(evaluate(row, column));
     }
 }
 
 /// One thread an entry.
 template <typename T, typename E>
 __global__ void assign_entries(T* out, Index rows, Index columns, Evaluator<E> evaluate) {
-    for (Index i = global_thread(); i < rows * columns; i += all_threads()) out[i] = evaluate(i / columns, i % columns);
+    for (Index i = global_thread(); i < rows * columns; i += all_threads())
+        out[i] = static_cast<T>(evaluate(i / columns, i % columns));
 }
 
 }  // namespace cuda

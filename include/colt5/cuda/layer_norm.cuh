@@ -100,8 +100,9 @@ void layer_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> 
 }
 
 template <typename T>
-void layer_norm_vjp_kernel(const Cuda& policy, MatrixView<T> d_x, VectorView<T> d_weight, VectorView<T> d_bias,
-                           MatrixView<const T> d_y, MatrixView<const T> x, VectorView<const T> weight) {
+void layer_norm_vjp_kernel(const Cuda& policy, MatrixView<T> d_x, VectorView<accumulate_t<T>> d_weight,
+                           VectorView<accumulate_t<T>> d_bias, MatrixView<const T> d_y, MatrixView<const T> x,
+                           VectorView<const T> weight) {
     constexpr int threads = 256;
     const Index rows = x.extent(0), d = x.extent(1);
     using Moments = cuda::RowMoments<T>;

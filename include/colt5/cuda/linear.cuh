@@ -39,8 +39,9 @@ void linear_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynami
 }
 
 template <typename T>
-void linear_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_x, MatrixView<T> d_weight,
-                       VectorView<T> d_bias, View<const T, dynamic, dynamic, dynamic, dynamic> d_y,
+void linear_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_x,
+                       MatrixView<accumulate_t<T>> d_weight, VectorView<accumulate_t<T>> d_bias,
+                       View<const T, dynamic, dynamic, dynamic, dynamic> d_y,
                        View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight) {
     const Index batch = x.extent(0), routes = x.extent(1), length = x.extent(2), in = x.extent(3), out = d_y.extent(3);
     const Index matrices = routes == 1 ? 1 : batch, rows = routes == 1 ? batch * length : length;
@@ -49,11 +50,11 @@ void linear_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dy
         const Index d_y_first = r * length * out, x_first = r * length * in;
         const Index d_y_stride = routes * length * out, x_stride = routes * length * in;
         for (Index b = 0; b < matrices; ++b)  // first: d_x may be x
-            cuda::matmul<T>(policy, out, in, rows, {d_weight.data() + r * out * in, in},
-                            {d_y.data() + d_y_first + b * d_y_stride, out, true},
-                            {x.data() + x_first + b * x_stride, in}, true);
+            cuda::matmul<T, accumulate_t<T>>(policy, out, in, rows, {d_weight.data() + r * out * in, in},
+                                             {d_y.data() + d_y_first + b * d_y_stride, out, true},
+                                             {x.data() + x_first + b * x_stride, in}, true);
         if (d_bias)
-            cuda::add_column_sums(policy, VectorView<T>(d_bias.data() + r * out, {out}), batch * length,
+            cuda::add_column_sums(policy, VectorView<accumulate_t<T>>(d_bias.data() + r * out, {out}), batch * length,
                                   cuda::RouteRows<T>{d_y.data(), length, routes, r, out});
         cuda::matmul<T>(policy, rows, in, out, {d_x.data() + x_first, in, false, x_stride},
                         {d_y.data() + d_y_first, out, false, d_y_stride}, {w, in}, false, nullptr, matrices);

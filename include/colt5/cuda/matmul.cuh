@@ -31,9 +31,9 @@ struct BlasType<float> {
         return math == MathMode::tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
     }
 };
-template <>
-struct BlasType<bfloat16> {
-    static constexpr cudaDataType_t data = CUDA_R_16BF, scale = CUDA_R_32F;
+template <HalfPrecision T>
+struct BlasType<T> {
+    static constexpr cudaDataType_t data = std::is_same_v<T, bfloat16> ? CUDA_R_16BF : CUDA_R_16F, scale = CUDA_R_32F;
     static cublasComputeType_t compute(MathMode) { return CUBLAS_COMPUTE_32F; }
 };
 
@@ -49,11 +49,11 @@ struct Operand {
 /// One product as cuBLASLt knows it. Making it asks cuBLASLt's heuristics, so the policy keeps it.
 class MatmulPlan {
 public:
-    using Key = std::tuple<int, int, Index, Index, Index, Index, Index, Index, bool, bool, Index, Index, Index, Index,
-                           bool, std::uint32_t>;
+    using Key = std::tuple<int, int, int, Index, Index, Index, Index, Index, Index, bool, bool, Index, Index, Index,
+                           Index, bool, std::uint32_t>;
 
-    template <typename T>
-    MatmulPlan(cublasLtHandle_t blas, MathMode math, Index rows, Index columns, Index depth, const Operand<T>& c,
+    template <typename T, typename C>
+    MatmulPlan(cublasLtHandle_t blas, MathMode math, Index rows, Index columns, Index depth, const Operand<C>& c,
                const Operand<const T>& a, const Operand<const T>& b, Index batch, bool bias, std::uint32_t alignment) {
         // cuBLASLt computes column-major cᵀ = op(b)ᵀ op(a)ᵀ; a stored row-major matrix is its transpose in
         // column-major.
@@ -69,7 +69,7 @@ public:
                           b.batch_stride);
         a_layout =
             layout(type, a.transposed ? rows : depth, a.transposed ? depth : rows, a.stride, batch, a.batch_stride);
-        c_layout = layout(type, columns, rows, c.stride, batch, c.batch_stride);
+        c_layout = layout(BlasType<C>::data, columns, rows, c.stride, batch, c.batch_stride);
 
         cublasLtMatmulPreference_t preference = nullptr;
         check(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
@@ -141,9 +141,9 @@ private:
 };
 
 /// c = op(a) · op(b) + bias, or c += op(a) · op(b), for each matrix of a batch: op(a) is (rows, depth), op(b) (depth,
-/// columns), bias (columns) or null. All row-major.
-template <typename T>
-void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Operand<T>& c, const Operand<const T>& a,
+/// columns), bias (columns) or null. All row-major; c of type T or accumulate_t<T>.
+template <typename T, typename C = T>
+void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Operand<C>& c, const Operand<const T>& a,
             const Operand<const T>& b, bool accumulate = false, const T* bias = nullptr, Index batch = 1) {
     if (rows == 0 || columns == 0 || batch == 0) return;
     const auto lowest_bit = [](const void* data) {
@@ -154,9 +154,10 @@ void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Op
     const MathMode math = policy.math();
     const DeviceGuard guard(policy.device());
     MatmulPlan& plan =
-        policy.plans().get(MatmulPlan::Key{static_cast<int>(BlasType<T>::data), static_cast<int>(math), rows, columns,
-                                           depth, a.stride, b.stride, c.stride, a.transposed, b.transposed, batch,
-                                           a.batch_stride, b.batch_stride, c.batch_stride, bias != nullptr, alignment},
+        policy.plans().get(MatmulPlan::Key{static_cast<int>(BlasType<T>::data), static_cast<int>(BlasType<C>::data),
+                                           static_cast<int>(math), rows, columns, depth, a.stride, b.stride, c.stride,
+                                           a.transposed, b.transposed, batch, a.batch_stride, b.batch_stride,
+                                           c.batch_stride, bias != nullptr, alignment},
                            policy.blas(), math, rows, columns, depth, c, a, b, batch, bias != nullptr, alignment);
     if (bias != nullptr) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
     using Scale = std::conditional_t<std::is_same_v<T, double>, double, float>;

@@ -87,6 +87,9 @@ private:
     std::shared_ptr<State> state_;
 };
 
+template <HalfPrecision Scalar>
+inline constexpr bool is_module_scalar<Scalar, Cuda> = true;
+
 inline void upload(const Cuda& policy, void* to, const void* from, std::size_t bytes) {
     if (bytes == 0) return;
     cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, policy.stream()), "cudaMemcpyAsync");

@@ -85,8 +85,8 @@ void rms_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x,
 }
 
 template <typename T>
-void rms_norm_vjp_kernel(const Cuda& policy, MatrixView<T> d_x, VectorView<T> d_gamma, MatrixView<const T> d_y,
-                         MatrixView<const T> x, VectorView<const T> gamma) {
+void rms_norm_vjp_kernel(const Cuda& policy, MatrixView<T> d_x, VectorView<accumulate_t<T>> d_gamma,
+                         MatrixView<const T> d_y, MatrixView<const T> x, VectorView<const T> gamma) {
     constexpr int threads = 256;
     const Index rows = x.extent(0), d = x.extent(1);
     VectorTensor<accumulate_t<T>, Cuda> scales(policy, {rows});

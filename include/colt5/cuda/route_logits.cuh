@@ -123,9 +123,8 @@ __global__ void __launch_bounds__(route_threads)
 }
 
 /// d_token += Σ over blocks of partial (blocks, columns); 32 columns a block of threads, 8 lanes of partials each.
-template <typename T>
-__global__ void add_route_partials(T* d_token, const accumulate_t<T>* partial, Index blocks, Index columns) {
-    using Sum = accumulate_t<T>;
+template <typename Sum>
+__global__ void add_route_partials(Sum* d_token, const Sum* partial, Index blocks, Index columns) {
     constexpr int groups = route_threads / warp_size;
     __shared__ Sum shared[groups][warp_size];
     const int lane = static_cast<int>(threadIdx.x) % warp_size, group = static_cast<int>(threadIdx.x) / warp_size;
@@ -138,7 +137,7 @@ __global__ void add_route_partials(T* d_token, const accumulate_t<T>* partial, I
     __syncthreads();
     if (group != 0 || column >= columns) return;
     for (int g = 1; g < groups; ++g) sum += shared[g][lane];
-    d_token[column] = static_cast<T>(static_cast<Sum>(d_token[column]) + sum);
+    d_token[column] += sum;
 }
 
 /// Calls body(first, constant) for up to four routes at a time: 4, 2 or 1 as a compile-time constant.
@@ -185,7 +184,7 @@ void route_logits_kernel(const Cuda& policy, TokensView<accumulate_t<T>> logits,
 }
 
 template <typename T>
-void route_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<T> d_token,
+void route_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<accumulate_t<T>> d_token,
                              TokensView<const accumulate_t<T>> d_logits, TokensView<const T> x,
                              MatrixView<const T> token, accumulate_t<T> scale) {
     const Index length = x.extent(1), d = x.extent(2), rows = x.extent(0) * length, routes = token.extent(0);
@@ -203,7 +202,7 @@ void route_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<T
                              token.data(), rows, rows_per_block, d, cuda::LogitPlace{length, routes, first}, lanes,
                              scale);
                 const Index columns = at_once * d;
-                cuda::launch(policy, "add_route_partials", cuda::add_route_partials<T>,
+                cuda::launch(policy, "add_route_partials", cuda::add_route_partials<accumulate_t<T>>,
                              cuda::grid(cuda::divide_up(columns, cuda::warp_size)), cuda::route_threads, 0,
                              d_token.data() + first * d, partial.data(), blocks, columns);
             });

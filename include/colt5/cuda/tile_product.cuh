@@ -70,41 +70,53 @@ __device__ void store_pair(T* to, T first, T second) {
     };
     *reinterpret_cast<Pair*>(to) = {first, second};
 }
-__device__ inline std::uint32_t pack_bfloat16(float low, float high) {
+template <HalfPrecision T>
+__device__ std::uint32_t round_pair(float low, float high) {
     std::uint32_t packed;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    if constexpr (std::is_same_v<T, bfloat16>)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    else
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
     return packed;
 }
-__device__ inline void store_pair(bfloat16* to, float first, float second) {
-    *reinterpret_cast<std::uint32_t*>(to) = pack_bfloat16(first, second);
+template <HalfPrecision T>
+__device__ void store_pair(T* to, float first, float second) {
+    *reinterpret_cast<std::uint32_t*>(to) = round_pair<T>(first, second);
 }
 
-/// The tensor cores on bfloat16, sums in float.
-struct Bfloat16Product {
-    using Scalar = bfloat16;
+/// The tensor cores on bfloat16 or float16, sums in float.
+template <HalfPrecision T>
+struct HalfProduct {
+    using Scalar = T;
     using Sum = float;
     static constexpr bool has_tensor_cores = true;
     static constexpr int row_padding = 8;
     /// Entries along the inner dimension that one instruction takes, and the share of a 16-byte row of load_matrices.
     static constexpr int step = 16, matrix_columns = 8;
 
-    __device__ static void round(std::uint32_t (&)[4]) {}  // tiles hold bfloat16 already
+    __device__ static void round(std::uint32_t (&)[4]) {}  // tiles are rounded already
 
     __device__ static void add_product(float (&acc)[4], const std::uint32_t (&left)[4], std::uint32_t right0,
                                        std::uint32_t right1) {
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-            "{%0, %1, %2, %3};"
-            : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
-            : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
+        if constexpr (std::is_same_v<T, bfloat16>)
+            asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                "{%0, %1, %2, %3};"
+                : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
+        else
+            asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                "{%0, %1, %2, %3};"
+                : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+                : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
     }
 
     template <int width>
-    __device__ static void multiply(float (&acc)[width / 8][4], const float (&weights)[2][4], const bfloat16* tile) {
+    __device__ static void multiply(float (&acc)[width / 8][4], const float (&weights)[2][4], const T* tile) {
         std::uint32_t left[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) left[i] = pack_bfloat16(weights[i / 2][i % 2 * 2], weights[i / 2][i % 2 * 2 + 1]);
+        for (int i = 0; i < 4; ++i) left[i] = round_pair<T>(weights[i / 2][i % 2 * 2], weights[i / 2][i % 2 * 2 + 1]);
         const int lane = lane_id();
-        const bfloat16* const row = tile + (lane % 16) * (width + row_padding) + lane / 16 * 8;
+        const T* const row = tile + (lane % 16) * (width + row_padding) + lane / 16 * 8;
 #pragma unroll
         for (int j = 0; j < width / 8; j += 2) {
             std::uint32_t right[4];

@@ -25,6 +25,9 @@ void assign_kernel(const P&, ...) {
 /// entry is read before it is written, a row is reduced before it is written. It must not overlap an operand in any
 /// other way: as another region that is shifted, or inside row(v) or column(v).
 ///
+/// Tensors of bfloat16 and float16 are float in an expression, and `out` of such a type takes floats, rounded to
+/// nearest.
+///
 /// Throws ShapeError when the shapes differ.
 template <Policy P, typename Out, typename E>
 void assign(const P& policy, Out&& out, const E& expression) {
@@ -34,7 +37,7 @@ void assign(const P& policy, Out&& out, const E& expression) {
     using T = typename decltype(view)::element_type;
     static_assert(!std::is_const_v<T>, "colt5: assign cannot write to elements that are const");
     const auto node = expr::node<std::remove_cvref_t<Out>>(expression);
-    static_assert(std::is_same_v<typename decltype(node)::value_type, T>,
+    static_assert(std::is_same_v<typename decltype(node)::value_type, expr::computed_t<T>>,
                   "colt5: the expression and what it is assigned to have different scalar types; use cast<T>(e)");
 
     MatrixView<T> rows = view.rows();

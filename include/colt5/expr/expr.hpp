@@ -13,7 +13,8 @@
 ///     assign(policy, y, cast<double>(x) - eigen_matrix);             // types are converted on request only
 ///
 /// | operands     | views and tensors of any rank, seen as (all leading axes merged, last axis), a vector as one row;
-/// |              | plain numbers; Eigen matrices, vectors, maps and blocks (with cpu/expr.hpp); expressions |
+/// |              | plain numbers; Eigen matrices, vectors, maps and blocks (with cpu/expr.hpp); expressions; |
+/// |              | elements of bfloat16 and float16 are computed in float, and rounded when assigned |
 /// | arithmetic   | + - * / unary minus, max, min, pow |
 /// | functions    | exp, log, sqrt, abs, square, reciprocal, tanh, erf, gelu, relu, sigmoid, silu, cast<T> |
 /// | masks        | < <= > >= == !=, && || !, tensors of bool; select(mask, a, b), cast<T>(mask) |

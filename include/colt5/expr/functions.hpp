@@ -111,7 +111,8 @@ requires(Operand<A> || Operand<B>) auto select(const M& mask, const A& a, const 
                            std::remove_const_t<decltype(otherwise)>>(where, then, otherwise);
 }
 
-/// The values in another type, as static_cast does it. A mask becomes 1 where true and 0 elsewhere.
+/// The values in another type, as static_cast does it. A mask becomes 1 where true and 0 elsewhere. (What is assigned
+/// to a tensor of 16 bits needs no cast: float is rounded there.)
 template <Number To, Operand A>
 auto cast(const A& a) {
     const auto operand = as_expression(a);

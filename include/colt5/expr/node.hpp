@@ -8,6 +8,7 @@
 #include <string>
 #include <type_traits>
 
+#include <colt5/core/scalar.hpp>
 #include <colt5/core/view.hpp>
 
 namespace colt5 {
@@ -17,7 +18,7 @@ struct Expression {};
 
 /// A node: what it computes is read off its members by the evaluator of a policy (cpu/expr.hpp). A node has
 ///
-///     value_type             type of an entry; bool for a mask
+///     value_type             type of an entry; bool for a mask; float for elements of 16 bits
 ///     varies_over_columns    false if all entries of a row are equal: constants, column(v), row reductions of anything
 ///     has_reduction          whether a row reduction is in it
 ///     smallest_scalar        size in bytes of the smallest type in it that is no bool
@@ -33,14 +34,18 @@ using Shape = std::array<Index, 2>;
 /// How the columns of a leaf lie in memory.
 enum class Columns { contiguous, strided, broadcast };
 
+/// What elements of type T are computed in: float for those of 16 bits, themselves otherwise.
+template <typename T>
+using computed_t = std::conditional_t<HalfPrecision<T>, float, T>;
+
 /// Elements in memory, by address: (i, j) is data[i * row_stride + j * column_stride]. Strides are in elements.
 template <typename T, Columns Layout>
 class Leaf : public Expression {
 public:
-    using value_type = T;
+    using value_type = computed_t<T>;
     static constexpr bool varies_over_columns = Layout != Columns::broadcast;
     static constexpr bool has_reduction = false;
-    static constexpr std::size_t smallest_scalar = std::is_same_v<T, bool> ? sizeof(double) : sizeof(T);
+    static constexpr std::size_t smallest_scalar = std::is_same_v<T, bool> ? sizeof(double) : sizeof(value_type);
     static_assert(std::is_same_v<T, bool> || sizeof(T) <= sizeof(double),
                   "colt5: expressions are made of numbers of at most 8 bytes and bool");
 

@@ -11,7 +11,7 @@
 namespace colt5 {
 
 // The state of AdamW in a safetensors file: `step`, and for each parameter `exp_avg.NAME` and `exp_avg_sq.NAME`, in
-// torch's words. Options are not saved.
+// torch's words, and `master.NAME` if there is a master copy. Options are not saved.
 
 /// Saves the state of an optimizer atomically (see SafetensorsWriter).
 template <typename Module, Policy P>
@@ -22,6 +22,7 @@ void save_optimizer(const P& policy, const std::filesystem::path& path, const Ad
     saver.add_number("step", static_cast<std::int64_t>(state.steps));
     saver.template add<Module>(state.mean, "exp_avg");
     saver.template add<Module>(state.square, "exp_avg_sq");
+    if (optimizer.keeps_master()) saver.template add<Module>(state.master, "master");
     saver.save(path, metadata);
 }
 
@@ -36,6 +37,7 @@ void load_optimizer(const P& policy, const std::filesystem::path& path, AdamW<Mo
         "step", {}, [&](const std::vector<std::uint64_t>& values) { state.steps = values[0]; });
     loader.template add<Module>(state.mean, "exp_avg");
     loader.template add<Module>(state.square, "exp_avg_sq");
+    if (optimizer.keeps_master()) loader.template add<Module>(state.master, "master");
     loader.finish();
 }
 

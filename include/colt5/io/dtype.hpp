@@ -2,12 +2,13 @@
 #pragma once
 
 #include <array>
-#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string_view>
+
+#include <colt5/core/scalar.hpp>
 
 namespace colt5 {
 
@@ -58,17 +59,25 @@ constexpr std::optional<DType> parse_dtype(std::string_view name) {
     return std::nullopt;
 }
 
+/// Whether T is one of our floating-point types.
+template <typename T>
+inline constexpr bool is_file_float = std::floating_point<T> || HalfPrecision<T>;
+
 /// The element type of a file that holds `T` bit for bit.
 template <typename T>
 constexpr DType dtype_of() {
-    static_assert(std::same_as<T, double> || std::same_as<T, float> || std::integral<T>,
-                  "colt5: files hold float, double, bool and integers");
+    static_assert(is_file_float<T> || std::integral<T>,
+                  "colt5: files hold float, double, bfloat16, float16, bool and integers");
     if constexpr (std::same_as<T, bool>)
         return DType::boolean;
     else if constexpr (std::same_as<T, double>)
         return DType::f64;
     else if constexpr (std::same_as<T, float>)
         return DType::f32;
+    else if constexpr (std::same_as<T, bfloat16>)
+        return DType::bf16;
+    else if constexpr (std::same_as<T, float16>)
+        return DType::f16;
     else if constexpr (std::signed_integral<T>)
         return sizeof(T) == 8 ? DType::i64 : sizeof(T) == 4 ? DType::i32 : sizeof(T) == 2 ? DType::i16 : DType::i8;
     else
@@ -84,31 +93,13 @@ constexpr bool dtype_converts_to(DType dtype) {
         case DType::f32:
         case DType::f16:
         case DType::bf16:
-            return std::floating_point<T>;
+            return is_file_float<T>;
         case DType::f8_e4m3:
         case DType::f8_e5m2:
             return false;
         default:
             return std::integral<T>;
     }
-}
-
-/// The value of a bfloat16 given by its bits: the upper half of a float. Exact, NaN payloads included.
-constexpr float bfloat16_to_float(std::uint16_t bits) {
-    return std::bit_cast<float>(std::uint32_t{bits} << 16);
-}
-
-/// The value of an IEEE binary16 given by its bits. Exact, NaN payloads included.
-constexpr float half_to_float(std::uint16_t bits) {
-    const std::uint32_t sign = (bits & 0x8000u) << 16;
-    const std::uint32_t exponent = (bits >> 10) & 0x1Fu;
-    const std::uint32_t mantissa = bits & 0x3FFu;
-    if (exponent == 0) {  // zero or subnormal: mantissa · 2⁻²⁴, a normal float
-        const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-        return std::bit_cast<float>(sign | std::bit_cast<std::uint32_t>(magnitude));
-    }
-    const std::uint32_t wide_exponent = exponent == 0x1Fu ? 0xFFu : exponent + (127 - 15);
-    return std::bit_cast<float>(sign | (wide_exponent << 23) | (mantissa << 13));
 }
 
 }  // namespace colt5

@@ -95,7 +95,7 @@ public:
     }
 
     /// The elements in row-major order, converted to T:
-    /// F64, F32, F16 and BF16 to float and double, exactly, except that F64 is rounded to float;
+    /// F64, F32, F16 and BF16 to double, float, float16 and bfloat16, rounded where the result is narrower;
     /// integers and BOOL to integers and bool, if T can hold every value (bool: 0 and 1), otherwise FileError.
     /// There is no conversion between the two groups.
     template <typename T>
@@ -115,8 +115,8 @@ public:
     /// The same into memory of the caller; FileError when the tensor has another number of elements.
     template <typename T>
     void read_into(const std::string& name, std::span<T> values) const {
-        static_assert(std::same_as<T, float> || std::same_as<T, double> || std::integral<T>,
-                      "colt5: tensors are read as float, double, bool or integers");
+        static_assert(is_file_float<T> || std::integral<T>,
+                      "colt5: tensors are read as float, double, bfloat16, float16, bool or integers");
         const SafetensorsEntry& tensor = entry(name);
         if (tensor.size() != values.size())
             fail("tensor " + detail::backquoted(name) + " has " + std::to_string(tensor.size()) + " elements, but " +
@@ -127,9 +127,9 @@ public:
             case DType::f32:
                 return convert<float>(name, values, std::identity{});
             case DType::f16:
-                return convert<std::uint16_t>(name, values, half_to_float);
+                return convert<float16>(name, values, [](float16 value) { return static_cast<float>(value); });
             case DType::bf16:
-                return convert<std::uint16_t>(name, values, bfloat16_to_float);
+                return convert<bfloat16>(name, values, [](bfloat16 value) { return static_cast<float>(value); });
             case DType::i64:
                 return convert<std::int64_t>(name, values, std::identity{});
             case DType::i32:
@@ -164,7 +164,7 @@ private:
 
     template <typename T, typename Stored>
     static bool fits(Stored value) {
-        if constexpr (std::floating_point<T>)
+        if constexpr (is_file_float<T>)
             return true;
         else if constexpr (std::same_as<T, bool>)
             return value == 0 || value == 1;
@@ -177,7 +177,7 @@ private:
     void convert(const std::string& name, std::span<T> values, Decode decode) const {
         using Value = std::decay_t<std::invoke_result_t<Decode, Stored>>;
         std::uint64_t offset = data_begin_ + entry(name).begin;
-        if constexpr (std::floating_point<Value> != std::floating_point<T>) {
+        if constexpr (std::floating_point<Value> != is_file_float<T>) {
             fail_conversion<T>(name);
         } else if constexpr (std::same_as<Stored, T>) {
             file_.read_at(offset, std::as_writable_bytes(values));

@@ -18,7 +18,8 @@ template <AttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate =
               RouterOf<config.router_type>::template type>
 class ConditionalRoutedAttention {
-    static_assert(is_module_scalar<Scalar>, "colt5: modules compute in float or double");
+    static_assert(is_module_scalar<Scalar, P>,
+                  "colt5: modules compute in float or double, on Cuda also in bfloat16 or float16");
     static_assert(config.dim >= 1, "colt5: AttentionConfig.dim must be at least 1");
     static_assert(config.num_heavy_tokens_q >= 1, "colt5: AttentionConfig.num_heavy_tokens_q must be at least 1");
     static_assert(config.num_heavy_tokens_kv >= 1, "colt5: AttentionConfig.num_heavy_tokens_kv must be at least 1");
@@ -93,7 +94,7 @@ public:
         const auto kv_mask = gather_mask(policy_, mask, routed_kv.indices);        // (b, r, kv)
         auto heavy = heavy_attn.forward(policy_, gather(policy_, x, queries), gather(policy_, x, routed_kv.indices),
                                         kv_mask.const_view(), routed_kv.scores.const_view());
-        assign(policy_, heavy.out, heavy.out * cast<Scalar>(column(routed_q.scores)));  // (b, q, d)
+        assign(policy_, heavy.out, heavy.out * column(routed_q.scores));  // (b, q, d)
         scatter(policy_, how, out.view(), heavy.out, queries);
         return out;
     }
@@ -112,7 +113,7 @@ public:
         auto heavy = heavy_attn.forward(policy_, picked_q, picked_kv, kv_mask.const_view(),
                                         routed_kv.routing.scores.const_view());  // (b, q, d)
         auto scaled = tensor_like(policy_, heavy.out);
-        assign(policy_, scaled, heavy.out * cast<Scalar>(column(routed_q.routing.scores)));
+        assign(policy_, scaled, heavy.out * column(routed_q.routing.scores));
         auto out = std::move(light.out);
         scatter(policy_, how, out.view(), scaled, queries);
         return {std::move(out),      x.const_view(),       mask,
@@ -135,9 +136,8 @@ public:
         const auto queries = single_route(routing_q.indices);
         auto d_heavy = scatter_vjp(policy_, how, d_out, queries);  // (b, q, d)
         auto d_scores_q = tensor_like(policy_, routing_q.scores);  // (b, 1, q)
-        using Logit = accumulate_t<Scalar>;
-        assign(policy_, d_scores_q, row_sum(cast<Logit>(d_heavy) * cast<Logit>(pass.heavy.out)));
-        assign(policy_, d_heavy, d_heavy * cast<Scalar>(column(routing_q.scores)));
+        assign(policy_, d_scores_q, row_sum(d_heavy * pass.heavy.out));
+        assign(policy_, d_heavy, d_heavy * column(routing_q.scores));
         const auto d =
             heavy_attn.backward(policy_, pass.heavy, d_heavy, pass.picked_q, pass.picked_kv, pass.kv_mask.const_view(),
                                 routing_kv.scores.const_view(), gradients.heavy_attn);

@@ -15,7 +15,8 @@ template <CrossAttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate =
               RouterOf<config.router_type>::template type>
 class ConditionalRoutedCrossAttention {
-    static_assert(is_module_scalar<Scalar>, "colt5: modules compute in float or double");
+    static_assert(is_module_scalar<Scalar, P>,
+                  "colt5: modules compute in float or double, on Cuda also in bfloat16 or float16");
     static_assert(config.dim >= 1, "colt5: CrossAttentionConfig.dim must be at least 1");
     static_assert(config.num_tokens_q >= 1, "colt5: CrossAttentionConfig.num_tokens_q must be at least 1");
     static_assert(config.num_tokens_kv >= 1, "colt5: CrossAttentionConfig.num_tokens_kv must be at least 1");
@@ -125,7 +126,7 @@ public:
         if (pass.routed_q) {
             const auto& [indices, scores] = pass.routed_q->routing;
             auto scaled = tensor_like(policy_, pass.heavy.out);
-            assign(policy_, scaled, pass.heavy.out * cast<Scalar>(column(scores)));
+            assign(policy_, scaled, pass.heavy.out * column(scores));
             assign(policy_, pass.out, Scalar(0));
             scatter(policy_, how, pass.out.view(), scaled, single_route(indices));
         } else {
@@ -154,8 +155,8 @@ public:
             const auto& [indices, scores] = pass.routed_q->routing;
             d_heavy = scatter_vjp(policy_, how, d_out, single_route(indices));
             d_scores = tensor_like(policy_, scores);
-            assign(policy_, d_scores, row_sum(cast<Logit>(d_heavy) * cast<Logit>(pass.heavy.out)));
-            assign(policy_, d_heavy, d_heavy * cast<Scalar>(column(scores)));
+            assign(policy_, d_scores, row_sum(d_heavy * pass.heavy.out));
+            assign(policy_, d_heavy, d_heavy * column(scores));
         } else {
             d_heavy = tensor_like(policy_, d_out);
             copy_real(d_heavy, d_out, pass.mask);

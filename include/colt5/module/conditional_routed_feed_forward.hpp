@@ -16,7 +16,8 @@ template <FeedForwardConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate =
               RouterOf<config.router_type>::template type>
 class ConditionalRoutedFeedForward {
-    static_assert(is_module_scalar<Scalar>, "colt5: modules compute in float or double");
+    static_assert(is_module_scalar<Scalar, P>,
+                  "colt5: modules compute in float or double, on Cuda also in bfloat16 or float16");
     static_assert(config.dim >= 1, "colt5: FeedForwardConfig.dim must be at least 1");
     static_assert(config.num_heavy_tokens >= 1, "colt5: FeedForwardConfig.num_heavy_tokens must be at least 1");
     static_assert(config.dim * config.light_ff_mult >= 1,
@@ -69,7 +70,7 @@ public:
         const auto routed = router.route(policy_, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
         const auto indices = single_route(routed.indices);
         auto heavy = heavy_ff(policy_, gather(policy_, x, indices));  // (b, k, d)
-        assign(policy_, heavy, heavy * cast<Scalar>(column(routed.scores)));
+        assign(policy_, heavy, heavy * column(routed.scores));
         scatter(policy_, how, out.view(), heavy, indices);
         return out;
     }
@@ -84,7 +85,7 @@ public:
         auto picked = gather(policy_, x, indices);       // (b, k, d)
         auto heavy = heavy_ff.forward(policy_, picked);  // (b, k, d)
         auto scaled = tensor_like(policy_, heavy.out);
-        assign(policy_, scaled, heavy.out * cast<Scalar>(column(routed.routing.scores)));
+        assign(policy_, scaled, heavy.out * column(routed.routing.scores));
         auto out = std::move(light.out);
         scatter(policy_, how, out.view(), scaled, indices);
         return {std::move(out),    x.const_view(),   mask, std::move(light), std::move(heavy),
@@ -104,9 +105,8 @@ public:
         const auto picks = single_route(indices);
         auto d_heavy = scatter_vjp(policy_, how, d_out, picks);  // (b, k, d)
         auto d_scores = tensor_like(policy_, scores);            // (b, 1, k)
-        using Logit = accumulate_t<Scalar>;
-        assign(policy_, d_scores, row_sum(cast<Logit>(d_heavy) * cast<Logit>(pass.heavy.out)));
-        assign(policy_, d_heavy, d_heavy * cast<Scalar>(column(scores)));
+        assign(policy_, d_scores, row_sum(d_heavy * pass.heavy.out));
+        assign(policy_, d_heavy, d_heavy * column(scores));
         const auto d_picked = heavy_ff.backward(policy_, pass.heavy, d_heavy, pass.picked, gradients.heavy_ff);
         auto d_x = light_ff.backward(policy_, pass.light, d_out, pass.tokens, gradients.light_ff);  // (b, n, d)
         gather_vjp(policy_, d_x.view(), d_picked, picks);

@@ -14,8 +14,8 @@ struct FeedForward {
     Linear<Scalar, P> project;  // 3: hidden → d
 
     struct Gradients {
-        RMSNorm<Scalar, P> norm;
-        Linear<Scalar, P> hidden, project;
+        RMSNorm<accumulate_t<Scalar>, P> norm;
+        Linear<accumulate_t<Scalar>, P> hidden, project;
     };
     struct Pass {
         TokensTensor<Scalar, P> out;     // (b, n, d)

@@ -19,8 +19,8 @@ struct HeavyAttention {
     Index heads, dim_head;
 
     struct Gradients {
-        RMSNorm<Scalar, P> norm;
-        Linear<Scalar, P> to_q, to_kv, to_out;
+        RMSNorm<accumulate_t<Scalar>, P> norm;
+        Linear<accumulate_t<Scalar>, P> to_q, to_kv, to_out;
     };
     struct Pass {
         TokensTensor<Scalar, P> out;                               // (b, n, d)

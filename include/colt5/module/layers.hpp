@@ -11,6 +11,7 @@
 #include <colt5/op/layer_norm.hpp>
 #include <colt5/op/linear.hpp>
 #include <colt5/op/rms_norm.hpp>
+#include <colt5/op/zero.hpp>
 
 namespace colt5 {
 
@@ -18,8 +19,8 @@ namespace colt5 {
 ///
 /// A module's parameters are public members. `each_parameter` gives them the names of the reference's state_dict. Its
 /// Gradients have the same members, so that `Module::each_parameter(f, prefix, m...)` can visit any number of modules
-/// and Gradients side by side and calls f(prefix + name, tensor...). Backward passes add to the gradients of parameters
-/// and assign those of inputs.
+/// and Gradients side by side and calls f(prefix + name, tensor...). Backward passes add to the gradients of
+/// parameters, which are float where the module is bfloat16 or float16, and assign those of inputs.
 
 /// Gradients of a module, or anything else with its parameters' shapes, filled with zeros.
 template <typename Module, Policy P>
@@ -27,8 +28,9 @@ typename Module::Gradients zeros_like_parameters(const P& policy, const Module& 
     typename Module::Gradients zeros;
     Module::each_parameter(
         [&](const std::string&, const auto& value, auto& zero) {
-            zero = tensor_like(policy, value);
-            assign(policy, zero, typename std::remove_cvref_t<decltype(zero)>::value_type(0));
+            using Zero = std::remove_cvref_t<decltype(zero)>;
+            zero = Zero(policy, value.shape());
+            set_zero(policy, zero);
         },
         std::string(), module, zeros);
     return zeros;
@@ -45,7 +47,7 @@ Index count_parameters(const Module& of) {
 /// y = x · weightᵀ + bias, initialized as torch.nn.Linear.
 template <typename Scalar, Policy P>
 struct Linear {
-    using Gradients = Linear;
+    using Gradients = Linear<accumulate_t<Scalar>, P>;
     MatrixTensor<Scalar, P> weight;  // (out, in)
     VectorTensor<Scalar, P> bias;    // (out), or empty
 
@@ -77,7 +79,7 @@ struct Linear {
 /// x / max(‖x‖, 1e-12) · √d · gamma
 template <typename Scalar, Policy P>
 struct RMSNorm {
-    using Gradients = RMSNorm;
+    using Gradients = RMSNorm<accumulate_t<Scalar>, P>;
     VectorTensor<Scalar, P> gamma;  // (d)
 
     RMSNorm() = default;
@@ -101,7 +103,7 @@ struct RMSNorm {
 /// (x − μ) / √(σ² + 1e-5) · weight + bias
 template <typename Scalar, Policy P>
 struct LayerNorm {
-    using Gradients = LayerNorm;
+    using Gradients = LayerNorm<accumulate_t<Scalar>, P>;
     VectorTensor<Scalar, P> weight, bias;  // (d)
 
     LayerNorm() = default;

@@ -20,8 +20,8 @@ struct LightAttention {
     LocalAttention attention;
 
     struct Gradients {
-        LayerNorm<Scalar, P> norm;
-        Linear<Scalar, P> to_qkv, to_out;
+        LayerNorm<accumulate_t<Scalar>, P> norm;
+        Linear<accumulate_t<Scalar>, P> to_qkv, to_out;
     };
     struct Pass {
         TokensTensor<Scalar, P> out;  // (b, n, d)

@@ -32,13 +32,14 @@ struct AdamWCoefficients {
 ///     mean += (1 − beta1)(g − mean),  square = beta2 · square + (1 − beta2) g²
 ///     p −= step_size · mean / (√square / square_bias + eps)
 ///
-/// All four tensors have the same shape; `mean` and `square` are in the accumulation type of the parameter's scalar.
-/// Throws ShapeError.
+/// All four tensors have the same shape and are float, or all double. Throws ShapeError.
 template <Policy P, Viewable G, typename Parameter, typename Moment>
 void adamw_update(const P& policy, Parameter& parameter, const G& gradient, Moment& mean, Moment& square,
                   const AdamWCoefficients& coefficients) {
-    static_assert(std::same_as<typename Moment::value_type, accumulate_t<typename Parameter::value_type>>,
-                  "colt5: AdamW keeps `mean` and `square` in accumulate_t of the parameter's scalar");
+    static_assert(std::same_as<typename Parameter::value_type, accumulate_t<typename Parameter::value_type>>,
+                  "colt5: adamw_update trains float and double; see AdamW for parameters of 16 bits");
+    static_assert(std::same_as<typename Moment::value_type, typename Parameter::value_type>,
+                  "colt5: adamw_update takes `mean` and `square` in the parameter's scalar");
     expect_shape("gradient", gradient.shape(), parameter.shape());
     expect_shape("mean", mean.shape(), parameter.shape());
     expect_shape("square", square.shape(), parameter.shape());

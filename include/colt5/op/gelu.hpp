@@ -19,7 +19,7 @@ auto gelu_forward(const P& policy, const X& x) {
 /// Vector-Jacobian product of GELU, in place:  dy ← dy · (Φ(x) + x φ(x)),  φ(x) = exp(−x² / 2) / √(2π).
 template <Policy P, Viewable X, Viewable D>
 void gelu_vjp(const P& policy, D& d_y, const X& x) {
-    using Scalar = typename X::value_type;
+    using Scalar = accumulate_t<typename X::value_type>;
     constexpr auto half_root = static_cast<Scalar>(1 / std::numbers::sqrt2);
     constexpr auto density = static_cast<Scalar>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
     const auto cumulative = Scalar(0.5) * (Scalar(1) + erf(as_expression(x) * half_root));

@@ -39,7 +39,8 @@ auto layer_norm(const P& policy, const X& x, const W& weight, const B& bias) {
 /// The result goes to d_x (…, d).
 template <Policy P, Viewable DX, Viewable Y, Viewable X, Viewable W>
 void layer_norm_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const W& weight,
-                    VectorView<typename X::value_type> d_weight, VectorView<typename X::value_type> d_bias) {
+                    VectorView<accumulate_t<typename X::value_type>> d_weight,
+                    VectorView<accumulate_t<typename X::value_type>> d_bias) {
     expect_shape("d_x", d_x.shape(), x.shape());
     expect_shape("d_y", d_y.shape(), x.shape());
     expect_shape("weight", weight.shape(), {x.extent(X::rank - 1)});
@@ -52,7 +53,8 @@ void layer_norm_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, co
 /// The same, with a d_x of its own.
 template <Policy P, Viewable Y, Viewable X, Viewable W>
 auto layer_norm_vjp(const P& policy, const Y& d_y, const X& x, const W& weight,
-                    VectorView<typename X::value_type> d_weight, VectorView<typename X::value_type> d_bias) {
+                    VectorView<accumulate_t<typename X::value_type>> d_weight,
+                    VectorView<accumulate_t<typename X::value_type>> d_bias) {
     auto d_x = tensor_like(policy, x);
     layer_norm_vjp(policy, d_x.view(), d_y, x, weight, d_weight, d_bias);
     return d_x;

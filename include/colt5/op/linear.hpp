@@ -48,10 +48,11 @@ auto routed_linear(const P& policy, const X& x, const W& weight, VectorView<cons
 }
 
 /// Vector-Jacobian product of routed_linear:  dx = dy · weight,  d_weight += dyᵀ · x,  d_bias += Σ dy.
-/// `d_bias` may be absent. Returns dx (b, r, n, in).
+/// `d_bias` may be absent. Gradients of parameters are kept in accumulate_t of the scalar. Returns dx (b, r, n, in).
 template <Policy P, Viewable X, Viewable W, Viewable Y>
 auto routed_linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weight,
-                       MatrixView<typename X::value_type> d_weight, VectorView<typename X::value_type> d_bias = {}) {
+                       MatrixView<accumulate_t<typename X::value_type>> d_weight,
+                       VectorView<accumulate_t<typename X::value_type>> d_bias = {}) {
     using Scalar = typename X::value_type;
     const auto [batch, routes, length, in] = x.shape();
     detail::check_routed_weight(x, weight);
@@ -78,7 +79,7 @@ auto linear(const P& policy, const X& x, const W& weight, VectorView<const typen
 namespace detail {
 template <Policy P, typename Scalar, Viewable W, Viewable Y>
 void linear_vjp_into(const P& policy, TokensView<Scalar> d_x, const Y& d_y, TokensView<const Scalar> x, const W& weight,
-                     MatrixView<Scalar> d_weight, VectorView<Scalar> d_bias) {
+                     MatrixView<accumulate_t<Scalar>> d_weight, VectorView<accumulate_t<Scalar>> d_bias) {
     const auto [batch, length, in] = x.shape();
     const Index out = weight.extent(0);
     expect_shape("d_y", d_y.shape(), {batch, length, out});
@@ -93,8 +94,9 @@ void linear_vjp_into(const P& policy, TokensView<Scalar> d_x, const Y& d_y, Toke
 
 /// Vector-Jacobian product of linear:  dx = dy · weight,  d_weight += dyᵀ · x,  d_bias += Σ dy.  Returns dx (b, n, in).
 template <Policy P, Viewable X, Viewable W, Viewable Y>
-auto linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weight, MatrixView<typename X::value_type> d_weight,
-                VectorView<typename X::value_type> d_bias = {}) {
+auto linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weight,
+                MatrixView<accumulate_t<typename X::value_type>> d_weight,
+                VectorView<accumulate_t<typename X::value_type>> d_bias = {}) {
     TokensTensor<typename X::value_type, P> d_x(policy, x.shape());
     detail::linear_vjp_into<P, typename X::value_type>(policy, d_x.view(), d_y, x.const_view(), weight, d_weight,
                                                        d_bias);
@@ -104,7 +106,7 @@ auto linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weight, Matr
 /// The same for an x that is not needed any more: dx takes its memory.
 template <Policy P, typename Scalar, Viewable W, Viewable Y>
 auto linear_vjp(const P& policy, const Y& d_y, TokensTensor<Scalar, P>&& x, const W& weight,
-                MatrixView<Scalar> d_weight, VectorView<Scalar> d_bias = {}) {
+                MatrixView<accumulate_t<Scalar>> d_weight, VectorView<accumulate_t<Scalar>> d_bias = {}) {
     detail::linear_vjp_into<P, Scalar>(policy, x.view(), d_y, x.const_view(), weight, d_weight, d_bias);
     return std::move(x);
 }

@@ -38,7 +38,7 @@ auto rms_norm(const P& policy, const X& x, const Gamma& gamma) {
 ///     d_gamma += Σ dy ∘ x · s
 template <Policy P, Viewable Y, Viewable X, Viewable Gamma>
 auto rms_norm_vjp(const P& policy, const Y& d_y, const X& x, const Gamma& gamma,
-                  VectorView<typename X::value_type> d_gamma) {
+                  VectorView<accumulate_t<typename X::value_type>> d_gamma) {
     expect_shape("d_y", d_y.shape(), x.shape());
     expect_shape("gamma", gamma.shape(), {x.extent(X::rank - 1)});
     expect_shape("d_gamma", d_gamma.shape(), {x.extent(X::rank - 1)});

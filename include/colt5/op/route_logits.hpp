@@ -35,7 +35,7 @@ auto route_logits(const P& policy, const X& x, const R& routing_token, double sc
 ///     d_x[b, i] += scale · Σ_r ds[b, r, i] routing_token[r],   d_routing_token[r] += scale · Σ ds[b, r, i] x[b, i]
 template <Policy P, Viewable S, Viewable X, Viewable R>
 void route_logits_vjp(const P& policy, TokensView<typename X::value_type> d_x,
-                      MatrixView<typename X::value_type> d_routing_token, const S& d_logits, const X& x,
+                      MatrixView<accumulate_t<typename X::value_type>> d_routing_token, const S& d_logits, const X& x,
                       const R& routing_token, double scale = 1) {
     expect_shape("routing_token", routing_token.shape(), {dynamic, x.extent(2)});
     expect_shape("d_logits", d_logits.shape(), {x.extent(0), routing_token.extent(0), x.extent(1)});

@@ -11,6 +11,7 @@
 
 #include <colt5/core/error.hpp>
 #include <colt5/core/policy.hpp>
+#include <colt5/expr/assign.hpp>
 #include <colt5/op/adamw.hpp>
 
 namespace colt5 {
@@ -35,27 +36,42 @@ struct AdamWOptions {
 ///     AdamW optimizer(policy, block, {.lr = 3e-4, .decays = [](auto name) { return !name.ends_with("gamma"); }});
 ///     optimizer.step(block, gradients);
 ///
+/// Parameters of bfloat16 or float16 are trained in float: the optimizer keeps such a master copy, made when it is
+/// constructed, and every step rounds it into the module.
+///
 /// The results do not depend on the number of threads. To save and restore the state, see <colt5/io/adamw.hpp>.
 template <typename Module, Policy P = Cpu>
 class AdamW {
 public:
     using Gradients = decltype(std::declval<const Module&>().make_gradients());
 
-    /// Running means of the gradient and of its square, and the number of steps so far.
+    /// The number of steps so far, running means of the gradient and of its square, and the master copy.
     struct State {
         std::uint64_t steps;
         Gradients mean, square;
+        Gradients master;  ///< empty where the module's parameter is float or double
     };
 
-    /// `module` serves for the shapes of its parameters. Throws ValueError for an option out of its range.
+    /// `module` serves for the shapes of its parameters, and for the master copy of those of 16 bits. Throws ValueError
+    /// for an option out of its range.
     AdamW(const P& policy, const Module& module, AdamWOptions options = {})
-        : policy_(policy), options_(std::move(options)), state_{0, module.make_gradients(), module.make_gradients()} {
+        : policy_(policy),
+          options_(std::move(options)),
+          state_{0, module.make_gradients(), module.make_gradients(), {}} {
         const auto [beta1, beta2] = options_.betas;
         expect_learning_rate(options_.lr);
         expect_value(beta1 >= 0 && beta1 < 1, "betas[0]", "in [0, 1)", beta1);
         expect_value(beta2 >= 0 && beta2 < 1, "betas[1]", "in [0, 1)", beta2);
         expect_value(options_.eps >= 0, "eps", ">= 0", options_.eps);
         expect_value(options_.weight_decay >= 0, "weight_decay", ">= 0", options_.weight_decay);
+        Module::each_parameter(
+            [&]<typename T, typename Master>(const std::string&, const T& parameter, Master& master) {
+                if constexpr (HalfPrecision<typename T::value_type>) {
+                    master = Master(policy, parameter.shape());
+                    assign(policy, master, parameter);
+                }
+            },
+            "", module, state_.master);
     }
 
     const AdamWOptions& options() const { return options_; }
@@ -78,12 +94,26 @@ public:
                                        .square_bias = std::sqrt(1 - std::pow(beta2, t)),
                                        .eps = options_.eps};
         Module::each_parameter(
-            [&](const std::string& name, auto& parameter, const auto& gradient, auto& mean, auto& square) {
+            [&]<typename T>(const std::string& name, T& parameter, const auto& gradient, auto& mean, auto& square,
+                            auto& master) {
                 const bool decays = !options_.decays || options_.decays(name);
                 coefficients.keep = decays ? 1 - options_.lr * options_.weight_decay : 1;
-                adamw_update(policy_, parameter, gradient, mean, square, coefficients);
+                if constexpr (HalfPrecision<typename T::value_type>) {
+                    adamw_update(policy_, master, gradient, mean, square, coefficients);
+                    assign(policy_, parameter, master);
+                } else {
+                    adamw_update(policy_, parameter, gradient, mean, square, coefficients);
+                }
             },
-            "", module, gradients, state_.mean, state_.square);
+            "", module, gradients, state_.mean, state_.square, state_.master);
+    }
+
+    /// Whether there is a master copy of anything.
+    bool keeps_master() const {
+        bool keeps = false;
+        Module::each_parameter([&](const std::string&, const auto& master) { keeps = keeps || master; }, "",
+                               state_.master);
+        return keeps;
     }
 
     State& state() { return state_; }

@@ -31,7 +31,7 @@ public:
     static constexpr bool picks_repeat = false;
 
     struct Gradients {
-        MatrixTensor<Scalar, P> routing_token;  // (r, d)
+        MatrixTensor<accumulate_t<Scalar>, P> routing_token;  // (r, d)
     };
     struct Pass {
         Routing<Logit, P> routing;
