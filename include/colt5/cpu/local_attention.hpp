@@ -2,54 +2,358 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
-#include <colt5/cpu/attention_tile.hpp>
 #include <colt5/cpu/linear.hpp>
 #include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/scratch.hpp>
+#include <colt5/cpu/simd.hpp>
+#include <colt5/cpu/tile_product.hpp>
 #include <colt5/op/local_attention.hpp>
 
 namespace colt5 {
 
 namespace cpu {
 
-/// One head of packed queries, keys and values (n, 3, h, dim_head) of one sequence.
+/// One head of one sequence: the rows of token i start at q + i · stride and so on.
 template <typename T>
 struct LocalHead {
-    LocalHead(View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> qkv, Mask mask, Index b, Index h, Index reach)
+    LocalHead(View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> qkv, Mask key_mask, Index b, Index h,
+              Index reach_)
         : length(qkv.extent(1)),
-          heads(qkv.extent(3)),
-          dim_head(qkv.extent(4)),
-          offset((b * length * 3 * heads + h) * dim_head),
-          stride(3 * heads * dim_head),
-          head{qkv.data() + offset,
-               qkv.data() + offset + heads * dim_head,
-               qkv.data() + offset + 2 * heads * dim_head,
-               stride,
-               stride,
-               dim_head,
-               length,
-               reach,
-               mask ? mask[b].data() : nullptr,
-               nullptr,
-               T(1) / std::sqrt(static_cast<T>(dim_head))} {}
-    Index length, heads, dim_head, offset, stride;
-    AttentionHead<T> head;
+          dim(qkv.extent(4)),
+          stride(3 * qkv.extent(3) * dim),
+          offset(b * length * stride + h * dim),
+          reach(std::min(reach_, length)),
+          q(qkv.data() + offset),
+          k(q + qkv.extent(3) * dim),
+          v(k + qkv.extent(3) * dim),
+          mask(key_mask ? key_mask[b].data() : nullptr) {}
+    Index length, dim, stride, offset, reach;
+    const T *q, *k, *v;
+    const bool* mask;  // (length) or null
 };
+
+/// The sizes of tiles: queries lie along the lanes of batches, so that the softmax of 32 rows runs down their keys
+/// without a sum across lanes. Groups are the queries that see a block of keys together or not at all.
+template <typename T>
+struct LocalTile {
+    static constexpr Index queries = 32, batches = queries / lanes<T>;
+    static constexpr Index group = std::max<Index>(lanes<T>, block_rows), groups = queries / group;
+    static constexpr Index keys = 512;  // at once; a window that is wider comes in turn
+    static_assert(queries % group == 0 && keys % block_rows == 0);
+
+    static Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
+    /// The length of a row of dim entries, in whole batches.
+    static Index row(Index dim) { return round_up(dim, lanes<T>); }
+};
+
+/// The keys and values that a segment of queries sees, row by row without gaps, in whole blocks and whole batches that
+/// end in zeros.
+template <typename T>
+class LocalWindow {
+public:
+    LocalWindow(const LocalHead<T>& head, Index begin, Index end)
+        : first(std::max(Index{0}, begin - head.reach) / block_rows * block_rows),
+          last(std::min(head.length, end + head.reach)),
+          rows(LocalTile<T>::round_up(last - first, block_rows)),
+          stride(LocalTile<T>::row(head.dim)),
+          k(pack(head.k, head, thread_scratch<T, struct WindowKeys>(rows * stride))),
+          v(pack(head.v, head, thread_scratch<T, struct WindowValues>(rows * stride))) {}
+
+    const T* key(Index j) const { return k + (j - first) * stride; }
+    const T* value(Index j) const { return v + (j - first) * stride; }
+
+    const Index first, last, rows, stride;
+    const T *const k, *const v;
+
+private:
+    const T* pack(const T* from, const LocalHead<T>& head, T* to) const {
+        for (Index j = first; j < last; ++j)
+            for_each_batch<T>(head.dim, [&](Index e, Index width) {
+                store(to + (j - first) * stride + e, load(from + j * head.stride + e, width));
+            });
+        std::fill(to + (last - first) * stride, to + rows * stride, T(0));
+        return to;
+    }
+};
+
+/// 32 queries of one head and what they see. Scores and probabilities are stored key by key: entry (j, i) at
+/// (j − key) · 32 + i, where `key` is the first of the keys at hand.
+template <typename T>
+class LocalQueries {
+public:
+    LocalQueries(const LocalHead<T>& head, const LocalWindow<T>& window, Index first_query)
+        : first(first_query),
+          count(std::min(Tile::queries, head.length - first_query)),
+          begin(std::max(Index{0}, first - head.reach) / block_rows * block_rows),
+          end(std::min(head.length, first + count + head.reach)),
+          head_(head),
+          window_(window),
+          scale_(T(1) / std::sqrt(static_cast<T>(head.dim))) {}
+
+    /// out rows (stride out_stride) are assigned, and log_sum_exp unless it is null.
+    void forward(T* out, Index out_stride, T* log_sum_exp) const {
+        const T* const q =
+            transposed<struct Queries>(rows<struct QueryRows>(head_.q + first * head_.stride, head_.stride, scale_));
+        T* const p = thread_scratch<T, struct Scores>(Tile::keys * Tile::queries);
+        T* const sums = thread_scratch<T, struct Sums>(Tile::queries * window_.stride);
+        std::array<Batch<T>, Tile::batches> largest, total;
+        largest.fill(Batch<T>(-infinity));
+        total.fill(Batch<T>(T(0)));
+        for (Index key = begin; key < end; key += Tile::keys) {
+            const Index until = std::min(end, key + Tile::keys);
+            products(window_.k, q, key, until, p);
+            alignas(64) std::array<T, Tile::queries> shrink;
+            for (Index c = 0; c < Tile::batches; ++c) {
+                Batch<T>& top = largest[static_cast<std::size_t>(c)];
+                Batch<T>& sum = total[static_cast<std::size_t>(c)];
+                const Batch<T> before = top;
+                top = hide(c, key, until, p, top);
+                const Batch<T> shift = finite_or_zero(top), factor = cpu::exp(before - shift);
+                store(shrink.data() + c * lanes<T>, factor);
+                sum *= factor;
+                for_each_key(c, key, until, p, [&](Index, T* entry) {
+                    const Batch<T> e = cpu::exp(load(entry) - shift);
+                    sum += e;
+                    store(entry, e);
+                });
+            }
+            if (key > begin)
+                for (Index i = 0; i < count; ++i)
+                    scale_row(sums + i * window_.stride, window_.stride, shrink[static_cast<std::size_t>(i)]);
+            combine(key > begin, p, key, until, window_.v, sums);
+        }
+        for (Index c = 0; c < Tile::batches; ++c) {
+            const Batch<T> sum = total[static_cast<std::size_t>(c)];
+            const Batch<T> zero(T(0)), one(T(1));
+            const Index width = std::clamp(count - c * lanes<T>, Index{0}, lanes<T>);
+            alignas(64) std::array<T, static_cast<std::size_t>(lanes<T>)> factor;
+            store(factor.data(), xsimd::select(sum > zero, one / sum, zero));
+            for (Index i = 0; i < width; ++i) {
+                const Index row = c * lanes<T> + i;
+                const Batch<T> f(factor[static_cast<std::size_t>(i)]);
+                for_each_batch<T>(head_.dim, [&](Index e, Index w) {
+                    store(out + row * out_stride + e, load(sums + row * window_.stride + e) * f, w);
+                });
+            }
+            if (log_sum_exp)
+                store(log_sum_exp + c * lanes<T>, largest[static_cast<std::size_t>(c)] + cpu::log(sum), width);
+        }
+    }
+
+    /// d_q rows (stride head.stride) are assigned; d_k and d_v, which have the layout of the window, are added to.
+    void backward(T* d_q, T* d_k, T* d_v, const T* out, const T* d_out, Index out_stride, const T* log_sum_exp) const {
+        const Index stride = window_.stride;
+        const T* const q_rows = rows<struct QueryRows>(head_.q + first * head_.stride, head_.stride, scale_);
+        const T* const d_o_rows = rows<struct OutGradientRows>(d_out, out_stride, T(1));
+        const T* const q = transposed<struct Queries>(q_rows);
+        const T* const d_o = transposed<struct OutGradients>(d_o_rows);
+        T* const p = thread_scratch<T, struct Scores>(Tile::keys * Tile::queries);
+        T* const d_s = thread_scratch<T, struct ScoreGradients>(Tile::keys * Tile::queries);
+        T* const sums = thread_scratch<T, struct Sums>(Tile::queries * stride);
+        // Rows that saw no key get weights exp(s − ∞) = 0.
+        alignas(64) std::array<T, Tile::queries> shift, out_dot;
+        shift.fill(infinity);
+        out_dot.fill(T(0));
+        for (Index i = 0; i < count; ++i) {
+            if (log_sum_exp[i] != -infinity) shift[static_cast<std::size_t>(i)] = log_sum_exp[i];
+            out_dot[static_cast<std::size_t>(i)] = dot(out + i * out_stride, d_out + i * out_stride, head_.dim);
+        }
+        for (Index key = begin; key < end; key += Tile::keys) {
+            const Index until = std::min(end, key + Tile::keys);
+            products(window_.k, q, key, until, p);
+            products(window_.v, d_o, key, until, d_s);
+            for (Index c = 0; c < Tile::batches; ++c) {
+                hide(c, key, until, p, Batch<T>(-infinity));
+                const Batch<T> log_sum = load(shift.data() + c * lanes<T>), mean = load(out_dot.data() + c * lanes<T>);
+                for_each_key(c, key, until, p, [&](Index j, T* entry) {
+                    T* const d_entry = d_s + (j - key) * Tile::queries + c * lanes<T>;
+                    const Batch<T> e = cpu::exp(load(entry) - log_sum);
+                    store(entry, e);
+                    store(d_entry, e * (load(d_entry) - mean));
+                });
+            }
+            combine(key > begin, d_s, key, until, window_.k, sums);
+            spread(p, key, until, d_o_rows, d_v);
+            spread(d_s, key, until, q_rows, d_k);
+        }
+        for (Index i = 0; i < count; ++i)
+            for_each_batch<T>(head_.dim, [&](Index e, Index width) {
+                store(d_q + i * head_.stride + e, load(sums + i * stride + e) * Batch<T>(scale_), width);
+            });
+    }
+
+    const Index first, count, begin, end;  // queries, and the keys [begin, end)
+
+private:
+    using Tile = LocalTile<T>;
+    static constexpr T infinity = std::numeric_limits<T>::infinity();
+
+    static Batch<T> finite_or_zero(const Batch<T>& x) {
+        return xsimd::select(x == Batch<T>(-infinity), Batch<T>(T(0)), x);
+    }
+    static void scale_row(T* row, Index length, T factor) {
+        for (Index e = 0; e < length; ++e) row[e] *= factor;
+    }
+
+    /// factor · rows (32, window.stride), with zeros for what is not there
+    template <typename Use>
+    const T* rows(const T* from, Index stride, T factor) const {
+        T* const to = thread_scratch<T, Use>(Tile::queries * window_.stride);
+        for (Index i = 0; i < count; ++i)
+            for_each_batch<T>(head_.dim, [&](Index e, Index width) {
+                store(to + i * window_.stride + e, load(from + i * stride + e, width) * Batch<T>(factor));
+            });
+        std::fill(to + count * window_.stride, to + Tile::queries * window_.stride, T(0));
+        return to;
+    }
+    /// (window.stride, 32)
+    template <typename Use>
+    const T* transposed(const T* rows) const {
+        T* const to = thread_scratch<T, Use>(window_.stride * Tile::queries);
+        cpu::transpose(Tile::queries, window_.stride, rows, window_.stride, to, Tile::queries);
+        return to;
+    }
+
+    /// The keys in [key, until) that some of the queries [i, i + size) see, and those in whole blocks.
+    struct Keys {
+        Index begin, end;
+    };
+    Keys seen_by(Index i, Index size, Index key, Index until) const {
+        const Index low = std::max(key, first + i - head_.reach);
+        return {low, std::max(low, std::min(until, first + i + size + head_.reach))};
+    }
+    Keys blocks_seen_by(Index i, Index size, Index key, Index until) const {
+        const Keys seen = seen_by(i, size, key, until);
+        if (seen.begin == seen.end) return {key, key};
+        return {key + (seen.begin - key) / block_rows * block_rows, key + Tile::round_up(seen.end - key, block_rows)};
+    }
+
+    /// scores (j, ·) = rows[j] · columns for the keys of [key, until), in groups of queries that see them
+    void products(const T* rows, const T* columns, Index key, Index until, T* scores) const {
+        for (Index j = key; j < until; j += block_rows) {
+            const Keys groups = groups_that_see(j);
+            rows_product<Op::none>(false, (groups.end - groups.begin) * (Tile::group / lanes<T>), head_.dim,
+                                   rows + (j - window_.first) * window_.stride, window_.stride,
+                                   columns + groups.begin * Tile::group, Tile::queries,
+                                   scores + (j - key) * Tile::queries + groups.begin * Tile::group, Tile::queries);
+        }
+    }
+    /// The groups of queries that see some key of the block from j on.
+    Keys groups_that_see(Index j) const {
+        const Index low = j - head_.reach - first, high = j + block_rows - 1 + head_.reach - first;
+        const Index begin_group = std::clamp(low / Tile::group, Index{0}, Tile::groups);
+        return {begin_group, std::clamp(high / Tile::group + 1, begin_group, Tile::groups)};
+    }
+
+    /// body(j, entry) for the entries of a batch of queries, in all blocks that its group sees
+    template <typename Body>
+    void for_each_key(Index c, Index key, Index until, T* scores, Body&& body) const {
+        const Keys seen = blocks_seen_by(c * lanes<T> / Tile::group * Tile::group, Tile::group, key, until);
+        T* entry = scores + (seen.begin - key) * Tile::queries + c * lanes<T>;
+        for (Index j = seen.begin; j < seen.end; ++j, entry += Tile::queries) body(j, entry);
+    }
+    /// Scores that do not count become −∞. Returns the larger of `top` and the scores.
+    Batch<T> hide(Index c, Index key, Index until, T* scores, Batch<T> top) const {
+        alignas(64) std::array<T, static_cast<std::size_t>(lanes<T>)> positions;
+        for (Index i = 0; i < lanes<T>; ++i) positions[static_cast<std::size_t>(i)] = static_cast<T>(i);
+        const Batch<T> lane = load(positions.data()), hidden(-infinity);
+        const Index query = first + c * lanes<T>;
+        for_each_key(c, key, until, scores, [&](Index j, T* entry) {
+            const Index low = j - head_.reach - query, high = j + head_.reach - query;  // lanes that see key j
+            Batch<T> score = load(entry);
+            if (j >= until || (head_.mask && !head_.mask[j])) {
+                store(entry, score = hidden);
+            } else if (low > 0 || high < lanes<T> - 1) {
+                const auto clamped = [](Index i) {
+                    return Batch<T>(static_cast<T>(std::clamp(i, Index{-1}, lanes<T>)));
+                };
+                score = xsimd::select(lane < clamped(low), hidden, score);
+                store(entry, score = xsimd::select(lane > clamped(high), hidden, score));
+            }
+            top = xsimd::max(top, score);
+        });
+        return top;
+    }
+
+    /// sums (i, ·) = or += Σ_j weights (j, i) rows[j] over the keys of [key, until)
+    void combine(bool add, const T* weights, Index key, Index until, const T* rows, T* sums) const {
+        for (Index i = 0; i < Tile::queries; i += block_rows) {
+            const Keys seen = seen_by(i, block_rows, key, until);
+            rows_product<Op::transpose>(add, window_.stride / lanes<T>, seen.end - seen.begin,
+                                        weights + (seen.begin - key) * Tile::queries + i, Tile::queries,
+                                        rows + (seen.begin - window_.first) * window_.stride, window_.stride,
+                                        sums + i * window_.stride, window_.stride);
+        }
+    }
+    /// sums (j, ·) += Σ_i weights (j, i) rows[i]
+    void spread(const T* weights, Index key, Index until, const T* rows, T* sums) const {
+        for (Index j = key; j < until; j += block_rows) {
+            const Keys groups = groups_that_see(j);
+            rows_product<Op::none>(true, window_.stride / lanes<T>, (groups.end - groups.begin) * Tile::group,
+                                   weights + (j - key) * Tile::queries + groups.begin * Tile::group, Tile::queries,
+                                   rows + groups.begin * Tile::group * window_.stride, window_.stride,
+                                   sums + (j - window_.first) * window_.stride, window_.stride);
+        }
+    }
+
+    const LocalHead<T>& head_;
+    const LocalWindow<T>& window_;
+    T scale_;
+};
+
+/// to = row, or to += row
+template <typename T>
+void copy_row(bool add, const T* row, Index dim, T* to) {
+    for_each_batch<T>(dim, [&](Index e, Index width) {
+        const Batch<T> x = load(row + e, width);
+        store(to + e, add ? load(to + e, width) + x : x, width);
+    });
+}
+
+/// Tokens that one task goes along with the window at hand. Depends on length and reach alone. Windows of two segments
+/// that are not neighbours do not meet.
+template <typename T>
+Index local_segment(Index length, Index reach) {
+    return LocalTile<T>::round_up(std::max(Index{512}, 2 * std::min(reach, length)), LocalTile<T>::queries);
+}
 
 /// The tokens [begin, end) of the three windows around token i; `out_of_grid` counts the slots of whole windows beyond
 /// the sequence, whose values the reference sets to −1.
 struct WindowSlots {
     WindowSlots(Index i, Index window, Index length) {
         const Index first = (i / window - 1) * window, last = (i / window + 2) * window;
-        const Index grid = divide_up(length, window) * window;
+        const Index grid = (length + window - 1) / window * window;
         begin = std::max(Index{0}, first);
         end = std::min(length, last);
         out_of_grid = std::max(Index{0}, -first) + std::max(Index{0}, last - grid);
     }
     Index begin, end, out_of_grid;
 };
+
+/// MaskedRows::window_mean for a token that saw no key.
+template <typename T>
+void window_mean(const LocalHead<T>& head, Index window, Index i, T* out) {
+    const WindowSlots slots(i, window, head.length);
+    std::fill_n(out, head.dim, -static_cast<T>(slots.out_of_grid));
+    for (Index j = slots.begin; j < slots.end; ++j)
+        for (Index e = 0; e < head.dim; ++e) out[e] += head.v[j * head.stride + e];
+    for (Index e = 0; e < head.dim; ++e) out[e] /= static_cast<T>(3 * window);
+}
+
+/// What such tokens add to the gradient of value j. Windows are neighbours of each other in both directions: the tokens
+/// whose mean counts j are those of the windows around j.
+template <typename T>
+void add_window_mean_gradient(const LocalHead<T>& head, Index window, Index j, const T* d_out, Index out_stride,
+                              const T* log_sum_exp, T* d_v) {
+    const WindowSlots slots(j, window, head.length);
+    for (Index i = slots.begin; i < slots.end; ++i)
+        if (log_sum_exp[i] == -std::numeric_limits<T>::infinity())
+            for (Index e = 0; e < head.dim; ++e) d_v[e] += d_out[i * out_stride + e] / static_cast<T>(3 * window);
+}
 
 }  // namespace cpu
 
@@ -58,23 +362,22 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
                             TokensView<T> log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> qkv,
                             Mask mask, const LocalAttention& attention) {
     const Index batch = qkv.extent(0), length = qkv.extent(1), heads = qkv.extent(3), dim = qkv.extent(4);
-    const Index tiles = cpu::divide_up(length, cpu::query_tile);
-    parallel_for(policy, batch * tiles * heads, [&](Index task) {
-        const Index b = task / (tiles * heads), first = task / heads % tiles * cpu::query_tile, h = task % heads;
-        const Index count = std::min(cpu::query_tile, length - first);
-        const cpu::LocalHead<T> local(qkv, mask, b, h, attention.reach);
-        T kept[cpu::query_tile];
-        T* const log_sum = log_sum_exp ? &log_sum_exp(b, h, first) : kept;
-        cpu::AttentionTile<T>(local.head, first, count).forward(&out(b, first, h, 0), heads * dim, log_sum);
-        if (attention.masked_rows == MaskedRows::zero) return;
-        for (Index i = first; i < first + count; ++i) {
-            if (log_sum[i - first] != -std::numeric_limits<T>::infinity()) continue;
-            const cpu::WindowSlots slots(i, attention.reach, length);
-            T* const row = &out(b, i, h, 0);
-            for (Index e = 0; e < dim; ++e) row[e] = -static_cast<T>(slots.out_of_grid);
-            for (Index j = slots.begin; j < slots.end; ++j)
-                for (Index e = 0; e < dim; ++e) row[e] += local.head.v[j * local.stride + e];
-            for (Index e = 0; e < dim; ++e) row[e] /= static_cast<T>(3 * attention.reach);
+    constexpr Index tile = cpu::LocalTile<T>::queries;
+    const Index segment = cpu::local_segment<T>(length, attention.reach), segments = cpu::divide_up(length, segment);
+    parallel_for(policy, batch * segments * heads, [&](Index task) {
+        const Index b = task / (segments * heads), h = task % heads;
+        const Index begin = task / heads % segments * segment, end = std::min(length, begin + segment);
+        const cpu::LocalHead<T> head(qkv, mask, b, h, attention.reach);
+        const cpu::LocalWindow<T> window(head, begin, end);
+        for (Index first = begin; first < end; first += tile) {
+            T kept[tile];
+            T* const log_sum = log_sum_exp ? &log_sum_exp(b, h, first) : kept;
+            const cpu::LocalQueries<T> queries(head, window, first);
+            queries.forward(&out(b, first, h, 0), heads * dim, log_sum);
+            if (attention.masked_rows == MaskedRows::zero) continue;
+            for (Index i = 0; i < queries.count; ++i)
+                if (log_sum[i] == -std::numeric_limits<T>::infinity())
+                    cpu::window_mean(head, attention.reach, first + i, &out(b, first + i, h, 0));
         }
     });
 }
@@ -86,34 +389,43 @@ void local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> qkv, Mask mask,
                                 const LocalAttention& attention) {
     const Index batch = qkv.extent(0), length = qkv.extent(1), heads = qkv.extent(3), dim = qkv.extent(4);
-    std::fill_n(d_qkv.data(), d_qkv.size(), T(0));
-    // Each segment marches along its queries and adds to the keys and values around them. Segments of one colour are
-    // far enough apart not to meet, so that no sum depends on the order of threads.
-    const Index segment = cpu::divide_up(std::max(Index{1024}, 4 * attention.reach), cpu::query_tile) * cpu::query_tile;
-    const Index segments = cpu::divide_up(length, segment);
+    constexpr Index tile = cpu::LocalTile<T>::queries;
+    // Each segment marches along its queries and sums the gradients of the keys and values around them. Those of one
+    // colour are far enough apart not to meet, so that no sum depends on the order of threads: the first colour
+    // assigns, the second adds where it meets the first.
+    const Index segment = cpu::local_segment<T>(length, attention.reach), segments = cpu::divide_up(length, segment);
     for (Index colour = 0; colour < 2; ++colour) {
         const Index of_colour = (segments + 1 - colour) / 2;
         parallel_for(policy, batch * of_colour * heads, [&](Index task) {
             const Index b = task / (of_colour * heads), h = task % heads;
             const Index begin = (2 * (task / heads % of_colour) + colour) * segment;
-            const cpu::LocalHead<T> local(qkv, mask, b, h, attention.reach);
-            T* const d_q = d_qkv.data() + local.offset;
-            const cpu::AttentionHeadGradients<T> d{d_q, d_q + heads * dim, d_q + 2 * heads * dim};
-            for (Index first = begin; first < std::min(length, begin + segment); first += cpu::query_tile) {
-                const Index count = std::min(cpu::query_tile, length - first);
-                cpu::AttentionTile<T>(local.head, first, count)
-                    .backward(d, &out(b, first, h, 0), &d_out(b, first, h, 0), heads * dim, &log_sum_exp(b, h, first));
-                if (attention.masked_rows == MaskedRows::zero) continue;
-                for (Index i = first; i < first + count; ++i) {
-                    if (log_sum_exp(b, h, i) != -std::numeric_limits<T>::infinity()) continue;
-                    const cpu::WindowSlots slots(i, attention.reach, length);
-                    for (Index j = slots.begin; j < slots.end; ++j)
-                        for (Index e = 0; e < dim; ++e)
-                            d.d_v[j * local.stride + e] += d_out(b, i, h, e) / static_cast<T>(3 * attention.reach);
-                }
+            const Index end = std::min(length, begin + segment);
+            const cpu::LocalHead<T> head(qkv, mask, b, h, attention.reach);
+            const cpu::LocalWindow<T> window(head, begin, end);
+            T* const d_k = cpu::thread_scratch<T, struct KeyGradients>(window.rows * window.stride);
+            T* const d_v = cpu::thread_scratch<T, struct ValueGradients>(window.rows * window.stride);
+            std::fill_n(d_k, window.rows * window.stride, T(0));
+            std::fill_n(d_v, window.rows * window.stride, T(0));
+            T* const to = d_qkv.data() + head.offset;
+            for (Index first = begin; first < end; first += tile)
+                cpu::LocalQueries<T>(head, window, first)
+                    .backward(to + first * head.stride, d_k, d_v, &out(b, first, h, 0), &d_out(b, first, h, 0),
+                              heads * dim, &log_sum_exp(b, h, first));
+            for (Index j = std::max(Index{0}, begin - head.reach); j < window.last; ++j) {
+                const bool add = colour == 1 && (j < begin + head.reach || (end < length && j >= end - head.reach));
+                T* const row = to + j * head.stride;
+                cpu::copy_row(add, d_k + (j - window.first) * window.stride, dim, row + heads * dim);
+                cpu::copy_row(add, d_v + (j - window.first) * window.stride, dim, row + 2 * heads * dim);
             }
         });
     }
+    if (attention.masked_rows == MaskedRows::zero || !mask) return;
+    parallel_for(policy, batch * length * heads, [&](Index task) {
+        const Index b = task / (length * heads), j = task / heads % length, h = task % heads;
+        const cpu::LocalHead<T> head(qkv, mask, b, h, attention.reach);
+        cpu::add_window_mean_gradient(head, attention.reach, j, &d_out(b, 0, h, 0), heads * dim, &log_sum_exp(b, h, 0),
+                                      d_qkv.data() + head.offset + j * head.stride + 2 * heads * dim);
+    });
 }
 
 }  // namespace colt5
