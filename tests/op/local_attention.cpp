@@ -77,11 +77,11 @@ HostTensor<double, 4> naive(const Cpu& policy, const LocalAttention& attention, 
 struct Problem {
     Index batch, length, heads, dim_head, reach;
 };
-// Lengths around the tiles of 64 queries; reaches below, at and above the length, and so wide that a tile of queries
-// sees more than one block of 256 keys; segments of the backward pass (1024 queries) of both colours.
-constexpr Problem problems[] = {{1, 1, 1, 1, 1},    {2, 5, 2, 3, 1},     {2, 7, 1, 4, 7},   {1, 9, 1, 5, 100},
-                                {2, 64, 1, 8, 3},   {1, 65, 2, 16, 64},  {2, 63, 1, 7, 20}, {1, 130, 1, 4, 13},
-                                {1, 400, 2, 3, 99}, {1, 700, 1, 2, 150}, {2, 0, 1, 4, 3},   {0, 5, 1, 4, 3}};
+// Lengths around the tiles of 32 queries and the segments of 512; rows of one batch, of several and of parts; reaches
+// below, at and above the length, and so wide that a tile of queries sees more than one block of 512 keys.
+constexpr Problem problems[] = {{1, 1, 1, 1, 1},    {2, 5, 2, 3, 1},      {2, 7, 1, 4, 7},   {1, 9, 1, 5, 100},
+                                {2, 64, 1, 8, 3},   {1, 65, 2, 16, 64},   {2, 63, 1, 7, 20}, {1, 130, 1, 4, 13},
+                                {1, 400, 2, 3, 99}, {1, 900, 1, 33, 300}, {2, 0, 1, 4, 3},   {0, 5, 1, 4, 3}};
 
 std::string describe(const Problem& p) {
     return shape_string(std::array{p.batch, p.length, p.heads, p.dim_head}) + " reach " + std::to_string(p.reach);
