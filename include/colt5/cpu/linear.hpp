@@ -20,8 +20,14 @@ inline Index panel_rows(Index length) {
     return std::clamp((length / 4 + unit - 1) / unit * unit, unit, largest);
 }
 
-inline Index divide_up(Index a, Index b) {
-    return (a + b - 1) / b;
+/// Calls body(sequence, first, rows) for panels of the rows of every sequence, in parallel.
+template <typename Body>
+void for_each_panel(const Cpu& policy, Index batch, Index length, Body&& body) {
+    const Index panel = panel_rows(length), panels = divide_up(length, panel);
+    parallel_for(policy, batch * panels, [&](Index task) {
+        const Index first = task % panels * panel;
+        body(task / panels, first, std::min(panel, length - first));
+    });
 }
 
 /// sum += Σ of the rows of a panel, in partial sums that keep rounding small
@@ -84,38 +90,28 @@ template <typename T>
 void linear_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> y,
                    View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight,
                    VectorView<const T> bias) {
-    const Index batch = x.extent(0), routes = x.extent(1), length = x.extent(2), in = x.extent(3);
-    const Index out = y.extent(3), panel = cpu::panel_rows(length), panels = cpu::divide_up(length, panel);
-    parallel_for(policy, batch * routes * panels, [&](Index task) {
-        const Index r = task / panels % routes, first = task % panels * panel, count = std::min(panel, length - first);
-        const Index sequence = task / panels;  // b · routes + r
-        T* const y_panel = y.data() + (sequence * length + first) * out;
-        for (Index i = 0; i < count; ++i) {
-            if (bias)
-                std::copy_n(bias.data() + r * out, out, y_panel + i * out);
-            else
-                std::fill_n(y_panel + i * out, out, T(0));
-        }
-        cpu::gemm<cpu::Op::none, cpu::Op::transpose>(count, out, in, T(1), x.data() + (sequence * length + first) * in,
-                                                     in, weight[r * out].data(), in, y_panel, out);
-    });
+    const Index routes = x.extent(1), in = x.extent(3), out = y.extent(3);
+    for (Index r = 0; r < routes; ++r) {
+        const cpu::PackedMatrix<cpu::Op::transpose, T> packed(policy, in, out, weight[r * out].data(), in);
+        const cpu::Addend<T> add{bias ? bias.data() + r * out : nullptr};
+        cpu::for_each_panel(policy, x.extent(0), x.extent(2), [&](Index b, Index first, Index rows) {
+            packed.multiply(rows, x[b][r][first].data(), in, add, y[b][r][first].data(), out);
+        });
+    }
 }
 
 template <typename T>
 void linear_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_x, MatrixView<T> d_weight,
                        VectorView<T> d_bias, View<const T, dynamic, dynamic, dynamic, dynamic> d_y,
                        View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight) {
-    const Index batch = x.extent(0), routes = x.extent(1), length = x.extent(2), in = x.extent(3);
-    const Index out = d_y.extent(3), panel = cpu::panel_rows(length), panels = cpu::divide_up(length, panel);
+    const Index routes = x.extent(1), in = x.extent(3), out = d_y.extent(3);
     cpu::accumulate_weight_gradient(policy, d_weight, d_bias, d_y, x);  // first: d_x may be x
-    parallel_for(policy, batch * routes * panels, [&](Index task) {
-        const Index sequence = task / panels, r = sequence % routes;
-        const Index first = task % panels * panel, count = std::min(panel, length - first);
-        T* const d_x_panel = d_x.data() + (sequence * length + first) * in;
-        std::fill_n(d_x_panel, count * in, T(0));
-        cpu::gemm<cpu::Op::none, cpu::Op::none>(count, in, out, T(1), d_y.data() + (sequence * length + first) * out,
-                                                out, weight[r * out].data(), in, d_x_panel, in);
-    });
+    for (Index r = 0; r < routes; ++r) {
+        const cpu::PackedMatrix<cpu::Op::none, T> packed(policy, out, in, weight[r * out].data(), in);
+        cpu::for_each_panel(policy, x.extent(0), x.extent(2), [&](Index b, Index first, Index rows) {
+            packed.multiply(rows, d_y[b][r][first].data(), out, {}, d_x[b][r][first].data(), in);
+        });
+    }
 }
 
 }  // namespace colt5

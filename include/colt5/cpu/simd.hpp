@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
+#include <utility>
 
 #include <xsimd/xsimd.hpp>
 
@@ -19,6 +21,15 @@ using Batch = xsimd::batch<T>;
 /// Number of elements of a batch.
 template <typename T>
 inline constexpr Index lanes = static_cast<Index>(Batch<T>::size);
+
+/// Calls body(i) for i = 0 … count − 1, each a constant: arrays of batches that are indexed by it stay in registers.
+template <int count, typename Body>
+void unroll(Body&& body) {
+    [&]<int... i>(std::integer_sequence<int, i...>) {
+        (body(std::integral_constant<int, i>()), ...);
+    }
+    (std::make_integer_sequence<int, count>());
+}
 
 namespace detail {
 /// A batch in memory.
