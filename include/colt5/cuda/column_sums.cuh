@@ -1,51 +1,159 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/launch.cuh>
+#include <algorithm>
+#include <cstddef>
+#include <initializer_list>
 
+#include <colt5/cuda/launch.cuh>
+#include <colt5/cuda/pack.cuh>
+
+/// Gradients of parameters that every row shares: each block adds up its rows, then the blocks' sums are added in
+/// order. How rows are shared out depends on their number alone, so that the bits do.
 namespace colt5::cuda {
 
-inline constexpr int column_tile = 32, row_lanes = 8;
-inline constexpr Index rows_per_chunk = 512;
+inline constexpr int sum_threads = 256;
 
-/// partial[chunk, column] = Σ over the rows of a chunk of entry(row, column); a block has 32 columns of one chunk.
-template <typename Sum, typename Entry>
-__global__ void sum_chunks(Sum* partial, Index rows, Index columns, Entry entry) {
-    __shared__ Sum sums[row_lanes][column_tile];
-    const Index column = static_cast<Index>(blockIdx.x) * column_tile + threadIdx.x % column_tile;
-    const Index lane = threadIdx.x / column_tile, chunk = blockIdx.y;
-    const Index end = ::min(rows, (chunk + 1) * rows_per_chunk);
+struct RowShares {
+    Index blocks, rows_each;
+    explicit RowShares(Index rows) {
+        constexpr Index most_blocks = 1024, least_rows = 32;
+        rows_each = std::max(least_rows, divide_up(rows, most_blocks));
+        blocks = divide_up(rows, rows_each);
+    }
+};
+
+/// total[column] += Σ over `count` rows of partial, which are `stride` entries apart; 32 columns a block, 8 lanes of
+/// rows each.
+template <typename Sum>
+__global__ void add_partials(Sum* total, const Sum* partial, Index count, Index columns, Index stride) {
+    constexpr int groups = sum_threads / warp_size;
+    __shared__ Sum shared[groups][warp_size];
+    const int lane = static_cast<int>(threadIdx.x) % warp_size, group = static_cast<int>(threadIdx.x) / warp_size;
+    const Index column = static_cast<Index>(blockIdx.x) * warp_size + lane;
     Sum sum = 0;
     if (column < columns)
-        for (Index row = chunk * rows_per_chunk + lane; row < end; row += row_lanes) sum += entry(row, column);
-    sums[lane][threadIdx.x % column_tile] = sum;
+#pragma unroll 8
+        for (Index i = group; i < count; i += groups) sum += partial[i * stride + column];
+    shared[group][lane] = sum;
     __syncthreads();
-    if (lane != 0 || column >= columns) return;
-    for (int i = 1; i < row_lanes; ++i) sum += sums[i][threadIdx.x];
-    partial[chunk * columns + column] = sum;
-}
-
-/// total[column] += Σ over the chunks, in order
-template <typename Sum>
-__global__ void add_chunks(Sum* total, const Sum* partial, Index chunks, Index columns) {
-    const Index column = global_thread();
-    if (column >= columns) return;
-    Sum sum = 0;
-    for (Index chunk = 0; chunk < chunks; ++chunk) sum += partial[chunk * columns + column];
+    if (group != 0 || column >= columns) return;
+    for (int g = 1; g < groups; ++g) sum += shared[g][lane];
     total[column] += sum;
 }
+template <typename Sum>
+void launch_add_partials(const Cuda& policy, Sum* total, const Sum* partial, Index count, Index columns, Index stride) {
+    launch(policy, "add_partials", add_partials<Sum>, grid(divide_up(columns, warp_size)), sum_threads, 0, total,
+           partial, count, columns, stride);
+}
 
-/// total[column] += Σ over rows of entry(row, column): the gradient of a parameter that every row shares. `entry` is
-/// a functor for the device. The order of the sum depends on the number of rows alone.
-template <typename Sum, typename Entry>
-void add_column_sums(const Cuda& policy, VectorView<Sum> total, Index rows, const Entry& entry) {
-    const Index columns = total.size(), chunks = divide_up(rows, rows_per_chunk);
-    MatrixTensor<Sum, Cuda> partial(policy, {chunks, columns});
-    launch(policy, "sum_chunks", sum_chunks<Sum, Entry>, grid(divide_up(columns, column_tile), chunks),
-           column_tile * row_lanes, 0, partial.data(), rows, columns, entry);
-    constexpr int threads = 128;
-    launch(policy, "add_chunks", add_chunks<Sum>, grid(divide_up(columns, threads)), threads, 0, total.data(),
-           partial.data(), chunks, columns);
+/// Rows of route r in dy (b, r, n, out), those of all sequences one after the other.
+template <typename T>
+struct RouteRows {
+    const T* data;
+    Index length, routes, route, columns;
+    __device__ const T* row(Index i) const {
+        if (routes == 1) return data + i * columns;
+        const Index sequence = quotient(i, length) * routes + route;
+        return data + (sequence * length + i % length) * columns;
+    }
+};
+
+/// partial[block, column] = Σ over a block's rows. A block is `lanes` packs of columns wide, and has threads / lanes
+/// rows at a time.
+template <int width, typename T>
+__global__ void __launch_bounds__(sum_threads)
+    sum_rows(accumulate_t<T>* partial, RouteRows<T> from, Index rows, Index rows_each, int lanes) {
+    using Sum = accumulate_t<T>;
+    __shared__ Sum shared[sum_threads][width];
+    const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
+    const int groups = sum_threads / lanes;
+    const Index end = ::min(rows, (blockIdx.x + 1) * rows_each);
+    for (Index first = 0; first < from.columns; first += lanes * width) {
+        const Index column = first + lane * width;
+        const bool mine = column < from.columns;
+        Sum sum[width] = {};
+        if (mine)
+#pragma unroll 4
+            for (Index row = blockIdx.x * rows_each + group; row < end; row += groups) {
+                const auto pack = load_pack<width>(from.row(row) + column);
+                for (int e = 0; e < width; ++e) sum[e] += static_cast<Sum>(pack.values[e]);
+            }
+        for (int e = 0; e < width; ++e) shared[threadIdx.x][e] = sum[e];
+        __syncthreads();
+        if (group == 0 && mine)
+            for (int e = 0; e < width; ++e) {
+                Sum total = 0;
+                for (int g = 0; g < groups; ++g) total += shared[g * lanes + lane][e];
+                partial[blockIdx.x * from.columns + column + e] = total;
+            }
+        __syncthreads();
+    }
+}
+
+/// total[column] += Σ over rows: the gradient of a bias.
+template <typename T>
+void add_column_sums(const Cuda& policy, accumulate_t<T>* total, Index rows, const RouteRows<T>& from) {
+    const RowShares shares(rows);
+    MatrixTensor<accumulate_t<T>, Cuda> partial(policy, {shares.blocks, from.columns});
+    const bool packed = fits_packs<T>(from.columns, from.data);
+    int lanes = warp_size;
+    while (lanes < sum_threads && lanes * (packed ? pack_size<T> : 1) < from.columns) lanes *= 2;
+    launch(policy, "sum_rows", packed ? sum_rows<pack_size<T>, T> : sum_rows<1, T>, grid(shares.blocks), sum_threads, 0,
+           partial.data(), from, rows, shares.rows_each, lanes);
+    launch_add_partials(policy, total, partial.data(), shares.blocks, from.columns, from.columns);
+}
+
+/// Sums over a block's rows that its warps collect on their own, `columns` of them, in shared memory or, where that is
+/// too small, in global memory.
+template <typename Sum>
+class WarpSums {
+public:
+    __device__ WarpSums(Sum* global, Index columns) : columns_(columns) {
+        extern __shared__ __align__(16) std::byte shared[];
+        const Index warps = blockDim.x / warp_size;
+        first_ = global != nullptr ? global + blockIdx.x * warps * columns : reinterpret_cast<Sum*>(shared);
+        for (Index i = threadIdx.x; i < warps * columns; i += blockDim.x) first_[i] = 0;
+        __syncthreads();
+    }
+    /// The sums of the calling warp.
+    __device__ Sum* mine() const { return first_ + threadIdx.x / warp_size * columns_; }
+    /// partial[block, column] = Σ over warps
+    __device__ void write(Sum* partial) const {
+        __syncthreads();
+        for (Index column = threadIdx.x; column < columns_; column += blockDim.x) {
+            Sum sum = 0;
+            for (int warp = 0; warp < static_cast<int>(blockDim.x) / warp_size; ++warp)
+                sum += first_[warp * columns_ + column];
+            partial[blockIdx.x * columns_ + column] = sum;
+        }
+    }
+
+private:
+    Sum* first_;
+    Index columns_;
+};
+
+/// Launches a kernel whose blocks each have WarpSums(global, columns) and write `partial`: kernel(arguments...,
+/// partial, global, rows, rows_each). Adds the sums of all rows to each total in turn; all have d columns.
+template <typename Sum, typename Kernel, typename... Arguments>
+void launch_with_sums(const Cuda& policy, const char* name, Kernel kernel, std::initializer_list<Sum*> totals,
+                      Index rows, Index d, const Arguments&... arguments) {
+    const Index columns = static_cast<Index>(totals.size()) * d;
+    const RowShares shares(rows);
+    constexpr Index warps = sum_threads / warp_size;
+    const auto shared_bytes = static_cast<std::size_t>(warps * columns) * sizeof(Sum);
+    const bool in_shared = shared_bytes <= 96 * 1024;
+    MatrixTensor<Sum, Cuda> partial(policy, {shares.blocks, columns});
+    VectorTensor<Sum, Cuda> global(policy, {in_shared ? 0 : shares.blocks * warps * columns});
+    launch(policy, name, kernel, grid(shares.blocks), sum_threads, in_shared ? shared_bytes : 0, arguments...,
+           partial.data(), in_shared ? static_cast<Sum*>(nullptr) : global.data(), rows, shares.rows_each);
+    // The totals lie side by side in a row of `partial`.
+    Index first = 0;
+    for (Sum* const total : totals) {
+        launch_add_partials(policy, total, partial.data() + first, shares.blocks, d, columns);
+        first += d;
+    }
 }
 
 }  // namespace colt5::cuda

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <limits>
 
 #include <colt5/core/scalar.hpp>
@@ -47,6 +48,12 @@ __device__ inline Index global_thread() {
 }
 __device__ inline Index all_threads() {
     return static_cast<Index>(gridDim.x) * blockDim.x;
+}
+
+/// a / b of non-negative numbers; divisions of 64 bits are slow.
+__device__ inline Index quotient(Index a, Index b) {
+    if ((a | b) >> 32 == 0) return static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b);
+    return a / b;
 }
 
 struct Plus {

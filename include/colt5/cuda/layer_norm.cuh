@@ -3,6 +3,7 @@
 
 #include <colt5/cuda/column_sums.cuh>
 #include <colt5/cuda/launch.cuh>
+#include <colt5/cuda/warp_row.cuh>
 #include <colt5/op/layer_norm.hpp>
 
 namespace colt5 {
@@ -10,83 +11,89 @@ namespace colt5 {
 namespace cuda {
 
 /// Mean and 1 / √(σ² + ε) of a row, by its warp.
-template <typename T>
+template <typename Sum>
 struct RowMoments {
-    using Sum = accumulate_t<T>;
-    __device__ RowMoments(const T* x, Index d) {
+    template <typename Row>
+    __device__ RowMoments(const Row& x, Index d) {
         Sum sum = 0, squares = 0;
-        for (Index j = threadIdx.x % warp_size; j < d; j += warp_size) sum += static_cast<Sum>(x[j]);
+        x.for_each([&](Index, const auto& in) {
+            for (const auto value : in.values) sum += static_cast<Sum>(value);
+        });
         mean = warp_sum(sum) / static_cast<Sum>(d);
-        for (Index j = threadIdx.x % warp_size; j < d; j += warp_size) {
-            const Sum centered = static_cast<Sum>(x[j]) - mean;
-            squares += centered * centered;
-        }
+        x.for_each([&](Index, const auto& in) {
+            for (const auto value : in.values) {
+                const Sum centered = static_cast<Sum>(value) - mean;
+                squares += centered * centered;
+            }
+        });
         inverse = Sum(1) / ::sqrt(warp_sum(squares) / static_cast<Sum>(d) + static_cast<Sum>(layer_norm_eps));
+    }
+    /// (x − μ) / √(σ² + ε)
+    template <typename T>
+    __device__ Sum normalized(T x) const {
+        return (static_cast<Sum>(x) - mean) * inverse;
     }
     Sum mean, inverse;
 };
 
 /// One warp a row.
-template <typename T>
+template <int width, int packs, typename T>
 __global__ void layer_norm(T* y, const T* x, const T* weight, const T* bias, Index rows, Index d) {
     using Sum = accumulate_t<T>;
     for (Index row = global_thread() / warp_size; row < rows; row += all_threads() / warp_size) {
-        const T* const in = x + row * d;
-        const RowMoments<T> moments(in, d);
-        for (Index j = threadIdx.x % warp_size; j < d; j += warp_size) {
-            const Sum z = (static_cast<Sum>(in[j]) - moments.mean) * moments.inverse;
-            y[row * d + j] = static_cast<T>(z * static_cast<Sum>(weight[j]) + static_cast<Sum>(bias[j]));
-        }
+        const WarpRow<T, width, packs> in(x + row * d, d);
+        const RowMoments<Sum> of_row(in, d);
+        in.for_each([&](Index j, const auto& xs) {
+            const auto weights = load_pack<width>(weight + j), biases = load_pack<width>(bias + j);
+            Pack<T, width> out;
+            for (int e = 0; e < width; ++e)
+                out.values[e] = static_cast<T>(of_row.normalized(xs.values[e]) * static_cast<Sum>(weights.values[e]) +
+                                               static_cast<Sum>(biases.values[e]));
+            store_pack(y + row * d + j, out);
+        });
     }
 }
 
-/// dx, and the moments of each row for the gradients of weight and bias.
-template <typename T>
-__global__ void layer_norm_vjp(T* d_x, RowMoments<T>* moments, const T* d_y, const T* x, const T* weight, Index rows,
-                               Index d) {
+/// dx, and what the rows of a block add to d_weight and d_bias.
+template <int width, int packs, typename T>
+__global__ void __launch_bounds__(sum_threads)
+    layer_norm_vjp(T* d_x, const T* d_y, const T* x, const T* weight, Index d, accumulate_t<T>* partial,
+                   accumulate_t<T>* global, Index rows, Index rows_each) {
     using Sum = accumulate_t<T>;
-    const Index lane = threadIdx.x % warp_size;
-    for (Index row = global_thread() / warp_size; row < rows; row += all_threads() / warp_size) {
-        const T *const in = x + row * d, *const g = d_y + row * d;
-        const RowMoments<T> of_row(in, d);
+    const WarpSums<Sum> sums(global, 2 * d);
+    LaneSums<Sum, width, packs> d_weight(sums.mine()), d_bias(sums.mine() + d);
+    const Index end = ::min(rows, (blockIdx.x + 1) * rows_each), warps = sum_threads / warp_size;
+    for (Index row = blockIdx.x * rows_each + threadIdx.x / warp_size; row < end; row += warps) {
+        const WarpRow<T, width, packs> in(x + row * d, d), d_out(d_y + row * d, d);
+        const RowMoments<Sum> of_row(in, d);
         Sum h_sum = 0, hz_sum = 0;
-        for (Index j = lane; j < d; j += warp_size) {
-            const Sum h = static_cast<Sum>(g[j]) * static_cast<Sum>(weight[j]);
-            h_sum += h;
-            hz_sum += h * (static_cast<Sum>(in[j]) - of_row.mean) * of_row.inverse;
-        }
+        in.for_each_with(d_out, [&](int i, Index j, const auto& xs, const auto& dys) {
+            const auto weights = load_pack<width>(weight + j);
+            for (int e = 0; e < width; ++e) {
+                const Sum dy = static_cast<Sum>(dys.values[e]), z = of_row.normalized(xs.values[e]);
+                const Sum h = dy * static_cast<Sum>(weights.values[e]);
+                h_sum += h;
+                hz_sum += h * z;
+                d_weight.add(i, j, e, dy * z);
+                d_bias.add(i, j, e, dy);
+            }
+        });
         const Sum h_mean = warp_sum(h_sum) / static_cast<Sum>(d), hz_mean = warp_sum(hz_sum) / static_cast<Sum>(d);
-        for (Index j = lane; j < d; j += warp_size) {
-            const Sum h = static_cast<Sum>(g[j]) * static_cast<Sum>(weight[j]);
-            const Sum z = (static_cast<Sum>(in[j]) - of_row.mean) * of_row.inverse;
-            d_x[row * d + j] = static_cast<T>(of_row.inverse * (h - h_mean - z * hz_mean));
-        }
-        if (lane == 0) moments[row] = of_row;
+        in.for_each_with(d_out, [&](int, Index j, const auto& xs, const auto& dys) {
+            const auto weights = load_pack<width>(weight + j);
+            Pack<T, width> out;
+            for (int e = 0; e < width; ++e) {
+                const Sum h = static_cast<Sum>(dys.values[e]) * static_cast<Sum>(weights.values[e]);
+                out.values[e] =
+                    static_cast<T>(of_row.inverse * (h - h_mean - of_row.normalized(xs.values[e]) * hz_mean));
+            }
+            store_pack(d_x + row * d + j, out);
+        });
     }
+    d_weight.flush(d);
+    d_bias.flush(d);
+    sums.write(partial);
 }
-
-/// dy ∘ z
-template <typename T>
-struct LayerNormWeightTerm {
-    const T *d_y, *x;
-    const RowMoments<T>* moments;
-    Index d;
-    __device__ accumulate_t<T> operator()(Index row, Index column) const {
-        using Sum = accumulate_t<T>;
-        const Sum z = (static_cast<Sum>(x[row * d + column]) - moments[row].mean) * moments[row].inverse;
-        return static_cast<Sum>(d_y[row * d + column]) * z;
-    }
-};
-
-/// dy
-template <typename T>
-struct EntryTerm {
-    const T* data;
-    Index d;
-    __device__ accumulate_t<T> operator()(Index row, Index column) const {
-        return static_cast<accumulate_t<T>>(data[row * d + column]);
-    }
-};
 
 }  // namespace cuda
 
@@ -95,23 +102,29 @@ void layer_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> 
                        VectorView<const T> bias) {
     constexpr int threads = 256;
     const Index rows = x.extent(0), d = x.extent(1);
-    cuda::launch(policy, "layer_norm", cuda::layer_norm<T>, cuda::blocks_for(rows * cuda::warp_size, threads), threads,
-                 0, y.data(), x.data(), weight.data(), bias.data(), rows, d);
+    cuda::with_warp_row<T>(
+        d,
+        [&]<int width, int packs>() {
+            cuda::launch(policy, "layer_norm", cuda::layer_norm<width, packs, T>,
+                         cuda::blocks_for(rows * cuda::warp_size, threads), threads, 0, y.data(), x.data(),
+                         weight.data(), bias.data(), rows, d);
+        },
+        y.data(), x.data(), weight.data(), bias.data());
 }
 
 template <typename T>
 void layer_norm_vjp_kernel(const Cuda& policy, MatrixView<T> d_x, VectorView<accumulate_t<T>> d_weight,
                            VectorView<accumulate_t<T>> d_bias, MatrixView<const T> d_y, MatrixView<const T> x,
                            VectorView<const T> weight) {
-    constexpr int threads = 256;
     const Index rows = x.extent(0), d = x.extent(1);
-    using Moments = cuda::RowMoments<T>;
-    VectorTensor<std::byte, Cuda> storage(policy, {rows * static_cast<Index>(sizeof(Moments))});
-    auto* const moments = reinterpret_cast<Moments*>(storage.data());
-    cuda::launch(policy, "layer_norm_vjp", cuda::layer_norm_vjp<T>, cuda::blocks_for(rows * cuda::warp_size, threads),
-                 threads, 0, d_x.data(), moments, d_y.data(), x.data(), weight.data(), rows, d);
-    cuda::add_column_sums(policy, d_weight, rows, cuda::LayerNormWeightTerm<T>{d_y.data(), x.data(), moments, d});
-    cuda::add_column_sums(policy, d_bias, rows, cuda::EntryTerm<T>{d_y.data(), d});
+    cuda::with_warp_row<T>(
+        d,
+        [&]<int width, int packs>() {
+            cuda::launch_with_sums(policy, "layer_norm_vjp", cuda::layer_norm_vjp<width, packs, T>,
+                                   {d_weight.data(), d_bias.data()}, rows, d, d_x.data(), d_y.data(), x.data(),
+                                   weight.data(), d);
+        },
+        d_x.data(), d_y.data(), x.data(), weight.data());
 }
 
 }  // namespace colt5

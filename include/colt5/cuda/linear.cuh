@@ -7,21 +7,6 @@
 
 namespace colt5 {
 
-namespace cuda {
-
-/// Entry (row, column) of route r in dy (b, r, n, out), rows being those of all sequences.
-template <typename T>
-struct RouteRows {
-    const T* data;
-    Index length, routes, route, columns;
-    __device__ accumulate_t<T> operator()(Index row, Index column) const {
-        const Index sequence = row / length * routes + route;
-        return static_cast<accumulate_t<T>>(data[(sequence * length + row % length) * columns + column]);
-    }
-};
-
-}  // namespace cuda
-
 template <typename T>
 void linear_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> y,
                    View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight,
@@ -54,7 +39,7 @@ void linear_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dy
                                              {d_y.data() + d_y_first + b * d_y_stride, out, true},
                                              {x.data() + x_first + b * x_stride, in}, true);
         if (d_bias)
-            cuda::add_column_sums(policy, VectorView<accumulate_t<T>>(d_bias.data() + r * out, {out}), batch * length,
+            cuda::add_column_sums(policy, d_bias.data() + r * out, batch * length,
                                   cuda::RouteRows<T>{d_y.data(), length, routes, r, out});
         cuda::matmul<T>(policy, rows, in, out, {d_x.data() + x_first, in, false, x_stride},
                         {d_y.data() + d_y_first, out, false, d_y_stride}, {w, in}, false, nullptr, matrices);

@@ -9,9 +9,9 @@
 /// Memory accesses of 16 bytes.
 namespace colt5::cuda {
 
-/// `count` neighbours in memory, moved by one instruction.
+/// `count` neighbours in memory, moved by as few instructions as possible: by one if they are 16 bytes or less.
 template <typename T, int count>
-struct alignas(sizeof(T) * count) Pack {
+struct alignas(sizeof(T) * count < 16 ? sizeof(T) * count : 16) Pack {
     T values[count];
 };
 
@@ -44,6 +44,15 @@ __device__ void for_each_pack(Index size, bool packed, Body&& body) {
         body(i * width, std::integral_constant<int, width>());
     for (Index i = packs * width + global_thread(); i < size; i += all_threads())
         body(i, std::integral_constant<int, 1>());
+}
+
+/// Calls body(constant) with the width of the packs that rows can be read in.
+template <typename T, typename Body, typename... Pointers>
+void with_pack_size(Index d, Body&& body, const Pointers*... rows) {
+    if (fits_packs<T>(d, rows...))
+        body(std::integral_constant<int, pack_size<T>>());
+    else
+        body(std::integral_constant<int, 1>());
 }
 
 }  // namespace colt5::cuda

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include <colt5/cuda/column_sums.cuh>
 #include <colt5/cuda/launch.cuh>
 #include <colt5/cuda/pack.cuh>
 #include <colt5/op/route_logits.hpp>
@@ -122,24 +123,6 @@ __global__ void __launch_bounds__(route_threads)
     }
 }
 
-/// d_token += Σ over blocks of partial (blocks, columns); 32 columns a block of threads, 8 lanes of partials each.
-template <typename Sum>
-__global__ void add_route_partials(Sum* d_token, const Sum* partial, Index blocks, Index columns) {
-    constexpr int groups = route_threads / warp_size;
-    __shared__ Sum shared[groups][warp_size];
-    const int lane = static_cast<int>(threadIdx.x) % warp_size, group = static_cast<int>(threadIdx.x) / warp_size;
-    const Index column = static_cast<Index>(blockIdx.x) * warp_size + lane;
-    Sum sum = 0;
-    if (column < columns)
-#pragma unroll 8
-        for (Index i = group; i < blocks; i += groups) sum += partial[i * columns + column];
-    shared[group][lane] = sum;
-    __syncthreads();
-    if (group != 0 || column >= columns) return;
-    for (int g = 1; g < groups; ++g) sum += shared[g][lane];
-    d_token[column] += sum;
-}
-
 /// Calls body(first, constant) for up to four routes at a time: 4, 2 or 1 as a compile-time constant.
 template <typename Body>
 void for_each_route_group(Index routes, Body&& body) {
@@ -153,15 +136,6 @@ void for_each_route_group(Index routes, Body&& body) {
             body(first, std::integral_constant<int, 1>());
         first += left >= 4 ? 4 : left >= 2 ? 2 : 1;
     }
-}
-
-/// Calls body(constant) with the width of the packs that rows can be read in.
-template <typename T, typename Body, typename... Pointers>
-void with_pack_size(Index d, Body&& body, const Pointers*... rows) {
-    if (fits_packs<T>(d, rows...))
-        body(std::integral_constant<int, pack_size<T>>());
-    else
-        body(std::integral_constant<int, 1>());
 }
 
 }  // namespace cuda
@@ -202,9 +176,7 @@ void route_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<a
                              token.data(), rows, rows_per_block, d, cuda::LogitPlace{length, routes, first}, lanes,
                              scale);
                 const Index columns = at_once * d;
-                cuda::launch(policy, "add_route_partials", cuda::add_route_partials<accumulate_t<T>>,
-                             cuda::grid(cuda::divide_up(columns, cuda::warp_size)), cuda::route_threads, 0,
-                             d_token.data() + first * d, partial.data(), blocks, columns);
+                cuda::launch_add_partials(policy, d_token.data() + first * d, partial.data(), blocks, columns, columns);
             });
         },
         d_x.data(), x.data(), token.data());

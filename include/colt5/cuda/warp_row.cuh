@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <type_traits>
+
+#include <colt5/cuda/pack.cuh>
+
+namespace colt5::cuda {
+
+/// A row of d entries, shared between the lanes of a warp in packs of `width`: each lane keeps its `packs` of them in
+/// registers, read at once, so that memory is waited for only once. With packs = 0, for rows of any length, they are
+/// read again each time.
+template <typename T, int width, int packs>
+class WarpRow {
+public:
+    __device__ WarpRow(const T* row, Index d) : d_(d) {
+#pragma unroll
+        for (int i = 0; i < packs; ++i)
+            if (column(i) < d) packs_[i] = load_pack<width>(row + column(i));
+    }
+    /// Calls body(j, pack) for the lane's packs, j being the column of the first entry.
+    template <typename Body>
+    __device__ void for_each(const Body& body) const {
+#pragma unroll
+        for (int i = 0; i < packs; ++i)
+            if (column(i) < d_) body(column(i), packs_[i]);
+    }
+    /// Calls body(i, j, pack, pack of the other row), i being the number of the pack.
+    template <typename Body>
+    __device__ void for_each_with(const WarpRow& other, const Body& body) const {
+#pragma unroll
+        for (int i = 0; i < packs; ++i)
+            if (column(i) < d_) body(i, column(i), packs_[i], other.packs_[i]);
+    }
+
+private:
+    __device__ static Index column(int i) {
+        return (static_cast<int>(threadIdx.x) % warp_size + i * warp_size) * width;
+    }
+    Index d_;
+    Pack<T, width> packs_[packs];
+};
+
+template <typename T, int width>
+class WarpRow<T, width, 0> {
+public:
+    __device__ WarpRow(const T* row, Index d) : row_(row), d_(d) {}
+    template <typename Body>
+    __device__ void for_each(const Body& body) const {
+        for (Index j = first(); j < d_; j += warp_size * width) body(j, load_pack<width>(row_ + j));
+    }
+    template <typename Body>
+    __device__ void for_each_with(const WarpRow& other, const Body& body) const {
+        for (Index j = first(); j < d_; j += warp_size * width)
+            body(0, j, load_pack<width>(row_ + j), load_pack<width>(other.row_ + j));
+    }
+
+private:
+    __device__ static Index first() { return static_cast<int>(threadIdx.x) % warp_size * width; }
+    const T* row_;
+    Index d_;
+};
+
+/// Sums over the rows that a warp sees, one a column: in registers, as the rows themselves, until `flush` writes them
+/// to the warp's own part of WarpSums; with packs = 0 they are there all along.
+template <typename Sum, int width, int packs>
+class LaneSums {
+public:
+    __device__ explicit LaneSums(Sum* of_warp) : of_warp_(of_warp) {}
+    __device__ void add(int i, Index, int e, Sum value) { sums_[i][e] += value; }
+    __device__ void flush(Index d) const {
+#pragma unroll
+        for (int i = 0; i < packs; ++i) {
+            const Index j = (static_cast<int>(threadIdx.x) % warp_size + i * warp_size) * width;
+            if (j < d)
+                for (int e = 0; e < width; ++e) of_warp_[j + e] = sums_[i][e];
+        }
+    }
+
+private:
+    Sum* of_warp_;
+    Sum sums_[packs][width] = {};
+};
+
+template <typename Sum, int width>
+class LaneSums<Sum, width, 0> {
+public:
+    __device__ explicit LaneSums(Sum* of_warp) : of_warp_(of_warp) {}
+    __device__ void add(int, Index j, int e, Sum value) { of_warp_[j + e] += value; }
+    __device__ void flush(Index) const {}
+
+private:
+    Sum* of_warp_;
+};
+
+/// Calls run.template operator()<width, packs>() for rows of d entries, one after the other from each of the addresses.
+template <typename T, typename Run, typename... Pointers>
+void with_warp_row(Index d, const Run& run, const Pointers*... rows) {
+    constexpr int width = pack_size<T>;
+    if (!fits_packs<T>(d, rows...))
+        run.template operator()<1, 0>();
+    else if (d <= 2 * warp_size * width)
+        run.template operator()<width, 2>();
+    else if (d <= 4 * warp_size * width)
+        run.template operator()<width, 4>();
+    else if (d <= 8 * warp_size * width)
+        run.template operator()<width, 8>();
+    else
+        run.template operator()<width, 0>();
+}
+
+}  // namespace colt5::cuda
