@@ -12,22 +12,22 @@
 /// order. How rows are shared out depends on their number alone, so that the bits do.
 namespace colt5::cuda {
 
-inline constexpr int sum_threads = 256;
+inline constexpr int sum_threads = 256, add_threads = 1024;
 
 struct RowShares {
     Index blocks, rows_each;
     explicit RowShares(Index rows) {
-        constexpr Index most_blocks = 1024, least_rows = 32;
+        constexpr Index most_blocks = 512, least_rows = 32;
         rows_each = std::max(least_rows, divide_up(rows, most_blocks));
         blocks = divide_up(rows, rows_each);
     }
 };
 
-/// total[column] += Σ over `count` rows of partial, which are `stride` entries apart; 32 columns a block, 8 lanes of
+/// total[column] += Σ over `count` rows of partial, which are `stride` entries apart; 32 columns a block, 32 lanes of
 /// rows each.
 template <typename Sum>
 __global__ void add_partials(Sum* total, const Sum* partial, Index count, Index columns, Index stride) {
-    constexpr int groups = sum_threads / warp_size;
+    constexpr int groups = add_threads / warp_size;
     __shared__ Sum shared[groups][warp_size];
     const int lane = static_cast<int>(threadIdx.x) % warp_size, group = static_cast<int>(threadIdx.x) / warp_size;
     const Index column = static_cast<Index>(blockIdx.x) * warp_size + lane;
@@ -43,7 +43,7 @@ __global__ void add_partials(Sum* total, const Sum* partial, Index count, Index 
 }
 template <typename Sum>
 void launch_add_partials(const Cuda& policy, Sum* total, const Sum* partial, Index count, Index columns, Index stride) {
-    launch(policy, "add_partials", add_partials<Sum>, grid(divide_up(columns, warp_size)), sum_threads, 0, total,
+    launch(policy, "add_partials", add_partials<Sum>, grid(divide_up(columns, warp_size)), add_threads, 0, total,
            partial, count, columns, stride);
 }
 
