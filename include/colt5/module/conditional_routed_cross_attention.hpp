@@ -127,7 +127,7 @@ public:
             const auto& [indices, scores] = pass.routed_q->routing;
             auto scaled = tensor_like(policy_, pass.heavy.out);
             assign(policy_, scaled, pass.heavy.out * column(scores));
-            assign(policy_, pass.out, Scalar(0));
+            set_zero(policy_, pass.out);
             scatter(policy_, how, pass.out.view(), scaled, single_route(indices));
         } else {
             copy_real(pass.out, pass.heavy.out, mask);
@@ -165,7 +165,7 @@ public:
                                      pass.key_scores(), gradients.heavy_attn);
         InputGradients inputs{tensor_like(policy_, pass.x), tensor_like(policy_, pass.context)};
         if (pass.routed_q) {
-            assign(policy_, inputs.d_x, Scalar(0));
+            set_zero(policy_, inputs.d_x);
             gather_vjp(policy_, inputs.d_x.view(), d.d_x, single_route(pass.routed_q->routing.indices));
             q_router.backward(policy_, *pass.routed_q, d_scores.const_view(), pass.x, pass.mask, inputs.d_x.view(),
                               gradients.q_router);
@@ -173,7 +173,7 @@ public:
             inputs.d_x = std::move(d.d_x);
         }
         if (pass.routed_kv) {
-            assign(policy_, inputs.d_context, Scalar(0));
+            set_zero(policy_, inputs.d_context);
             gather_vjp(policy_, inputs.d_context.view(), d.d_context, pass.routed_kv->routing.indices);
             kv_router.backward(policy_, *pass.routed_kv, d.d_scores.const_view(), pass.context, pass.context_mask,
                                inputs.d_context.view(), gradients.kv_router);
@@ -208,7 +208,7 @@ private:
     template <typename From>
     void copy_real(Out& to, const From& from, Mask mask) const {
         if (mask)
-            assign(policy_, to, select(column(mask), from, Scalar(0)));
+            assign(policy_, to, select(column(mask), from, accumulate_t<Scalar>(0)));
         else
             assign(policy_, to, as_expression(from));
     }
