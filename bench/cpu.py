@@ -37,35 +37,14 @@ import pathlib
 import platform
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 
 import numpy
 
-FLAGSHIP = dict(inner=512, window=128, k=1024, light_mult=0.5, heavy_mult=4)
-SMALL = dict(inner=128, window=64, k=64, light_mult=0.5, heavy_mult=4)
-
-
-def light_attention_flop(b, n, d, inner, window, **_):
-    """Forward, backward. The backward pass computes the scores again."""
-    scores = 2 * b * n * (window + 1) * inner
-    forward = 2 * b * n * d * 4 * inner + 2 * scores
-    return forward, 2 * forward + scores
-
-
-def feed_forward_flop(b, n, d, k, light_mult, heavy_mult, **_):
-    forward = 4 * b * d * d * (n * light_mult + min(n, k) * heavy_mult) + 2 * b * n * d
-    return forward, 2 * forward
-
-
-def block_flop(b, n, d, **config):
-    inner, k = config['inner'], min(n, config['k'])
-    scores = 2 * b * k * k * inner
-    heavy = 2 * b * k * d * 4 * inner + 2 * scores + 2 * 2 * b * n * d  # and two routers
-    parts = (light_attention_flop(b, n, d, **config), feed_forward_flop(b, n, d, **config), (heavy, 2 * heavy + scores))
-    return tuple(sum(part[i] for part in parts) for i in (0, 1))
+from common import (FLAGSHIP, SMALL, Process, ProcessEnded, block_kernels, feed_forward_kernels, light_attention_kernels,
+                    linear_kernels, mib_text, print_table, ratio, time_text, total_flop)
 
 
 @dataclasses.dataclass
@@ -76,7 +55,7 @@ class Case:
     length: int
     width: int = 512
     numbers: tuple = ()
-    flop: tuple = (None, None)  # forward, backward
+    kernels: tuple = ((), ())  # forward, backward
     backward: bool = True
     wide_logits: bool = False
     peer: bool = True
@@ -87,17 +66,18 @@ class Case:
         return ('forward', 'forward_backward') if self.backward else ('forward',)
 
     def mode_flop(self, mode):
-        return self.flop[0] if mode == 'forward' or self.flop[0] is None else sum(self.flop)
+        forward, backward = map(total_flop, self.kernels)
+        return forward + backward * (mode == 'forward_backward') or None
 
 
 def linear(batch, length, width, out, name='linear', **options):
-    flop = 2 * batch * length * width * out
-    return Case(f'{name}_{batch * length}x{width}x{out}', 'linear', batch, length, width, (out,), (flop, 2 * flop), **options)
+    return Case(f'{name}_{batch * length}x{width}x{out}', 'linear', batch, length, width, (out,),
+                linear_kernels(batch * length, width, out), **options)
 
 
 def block(name, batch, length, width=512, **options):
-    flop = block_flop(batch, length, width, **(SMALL if width == 128 else FLAGSHIP))
-    return Case(name, 'conditional_routed_transformer_block', batch, length, width, (width,), flop, **options)
+    kernels = block_kernels(batch, length, width, **(SMALL if width == 128 else FLAGSHIP))
+    return Case(name, 'conditional_routed_transformer_block', batch, length, width, (width, 50), kernels, **options)
 
 
 def cases(quick, shrink):
@@ -116,8 +96,9 @@ def cases(quick, shrink):
         yield Case(f'coordinate_descent_{n_iters}', 'coordinate_descent', numbers=(n_iters, 1152, 0), **descent)
         yield Case(f'routing_{n_iters}', 'coordinate_descent', numbers=(n_iters, 1152, 1024), **descent)
     yield Case('routing_50_one_row', 'coordinate_descent', numbers=(50, 1152, 1024), **(descent | dict(batch=1)))
-    yield Case('light_attention', 'light_attention', 2, piece, flop=light_attention_flop(2, piece, 512, **FLAGSHIP))
-    yield Case('feed_forward', 'conditional_routed_feed_forward', 2, piece, flop=feed_forward_flop(2, piece, 512, **FLAGSHIP))
+    yield Case('light_attention', 'light_attention', 2, piece, kernels=light_attention_kernels(2, piece, 512, **FLAGSHIP))
+    yield Case('feed_forward', 'conditional_routed_feed_forward', 2, piece,
+               kernels=feed_forward_kernels(2, piece, 512, **FLAGSHIP))
     yield block('small_block', 1, 256, 128)
     for n in (1024, 8192) if quick else (1024, 4096, 16384, 32768):
         yield block(f'block_n{n}', 1, max(1024, n // shrink))
@@ -127,49 +108,6 @@ def cases(quick, shrink):
         yield block('block_one_thread', 2, full, peer=False, threads=1)
         for n in (131072, 262144, 524288, 1048576):
             yield block(f'block_n{n}', 1, n // shrink, peer=False)
-
-
-class ProcessEnded(Exception):
-    pass
-
-
-class Process:
-    """One side of a case; see measure.hpp for what it answers."""
-
-    def __init__(self, arguments, threads):
-        self.child = subprocess.Popen([str(argument) for argument in arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                      text=True, env=os.environ | {'OMP_NUM_THREADS': str(threads)})
-        self.library = self.answer().removeprefix('ready ')
-
-    def answer(self):
-        line = self.child.stdout.readline()
-        if not line:
-            raise ProcessEnded(f'{" ".join(self.child.args)} ended with status {self.child.wait()}')
-        return line.strip()
-
-    def ask(self, *words):
-        print(*words, file=self.child.stdin, flush=True)
-        return [float(word) for word in self.answer().split()]
-
-    def first(self, mode, file):
-        seconds, mib = self.ask('first', mode, file)
-        return seconds, mib
-
-    def time(self, mode, count):
-        return self.ask('time', mode, count)[0]
-
-    def end(self):
-        self.child.stdin.close()
-        self.child.wait()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.child.kill()
-        self.child.wait()
-        self.child.stdin.close()
-        self.child.stdout.close()
 
 
 def difference(ours, peer):
@@ -186,16 +124,17 @@ class Bench:
 
     def run(self, case):
         threads = case.threads or self.threads
+        environment = {'OMP_NUM_THREADS': str(threads)}
         inputs = self.folder / 'inputs.safetensors'
         reference = pathlib.Path(__file__).with_name('reference_cpu.py')
         options = ['--wide-logits'] * case.wide_logits + ['--forward-only'] * (not case.backward)
         with contextlib.ExitStack() as stack:
             peer = stack.enter_context(Process([sys.executable, reference, case.program, inputs, threads, case.batch,
-                                                case.length, case.width, *case.numbers, *options], threads))
+                                                case.length, case.width, *case.numbers, *options], environment))
             if not case.peer:
                 peer.end()  # it has written the inputs
             ours = stack.enter_context(
-                Process([self.build_dir / 'bench' / case.program, inputs, threads, *case.numbers], threads))
+                Process([self.build_dir / 'bench' / case.program, inputs, threads, *case.numbers], environment))
             inputs.unlink()
             sides = {'ours': ours, 'peer': peer} if case.peer else {'ours': ours}
             self.libraries |= {'ours': ours.library, 'peer': peer.library}
@@ -216,7 +155,7 @@ class Bench:
         least, most, budget_s = (1, 5, 1) if self.quick else (5 if case.name == 'block' else 3, 9, 6)
         for _ in range(min(most, max(least, round(budget_s / round_s)))):
             for side in taking_turns:
-                samples[side].append(sides[side].time(mode, counts[side]))
+                samples[side] += sides[side].ask('time', mode, counts[side])
         row = {'name': f'{case.name}_{mode}'}
         for field, value in (('s', lambda side: statistics.median(samples[side])), ('mib', mib.get),
                              ('spread_s', lambda side: max(samples[side]) - min(samples[side]))):
@@ -246,30 +185,6 @@ class Bench:
             rates = self.sgemm_rates(row['threads'])
             if row['flop'] and rates:
                 row['floor_s'] = row['flop'] / max(rates.values())
-
-
-def time_text(seconds, spread=None):
-    if seconds is None:
-        return ''
-    scale, unit = (1, 's') if seconds >= 1 else (1e3, 'ms') if seconds >= 1e-3 else (1e6, 'µs')
-    text = f'{seconds * scale:.3g} {unit}'
-    return text if spread is None else f'{text} ± {50 * spread / seconds:.0f} %'
-
-
-def ratio(a, b, text='{:.2f} ×'):
-    return text.format(a / b) if a is not None and b is not None and b > 0 else ''
-
-
-def mib_text(mib):
-    return '' if mib is None else f'{mib:.1f}' if mib < 10 else f'{mib:.0f}'
-
-
-def print_table(header, rows):
-    rows = [header, *rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |' for row in rows]
-    lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
-    print('\n'.join(lines) + '\n')
 
 
 def report(bench):

@@ -1,46 +1,44 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <malloc.h>
-
-#include <chrono>
 #include <fstream>
 #include <functional>
 #include <iostream>
-#include <span>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include <colt5/colt5.hpp>
-#include <colt5/io/parameters.hpp>
+#include <colt5/io/safetensors.hpp>
 
-/// What the programs of this folder share. Each times one operation or module on the commands of cpu.py;
-/// reference_cpu.py answers the same commands with the PyTorch package.
+#if defined(__CUDACC__)
+#include "on_cuda.cuh"
+#else
+#include "on_cpu.hpp"
+#endif
+
+/// What the programs of this folder share. Each times one operation or module on the commands of cpu.py or gpu.py: g++
+/// makes a program for the CPU of each, nvcc one for the GPU in each type of element. reference_cpu.py and peers_gpu.py
+/// answer the same commands with PyTorch.
 ///
-///     PROGRAM INPUTS.safetensors THREADS [NUMBER...]
+///     PROGRAM INPUTS.safetensors POLICY [NUMBER...]        POLICY: the number of threads; on the GPU, fp32, tf32 or
+///     bf16
 ///
 /// Weights are the tensors `module.NAME` of the file, the input is `x` and the gradient of the output `d_out`.
 /// Commands on the standard input, where MODE is `forward` or `forward_backward`:
 ///
 ///     first MODE FILE     makes one call, writes its result to FILE (float32, row-major) and answers with the seconds
 ///                         of the call and the most memory that it took beyond weights and inputs, in MiB
-///     time MODE COUNT     answers with the seconds of one call, the mean of COUNT
+///     time MODE COUNT     makes COUNT calls and answers with the seconds: their mean, or on the GPU one number a call
+///     replay MODE COUNT   on the GPU: the same for a CUDA graph of the call
 namespace bench {
 
-using colt5::Cpu;
 using colt5::dynamic;
 using colt5::Index;
-using Tokens = colt5::TokensTensor<float, Cpu>;
-
-/// A call hands its result to `keep` while it still holds it: the output, or the gradient of the input.
-using Keep = std::function<void(std::span<const float>)>;
-using Call = std::function<void(bool backward, const Keep& keep)>;
+using Tokens = colt5::TokensTensor<Scalar, Policy>;
 
 class Inputs {
 public:
     Inputs(int argc, char** argv)
-        : policy(argc > 2 ? std::stoi(argv[2]) : throw std::invalid_argument("two arguments are needed")),
+        : policy(make_policy(argc > 2 ? argv[2] : throw std::invalid_argument("two arguments are needed"))),
           file_(argv[1]) {
         for (int i = 3; i < argc; ++i) numbers_.push_back(std::stod(argv[i]));
     }
@@ -48,24 +46,30 @@ public:
     double number(std::size_t i) const { return numbers_.at(i); }
 
     /// A tensor of the file; empty if it has none of that name.
-    template <Index... Extents>
-    colt5::Tensor<float, Cpu, Extents...> tensor(const std::string& name) const {
-        using Result = colt5::Tensor<float, Cpu, Extents...>;
+    template <typename Result>
+    Result tensor(const std::string& name) const {
+        using T = typename Result::value_type;
         if (!file_.contains(name)) return {};
         typename Result::Shape shape{};
         std::copy_n(file_.entry(name).shape.begin(), shape.size(), shape.begin());
-        Result result(policy, shape);
-        file_.read_into(name, std::span(result.data(), static_cast<std::size_t>(result.size())));
-        return result;
+        const auto values = file_.read<float>(name);
+        if constexpr (std::same_as<T, float>)
+            return colt5::from_host<Result>(policy, shape, values);
+        else
+            return colt5::from_host<Result>(policy, shape, std::vector<T>(values.begin(), values.end()));
     }
-    Tokens tokens(const std::string& name) const { return tensor<dynamic, dynamic, dynamic>(name); }
+    Tokens tokens(const std::string& name) const { return tensor<Tokens>(name); }
 
     template <typename Module>
     void load(Module& module) const {
-        colt5::load_parameters(policy, file_, module, {.prefix = "module"});
+        Module::each_parameter(
+            [&](const std::string& name, auto& parameter) {
+                parameter = tensor<std::decay_t<decltype(parameter)>>("module." + name);
+            },
+            "", module);
     }
 
-    const Cpu policy;
+    const Policy policy;
 
 private:
     colt5::SafetensorsFile file_;
@@ -73,79 +77,72 @@ private:
 };
 
 /// For the first two dimensions of x: what the peer is given, too.
-inline auto all_true_mask(const Cpu& policy, Index batch, Index length) {
-    colt5::Tensor<bool, Cpu, dynamic, dynamic> mask(policy, {batch, length});
-    std::fill_n(mask.data(), mask.size(), true);
+inline auto all_true_mask(const Policy& policy, Index batch, Index length) {
+    colt5::Tensor<bool, Policy, dynamic, dynamic> mask(policy, {batch, length});
+    fill(policy, mask, 1);
     return mask;
 }
 
-template <typename T>
-std::span<const float> values(const T& tensor) {
-    return {tensor.data(), static_cast<std::size_t>(tensor.size())};
-}
+/// A call hands its result, the output or the gradient of the input, to `keep` while it still holds it.
+class Keep {
+public:
+    Keep() = default;
+    /// When there is a result, calls `measure` and then writes it to a file.
+    Keep(const Policy& policy, std::function<void()> measure, std::string file)
+        : policy_(&policy), measure_(std::move(measure)), file_(std::move(file)) {}
 
-/// A field of /proc/self/status in MiB.
-inline double memory_mib(const std::string& field) {
-    std::ifstream status("/proc/self/status");
-    for (std::string line; std::getline(status, line);)
-        if (line.starts_with(field + ":")) return std::stod(line.substr(field.size() + 1)) / 1024;
-    throw std::runtime_error("/proc/self/status has no " + field);
-}
+    template <colt5::Viewable V>
+    void operator()(const V& result) const {
+        if (policy_ == nullptr) return;
+        measure_();
+        std::vector<float> values;
+        values.reserve(static_cast<std::size_t>(result.size()));
+        for (const auto& value : to_host(*policy_, result)) values.push_back(static_cast<float>(value));
+        std::ofstream(file_, std::ios::binary)
+            .write(reinterpret_cast<const char*>(values.data()),
+                   static_cast<std::streamsize>(values.size() * sizeof(float)));
+    }
 
-/// Hands free memory back to the system and lets the peak of this process start anew.
-inline void forget_memory(const Cpu& policy) {
-    policy.workspace()->release_unused();
-    malloc_trim(0);
-    std::ofstream("/proc/self/clear_refs") << 5;
-}
+private:
+    const Policy* policy_ = nullptr;
+    std::function<void()> measure_;
+    std::string file_;
+};
+using Call = std::function<void(bool backward, const Keep& keep)>;
 
 /// Answers commands until the standard input ends.
-inline int serve(const Cpu& policy, const Call& call) {
-    using Clock = std::chrono::steady_clock;
-    const auto seconds_since = [](Clock::time_point begin) {
-        return std::chrono::duration<double>(Clock::now() - begin).count();
-    };
-    forget_memory(policy);
-    const double before = memory_mib("VmRSS");
-#if defined(EIGEN_USE_BLAS)
-    std::cout << "ready OpenBLAS" << std::endl;
-#else
-    std::cout << "ready Eigen" << std::endl;
-#endif
+inline int serve(const Policy& policy, const Call& call) {
+    Meter meter(policy);
+    std::cout << "ready " << Meter::library << std::endl;
     for (std::string command, mode, argument; std::cin >> command >> mode >> argument;) {
         const bool backward = mode == "forward_backward";
         if (command == "first") {
-            forget_memory(policy);
-            const auto begin = Clock::now();
-            call(backward, [&](std::span<const float> result) {
-                const double seconds = seconds_since(begin), peak = memory_mib("VmHWM");
-                std::ofstream(argument, std::ios::binary)
-                    .write(reinterpret_cast<const char*>(result.data()),
-                           static_cast<std::streamsize>(result.size_bytes()));
-                std::cout << seconds << ' ' << peak - before << std::endl;
-            });
-        } else {
-            const int count = std::stoi(argument);
-            const auto begin = Clock::now();
-            for (int i = 0; i < count; ++i) call(backward, [](std::span<const float>) {});
-            std::cout << seconds_since(begin) / count << std::endl;
+            meter.start();
+            call(backward, Keep(
+                               policy, [&] { meter.stop(std::cout); }, argument));
+            std::cout << std::endl;
+            continue;
         }
+        const auto once = [&] { call(backward, Keep()); };
+        for (const double seconds :
+             command == "replay" ? meter.replay(std::stoi(argument), once) : meter.time(std::stoi(argument), once))
+            std::cout << seconds << ' ';
+        std::cout << std::endl;
     }
     return 0;
 }
 
 /// Serves a conditional module: out = module(x, mask).
 template <typename Module>
-int serve_module(const Inputs& inputs) {
-    Module module(inputs.policy);
+int serve_module(const Inputs& inputs, Module module) {
     inputs.load(module);
     const Tokens x = inputs.tokens("x"), d_out = inputs.tokens("d_out");
     const auto mask = all_true_mask(inputs.policy, x.extent(0), x.extent(1));
     return serve(inputs.policy, [&](bool backward, const Keep& keep) {
-        if (!backward) return keep(values(module(x, mask.const_view())));
+        if (!backward) return keep(module(x, mask.const_view()));
         auto pass = module.forward(x, mask.const_view());
         auto gradients = module.make_gradients();
-        keep(values(module.backward(std::move(pass), d_out, gradients)));
+        keep(module.backward(std::move(pass), d_out, gradients));
     });
 }
 

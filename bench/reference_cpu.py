@@ -9,8 +9,6 @@ for the package's own initialization, which gives them a deviation of about the 
 """
 import argparse
 import ctypes
-import json
-import struct
 import sys
 import time
 
@@ -19,17 +17,7 @@ from torch import nn
 
 import colt5_attention
 
-
-def write_safetensors(path, tensors):
-    header, end = {}, 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + 4 * tensor.numel()
-        header[name] = {'dtype': 'F32', 'shape': list(tensor.shape), 'data_offsets': [begin, end]}
-    text = json.dumps(header).encode()
-    with open(path, 'wb') as file:
-        file.write(struct.pack('<Q', len(text)) + text)
-        for tensor in tensors.values():
-            tensor.detach().contiguous().numpy().tofile(file)
+from common import write_safetensors
 
 
 def transformer_block(width):

@@ -11,5 +11,6 @@ constexpr colt5::FeedForwardConfig config{
 
 int main(int argc, char** argv) {
     const bench::Inputs inputs(argc, argv);
-    return bench::serve_module<colt5::ConditionalRoutedFeedForward<config, float, colt5::Cpu>>(inputs);
+    return serve_module(inputs,
+                        colt5::ConditionalRoutedFeedForward<config, bench::Scalar, bench::Policy>(inputs.policy));
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The block of the reference's README, and with the number 128 one of that dimension.
+// The block of the reference's README. Numbers: its width, or 128 for a small one; the steps of the descent, 50 or 20.
 #include "../measure.hpp"
 
 namespace {
@@ -15,6 +15,11 @@ constexpr colt5::TransformerBlockConfig flagship{.dim = 512,
                                                  .heavy_heads = 8,
                                                  .light_ff_mult = 0.5,
                                                  .heavy_ff_mult = 4};
+constexpr auto of_twenty_steps = [] {
+    auto config = flagship;
+    config.router_kwargs.coor_descent.n_iters = 20;
+    return config;
+}();
 constexpr colt5::TransformerBlockConfig small{.dim = 128,
                                               .num_heavy_attn_tokens_q = 64,
                                               .num_heavy_attn_tokens_kv = 64,
@@ -30,9 +35,12 @@ constexpr colt5::TransformerBlockConfig small{.dim = 128,
 }  // namespace
 
 int main(int argc, char** argv) {
+    using colt5::ConditionalRoutedTransformerBlock, bench::Scalar, bench::Policy;
     const bench::Inputs inputs(argc, argv);
-    using colt5::ConditionalRoutedTransformerBlock, colt5::Cpu;
-    if (inputs.number(0) == small.dim)
-        return bench::serve_module<ConditionalRoutedTransformerBlock<small, float, Cpu>>(inputs);
-    return bench::serve_module<ConditionalRoutedTransformerBlock<flagship, float, Cpu>>(inputs);
+    const auto& policy = inputs.policy;
+    const bool is_small = inputs.number(0) == small.dim, has_fifty_steps = inputs.number(1) == 50;
+    if (is_small) return serve_module(inputs, ConditionalRoutedTransformerBlock<small, Scalar, Policy>(policy));
+    if (has_fifty_steps)
+        return serve_module(inputs, ConditionalRoutedTransformerBlock<flagship, Scalar, Policy>(policy));
+    return serve_module(inputs, ConditionalRoutedTransformerBlock<of_twenty_steps, Scalar, Policy>(policy));
 }

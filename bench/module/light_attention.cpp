@@ -4,16 +4,16 @@
 
 int main(int argc, char** argv) {
     const bench::Inputs inputs(argc, argv);
-    const colt5::Cpu& policy = inputs.policy;
+    const bench::Policy& policy = inputs.policy;
     colt5::SeedSequence seeds(colt5::Seed{0});
-    colt5::LightAttention<float, colt5::Cpu> module(policy, seeds, 512, 8, 64, {.reach = 64});
+    colt5::LightAttention<bench::Scalar, bench::Policy> module(policy, seeds, 512, 8, 64, {.reach = 64});
     inputs.load(module);
     const bench::Tokens x = inputs.tokens("x"), d_out = inputs.tokens("d_out");
     const auto mask = bench::all_true_mask(policy, x.extent(0), x.extent(1));
     return bench::serve(policy, [&](bool backward, const bench::Keep& keep) {
-        if (!backward) return keep(bench::values(module(policy, x, mask.const_view())));
+        if (!backward) return keep(module(policy, x, mask.const_view()));
         const auto pass = module.forward(policy, x, mask.const_view());
         auto gradients = colt5::zeros_like_parameters(policy, module);
-        keep(bench::values(module.backward(policy, pass, d_out, x, mask.const_view(), gradients)));
+        keep(module.backward(policy, pass, d_out, x, mask.const_view(), gradients));
     });
 }

@@ -5,7 +5,7 @@
 
 int main(int argc, char** argv) {
     const bench::Inputs inputs(argc, argv);
-    const colt5::Cpu& policy = inputs.policy;
+    const bench::Policy& policy = inputs.policy;
     const colt5::CoordinateDescent descent{.n_iters = static_cast<int>(inputs.number(0)), .eps = 1};
     const double k = inputs.number(1);
     const auto chosen = static_cast<colt5::Index>(inputs.number(2));
@@ -15,15 +15,15 @@ int main(int argc, char** argv) {
     return bench::serve(policy, [&](bool backward, const bench::Keep& keep) {
         const auto pass = colt5::coordinate_descent_forward(policy, descent, k, logits, mask);
         if (chosen == 0) {
-            if (!backward) return keep(bench::values(pass.scores));
+            if (!backward) return keep(pass.scores);
             const auto d = colt5::coordinate_descent_vjp(policy, descent, k, pass, d_out, logits, mask);
-            return keep(bench::values(d.d_logits));
+            return keep(d.d_logits);
         }
         const auto indices = colt5::top_k(policy, logits, mask, chosen);
-        const auto picked = colt5::pick_scores<float>(policy, pass.scores, indices, mask);
-        if (!backward) return keep(bench::values(picked));
+        const auto picked = colt5::pick_scores<bench::Scalar>(policy, pass.scores, indices, mask);
+        if (!backward) return keep(picked);
         const auto d_scores = colt5::place_scores(policy, d_out, indices, mask, logits.extent(2));
         const auto d = colt5::coordinate_descent_vjp(policy, descent, k, pass, d_scores, logits, mask);
-        keep(bench::values(d.d_logits));
+        keep(d.d_logits);
     });
 }

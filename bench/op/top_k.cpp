@@ -6,10 +6,6 @@ int main(int argc, char** argv) {
     const bench::Inputs inputs(argc, argv);
     const auto k = static_cast<colt5::Index>(inputs.number(0));
     const bench::Tokens logits = inputs.tokens("x");
-    std::vector<float> result;
-    return bench::serve(inputs.policy, [&](bool, const bench::Keep& keep) {
-        const auto indices = colt5::top_k(inputs.policy, logits, {}, k);
-        result.assign(indices.data(), indices.data() + indices.size());
-        keep(result);
-    });
+    return bench::serve(inputs.policy,
+                        [&](bool, const bench::Keep& keep) { keep(colt5::top_k(inputs.policy, logits, {}, k)); });
 }
