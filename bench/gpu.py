@@ -1,0 +1,333 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Times the flagship block and its pieces on this machine's GPU: ours, and several PyTorch programs beside it.
+
+    ./dev bench gpu [--quick] [--json FILE] [--only PATTERN]
+
+The flagship is the block of the reference's README: b 2, n 32768, d 512, 8 × 64 light heads with window 128, 8 × 64 heavy
+heads, 1024 routed queries, keys and feedforward tokens, all-true mask. The other sides ("peers"):
+
+    colt5-attention 0.2.3          the published package, eager; bf16 is autocast
+    tuned PyTorch                  tuned_torch.py: FlexAttention, SDPA, torch.compile, and the newest package's Triton kernel
+    tuned PyTorch, our descent     the same with our algorithm for the descent, in Triton
+
+How it is measured
+- All sides have the same weights and inputs; the package draws them. Inputs are random normal; a backward pass starts
+  from a random gradient and gives the gradients of all parameters and of the input.
+- Before anything is timed, results are held against the package in fp32: `differs` is the norm of the difference over that
+  of the result, for output or gradient of the input. With fewer bits a few tokens close to the threshold are routed
+  otherwise: tokens more than 5 % off are counted instead, and more than 0.5 % of them fail, as does too large a difference.
+- The sides take turns. A sample is one call between two CUDA events, the host waiting after each; once as the host
+  launches it, and once as a CUDA graph, if it can be one. Times are medians after warm-up, of the faster of the two ways;
+  ± is half the range from the 10th to the 90th percentile over the median.
+- Memory is the most that tensors took in a call beyond weights and inputs.
+- Routing tokens are scaled by 1/√d, so that logits have unit deviation. At the package's own initialization, with logits
+  of deviation √d, which of many saturated scores it routes is arbitrary: `block_own_init` is timed but not compared.
+- The floor of a row is the sum over its kernels of the larger of operations at 790 (bf16), 400 (tf32) or 60 TFLOP/s (fp32)
+  and bytes at 4.3 TB/s, what an H200 reaches.
+
+--json FILE writes {device, driver, …, rows}, rows being {name, dtype, ours_ms, peer, peer_ms, floor_ms, ours_mib, …}.
+"""
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import fnmatch
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy
+
+from common import (FLAGSHIP, Kernel, Process, ProcessEnded, Refused, block_kernels, feed_forward_kernels,
+                    light_attention_kernels, linear_kernels, local_attention_kernels, mib_text, print_table, ratio, time_text)
+
+FLOP_PER_S = {'bf16': 790e12, 'tf32': 400e12, 'fp32': 60e12}
+BYTES_PER_S = 4.3e12
+LARGEST_DIFFERENCE = {'bf16': 2e-2, 'tf32': 2e-3, 'fp32': 1e-4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    label: str
+    server: str  # which of peers_gpu.py's
+    descent: str = 'package'
+    overlap: bool = True
+    compile: str = 'default'
+
+
+PACKAGE = Peer('colt5-attention 0.2.3', 'package')
+TUNED = Peer('tuned PyTorch', 'tuned')
+OUR_DESCENT = Peer('tuned PyTorch, our descent', 'tuned', descent='threshold')
+PYTORCH = Peer('PyTorch', 'tuned')
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    program: str
+    batch: int
+    length: int
+    width: int = 512
+    numbers: tuple = ()
+    kernels: tuple = ((), ())  # forward, backward
+    peers: tuple = (PACKAGE, TUNED, OUR_DESCENT)
+    dtypes: tuple = ('bf16', 'tf32')
+    backward: bool = True
+    wide_logits: bool = False
+    comparable: bool = True  # with the package
+    in_order: bool = True  # results are compared as sets otherwise
+
+    @property
+    def modes(self):
+        return ('forward', 'forward_backward') if self.backward else ('forward',)
+
+    def floor_ms(self, mode, dtype):
+        forward, backward = self.kernels
+        element = 2 if dtype == 'bf16' else 4
+        kernels = forward + backward if mode == 'forward_backward' else forward
+        return 1e3 * sum(max(kernel.flop / FLOP_PER_S[dtype], kernel.elements * element / BYTES_PER_S)
+                         for kernel in kernels) or None
+
+
+def linear(out, **options):
+    return Case(f'linear_65536x512x{out}', 'linear', 2, 32768, numbers=(out,), kernels=linear_kernels(65536, 512, out),
+                peers=(PYTORCH,), **options)
+
+
+def block(name, batch, length, steps=50, **options):
+    return Case(name, 'conditional_routed_transformer_block', batch, length, numbers=(512, steps),
+                kernels=block_kernels(batch, length, 512, **FLAGSHIP), **options)
+
+
+def cases(quick):
+    n = 32768
+
+    def routing(name, length, elements, **options):
+        return Case(name, batch=2, length=length, width=1, dtypes=('fp32',),
+                    kernels=([Kernel(0, elements)], [Kernel(0, 2 * elements)]), **options)
+
+    yield block('block', 2, n, dtypes=('bf16', 'tf32') if quick else ('bf16', 'tf32', 'fp32'))
+    yield routing('coordinate_descent_50', n, 4 * n, program='coordinate_descent', numbers=(50, 1152, 0))
+    yield linear(1536)
+    if quick:
+        return
+    yield linear(512)
+    yield linear(256)
+    yield block('block_20_steps', 2, n, steps=20, peers=(TUNED,))
+    yield block('block_own_init', 2, n, wide_logits=True, comparable=False)
+    for length in (n, 1048576):
+        yield routing('top_k_1024' if length == n else f'top_k_1024_n{length}', length, 2 * length, program='top_k',
+                      numbers=(1024,), peers=(PYTORCH,), backward=False, in_order=False)
+    yield routing('coordinate_descent_20', n, 4 * n, program='coordinate_descent', numbers=(20, 1152, 0))
+    yield routing('routing_50', n, 2 * n, program='coordinate_descent', numbers=(50, 1152, 1024))
+    yield Case('local_attention', 'local_attention', 2, n, kernels=local_attention_kernels(2, n, 512, 128),
+               peers=(PYTORCH,), comparable=False)
+    yield Case('light_attention', 'light_attention', 2, n, kernels=light_attention_kernels(2, n, 512, **FLAGSHIP),
+               peers=(PACKAGE, TUNED))
+    yield Case('feed_forward', 'conditional_routed_feed_forward', 2, n,
+               kernels=feed_forward_kernels(2, n, 512, **FLAGSHIP))
+    yield Case('cross_attention_1024x1048576', 'conditional_routed_cross_attention', 1, 1024, numbers=(1048576,),
+               kernels=([Kernel(0, 1048576 * 512)], [Kernel(0, 2 * 1048576 * 512)]), peers=(OUR_DESCENT,), dtypes=('bf16',),
+               comparable=False)
+    yield block('block_n1048576', 1, 1048576, peers=(PACKAGE, OUR_DESCENT), dtypes=('bf16',))
+
+
+def difference(result, truth, case):
+    """The norm of the difference over that of the result for tokens within 5 %, and the share of those that are not."""
+    result, truth = (numpy.memmap(file, numpy.float32, 'r').reshape(-1, case.width) for file in (result, truth))
+    if not case.in_order:
+        result, truth = (numpy.sort(values.reshape(case.batch, -1)).reshape(-1, 1) for values in (result, truth))
+    step = math.ceil(len(truth) / 65536)  # of very long ones, some tokens
+    truth = truth[::step].astype(numpy.float64)
+    errors = ((result[::step] - truth) ** 2).sum(-1) / (truth ** 2).sum(-1).mean()
+    alike = errors < 0.05 ** 2
+    return math.sqrt(errors[alike].mean()) if alike.any() else math.nan, float(1 - alike.mean())
+
+
+def check(what, differs, otherwise, dtype):
+    """Says what is wrong, if anything is."""
+    if differs <= LARGEST_DIFFERENCE[dtype] and otherwise <= 0.005:
+        return True
+    print(f'{what}: differs by {differs:.1e}, {100 * otherwise:.2g} % of the tokens by more than 5 %', file=sys.stderr)
+    return False
+
+
+class Side:
+    """One side of a case, ready to be called."""
+
+    def __init__(self, process, folder, name):
+        self.process, self.folder, self.name = process, folder, name
+        self.first_of = {}  # by mode: seconds, MiB and the file of the result
+
+    def first(self, mode):
+        if mode not in self.first_of:
+            file = self.folder / f'{self.name}_{mode}'
+            self.first_of[mode] = (*self.process.first(mode, file), file)
+        return self.first_of[mode]
+
+    def sample(self, way, mode, count):
+        """Seconds of `count` calls; the one before them warms up."""
+        return self.process.ask(way, mode, count + 1)[1:]
+
+
+def summary(samples):
+    """Median and spread in milliseconds."""
+    if not samples:
+        return None, None
+    tenths = statistics.quantiles(samples, n=10, method='inclusive')
+    return 1e3 * statistics.median(samples), 1e3 * (tenths[-1] - tenths[0])
+
+
+class Bench:
+    def __init__(self, build_dir, servers, folder):
+        self.build_dir, self.servers, self.folder = build_dir, servers, folder
+        self.rows = []
+        self.failed = False
+
+    def prepare(self, case, peer, dtype):
+        fields = dict(program=case.program, batch=case.batch, length=case.length, width=case.width, numbers=case.numbers,
+                      wide_logits=case.wide_logits, inputs=str(self.folder / 'inputs.safetensors'), dtype=dtype,
+                      has_peer=case.comparable or PACKAGE in case.peers,
+                      descent=peer.descent, overlap=peer.overlap, compile=peer.compile)
+        self.servers[peer.server].ask('prepare', json.dumps(fields))
+        return Side(self.servers[peer.server], self.folder, peer.server)
+
+    def run(self, case):
+        package = self.prepare(case, PACKAGE, 'fp32')
+        truth = {}
+        for mode in case.modes if case.comparable else ():
+            with contextlib.suppress(Refused):
+                truth[mode] = package.first(mode)[-1].rename(self.folder / f'truth_{mode}')
+        for dtype in case.dtypes:
+            program = self.build_dir / 'bench' / f'{case.program}_{"bf16" if dtype == "bf16" else "float"}'
+            if not program.exists():
+                continue
+            with Process([program, self.folder / 'inputs.safetensors', dtype, *case.numbers]) as process:
+                ours = Side(process, self.folder, 'ours')
+                for peer in case.peers:
+                    self.compare(case, dtype, truth, ours, peer)
+
+    def compare(self, case, dtype, truth, ours, peer):
+        refused = None
+        try:
+            other = self.prepare(case, peer, dtype)
+        except Refused as error:
+            other, refused = None, str(error)
+        for mode in case.modes:
+            sides = {'ours': ours} | ({'peer': other} if other else {})
+            row = {'name': f'{case.name}_{mode}', 'dtype': dtype, 'peer': peer.label}
+            differs = {}
+            for side, what in list(sides.items()):
+                try:
+                    *_, mib, file = what.first(mode)
+                except Refused as error:
+                    refused = str(error)
+                    del sides[side]
+                    continue
+                row[f'{side}_mib'] = mib
+                if mode in truth:
+                    differs[side], otherwise = difference(file, truth[mode], case)
+                    name = 'ours' if side == 'ours' else peer.label
+                    right = check(f'{row["name"]}, {dtype}, {name}', differs[side], otherwise, dtype)
+                    self.failed |= side == 'ours' and not right
+            samples = self.sample(sides, mode)
+            for side in ('ours', 'peer'):
+                ways = {way: summary(samples[side, way]) for way in ('time', 'replay')} if side in sides else {}
+                ran = [figures for figures in ways.values() if figures[0] is not None]
+                row[f'{side}_ms'], row[f'{side}_spread_ms'] = min(ran, default=(None, None))
+                row[f'{side}_launched_ms'], row[f'{side}_replayed_ms'] = (ways.get(way, (None,))[0] for way in ('time', 'replay'))
+                row.setdefault(f'{side}_mib', None)
+                row[f'{side}_differs'] = differs.get(side)
+            row |= {'floor_ms': case.floor_ms(mode, dtype), 'batch': case.batch, 'length': case.length, 'width': case.width}
+            if refused:
+                row['peer_refused'] = refused
+                print(f'{row["name"]}, {dtype}, {peer.label}: {refused}', file=sys.stderr)
+            self.rows.append(row)
+            print('        ' + ', '.join(filter(None, line_of(row)[:6])), file=sys.stderr)
+
+    @staticmethod
+    def sample(sides, mode):
+        samples = {(side, way): [] for side in sides for way in ('time', 'replay')}
+        counts = {side: min(30, max(3, math.ceil(0.1 / what.sample('time', mode, 1)[0]))) for side, what in sides.items()}
+        for _ in range(3):
+            for side, way in list(samples):
+                if samples[side, way] is None:
+                    continue
+                try:
+                    samples[side, way] += sides[side].sample(way, mode, counts[side])
+                except Refused as error:
+                    print(f'{side}, {way}: {error}', file=sys.stderr)
+                    samples[side, way] = None
+        return samples
+
+
+HEADER = ['', 'dtype', 'ours', 'peer', 'its time', 'faster', 'floor', 'ours / floor', 'ours MiB', 'its MiB', 'less', 'differs',
+          'it differs']
+
+
+def line_of(row):
+    """The cells of a row of the table."""
+    ours, its, floor, ours_spread, its_spread = (
+        row[field] and row[field] / 1e3 for field in ('ours_ms', 'peer_ms', 'floor_ms', 'ours_spread_ms', 'peer_spread_ms'))
+    return [row['name'], row['dtype'], time_text(ours, ours_spread), row['peer'], time_text(its, its_spread), ratio(its, ours),
+            time_text(floor), ratio(ours, floor, '{:.2f}'), mib_text(row['ours_mib']), mib_text(row['peer_mib']),
+            ratio(row['peer_mib'], row['ours_mib'], '{:.1f} ×'),
+            *('' if row[field] is None else f'{row[field]:.1e}' for field in ('ours_differs', 'peer_differs'))]
+
+
+def machine():
+    def query(field):
+        return subprocess.run(['nvidia-smi', '--id=0', '--format=csv,noheader', f'--query-gpu={field}'], check=True,
+                              capture_output=True, text=True).stdout.strip()
+    nvcc = subprocess.run(['nvcc', '--version'], check=True, capture_output=True, text=True).stdout
+    return {'device': query('name'), 'driver': query('driver_version'), 'cuda': re.search(r'release ([\d.]+)', nvcc)[1]}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog='./dev bench gpu', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--build-dir', type=pathlib.Path, default='build-gpu', help='where Meson has built the programs')
+    parser.add_argument('--peers-dir', type=pathlib.Path, default='build/peers', help='where the Python packages are')
+    parser.add_argument('--quick', action='store_true', help='2 minutes: the flagship and little else')
+    parser.add_argument('--json', type=pathlib.Path, metavar='FILE')
+    parser.add_argument('--only', metavar='PATTERN', help='cases by name, such as "block*"')
+    args = parser.parse_args()
+    start = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.build_dir)))
+        about = machine() | {'python': platform.python_version(), 'command': ' '.join(['./dev bench gpu', *sys.argv[1:]]),
+                             'date': str(datetime.date.today())}
+        servers = {server: stack.enter_context(Process(
+            [sys.executable, pathlib.Path(__file__).with_name('peers_gpu.py'), server],
+            {'PYTHONPATH': os.pathsep.join([str(args.peers_dir / version), *filter(None, [os.environ.get('PYTHONPATH')])])}))
+            for server, version in (('package', '0.2.3'), ('tuned', '0.11'))}
+        about['peers'] = servers['package'].library
+        bench = Bench(args.build_dir, servers, folder)
+        for case in cases(args.quick):
+            if args.only and not fnmatch.fnmatch(case.name, args.only):
+                continue
+            print(f'{time.monotonic() - start:4.0f} s  {case.name}', file=sys.stderr)
+            try:
+                bench.run(case)
+            except (ProcessEnded, Refused) as error:
+                print(error, file=sys.stderr)
+                bench.failed = True
+            if args.json:  # again after each case: whatever stops a long run later, this is there
+                args.json.write_text(json.dumps(about | {'rows': bench.rows}, indent=1) + '\n')
+    print()
+    print_table(HEADER, [line_of(row) for row in bench.rows])
+    print(f'{time.monotonic() - start:.0f} s')
+    return bench.failed
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: MIT
+"""PyTorch on the GPU: the counterpart of the C++ programs of this folder, started by gpu.py.
+
+    peers_gpu.py package     colt5-attention 0.2.3 as it is; draws the weights and inputs that all others read
+    peers_gpu.py tuned       tuned_torch.py
+
+With `prepare CASE`, where CASE is JSON, one of them gets ready for a case; then it answers the commands that measure.hpp
+describes, or `refused REASON`. Routing tokens are scaled so that logits have unit deviation, unless the case has
+wide_logits: then they are as the package initializes them.
+"""
+import contextlib
+import json
+import sys
+import time
+import warnings
+
+import torch
+from torch import nn
+
+from common import read_safetensors, write_safetensors
+
+# Of graphs captured on another stream than that of the call before.
+warnings.filterwarnings('ignore', message='The AccumulateGrad node')
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'  # on the CPU, only to try this program itself
+
+
+class Peer:
+    """Has self.call, a function of self.inputs; self.parameters get gradients, too."""
+
+    def prepare(self, case):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = case['dtype'] == 'tf32'
+        torch.set_float32_matmul_precision('high' if case['dtype'] == 'tf32' else 'highest')
+        self.make(case)
+
+    def context(self):
+        return contextlib.nullcontext()
+
+    def forward(self):
+        with torch.no_grad(), self.context():
+            return self.call(*self.inputs)
+
+    def forward_backward(self):
+        leaves = [*(x for x in self.inputs if x.requires_grad), *self.parameters]
+        with self.context():
+            out = self.call(*self.inputs)
+        return torch.autograd.grad(out, leaves, self.d_out.to(out.dtype))[len(self.inputs) - 1]
+
+    def first(self, mode, file):
+        """The call is made once before, so that only the second pays for what a call keeps."""
+        call = getattr(self, mode)
+        call()
+        before = memory_before_call()
+        begin = time.perf_counter()
+        result = call()
+        if DEVICE == 'cuda':
+            torch.cuda.synchronize()
+        seconds, mib = time.perf_counter() - begin, peak_memory() - before
+        result.float().cpu().contiguous().numpy().tofile(file)
+        return [seconds, mib / 2 ** 20]
+
+    def time(self, mode, count):
+        return times(getattr(self, mode), int(count))
+
+    def replay(self, mode, count):
+        call = getattr(self, mode)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        graph.replay()
+        return times(graph.replay, int(count))
+
+
+def memory_before_call():
+    if DEVICE != 'cuda':
+        return 0
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def peak_memory():
+    return torch.cuda.max_memory_allocated() if DEVICE == 'cuda' else 0
+
+
+def times(call, count):
+    if DEVICE != 'cuda':
+        begin = time.perf_counter()
+        call()
+        return [time.perf_counter() - begin]
+    seconds = []
+    for _ in range(count):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        seconds.append(begin.elapsed_time(end) * 1e-3)
+    return seconds
+
+
+class Package(Peer):
+    """The published package, eager; bf16 is autocast. Routing alone is computed in float, as autocast does, too."""
+
+    drawn = None
+
+    def make(self, case):
+        self.bf16 = case['dtype'] == 'bf16'
+        drawn = {key: value for key, value in case.items() if key != 'dtype'}
+        if drawn != self.drawn:
+            self.drawn, self.call, self.inputs, self.parameters = drawn, None, None, None
+            torch.manual_seed(0)
+            self.draw(case)
+
+    def context(self):
+        return torch.autocast(DEVICE, torch.bfloat16, enabled=self.bf16)
+
+    def draw(self, case):
+        import colt5_attention
+        from reference_cpu import MODULES
+
+        program, batch, length, width = (case[key] for key in ('program', 'batch', 'length', 'width'))
+        module, more = nn.Module(), {}
+        x_shape = out_shape = (batch, length, width)
+        call = None
+        if program in MODULES:
+            module = MODULES[program](width)
+            mask = torch.ones(batch, length, dtype=torch.bool, device=DEVICE)
+            call = lambda x: module(x, mask=mask)
+        elif program == 'linear':
+            module = nn.Linear(width, case['numbers'][0], bias=False)
+            out_shape, call = (batch, length, case['numbers'][0]), module
+        elif program == 'local_attention':  # the package has it only as part of the module
+            x_shape, out_shape = (batch, length, 3, 8, 64), (batch, length, 8, 64)
+        elif program == 'conditional_routed_cross_attention':  # the package fails: it gathers the context's tokens from x
+            module = colt5_attention.ConditionalRoutedCrossAttention(width, num_tokens_q=1024, num_tokens_kv=1024)
+            more['context'] = torch.randn(batch, case['numbers'][0], width, device=DEVICE)
+        elif program == 'top_k':  # here and below: logits (batch, 1, length)
+            x_shape = (batch, 1, length)
+            call = lambda x: x.topk(case['numbers'][0], dim=-1).indices
+        elif program == 'coordinate_descent':
+            n_iters, k, chosen = case['numbers']
+            x_shape, out_shape = (batch, 1, length), (batch, 1, chosen or length)
+            k = torch.tensor([float(k)], device=DEVICE)
+
+            def call(x):
+                scores = colt5_attention.coor_descent(x, n_iters=n_iters, k=k, eps=1.)
+                return scores.topk(chosen, dim=-1).values if chosen else scores
+        for name, parameter in module.named_parameters():
+            if name.endswith('routing_token') and not case['wide_logits']:
+                parameter.data *= width ** -0.5
+        x = torch.randn(x_shape, device=DEVICE)
+        self.d_out = torch.randn(out_shape, device=DEVICE)
+        parameters = {f'module.{name}': parameter for name, parameter in module.named_parameters()}
+        write_safetensors(case['inputs'], {'x': x, 'd_out': self.d_out, **more, **parameters})
+        module.to(DEVICE)
+        if case['has_peer']:
+            self.call, self.inputs, self.parameters = call, [x.requires_grad_()], [*module.parameters()]
+
+
+class Tuned(Peer):
+    def make(self, case):
+        import tuned_torch as tuned
+
+        self.call = self.inputs = self.parameters = self.d_out = None
+        dtype = torch.bfloat16 if case['dtype'] == 'bf16' else torch.float32
+        tensors = {name: torch.from_numpy(values).to(DEVICE, dtype) for name, values in read_safetensors(case['inputs']).items()}
+        program, width = case['program'], case['width']
+        x, self.d_out = tensors['x'].requires_grad_(), tensors['d_out']
+        self.inputs = [x]
+
+        def compiled(function):
+            return torch.compile(function, mode=case['compile'], dynamic=False)
+
+        steps = case['numbers'][0] if program == 'coordinate_descent' else case['numbers'][1] if len(case['numbers']) > 1 else 50
+        select = tuned.Selection(case['descent'], steps)
+        torch._dynamo.reset()
+        module = nn.Module()
+        if program == 'conditional_routed_transformer_block':
+            pieces = compiled if case['overlap'] else lambda function: function
+            module = tuned.TunedBlock(width, tuned.window_mask(case['length'], DEVICE), select, pieces, case['overlap'])
+            self.call = module if case['overlap'] else compiled(module)
+        elif program == 'conditional_routed_feed_forward':
+            self.call = module = tuned.TunedFeedForward(width, select, compiled, case['overlap'])
+        elif program == 'light_attention':
+            module = tuned.LightAttention(width, tuned.window_mask(case['length'], DEVICE))
+            self.call = compiled(module)
+        elif program == 'conditional_routed_cross_attention':
+            self.call = module = tuned.TunedCrossAttention(width, select, compiled)
+            self.inputs.append(tensors['context'].requires_grad_())
+        elif program == 'local_attention':
+            block_mask = tuned.window_mask(case['length'], DEVICE)
+            self.call = compiled(lambda qkv: tuned.local_attention(qkv, block_mask))
+        elif program == 'linear':
+            module = nn.Linear(width, case['numbers'][0], bias=False)
+            self.call = module
+        elif program == 'top_k':
+            self.call = lambda x: x.topk(case['numbers'][0], dim=-1).indices
+        elif program == 'coordinate_descent':
+            chosen = case['numbers'][2]
+
+            def call(x):
+                scores = select.scores(x.flatten(0, 1)).view_as(x)
+                return scores.topk(chosen, dim=-1).values if chosen else scores
+            self.call = call
+        module.to(DEVICE, dtype)
+        module.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in tensors.items()
+                                if name.startswith('module.')})
+        # What the call does not use has no gradient.
+        unused = 'q_router' if program == 'conditional_routed_cross_attention' else None
+        self.parameters = [parameter for name, parameter in module.named_parameters() if not unused or unused not in name]
+
+
+def serve(peer):
+    print(f'ready PyTorch {torch.__version__}', flush=True)
+    for line in sys.stdin:
+        command, _, rest = line.strip().partition(' ')
+        try:
+            if command == 'prepare':
+                peer.prepare(json.loads(rest))
+                answer = []
+            else:
+                answer = getattr(peer, command)(*rest.split())
+            print(*answer, flush=True)
+        except Exception as error:
+            print('refused', type(error).__name__, ' '.join(str(error).split())[:300], flush=True)
+            if DEVICE == 'cuda':
+                torch.cuda.empty_cache()
+
+
+if __name__ == '__main__':
+    serve(Tuned() if sys.argv[1:] == ['tuned'] else Package())

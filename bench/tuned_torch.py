@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: MIT
+"""The modules of colt5-attention 0.2.3 as fast as we could make them in PyTorch: what to beat on a GPU.
+
+FlexAttention with a block mask for the local window, SDPA for the heavy branch, everything through torch.compile,
+routing beside the light branch on a stream of its own, nothing that a CUDA graph could not hold. Two ways to descend:
+
+- `package`: the Triton kernel of colt5-attention 0.11, with as many checkpoints as is fastest and both attention
+  routers in one launch;
+- `threshold`: our own way in Triton. The descent's state is one number a row (see op/coordinate_descent.hpp), so that
+  its backward pass is one kernel; and where straight-through makes every score 1, inference makes no descent.
+
+Parameters have the names of the package's state_dict. All tokens are real: there is no mask.
+"""
+import contextlib
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import nn
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from colt5_attention.triton_coor_descent import triton_coor_descent
+
+HEADS, DIM_HEAD, REACH, CHOSEN = 8, 64, 64, 1024
+EPS, FETCHED = 1., CHOSEN * 9 / 8  # of the descent
+CHECKPOINTS = {50: 25, 20: 10}  # of the package's kernel for a backward pass, by the number of steps
+LONGEST_ROW = 131072  # that one program of Triton can hold
+
+
+@triton.jit
+def descent_kernel(logits, thresholds, saturated, length, steps, log_k, eps, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    s = tl.load(logits + row * length + columns, mask=columns < length, other=-float('inf'))
+    threshold = 0.
+    tl.store(thresholds + row * (steps + 1), threshold)
+    for step in range(steps):
+        tl.store(saturated + row * steps + step, tl.sum((s > threshold).to(tl.float32)))
+        total = tl.sum(tl.exp(tl.minimum(s - threshold, 0.) / eps))
+        threshold += eps * (tl.log(total) - log_k)
+        tl.store(thresholds + row * (steps + 1) + step + 1, threshold)
+
+
+@triton.jit
+def descent_vjp_kernel(d_logits, logits, d_own, thresholds, saturated, d_total, length, steps, k, eps, BLOCK: tl.constexpr):
+    row, columns = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real = columns < length
+    s = tl.load(logits + row * length + columns, mask=real, other=-float('inf'))
+    d = tl.load(d_own + row * length + columns, mask=real, other=0.)
+    alpha = tl.load(d_total + row)
+    threshold = tl.load(thresholds + row * (steps + 1) + steps)
+    for back in range(steps):
+        step = steps - 1 - back
+        before = tl.load(thresholds + row * (steps + 1) + step)
+        d -= tl.where(s <= before, alpha / k * tl.exp((tl.minimum(s, before) - threshold) / eps), 0.)
+        alpha *= tl.load(saturated + row * steps + step) * tl.exp((before - threshold) / eps) / k
+        threshold = before
+    tl.store(d_logits + row * length + columns, d, mask=real)
+
+
+@torch.compile
+def descent_step(logits, threshold, log_k):
+    total = torch.exp((logits - threshold).clamp(max=0) / EPS).sum(-1, keepdim=True)
+    return threshold + EPS * (total.log() - log_k), (logits > threshold).sum(-1, keepdim=True, dtype=torch.float32)
+
+
+class ThresholdDescent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, steps):
+        rows, length = logits.shape
+        log_k = torch.tensor(FETCHED, dtype=torch.float32).log().item()
+        if length <= LONGEST_ROW:
+            thresholds = logits.new_empty(rows, steps + 1)
+            saturated = logits.new_empty(rows, steps)
+            descent_kernel[(rows,)](logits, thresholds, saturated, length, steps, log_k, EPS,
+                                    BLOCK=triton.next_power_of_2(length), num_warps=32)
+        else:
+            thresholds, saturated = [logits.new_zeros(rows, 1)], []
+            for _ in range(steps):
+                threshold, above = descent_step(logits, thresholds[-1], log_k)
+                thresholds.append(threshold)
+                saturated.append(above)
+            thresholds, saturated = torch.cat(thresholds, -1), torch.cat(saturated, -1)
+        scores = ((logits - thresholds[:, -1:]).clamp(max=0) / EPS).exp()
+        ctx.save_for_backward(logits, scores, thresholds, saturated)
+        return scores
+
+    @staticmethod
+    def backward(ctx, d_scores):
+        logits, scores, thresholds, saturated = ctx.saved_tensors
+        rows, length = logits.shape
+        d_own = torch.where(logits <= thresholds[:, -1:], d_scores * scores / EPS, 0.)
+        d_logits = torch.empty_like(logits)
+        block = 1024
+        descent_vjp_kernel[(rows, triton.cdiv(length, block))](
+            d_logits, logits, d_own, thresholds, saturated, d_own.sum(-1), length, saturated.shape[1], FETCHED, EPS, BLOCK=block)
+        return d_logits, None
+
+
+class Selection:
+    """Chooses tokens by their logits; scores are 1 with the gradient of the descent's (straight-through)."""
+
+    def __init__(self, descent, steps):
+        self.descent, self.steps = descent, steps
+        self.k = {}  # the package's kernel reads one number a row
+
+    def scores(self, logits):
+        """logits (rows, n)"""
+        if self.descent == 'threshold':
+            return ThresholdDescent.apply(logits, self.steps)
+        rows = logits.shape[0]
+        if rows not in self.k:
+            self.k[rows] = torch.full((rows,), FETCHED, device=logits.device)
+        checkpoints = CHECKPOINTS[self.steps] if torch.is_grad_enabled() else 1
+        return triton_coor_descent(logits, n_iters=self.steps, k=self.k[rows], eps=EPS, checkpoint_segments=checkpoints)
+
+    @torch.compiler.disable
+    def __call__(self, logits):
+        """logits (r, b, n)  →  scores and indices of the b · n tokens, both (r, b · k)"""
+        routes, batch, length = logits.shape
+        if self.descent == 'package':
+            scores, indices = self.scores(logits.flatten(0, 1)).view_as(logits).topk(CHOSEN, sorted=False)
+        else:
+            indices = logits.topk(CHOSEN, sorted=False).indices
+            if torch.is_grad_enabled():
+                scores = self.scores(logits.flatten(0, 1)).view_as(logits).gather(-1, indices)
+            else:
+                scores = logits.new_ones(indices.shape)
+        scores = scores + (1 - scores).detach()
+        first = torch.arange(0, batch * length, length, device=logits.device)
+        return scores.flatten(1), (indices + first[:, None]).flatten(1)
+
+
+def route_logits(x, *routing_tokens):
+    """x (b, n, d)  →  (r, b, n), in float: one pass over x"""
+    x = x.float()
+    return torch.stack([(x * token.float()).sum(-1) for token in routing_tokens])
+
+
+def add_rows(x, rows, indices):
+    """rows (b · k, d) added to those tokens of x (b, n, d)"""
+    return x.flatten(0, 1).index_add(0, indices, rows.to(x.dtype)).view_as(x)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        return F.rms_norm(x, self.gamma.shape, self.gamma)
+
+
+def feed_forward(dim, mult):
+    return nn.Sequential(RMSNorm(dim), nn.Linear(dim, int(dim * mult)), nn.GELU(), nn.Linear(int(dim * mult), dim))
+
+
+class Router(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.routing_token = nn.Parameter(torch.randn(1, dim))
+
+
+class LightAttention(nn.Module):
+    def __init__(self, dim, block_mask):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.to_qkv = nn.Linear(dim, 3 * HEADS * DIM_HEAD, bias=False)
+        self.to_out = nn.Linear(HEADS * DIM_HEAD, dim, bias=False)
+        self.block_mask = block_mask
+
+    def forward(self, x):
+        qkv = self.to_qkv(self.norm(x)).unflatten(-1, (3, HEADS, DIM_HEAD))
+        return self.to_out(local_attention(qkv, self.block_mask).flatten(2))
+
+
+def local_attention(qkv, block_mask):
+    """qkv (b, n, 3, h, dim_head)  →  (b, n, h, dim_head)"""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return flex_attention(q, k, v, block_mask=block_mask).transpose(1, 2)
+
+
+def window_mask(length, device):
+    # Compiled, it does not hold length² numbers.
+    return create_block_mask(lambda b, h, q, k: (q - k).abs() <= REACH, None, None, length, length, device=device,
+                             BLOCK_SIZE=128, _compile=device == 'cuda')
+
+
+class HeavyAttention(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        inner = HEADS * DIM_HEAD
+        self.norm = RMSNorm(dim)
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, x, context, scores):
+        """x (b, q, d), context (b, k, d), scores (b, k)"""
+        q = self.to_q(self.norm(x)).unflatten(-1, (HEADS, DIM_HEAD)).transpose(1, 2)
+        k, v = self.to_kv(self.norm(context)).unflatten(-1, (HEADS, 2, DIM_HEAD)).permute(3, 0, 2, 1, 4)
+        v = v * scores[:, None, :, None].to(v.dtype)
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class ConditionalAttention(nn.Module):
+    def __init__(self, dim, block_mask):
+        super().__init__()
+        self.light_attn = LightAttention(dim, block_mask)
+        self.q_router, self.kv_router = Router(dim), Router(dim)
+        self.heavy_attn = HeavyAttention(dim)
+
+    def logits(self, x):
+        return route_logits(x, self.q_router.routing_token[0], self.kv_router.routing_token[0])
+
+    def heavy(self, x, scores, indices):
+        batch, length, dim = x.shape
+        q, kv = (x.flatten(0, 1)[index].view(batch, -1, dim) for index in indices)
+        out = self.heavy_attn(q, kv, scores[1].view(batch, -1)).flatten(0, 1)
+        return out * scores[0][:, None].to(out.dtype)
+
+
+class ConditionalFeedForward(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.router = Router(dim)
+        self.light_ff, self.heavy_ff = feed_forward(dim, 0.5), feed_forward(dim, 4)
+
+    def logits(self, x):
+        return route_logits(x, self.router.routing_token[0])
+
+    def heavy(self, x, scores, indices):
+        out = self.heavy_ff(x.flatten(0, 1)[indices[0]])
+        return out * scores[0][:, None].to(out.dtype)
+
+
+class Beside:
+    """with beside: … runs on a second stream what needs nothing from what follows; join() waits for it."""
+
+    def __init__(self, enabled):
+        self.stream = torch.cuda.Stream() if enabled else None
+
+    def __call__(self):
+        if self.stream is None:
+            return contextlib.nullcontext()
+        self.stream.wait_stream(torch.cuda.current_stream())
+        return torch.cuda.stream(self.stream)
+
+    def join(self):
+        if self.stream is not None:
+            torch.cuda.current_stream().wait_stream(self.stream)
+
+
+class TunedFeedForward(ConditionalFeedForward):
+    """The routed feedforward, without a residual."""
+
+    def __init__(self, dim, select, compiled, overlap):
+        super().__init__(dim)
+        self.select, self.beside = select, Beside(overlap)
+        self.logits, self.heavy = compiled(self.logits), compiled(self.heavy)
+        self.light, self.add_rows = compiled(self.light_ff.forward), compiled(add_rows)
+
+    def forward(self, x):
+        logits = self.logits(x)
+        with self.beside():
+            scores, indices = self.select(logits)
+            heavy = self.heavy(x, scores, indices)
+        light = self.light(x)
+        self.beside.join()
+        return self.add_rows(light, heavy, indices[0])
+
+
+class TunedBlock(nn.Module):
+    def __init__(self, dim, block_mask, select, compiled, overlap):
+        super().__init__()
+        self.conditional_attn = ConditionalAttention(dim, block_mask)
+        self.conditional_ff = ConditionalFeedForward(dim)
+        self.select, self.beside = select, Beside(overlap)
+        attn, ff = self.conditional_attn, self.conditional_ff
+        self.attn_logits, self.heavy_attn = compiled(attn.logits), compiled(attn.heavy)
+        self.light_attn = compiled(attn.light_attn.forward)
+        self.heavy_ff, self.light_ff = compiled(ff.heavy), compiled(ff.light_ff.forward)
+        self.between, self.end = compiled(self.between), compiled(self.end)
+
+    def between(self, x, light, heavy, indices):
+        x = add_rows(x + light, heavy, indices[0])
+        return x, self.conditional_ff.logits(x)
+
+    def end(self, x, light, heavy, indices):
+        return add_rows(x + light, heavy, indices[0])
+
+    def forward(self, x):
+        logits = self.attn_logits(x)
+        with self.beside():
+            scores, indices = self.select(logits)
+            heavy = self.heavy_attn(x, scores, indices)
+        light = self.light_attn(x)
+        self.beside.join()
+        x, logits = self.between(x, light, heavy, indices)
+        with self.beside():
+            scores, indices = self.select(logits)
+            heavy = self.heavy_ff(x, scores, indices)
+        light = self.light_ff(x)
+        self.beside.join()
+        return self.end(x, light, heavy, indices)
+
+
+class TunedCrossAttention(nn.Module):
+    """Cross attention whose queries are not routed; keys and values come from the context."""
+
+    def __init__(self, dim, select, compiled):
+        super().__init__()
+        self.q_router, self.kv_router = Router(dim), Router(dim)
+        self.heavy_attn = HeavyAttention(dim)
+        self.select = select
+        self.logits, self.heavy = compiled(self.logits), compiled(self.heavy)
+
+    def logits(self, context):
+        return route_logits(context, self.kv_router.routing_token[0])
+
+    def heavy(self, x, context, scores, indices):
+        batch, length, dim = context.shape
+        return self.heavy_attn(x, context.flatten(0, 1)[indices[0]].view(batch, -1, dim), scores[0].view(batch, -1))
+
+    def forward(self, x, context):
+        return self.heavy(x, context, *self.select(self.logits(context)))
