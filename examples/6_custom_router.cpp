@@ -12,7 +12,7 @@ struct SigmoidRouter {
     static constexpr bool picks_repeat = false;  // a token is chosen once at most
 
     struct Gradients {
-        colt5::MatrixTensor<Scalar, P> routing_token;  // (r, d)
+        colt5::MatrixTensor<Logit, P> routing_token;  // (r, d)
     };
     struct Pass {
         colt5::Routing<Logit, P> routing;

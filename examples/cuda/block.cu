@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A block on the GPU: 3_block.cpp with another header and another policy.
+// Training a block on the GPU in bfloat16: the program of 3_block.cpp with another header, policy and scalar type.
 
 // [block]
 #include <colt5/cuda.cuh>
@@ -10,15 +10,22 @@ constexpr colt5::TransformerBlockConfig config{
     .dim = 512, .num_heavy_attn_tokens_q = 1024, .num_heavy_attn_tokens_kv = 1024, .num_heavy_ff_tokens = 1024};
 
 int main() {
-    colt5::Cuda policy({.math = colt5::MathMode::tf32});
-    colt5::ConditionalRoutedTransformerBlock<config, float, colt5::Cuda> block{policy, colt5::Seed{0}};
+    colt5::Cuda policy;  // device 0; a stream of its own
+    colt5::ConditionalRoutedTransformerBlock<config, colt5::bfloat16, colt5::Cuda> block{policy, colt5::Seed{0}};
+    colt5::AdamW optimizer(policy, block, {.lr = 3e-4});  // keeps the parameters in float, and rounds them into the block
 
-    colt5::TokensTensor<float, colt5::Cuda> tokens(policy, {2, 32768, 512});  // (b, n, d), on the device
+    colt5::TokensTensor<colt5::bfloat16, colt5::Cuda> tokens(policy, {2, 32768, 512});  // (b, n, d), on the device
     fill_normal(policy, tokens, colt5::Random(colt5::Seed{1}));
 
-    auto pass = block.forward(tokens);
-    auto gradients = block.make_gradients();
-    auto d_tokens = block.backward(std::move(pass), tokens, gradients);
-    std::printf("%g\n", to_host(policy, d_tokens)[0]);
+    auto gradients = block.make_gradients();  // float
+    for (int step = 0; step < 10; ++step) {
+        zero_gradients<decltype(block)>(policy, gradients);
+        auto pass = block.forward(tokens);
+        auto d_out = tensor_like(policy, pass.out);
+        assign(policy, d_out, pass.out - tokens);  // the gradient of ½ ‖block(x) − x‖²
+        std::printf("%.4g\n", sum_of_squares(policy, d_out));
+        block.backward(std::move(pass), d_out, gradients);
+        optimizer.step(block, gradients);
+    }
 }
 // [block]
