@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <fstream>
 #include <functional>
 #include <iostream>
@@ -22,11 +23,13 @@
 ///     PROGRAM INPUTS.safetensors POLICY [NUMBER...]        POLICY: the number of threads; on the GPU, fp32, tf32 or
 ///     bf16
 ///
-/// Weights are the tensors `module.NAME` of the file, the input is `x` and the gradient of the output `d_out`.
+/// Weights are the tensors `module.NAME` of the file, the input is `x` and the gradient of the output `d_out`, or `x`
+/// again where the file has none.
 /// Commands on the standard input, where MODE is `forward` or `forward_backward`:
 ///
-///     first MODE FILE     makes one call, writes its result to FILE (float32, row-major) and answers with the seconds
-///                         of the call and the most memory that it took beyond weights and inputs, in MiB
+///     first MODE FILE     makes one call, writes its result to FILE (float32, row-major, the first 2^25 numbers) and
+///                         answers with the seconds of the call and the most memory that it took beyond weights and
+///                         inputs, in MiB
 ///     time MODE COUNT     makes COUNT calls and answers with the seconds: their mean, or on the GPU one number a call
 ///     replay MODE COUNT   on the GPU: the same for a CUDA graph of the call
 namespace bench {
@@ -95,9 +98,10 @@ public:
     void operator()(const V& result) const {
         if (policy_ == nullptr) return;
         measure_();
-        std::vector<float> values;
-        values.reserve(static_cast<std::size_t>(result.size()));
-        for (const auto& value : to_host(*policy_, result)) values.push_back(static_cast<float>(value));
+        const auto numbers = to_host(*policy_, result);
+        std::vector<float> values(std::min(numbers.size(), std::size_t{1} << 25));
+        std::transform(numbers.begin(), numbers.begin() + static_cast<std::ptrdiff_t>(values.size()), values.begin(),
+                       [](const auto& number) { return static_cast<float>(number); });
         std::ofstream(file_, std::ios::binary)
             .write(reinterpret_cast<const char*>(values.data()),
                    static_cast<std::streamsize>(values.size() * sizeof(float)));
@@ -142,7 +146,7 @@ int serve_module(const Inputs& inputs, Module module) {
         if (!backward) return keep(module(x, mask.const_view()));
         auto pass = module.forward(x, mask.const_view());
         auto gradients = module.make_gradients();
-        keep(module.backward(std::move(pass), d_out, gradients));
+        keep(module.backward(std::move(pass), d_out ? d_out : x, gradients));
     });
 }
 

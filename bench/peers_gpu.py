@@ -24,6 +24,9 @@ warnings.filterwarnings('ignore', message='The AccumulateGrad node')
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'  # on the CPU, only to try this program itself
 
 
+LARGE = 2 ** 28  # an input of more numbers is the gradient of the output, too, or files would be larger than they must
+
+
 class Peer:
     """Has self.call, a function of self.inputs; self.parameters get gradients, too."""
 
@@ -55,7 +58,7 @@ class Peer:
         if DEVICE == 'cuda':
             torch.cuda.synchronize()
         seconds, mib = time.perf_counter() - begin, peak_memory() - before
-        result.float().cpu().contiguous().numpy().tofile(file)
+        result.flatten()[:2 ** 25].float().cpu().numpy().tofile(file)
         return [seconds, mib / 2 ** 20]
 
     def time(self, mode, count):
@@ -155,12 +158,13 @@ class Package(Peer):
             if name.endswith('routing_token') and not case['wide_logits']:
                 parameter.data *= width ** -0.5
         x = torch.randn(x_shape, device=DEVICE)
-        self.d_out = torch.randn(out_shape, device=DEVICE)
+        self.d_out = x if x.numel() > LARGE else torch.randn(out_shape, device=DEVICE)
         parameters = {f'module.{name}': parameter for name, parameter in module.named_parameters()}
-        write_safetensors(case['inputs'], {'x': x, 'd_out': self.d_out, **more, **parameters})
+        inputs = {'x': x} | ({'d_out': self.d_out} if self.d_out is not x else {})
+        write_safetensors(case['inputs'], inputs | more | parameters)
         module.to(DEVICE)
         if case['has_peer']:
-            self.call, self.inputs, self.parameters = call, [x.requires_grad_()], [*module.parameters()]
+            self.call, self.inputs, self.parameters = call, [x.detach().requires_grad_()], [*module.parameters()]
 
 
 class Tuned(Peer):
@@ -171,31 +175,27 @@ class Tuned(Peer):
         dtype = torch.bfloat16 if case['dtype'] == 'bf16' else torch.float32
         tensors = {name: torch.from_numpy(values).to(DEVICE, dtype) for name, values in read_safetensors(case['inputs']).items()}
         program, width = case['program'], case['width']
-        x, self.d_out = tensors['x'].requires_grad_(), tensors['d_out']
+        x, self.d_out = tensors['x'].requires_grad_(), tensors.get('d_out', tensors['x'].detach())
         self.inputs = [x]
-
-        def compiled(function):
-            return torch.compile(function, mode=case['compile'], dynamic=False)
 
         steps = case['numbers'][0] if program == 'coordinate_descent' else case['numbers'][1] if len(case['numbers']) > 1 else 50
         select = tuned.Selection(case['descent'], steps)
         torch._dynamo.reset()
         module = nn.Module()
+        if program in ('conditional_routed_transformer_block', 'light_attention', 'local_attention'):
+            attend = tuned.LocalAttention(case['length'], dtype, DEVICE)
         if program == 'conditional_routed_transformer_block':
-            pieces = compiled if case['overlap'] else lambda function: function
-            module = tuned.TunedBlock(width, tuned.window_mask(case['length'], DEVICE), select, pieces, case['overlap'])
-            self.call = module if case['overlap'] else compiled(module)
-        elif program == 'conditional_routed_feed_forward':
-            self.call = module = tuned.TunedFeedForward(width, select, compiled, case['overlap'])
+            self.call = module = tuned.TunedBlock(width, attend, select)
         elif program == 'light_attention':
-            module = tuned.LightAttention(width, tuned.window_mask(case['length'], DEVICE))
-            self.call = compiled(module)
-        elif program == 'conditional_routed_cross_attention':
-            self.call = module = tuned.TunedCrossAttention(width, select, compiled)
-            self.inputs.append(tensors['context'].requires_grad_())
+            self.call = module = tuned.LightAttention(width, attend)
         elif program == 'local_attention':
-            block_mask = tuned.window_mask(case['length'], DEVICE)
-            self.call = compiled(lambda qkv: tuned.local_attention(qkv, block_mask))
+            self.call = attend
+        elif program == 'conditional_routed_feed_forward':
+            self.call = tuned.TunedFeedForward(width, select)
+            module = self.call.conditional_ff
+        elif program == 'conditional_routed_cross_attention':
+            self.call = module = tuned.TunedCrossAttention(width, select)
+            self.inputs.append(tensors['context'].requires_grad_())
         elif program == 'linear':
             module = nn.Linear(width, case['numbers'][0], bias=False)
             self.call = module

@@ -2,7 +2,8 @@
 """The modules of colt5-attention 0.2.3 as fast as we could make them in PyTorch: what to beat on a GPU.
 
 FlexAttention with a block mask for the local window, SDPA for the heavy branch, everything through torch.compile,
-routing beside the light branch on a stream of its own, nothing that a CUDA graph could not hold. Two ways to descend:
+routing beside the light branch on a stream of its own, nothing that a CUDA graph could not hold. Where we had a choice, the
+fastest on an H200 stands here. Two ways to descend:
 
 - `package`: the Triton kernel of colt5-attention 0.11, with as many checkpoints as is fastest and both attention
   routers in one launch;
@@ -162,29 +163,61 @@ class Router(nn.Module):
         self.routing_token = nn.Parameter(torch.randn(1, dim))
 
 
+def compiled(function, mode='default'):
+    return torch.compile(function, mode=mode, dynamic=False)
+
+
+def banded_attention(qkv):
+    """Local attention in blocks of REACH tokens, as products of blocks: what float trains fastest with, by three times."""
+    batch, length, _, heads, dim_head = qkv.shape
+    # With a block of zeros after each sequence and one before them all, neighbours are neighbours in one long row of blocks.
+    q, k, v = (F.pad(x.reshape(-1, length, dim_head), (0, 0, 0, REACH)).view(-1, REACH, dim_head)
+               for x in qkv.permute(2, 0, 3, 1, 4))
+    k, v = (F.pad(x, (0, 0, 0, 0, 1, 1)) for x in (k, v))
+    blocks = length // REACH + 1
+    i = torch.arange(REACH, device=q.device)[:, None]
+    j = torch.arange(-REACH, 2 * REACH, device=q.device)
+    token = torch.arange(len(q), device=q.device)[:, None, None] % blocks * REACH + j
+    visible = ((i - j).abs() <= REACH) & (token >= 0) & (token < length)
+    scores = torch.cat([q @ k[near:near + len(q)].mT for near in range(3)], -1) * dim_head ** -0.5
+    weights = scores.masked_fill(~visible, -float('inf')).softmax(-1)
+    out = sum(part @ v[near:near + len(q)] for near, part in enumerate(weights.split(REACH, -1)))
+    return out.view(batch, heads, blocks * REACH, dim_head)[:, :, :length].transpose(1, 2)
+
+
+class LocalAttention:
+    """qkv (b, n, 3, h, dim_head)  →  (b, n, h, dim_head)"""
+
+    def __init__(self, length, dtype, device):
+        # In bfloat16, blocks of 64 are faster by half, but the compiler knows no default for them.
+        block, mode = (64, 'max-autotune-no-cudagraphs') if dtype == torch.bfloat16 else (128, 'default')
+        # Compiled, the mask does not hold length² numbers.
+        mask = create_block_mask(lambda b, h, q, k: (q - k).abs() <= REACH, None, None, length, length, device=device,
+                                 BLOCK_SIZE=block, _compile=device == 'cuda')
+
+        def flex(qkv):
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            return flex_attention(q, k, v, block_mask=mask).transpose(1, 2)
+
+        self.flex, self.banded = compiled(flex, mode), compiled(banded_attention)
+
+    def __call__(self, qkv):
+        in_bands = torch.is_grad_enabled() and qkv.dtype == torch.float32
+        return self.banded(qkv) if in_bands else self.flex(qkv)
+
+
 class LightAttention(nn.Module):
-    def __init__(self, dim, block_mask):
+    def __init__(self, dim, attend):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * HEADS * DIM_HEAD, bias=False)
         self.to_out = nn.Linear(HEADS * DIM_HEAD, dim, bias=False)
-        self.block_mask = block_mask
+        self.attend = attend
+        self.before = compiled(lambda x: self.to_qkv(self.norm(x)).unflatten(-1, (3, HEADS, DIM_HEAD)))
+        self.after = compiled(lambda attended: self.to_out(attended.flatten(2)))
 
     def forward(self, x):
-        qkv = self.to_qkv(self.norm(x)).unflatten(-1, (3, HEADS, DIM_HEAD))
-        return self.to_out(local_attention(qkv, self.block_mask).flatten(2))
-
-
-def local_attention(qkv, block_mask):
-    """qkv (b, n, 3, h, dim_head)  →  (b, n, h, dim_head)"""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    return flex_attention(q, k, v, block_mask=block_mask).transpose(1, 2)
-
-
-def window_mask(length, device):
-    # Compiled, it does not hold length² numbers.
-    return create_block_mask(lambda b, h, q, k: (q - k).abs() <= REACH, None, None, length, length, device=device,
-                             BLOCK_SIZE=128, _compile=device == 'cuda')
+        return self.after(self.attend(self.before(x)))
 
 
 class HeavyAttention(nn.Module):
@@ -205,9 +238,9 @@ class HeavyAttention(nn.Module):
 
 
 class ConditionalAttention(nn.Module):
-    def __init__(self, dim, block_mask):
+    def __init__(self, dim, attend):
         super().__init__()
-        self.light_attn = LightAttention(dim, block_mask)
+        self.light_attn = LightAttention(dim, attend)
         self.q_router, self.kv_router = Router(dim), Router(dim)
         self.heavy_attn = HeavyAttention(dim)
 
@@ -238,8 +271,8 @@ class ConditionalFeedForward(nn.Module):
 class Beside:
     """with beside: … runs on a second stream what needs nothing from what follows; join() waits for it."""
 
-    def __init__(self, enabled):
-        self.stream = torch.cuda.Stream() if enabled else None
+    def __init__(self):
+        self.stream = torch.cuda.Stream() if torch.cuda.is_available() else None
 
     def __call__(self):
         if self.stream is None:
@@ -252,14 +285,16 @@ class Beside:
             torch.cuda.current_stream().wait_stream(self.stream)
 
 
-class TunedFeedForward(ConditionalFeedForward):
+class TunedFeedForward(nn.Module):
     """The routed feedforward, without a residual."""
 
-    def __init__(self, dim, select, compiled, overlap):
-        super().__init__(dim)
-        self.select, self.beside = select, Beside(overlap)
-        self.logits, self.heavy = compiled(self.logits), compiled(self.heavy)
-        self.light, self.add_rows = compiled(self.light_ff.forward), compiled(add_rows)
+    def __init__(self, dim, select):
+        super().__init__()
+        self.conditional_ff = ConditionalFeedForward(dim)
+        self.select, self.beside = select, Beside()
+        ff = self.conditional_ff
+        self.logits, self.heavy, self.light = compiled(ff.logits), compiled(ff.heavy), compiled(ff.light_ff.forward)
+        self.add_rows = compiled(add_rows)
 
     def forward(self, x):
         logits = self.logits(x)
@@ -272,56 +307,47 @@ class TunedFeedForward(ConditionalFeedForward):
 
 
 class TunedBlock(nn.Module):
-    def __init__(self, dim, block_mask, select, compiled, overlap):
+    def __init__(self, dim, attend, select):
         super().__init__()
-        self.conditional_attn = ConditionalAttention(dim, block_mask)
+        self.conditional_attn = ConditionalAttention(dim, attend)
         self.conditional_ff = ConditionalFeedForward(dim)
-        self.select, self.beside = select, Beside(overlap)
+        self.select, self.beside = select, Beside()
         attn, ff = self.conditional_attn, self.conditional_ff
         self.attn_logits, self.heavy_attn = compiled(attn.logits), compiled(attn.heavy)
-        self.light_attn = compiled(attn.light_attn.forward)
         self.heavy_ff, self.light_ff = compiled(ff.heavy), compiled(ff.light_ff.forward)
-        self.between, self.end = compiled(self.between), compiled(self.end)
-
-    def between(self, x, light, heavy, indices):
-        x = add_rows(x + light, heavy, indices[0])
-        return x, self.conditional_ff.logits(x)
-
-    def end(self, x, light, heavy, indices):
-        return add_rows(x + light, heavy, indices[0])
+        self.add = compiled(lambda x, light, heavy, indices: add_rows(x + light, heavy, indices[0]))
+        self.ff_logits = compiled(ff.logits)
 
     def forward(self, x):
         logits = self.attn_logits(x)
         with self.beside():
             scores, indices = self.select(logits)
             heavy = self.heavy_attn(x, scores, indices)
-        light = self.light_attn(x)
+        light = self.conditional_attn.light_attn(x)
         self.beside.join()
-        x, logits = self.between(x, light, heavy, indices)
+        x = self.add(x, light, heavy, indices)
+        logits = self.ff_logits(x)
         with self.beside():
             scores, indices = self.select(logits)
             heavy = self.heavy_ff(x, scores, indices)
         light = self.light_ff(x)
         self.beside.join()
-        return self.end(x, light, heavy, indices)
+        return self.add(x, light, heavy, indices)
 
 
 class TunedCrossAttention(nn.Module):
     """Cross attention whose queries are not routed; keys and values come from the context."""
 
-    def __init__(self, dim, select, compiled):
+    def __init__(self, dim, select):
         super().__init__()
         self.q_router, self.kv_router = Router(dim), Router(dim)
         self.heavy_attn = HeavyAttention(dim)
         self.select = select
-        self.logits, self.heavy = compiled(self.logits), compiled(self.heavy)
-
-    def logits(self, context):
-        return route_logits(context, self.kv_router.routing_token[0])
-
-    def heavy(self, x, context, scores, indices):
-        batch, length, dim = context.shape
-        return self.heavy_attn(x, context.flatten(0, 1)[indices[0]].view(batch, -1, dim), scores[0].view(batch, -1))
+        self.logits = compiled(lambda context: route_logits(context, self.kv_router.routing_token[0]))
+        self.attend = compiled(self.heavy_attn.forward)
 
     def forward(self, x, context):
-        return self.heavy(x, context, *self.select(self.logits(context)))
+        batch, _, dim = context.shape
+        scores, indices = self.select(self.logits(context))
+        picked = context.flatten(0, 1)[indices[0]].view(batch, -1, dim)
+        return self.attend(x, picked, scores[0].view(batch, -1))
