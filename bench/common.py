@@ -93,8 +93,11 @@ class Process:
             raise Refused(line.removeprefix('refused ').strip())
         return line.strip()
 
-    def ask(self, *words):
+    def send(self, *words):
         print(*words, file=self.child.stdin, flush=True)
+
+    def ask(self, *words):
+        self.send(*words)
         return [float(word) for word in self.answer().split()]
 
     def first(self, mode, file):

@@ -192,12 +192,16 @@ class Bench:
         self.failed = False
 
     def prepare(self, case, peer, dtype):
-        fields = dict(program=case.program, batch=case.batch, length=case.length, width=case.width, numbers=case.numbers,
-                      wide_logits=case.wide_logits, inputs=str(self.folder / 'inputs.safetensors'), dtype=dtype,
-                      has_peer=case.comparable or PACKAGE in case.peers,
-                      descent=peer.descent)
-        self.servers[peer.server].ask('prepare', json.dumps(fields))
+        """The peer's side of a case, which stays prepared for other modes."""
+        self.servers[peer.server].ask('prepare', self.fields(case, peer, dtype, self.folder))
         return Side(self.servers[peer.server], self.folder, peer.server)
+
+    @staticmethod
+    def fields(case, peer, dtype, folder):
+        return json.dumps(dict(
+            program=case.program, batch=case.batch, length=case.length, width=case.width, numbers=case.numbers, dtype=dtype,
+            wide_logits=case.wide_logits, inputs=str(folder / 'inputs.safetensors'), descent=peer.descent,
+            has_peer=case.comparable or PACKAGE in case.peers))
 
     def run(self, case):
         package = self.prepare(case, PACKAGE, 'fp32')
@@ -207,50 +211,39 @@ class Bench:
                 truth[mode] = package.first(mode)[-1].rename(self.folder / f'truth_{mode}')
         for dtype in case.dtypes:
             program = self.build_dir / 'bench' / f'{case.program}_{"bf16" if dtype == "bf16" else "float"}'
-            if not program.exists():
-                continue
             with Process([program, self.folder / 'inputs.safetensors', dtype, *case.numbers]) as process:
                 ours = Side(process, self.folder, 'ours')
                 for peer in case.peers:
-                    self.compare(case, dtype, truth, ours, peer)
+                    for mode in case.modes:
+                        self.compare(case, mode, dtype, ours, peer, truth.get(mode))
 
-    def compare(self, case, dtype, truth, ours, peer):
-        refused = None
+    def compare(self, case, mode, dtype, ours, peer, truth):
+        row = {'name': f'{case.name}_{mode}', 'dtype': dtype, 'peer': peer.label}
+        sides = {'ours': ours}
         try:
             other = self.prepare(case, peer, dtype)
+            other.first(mode)
+            sides['peer'] = other
         except Refused as error:
-            other, refused = None, str(error)
-        for mode in case.modes:
-            sides = {'ours': ours} | ({'peer': other} if other else {})
-            row = {'name': f'{case.name}_{mode}', 'dtype': dtype, 'peer': peer.label}
-            differs = {}
-            for side, what in list(sides.items()):
-                try:
-                    *_, mib, file = what.first(mode)
-                except Refused as error:
-                    refused = str(error)
-                    del sides[side]
-                    continue
-                row[f'{side}_mib'] = mib
-                if mode in truth:
-                    differs[side], otherwise = difference(file, truth[mode], case)
-                    name = 'ours' if side == 'ours' else peer.label
-                    right = check(f'{row["name"]}, {dtype}, {name}', differs[side], otherwise, dtype)
+            row['peer_refused'] = str(error)
+            print(f'{row["name"]}, {dtype}, {peer.label}: {error}', file=sys.stderr)
+        samples = self.sample(sides, mode)
+        for side in ('ours', 'peer'):
+            figures = dict.fromkeys(('ms', 'spread_ms', 'launched_ms', 'replayed_ms', 'mib', 'differs'))
+            if side in sides:
+                ways = {way: summary(samples[side, way]) for way in ('time', 'replay')}
+                _, mib, file = sides[side].first(mode)
+                figures |= {'launched_ms': ways['time'][0], 'replayed_ms': ways['replay'][0], 'mib': mib}
+                figures['ms'], figures['spread_ms'] = min(way for way in ways.values() if way[0] is not None)
+                if truth:
+                    figures['differs'], otherwise = difference(file, truth, case)
+                    right = check(f'{row["name"]}, {dtype}, {"ours" if side == "ours" else peer.label}', figures['differs'],
+                                  otherwise, dtype)
                     self.failed |= side == 'ours' and not right
-            samples = self.sample(sides, mode)
-            for side in ('ours', 'peer'):
-                ways = {way: summary(samples[side, way]) for way in ('time', 'replay')} if side in sides else {}
-                ran = [figures for figures in ways.values() if figures[0] is not None]
-                row[f'{side}_ms'], row[f'{side}_spread_ms'] = min(ran, default=(None, None))
-                row[f'{side}_launched_ms'], row[f'{side}_replayed_ms'] = (ways.get(way, (None,))[0] for way in ('time', 'replay'))
-                row.setdefault(f'{side}_mib', None)
-                row[f'{side}_differs'] = differs.get(side)
-            row |= {'floor_ms': case.floor_ms(mode, dtype), 'batch': case.batch, 'length': case.length, 'width': case.width}
-            if refused:
-                row['peer_refused'] = refused
-                print(f'{row["name"]}, {dtype}, {peer.label}: {refused}', file=sys.stderr)
-            self.rows.append(row)
-            print('        ' + ', '.join(filter(None, line_of(row)[:6])), file=sys.stderr)
+            row |= {f'{side}_{field}': value for field, value in figures.items()}
+        row |= {'floor_ms': case.floor_ms(mode, dtype), 'batch': case.batch, 'length': case.length, 'width': case.width}
+        self.rows.append(row)
+        print('        ' + ', '.join(filter(None, line_of(row)[:6])), file=sys.stderr)
 
     @staticmethod
     def sample(sides, mode):
@@ -289,6 +282,28 @@ def machine():
     return {'device': query('name'), 'driver': query('driver_version'), 'cuda': re.search(r'release ([\d.]+)', nvcc)[1]}
 
 
+def start_server(server, peers_dir):
+    """One of peers_gpu.py's; each sees another version of the package."""
+    path = [str(peers_dir / {'package': '0.2.3', 'tuned': '0.11'}[server]), *filter(None, [os.environ.get('PYTHONPATH')])]
+    return Process([sys.executable, pathlib.Path(__file__).with_name('peers_gpu.py'), server],
+                   {'PYTHONPATH': os.pathsep.join(path)})
+
+
+def warm_up(cases, peers_dir):
+    """Lets PyTorch compile the first case, each type in a process of its own: later processes find that on the disk."""
+    with contextlib.ExitStack() as stack:
+        case, folder = cases[0], pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=peers_dir)))
+        Bench(None, {'package': stack.enter_context(start_server('package', peers_dir))}, folder).prepare(case, PACKAGE, 'fp32')
+        servers = {dtype: stack.enter_context(start_server('tuned', peers_dir)) for dtype in case.dtypes}
+        for dtype, server in servers.items():
+            server.send('prepare', Bench.fields(case, OUR_DESCENT, dtype, folder))
+            for mode in case.modes:
+                server.send('first', mode, os.devnull)
+        for server in servers.values():
+            for _ in ('prepare', *case.modes):
+                server.answer()
+
+
 def main():
     parser = argparse.ArgumentParser(prog='./dev bench gpu', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -297,21 +312,22 @@ def main():
     parser.add_argument('--quick', action='store_true', help='2 minutes: the flagship and little else')
     parser.add_argument('--json', type=pathlib.Path, metavar='FILE')
     parser.add_argument('--only', metavar='PATTERN', help='cases by name, such as "block*"')
+    parser.add_argument('--warm-up', action='store_true', help='only lets PyTorch compile what takes it longest')
     args = parser.parse_args()
+    chosen = [case for case in cases(args.quick) if fnmatch.fnmatch(case.name, args.only or '*')]
+    if args.warm_up:
+        if chosen and chosen[0].name == 'block':
+            warm_up(chosen, args.peers_dir)
+        return False
     start = time.monotonic()
+    about = machine() | {'python': platform.python_version(), 'command': ' '.join(['./dev bench gpu', *sys.argv[1:]]),
+                         'date': str(datetime.date.today())}
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.build_dir)))
-        about = machine() | {'python': platform.python_version(), 'command': ' '.join(['./dev bench gpu', *sys.argv[1:]]),
-                             'date': str(datetime.date.today())}
-        servers = {server: stack.enter_context(Process(
-            [sys.executable, pathlib.Path(__file__).with_name('peers_gpu.py'), server],
-            {'PYTHONPATH': os.pathsep.join([str(args.peers_dir / version), *filter(None, [os.environ.get('PYTHONPATH')])])}))
-            for server, version in (('package', '0.2.3'), ('tuned', '0.11'))}
+        servers = {server: stack.enter_context(start_server(server, args.peers_dir)) for server in ('package', 'tuned')}
         about['peers'] = servers['package'].library
         bench = Bench(args.build_dir, servers, folder)
-        for case in cases(args.quick):
-            if args.only and not fnmatch.fnmatch(case.name, args.only):
-                continue
+        for case in chosen:
             print(f'{time.monotonic() - start:4.0f} s  {case.name}', file=sys.stderr)
             try:
                 bench.run(case)
