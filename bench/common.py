@@ -101,8 +101,7 @@ class Process:
         return [float(word) for word in self.answer().split()]
 
     def first(self, mode, file):
-        seconds, mib = self.ask('first', mode, file)
-        return seconds, mib
+        return self.ask('first', mode, file)
 
     def end(self):
         self.child.stdin.close()

@@ -20,7 +20,8 @@ How it is measured
 - The sides take turns. A sample is one call between two CUDA events, the host waiting after each; once as the host
   launches it, and once as a CUDA graph, if it can be one. Times are medians after warm-up, of the faster of the two ways;
   ± is half the range from the 10th to the 90th percentile over the median.
-- Memory is the most that tensors took in a call beyond weights and inputs.
+- Memory is the most that tensors took in a call beyond weights and inputs; the file also says, as device_mib, how much of
+  the device's memory the process took for the call.
 - Routing tokens are scaled by 1/√d, so that logits have unit deviation. At the package's own initialization, with logits
   of deviation √d, which of many saturated scores it routes is arbitrary: `block_own_init` is timed but not compared.
 - The floor of a row is the sum over its kernels of the larger of operations at 790 (bf16), 400 (tf32) or 60 TFLOP/s (fp32)
@@ -164,7 +165,7 @@ class Side:
 
     def __init__(self, process, folder, name):
         self.process, self.folder, self.name = process, folder, name
-        self.first_of = {}  # by mode: seconds, MiB and the file of the result
+        self.first_of = {}  # by mode: seconds, MiB, MiB of the device, and the file of the result
 
     def first(self, mode):
         if mode not in self.first_of:
@@ -229,11 +230,12 @@ class Bench:
             print(f'{row["name"]}, {dtype}, {peer.label}: {error}', file=sys.stderr)
         samples = self.sample(sides, mode)
         for side in ('ours', 'peer'):
-            figures = dict.fromkeys(('ms', 'spread_ms', 'launched_ms', 'replayed_ms', 'mib', 'differs'))
+            figures = dict.fromkeys(('ms', 'spread_ms', 'launched_ms', 'replayed_ms', 'mib', 'device_mib', 'differs'))
             if side in sides:
                 ways = {way: summary(samples[side, way]) for way in ('time', 'replay')}
-                _, mib, file = sides[side].first(mode)
-                figures |= {'launched_ms': ways['time'][0], 'replayed_ms': ways['replay'][0], 'mib': mib}
+                _, mib, device_mib, file = sides[side].first(mode)
+                figures |= {'launched_ms': ways['time'][0], 'replayed_ms': ways['replay'][0],
+                            'mib': mib, 'device_mib': device_mib}
                 figures['ms'], figures['spread_ms'] = min(way for way in ways.values() if way[0] is not None)
                 if truth:
                     figures['differs'], otherwise = difference(file, truth, case)

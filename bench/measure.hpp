@@ -29,7 +29,7 @@
 ///
 ///     first MODE FILE     makes one call, writes its result to FILE (float32, row-major, the first 2^25 numbers) and
 ///                         answers with the seconds of the call and the most memory that it took beyond weights and
-///                         inputs, in MiB
+///                         inputs, in MiB; on the GPU also with what the process took from the device for it
 ///     time MODE COUNT     makes COUNT calls and answers with the seconds: their mean, or on the GPU one number a call
 ///     replay MODE COUNT   on the GPU: the same for a CUDA graph of the call
 namespace bench {

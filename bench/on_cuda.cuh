@@ -73,15 +73,17 @@ public:
 
     void start() {
         policy_.synchronize();
+        policy_.workspace()->release_unused();
         policy_.workspace()->reset_peak();
         before_bytes_ = policy_.workspace()->statistics().in_use;
+        free_before_bytes_ = free_bytes();
         begin_ = Clock::now();
     }
     void stop(std::ostream& answer) const {
         policy_.synchronize();
         const std::chrono::duration<double> seconds = Clock::now() - begin_;
-        const std::size_t bytes = policy_.workspace()->statistics().peak - before_bytes_;
-        answer << seconds.count() << ' ' << static_cast<double>(bytes) / (1 << 20);
+        const double bytes = static_cast<double>(policy_.workspace()->statistics().peak - before_bytes_);
+        answer << seconds.count() << ' ' << bytes / (1 << 20) << ' ' << (free_before_bytes_ - free_bytes()) / (1 << 20);
     }
 
     /// Waits after each call, so that a call whose launches take longer than its kernels shows it.
@@ -108,8 +110,15 @@ public:
 private:
     using Clock = std::chrono::steady_clock;
 
+    static double free_bytes() {
+        std::size_t free = 0, total = 0;
+        check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+        return static_cast<double>(free);
+    }
+
     const Policy& policy_;
     std::size_t before_bytes_ = 0;
+    double free_before_bytes_ = 0;
     Clock::time_point begin_;
 };
 

@@ -59,14 +59,14 @@ class Peer:
         """The call is made once before, so that only the second pays for what a call keeps."""
         call = getattr(self, mode)
         call()
-        before = memory_before_call()
+        memory = Memory()
         begin = time.perf_counter()
         result = call()
         if DEVICE == 'cuda':
             torch.cuda.synchronize()
-        seconds, mib = time.perf_counter() - begin, peak_memory() - before
+        answer = [time.perf_counter() - begin, *memory.taken_mib()]
         result.flatten()[:2 ** 25].float().cpu().numpy().tofile(file)
-        return [seconds, mib / 2 ** 20]
+        return answer
 
     def time(self, mode, count):
         return times(getattr(self, mode), int(count))
@@ -85,17 +85,22 @@ class Peer:
         return times(graph.replay, int(count))
 
 
-def memory_before_call():
-    if DEVICE != 'cuda':
-        return 0
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
+class Memory:
+    """The most that tensors took since this was made, and what the process took from the device, in MiB."""
 
+    def __init__(self):
+        if DEVICE != 'cuda':
+            return
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        self.before, self.free_before = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
 
-def peak_memory():
-    return torch.cuda.max_memory_allocated() if DEVICE == 'cuda' else 0
+    def taken_mib(self):
+        if DEVICE != 'cuda':
+            return 0, 0
+        taken = torch.cuda.max_memory_allocated() - self.before, self.free_before - torch.cuda.mem_get_info()[0]
+        return [taken_bytes / 2 ** 20 for taken_bytes in taken]
 
 
 def times(call, count):
