@@ -140,17 +140,19 @@ private:
     std::map<MatmulPlan::Key, MatmulPlan> plans_;
 };
 
-/// c = op(a) · op(b) + bias, or c += op(a) · op(b), for each matrix of a batch: op(a) is (rows, depth), op(b) (depth,
-/// columns), bias (columns) or null. All row-major; c of type T or accumulate_t<T>.
+/// c = op(a) · op(b) + bias + add, for each matrix of a batch: op(a) is (rows, depth), op(b) (depth, columns); bias
+/// (columns) and add, laid out as c and perhaps c itself, may be null. All row-major; c of type T or accumulate_t<T>.
 template <typename T, typename C = T>
 void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Operand<C>& c, const Operand<const T>& a,
-            const Operand<const T>& b, bool accumulate = false, const T* bias = nullptr, Index batch = 1) {
+            const Operand<const T>& b, const T* bias = nullptr, const std::type_identity_t<C>* add = nullptr,
+            Index batch = 1) {
     if (rows == 0 || columns == 0 || batch == 0) return;
     const auto lowest_bit = [](const void* data) {
         const auto address = reinterpret_cast<std::uintptr_t>(data) | 256;
         return static_cast<std::uint32_t>(address & (~address + 1));
     };
-    const std::uint32_t alignment = std::min({lowest_bit(a.data), lowest_bit(b.data), lowest_bit(c.data)});
+    const std::uint32_t alignment =
+        std::min({lowest_bit(a.data), lowest_bit(b.data), lowest_bit(c.data), lowest_bit(add)});
     const MathMode math = policy.math();
     const DeviceGuard guard(policy.device());
     MatmulPlan& plan =
@@ -161,11 +163,11 @@ void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Op
                            policy.blas(), math, rows, columns, depth, c, a, b, batch, bias != nullptr, alignment);
     if (bias != nullptr) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
     using Scale = std::conditional_t<std::is_same_v<T, double>, double, float>;
-    const Scale alpha = 1, beta = accumulate ? 1 : 0;
+    const Scale alpha = 1, beta = add != nullptr ? 1 : 0;
     VectorTensor<std::uint8_t, Cuda> workspace(policy, {static_cast<Index>(plan.workspace_bytes)});
     check(cublasLtMatmul(policy.blas(), plan.operation, &alpha, b.data, plan.b_layout, a.data, plan.a_layout, &beta,
-                         c.data, plan.c_layout, c.data, plan.c_layout, &plan.algorithm, workspace.data(),
-                         plan.workspace_bytes, policy.stream()),
+                         add != nullptr ? add : c.data, plan.c_layout, c.data, plan.c_layout, &plan.algorithm,
+                         workspace.data(), plan.workspace_bytes, policy.stream()),
           "cublasLtMatmul");
 }
 
