@@ -120,8 +120,8 @@ def cases(quick):
     if quick:
         return
     yield block('block', 2, n, dtypes=('fp32',), peers=(PACKAGE,))
-    yield linear(512)
-    yield linear(256)
+    yield linear(512, dtypes=('bf16',))
+    yield linear(256, dtypes=('bf16',))
     yield block('block_20_steps', 2, n, steps=20, peers=(TUNED,), dtypes=('bf16',))
     yield block('block_own_init', 2, n, wide_logits=True, comparable=False, dtypes=('bf16',))
     for length in (n, 1048576):

@@ -181,51 +181,61 @@ class Package(Peer):
 
 
 class Tuned(Peer):
+    built = None
+
     def make(self, case):
         import tuned_torch as tuned
 
-        self.call = self.inputs = self.parameters = self.d_out = None
+        self.inputs = self.d_out = None
         dtype = torch.bfloat16 if case['dtype'] == 'bf16' else torch.float32
         tensors = {name: torch.from_numpy(values).to(DEVICE, dtype) for name, values in read_safetensors(case['inputs']).items()}
-        program, width = case['program'], case['width']
-        x, self.d_out = tensors['x'].requires_grad_(), tensors.get('d_out', tensors['x'].detach())
-        self.inputs = [x]
-        steps = {'coordinate_descent': case['numbers'][:1], 'conditional_routed_transformer_block': case['numbers'][1:]}
-        select = tuned.Selection(case['descent'], *steps.get(program, [50]))
-        torch._dynamo.reset()
-        module = nn.Module()
-        if program in ('conditional_routed_transformer_block', 'light_attention', 'local_attention'):
-            attend = tuned.LocalAttention(case['length'], dtype, DEVICE)
-        if program == 'conditional_routed_transformer_block':
-            self.call = module = tuned.TunedBlock(width, attend, select)
-        elif program == 'light_attention':
-            self.call = module = tuned.LightAttention(width, attend)
-        elif program == 'local_attention':
-            self.call = attend
-        elif program == 'conditional_routed_feed_forward':
-            self.call = tuned.TunedFeedForward(width, select)
-            module = self.call.conditional_ff
-        elif program == 'conditional_routed_cross_attention':
-            self.call = module = tuned.TunedCrossAttention(width, select)
-            self.inputs.append(tensors['context'].requires_grad_())
-        elif program == 'linear':
-            module = nn.Linear(width, case['numbers'][0], bias=False)
-            self.call = module
-        elif program == 'top_k':
-            self.call = lambda x: x.topk(case['numbers'][0], dim=-1).indices
-        elif program == 'coordinate_descent':
-            chosen = case['numbers'][2]
+        # What is compiled does not know of the descent.
+        build = {field: case[field] for field in ('program', 'batch', 'length', 'width', 'dtype')}
+        if case['program'] != 'conditional_routed_transformer_block':
+            build['numbers'] = case['numbers']
+        if build != self.built:
+            self.built = self.call = self.module = None
+            torch._dynamo.reset()
+            self.select = tuned.Selection()
+            self.build(case, dtype)
+            self.module.to(DEVICE, dtype)
+            self.built = build
+        self.select.descent = case['descent']
+        where = {'conditional_routed_transformer_block': 1, 'coordinate_descent': 0}.get(case['program'])
+        self.select.steps = 50 if where is None else case['numbers'][where]
+        self.module.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in tensors.items()
+                                     if name.startswith('module.')})
+        self.inputs = [tensors[name].requires_grad_() for name in ('x', 'context') if name in tensors]
+        self.d_out = tensors.get('d_out', tensors['x'].detach())
+        used = lambda name: case['program'] != 'conditional_routed_cross_attention' or not name.startswith('q_router')
+        self.parameters = [parameter for name, parameter in self.module.named_parameters() if used(name)]
 
+    def build(self, case, dtype):
+        """Sets call, and the module that has its weights."""
+        import tuned_torch as tuned
+
+        program, length, width, numbers = (case[field] for field in ('program', 'length', 'width', 'numbers'))
+        self.module = nn.Module()
+        if program == 'conditional_routed_transformer_block':
+            self.call = self.module = tuned.TunedBlock(width, tuned.LocalAttention(length, dtype, DEVICE), self.select)
+        elif program == 'light_attention':
+            self.call = self.module = tuned.LightAttention(width, tuned.LocalAttention(length, dtype, DEVICE))
+        elif program == 'local_attention':
+            self.call = tuned.LocalAttention(length, dtype, DEVICE)
+        elif program == 'conditional_routed_feed_forward':
+            self.call = tuned.TunedFeedForward(width, self.select)
+            self.module = self.call.conditional_ff
+        elif program == 'conditional_routed_cross_attention':
+            self.call = self.module = tuned.TunedCrossAttention(width, self.select)
+        elif program == 'linear':
+            self.call = self.module = nn.Linear(width, numbers[0], bias=False)
+        elif program == 'top_k':
+            self.call = lambda x: x.topk(numbers[0], dim=-1).indices
+        elif program == 'coordinate_descent':
             def call(x):
-                scores = select.scores(x.flatten(0, 1)).view_as(x)
-                return scores.topk(chosen, dim=-1).values if chosen else scores
+                scores = self.select.scores(x.flatten(0, 1)).view_as(x)
+                return scores.topk(numbers[2], dim=-1).values if numbers[2] else scores
             self.call = call
-        module.to(DEVICE, dtype)
-        module.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in tensors.items()
-                                if name.startswith('module.')})
-        # What the call does not use has no gradient.
-        unused = 'q_router' if program == 'conditional_routed_cross_attention' else None
-        self.parameters = [parameter for name, parameter in module.named_parameters() if not unused or unused not in name]
 
 
 def serve(peer):

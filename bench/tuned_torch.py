@@ -13,6 +13,7 @@ fastest on an H200 stands here. Two ways to descend:
 Parameters have the names of the package's state_dict. All tokens are real: there is no mask.
 """
 import contextlib
+import math
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ class ThresholdDescent(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, steps):
         rows, length = logits.shape
-        log_k = torch.tensor(FETCHED, dtype=torch.float32).log().item()
+        log_k = math.log(FETCHED)
         if length <= LONGEST_ROW:
             thresholds = logits.new_empty(rows, steps + 1)
             saturated = logits.new_empty(rows, steps)
@@ -102,8 +103,8 @@ class ThresholdDescent(torch.autograd.Function):
 class Selection:
     """Chooses tokens by their logits; scores are 1 with the gradient of the descent's (straight-through)."""
 
-    def __init__(self, descent, steps):
-        self.descent, self.steps = descent, steps
+    def __init__(self):
+        self.descent, self.steps = 'package', 50
         self.k = {}  # the package's kernel reads one number a row
 
     def scores(self, logits):
@@ -112,7 +113,7 @@ class Selection:
             return ThresholdDescent.apply(logits, self.steps)
         rows = logits.shape[0]
         if rows not in self.k:
-            self.k[rows] = torch.full((rows,), FETCHED, device=logits.device)
+            self.k[rows] = logits.new_full((rows,), FETCHED)
         checkpoints = CHECKPOINTS[self.steps] if torch.is_grad_enabled() else 1
         return triton_coor_descent(logits, n_iters=self.steps, k=self.k[rows], eps=EPS, checkpoint_segments=checkpoints)
 
