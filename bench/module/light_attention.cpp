@@ -12,8 +12,10 @@ int main(int argc, char** argv) {
     const auto mask = bench::all_true_mask(policy, x.extent(0), x.extent(1));
     return bench::serve(policy, [&](bool backward, const bench::Keep& keep) {
         if (!backward) return keep(module(policy, x, mask.const_view()));
-        const auto pass = module.forward(policy, x, mask.const_view());
+        auto out = tensor_like(policy, x), d_x = tensor_like(policy, x);
+        const auto pass = module.forward(policy, out.view(), x, mask.const_view(), !policy.memory_plan().recompute);
         auto gradients = colt5::zeros_like_parameters(policy, module);
-        keep(module.backward(policy, pass, d_out, x, mask.const_view(), gradients));
+        module.backward(policy, pass, d_x.view(), d_out, x, mask.const_view(), gradients);
+        keep(d_x);
     });
 }

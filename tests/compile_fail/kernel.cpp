@@ -6,6 +6,7 @@
 struct Elsewhere {
     using Workspace = colt5::Cpu::Workspace;
     const std::shared_ptr<Workspace>& workspace() const { return workspace_; }
+    colt5::MemoryPlan memory_plan() const { return {.tokens_at_a_time = 1, .recompute = false}; }
     std::shared_ptr<Workspace> workspace_ = std::make_shared<Workspace>();
 };
 void upload(const Elsewhere&, void*, const void*, std::size_t);

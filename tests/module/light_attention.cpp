@@ -41,27 +41,62 @@ TokensTensor<double, Cpu> naive(const Cpu& policy, const LightAttention<double, 
 }  // namespace
 
 TEST_CASE("LightAttention: agrees with a loop over the window, and its gradients with finite differences") {
-    const Cpu policy(1);
-    for (const Index length : {1, 2, 5, 11})
-        for (const Index reach : {1, 2, 20}) {
-            CAPTURE(length);
-            CAPTURE(reach);
-            SeedSequence seeds(Seed{1});
-            LightAttention<double, Cpu> light(policy, seeds, dim, heads, dim_head, {reach});
-            fill_normal(policy, light.norm.weight, seeds.next());
-            fill_normal(policy, light.norm.bias, seeds.next());
-            auto x = normal<double>(policy, std::array<Index, 3>{2, length, dim}, 0);
-            const auto some = random_mask(policy, std::array<Index, 2>{2, length}, 1, 0.6);
-            for (const Mask mask : {Mask(), some.const_view()}) {
-                const auto pass = light.forward(policy, x, mask);
-                CHECK(same_bits(light(policy, x, mask), pass.out));
-                CHECK(relative_error(pass.out, naive(policy, light, x, mask)) <= 1e-12);
-                const auto d_out = normal<double>(policy, x.shape(), 2);
-                auto gradients = zeros_like_parameters(policy, light);
-                const auto d_x = light.backward(policy, pass, d_out, x, mask, gradients);
-                const auto loss = [&] { return inner(d_out, light(policy, x, mask)); };
-                CHECK(gradient_error(d_x, finite_differences(policy, x, loss)) <= gradient_tolerance);
-                check_parameter_gradients(policy, light, gradients, loss);
+    for (const MemoryPlan plan : {MemoryPlan{4096, true}, {4096, false}, {1, true}, {1, false}})
+        for (const Index length : {1, 2, 5, 11, 16})
+            for (const Index reach : {1, 2, 20}) {
+                if (plan.tokens_at_a_time == 1 && length <= 3 * reach) continue;  // one part
+                CAPTURE(plan.tokens_at_a_time);
+                CAPTURE(plan.recompute);
+                CAPTURE(length);
+                CAPTURE(reach);
+                const Cpu policy(1, plan);
+                SeedSequence seeds(Seed{1});
+                LightAttention<double, Cpu> light(policy, seeds, dim, heads, dim_head, {reach});
+                fill_normal(policy, light.norm.weight, seeds.next());
+                fill_normal(policy, light.norm.bias, seeds.next());
+                auto x = normal<double>(policy, std::array<Index, 3>{2, length, dim}, 0);
+                const auto some = random_mask(policy, std::array<Index, 2>{2, length}, 1, 0.6);
+                for (const Mask mask : {Mask(), some.const_view()}) {
+                    auto out = tensor_like(policy, x);
+                    const auto pass = light.forward(policy, out.view(), x, mask, !plan.recompute);
+                    CHECK(pass.parts.empty() == plan.recompute);
+                    CHECK(same_bits(light(policy, x, mask), out));
+                    CHECK(relative_error(out, naive(policy, light, x, mask)) <= 1e-12);
+                    const auto d_out = normal<double>(policy, x.shape(), 2);
+                    auto gradients = zeros_like_parameters(policy, light);
+                    auto d_x = tensor_like(policy, x);
+                    light.backward(policy, pass, d_x.view(), d_out, x, mask, gradients);
+                    const auto loss = [&] { return inner(d_out, light(policy, x, mask)); };
+                    CHECK(gradient_error(d_x, finite_differences(policy, x, loss)) <= gradient_tolerance);
+                    check_parameter_gradients(policy, light, gradients, loss);
+                }
             }
+}
+
+TEST_CASE("LightAttention: parts of a batch agree with the whole") {
+    const auto results = [](MemoryPlan plan, MaskedRows masked_rows) {
+        const Cpu policy(2, plan);
+        SeedSequence seeds(Seed{1});
+        const LightAttention<double, Cpu> light(policy, seeds, dim, heads, dim_head, {7, masked_rows});
+        const auto x = normal<double>(policy, std::array<Index, 3>{3, 200, dim}, 0);
+        const auto d_out = normal<double>(policy, x.shape(), 2);
+        auto mask = random_mask(policy, std::array<Index, 2>{3, 200}, 1, 0.6);
+        std::fill_n(&mask.view()(1, 60), 60, false);  // wider than the reach, over the edges of parts
+        auto out = tensor_like(policy, x), d_x = tensor_like(policy, x);
+        const auto pass = light.forward(policy, out.view(), x, mask.const_view(), !plan.recompute);
+        auto gradients = zeros_like_parameters(policy, light);
+        light.backward(policy, pass, d_x.view(), d_out, x, mask.const_view(), gradients);
+        TokensTensor<double, Cpu> d_weight(policy, {1, dim, 3 * heads * dim_head});
+        std::copy_n(gradients.to_qkv.weight.data(), d_weight.size(), d_weight.data());
+        return std::array{std::move(out), std::move(d_x), std::move(d_weight)};
+    };
+    for (const MaskedRows masked_rows : {MaskedRows::zero, MaskedRows::window_mean}) {
+        const auto whole = results({600, true}, masked_rows);
+        for (const MemoryPlan plan :
+             {MemoryPlan{400, true}, {200, false}, {100, true}, {64, false}, {42, true}, {1, true}}) {
+            CAPTURE(plan.tokens_at_a_time);
+            const auto parts = results(plan, masked_rows);
+            for (std::size_t i = 0; i < whole.size(); ++i) CHECK(relative_error(parts[i], whole[i]) <= 1e-13);
         }
+    }
 }

@@ -34,6 +34,46 @@ struct Case {
     Mask mask;
 };
 
+/// Part of the packed queries, keys and values: [first, first + count) of the third axis.
+template <typename QKV>
+auto columns(const Cpu& policy, const QKV& qkv, Index first, Index count) {
+    using T = typename QKV::value_type;
+    const auto [batch, length, three, heads, dim] = qkv.shape();
+    HostTensor<T, 5> out(policy, {batch, length, count, heads, dim});
+    const auto from = qkv.const_view();
+    const Index row = heads * dim;
+    for (Index i = 0; i < batch * length; ++i)
+        std::copy_n(from.data() + (i * 3 + first) * row, count * row, out.data() + i * count * row);
+    return out;
+}
+template <typename T>
+struct Split {
+    template <typename QKV>
+    Split(const Cpu& policy, const QKV& qkv)
+        : queries(columns(policy, qkv, 0, 1)),
+          q(queries.const_view().reshape(std::array{qkv.extent(0), qkv.extent(1), qkv.extent(3), qkv.extent(4)})),
+          kv(columns(policy, qkv, 1, 2)) {}
+    HostTensor<T, 5> queries;
+    View<const T, dynamic, dynamic, dynamic, dynamic> q;
+    HostTensor<T, 5> kv;
+};
+template <typename QKV>
+auto attend(const Cpu& policy, const LocalAttention& attention, const QKV& qkv, Mask mask) {
+    const Split<typename QKV::value_type> s(policy, qkv);
+    return local_attention(policy, attention, s.q, s.kv, mask);
+}
+template <typename QKV>
+auto forward(const Cpu& policy, const LocalAttention& attention, const QKV& qkv, Mask mask) {
+    const Split<typename QKV::value_type> s(policy, qkv);
+    return local_attention_forward(policy, attention, s.q, s.kv, mask);
+}
+template <typename T, typename D, typename QKV>
+auto vjp(const Cpu& policy, const LocalAttention& attention, const LocalAttentionPass<T, Cpu>& pass, const D& d_out,
+         const QKV& qkv, Mask mask) {
+    const Split<T> s(policy, qkv);
+    return local_attention_vjp(policy, attention, pass, d_out, s.q, s.kv, mask);
+}
+
 /// What one head of one sequence computes: scores of every pair, and the mean that window_mean gives to row i, summed
 /// slot by slot over the three windows, as the reference's padded tensors would.
 HostTensor<double, 4> naive(const Cpu& policy, const LocalAttention& attention, const Case<double>& c) {
@@ -104,10 +144,10 @@ TEST_CASE("local_attention: agrees with a loop over all pairs, in double and flo
                 const Case<double> c(policy, p.batch, p.length, p.heads, p.dim_head, masked);
                 const Case<float> f(policy, p.batch, p.length, p.heads, p.dim_head, masked);
                 const auto expected = naive(policy, attention, c);
-                const auto pass = local_attention_forward(policy, attention, c.qkv, c.mask);
+                const auto pass = forward(policy, attention, c.qkv, c.mask);
                 CHECK(relative_error(pass.out, expected) <= 1e-13);
-                CHECK(same_bits(local_attention(policy, attention, c.qkv, c.mask), pass.out));
-                CHECK(relative_error(local_attention(policy, attention, f.qkv, f.mask), expected) <= 2e-6);
+                CHECK(same_bits(attend(policy, attention, c.qkv, c.mask), pass.out));
+                CHECK(relative_error(attend(policy, attention, f.qkv, f.mask), expected) <= 2e-6);
             }
 }
 
@@ -118,15 +158,14 @@ TEST_CASE("local_attention: every reach from 1 to 100") {
         for (const MaskedRows masked_rows : modes) {
             CAPTURE(reach);
             const LocalAttention attention{reach, masked_rows};
-            CHECK(relative_error(local_attention(policy, attention, c.qkv, c.mask), naive(policy, attention, c)) <=
-                  1e-13);
+            CHECK(relative_error(attend(policy, attention, c.qkv, c.mask), naive(policy, attention, c)) <= 1e-13);
         }
 }
 
 TEST_CASE("local_attention: the log-sum-exp of each row, -infinity where no key is visible") {
     const Cpu policy(1);
     const Case<double> c(policy, 1, 70, 1, 2, true);
-    const auto pass = local_attention_forward(policy, LocalAttention{2}, c.qkv, c.mask);
+    const auto pass = forward(policy, LocalAttention{2}, c.qkv, c.mask);
     int without_key = 0;
     for (Index i = 0; i < 70; ++i) {
         double sum = 0;
@@ -156,18 +195,17 @@ TEST_CASE("local_attention: the gradient is that of finite differences") {
                 if (masked && p.batch == 0) continue;
                 const LocalAttention attention{p.reach, masked_rows};
                 Case<double> c(policy, p.batch, p.length, p.heads, p.dim_head, masked);
-                const auto pass = local_attention_forward(policy, attention, c.qkv, c.mask);
-                const auto d_qkv = local_attention_vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
-                const auto loss = [&] { return inner(c.d_out, local_attention(policy, attention, c.qkv, c.mask)); };
+                const auto pass = forward(policy, attention, c.qkv, c.mask);
+                const auto d_qkv = vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
+                const auto loss = [&] { return inner(c.d_out, attend(policy, attention, c.qkv, c.mask)); };
                 if (c.qkv.size() < 300)
                     CHECK(relative_error(d_qkv, finite_differences(policy, c.qkv, loss)) <= 1e-7);
                 else
                     CHECK(directional_error(policy, c.qkv, d_qkv, loss) <= 1e-7);
 
                 const Case<float> f(policy, p.batch, p.length, p.heads, p.dim_head, masked);
-                const auto pass_f = local_attention_forward(policy, attention, f.qkv, f.mask);
-                CHECK(relative_error(local_attention_vjp(policy, attention, pass_f, f.d_out, f.qkv, f.mask), d_qkv) <=
-                      4e-6);
+                const auto pass_f = forward(policy, attention, f.qkv, f.mask);
+                CHECK(relative_error(vjp(policy, attention, pass_f, f.d_out, f.qkv, f.mask), d_qkv) <= 4e-6);
             }
 }
 
@@ -181,9 +219,9 @@ TEST_CASE("local_attention: the gradient over several segments of both colours")
             Case<double> c(policy, 1, length, 1, 2, true);
             // Padding across the border of two segments: window_mean reaches further back than attention does.
             for (Index i = 950; i < std::min(length, Index{1100}); ++i) c.mask_tensor.view()(0, i) = false;
-            const auto pass = local_attention_forward(policy, attention, c.qkv, c.mask);
-            const auto d_qkv = local_attention_vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
-            const auto loss = [&] { return inner(c.d_out, local_attention(policy, attention, c.qkv, c.mask)); };
+            const auto pass = forward(policy, attention, c.qkv, c.mask);
+            const auto d_qkv = vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
+            const auto loss = [&] { return inner(c.d_out, attend(policy, attention, c.qkv, c.mask)); };
             CHECK(directional_error(policy, c.qkv, d_qkv, loss) <= 1e-7);
         }
 }
@@ -194,8 +232,8 @@ TEST_CASE("local_attention: rows that see no key are zeros without a gradient") 
         Case<double> c(policy, 2, 150, 2, 3, true);
         std::fill_n(c.mask_tensor.data(), 150, false);  // the first sequence is padding only
         const LocalAttention attention{reach};
-        const auto pass = local_attention_forward(policy, attention, c.qkv, c.mask);
-        const auto d_qkv = local_attention_vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
+        const auto pass = forward(policy, attention, c.qkv, c.mask);
+        const auto d_qkv = vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
         for (const double y : to_host(policy, sequence(pass.out, 0))) CHECK(y == 0);
         for (const double d : to_host(policy, sequence(d_qkv, 0))) CHECK(d == 0);
         for (Index j = 0; j < 150; ++j) {
@@ -219,14 +257,14 @@ TEST_CASE_TEMPLATE("local_attention: what padding holds changes no bit of a real
                         if (!c.mask(b, i)) std::fill_n(c.d_out.view()[b][i].data(), 10, T(0));
             };
             d_padding_is_zero();
-            const auto pass = local_attention_forward(policy, attention, c.qkv, c.mask);
-            const auto d_qkv = local_attention_vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
+            const auto pass = forward(policy, attention, c.qkv, c.mask);
+            const auto d_qkv = vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
             const auto noise = normal<T>(policy, c.qkv.shape(), 99, 1e4);
             for (Index b = 0; b < 2; ++b)
                 for (Index i = 0; i < 333; ++i)
                     if (!c.mask(b, i)) std::copy_n(noise.view()[b][i].data(), 30, c.qkv.view()[b][i].data());
-            const auto noisy = local_attention_forward(policy, attention, c.qkv, c.mask);
-            const auto noisy_d = local_attention_vjp(policy, attention, noisy, c.d_out, c.qkv, c.mask);
+            const auto noisy = forward(policy, attention, c.qkv, c.mask);
+            const auto noisy_d = vjp(policy, attention, noisy, c.d_out, c.qkv, c.mask);
             for (Index b = 0; b < 2; ++b)
                 for (Index i = 0; i < 333; ++i) {
                     if (!c.mask(b, i)) continue;
@@ -239,8 +277,8 @@ TEST_CASE_TEMPLATE("local_attention: what padding holds changes no bit of a real
 TEST_CASE("local_attention: large logits do not overflow") {
     const Cpu policy(1);
     auto qkv = normal<float>(policy, std::array<Index, 5>{1, 300, 3, 1, 4}, 0, 300);  // logits of some 1e5
-    const auto pass = local_attention_forward(policy, LocalAttention{200}, qkv, {});
-    const auto d_qkv = local_attention_vjp(policy, LocalAttention{200}, pass, pass.out, qkv, {});
+    const auto pass = forward(policy, LocalAttention{200}, qkv, {});
+    const auto d_qkv = vjp(policy, LocalAttention{200}, pass, pass.out, qkv, {});
     CHECK(std::isfinite(inner(pass.out, pass.out)));
     CHECK(std::isfinite(inner(d_qkv, d_qkv)));
     CHECK(std::isfinite(inner(pass.log_sum_exp, pass.log_sum_exp)));
@@ -252,41 +290,111 @@ TEST_CASE("local_attention: the same bits with 1 and 2 threads, run to run, and 
         for (const MaskedRows masked_rows : modes) {
             const LocalAttention attention{reach, masked_rows};
             const Case<float> c(one, 2, length, 3, 5, true);
-            const auto pass = local_attention_forward(one, attention, c.qkv, c.mask);
-            const auto d_qkv = local_attention_vjp(one, attention, pass, c.d_out, c.qkv, c.mask);
+            const auto pass = forward(one, attention, c.qkv, c.mask);
+            const auto d_qkv = vjp(one, attention, pass, c.d_out, c.qkv, c.mask);
             for (int run = 0; run < 2; ++run) {
-                const auto pass2 = local_attention_forward(two, attention, c.qkv, c.mask);
+                const auto pass2 = forward(two, attention, c.qkv, c.mask);
                 CHECK(same_bits(pass2.out, pass.out));
                 CHECK(same_bits(pass2.log_sum_exp, pass.log_sum_exp));
-                CHECK(same_bits(local_attention_vjp(two, attention, pass2, c.d_out, c.qkv, c.mask), d_qkv));
+                CHECK(same_bits(vjp(two, attention, pass2, c.d_out, c.qkv, c.mask), d_qkv));
             }
             for (Index b = 0; b < 2; ++b) {
                 const auto qkv = sequence(c.qkv, b);
                 const auto mask = sequence(c.mask, b);
-                const auto alone = local_attention_forward(two, attention, qkv, mask);
+                const auto alone = forward(two, attention, qkv, mask);
                 CHECK(same_bits(alone.out, sequence(pass.out, b)));
-                CHECK(same_bits(local_attention_vjp(two, attention, alone, sequence(c.d_out, b), qkv, mask),
-                                sequence(d_qkv, b)));
+                CHECK(same_bits(vjp(two, attention, alone, sequence(c.d_out, b), qkv, mask), sequence(d_qkv, b)));
             }
         }
 }
 
+/// Tokens [first, first + count) of a batch of one.
+template <Viewable V>
+auto tokens(const V& tensor, Index first, Index count) {
+    auto shape = tensor.shape();
+    const Index stride = tensor.const_view().size() / shape[1];
+    shape[1] = count;
+    return decltype(tensor.const_view())(tensor.const_view().data() + first * stride, shape);
+}
+
+TEST_CASE("local_attention: a sequence in parts") {
+    const Cpu policy(2);
+    for (const auto& [length, reach, part] : {std::array<Index, 3>{1, 1, 1},
+                                              {7, 2, 4},
+                                              {40, 3, 7},
+                                              {40, 9, 1},
+                                              {100, 20, 41},
+                                              {333, 16, 32},
+                                              {333, 64, 128},
+                                              {300, 500, 128},
+                                              {2500, 64, 1280},
+                                              {2500, 300, 640}})
+        for (const bool masked : {false, true})
+            for (const MaskedRows masked_rows : modes) {
+                CAPTURE(length);
+                CAPTURE(reach);
+                CAPTURE(part);
+                CAPTURE(masked);
+                CAPTURE(static_cast<int>(masked_rows));
+                const LocalAttention attention{reach, masked_rows};
+                const Case<double> c(policy, 1, length, 2, 3, masked);
+                const Split<double> s(policy, c.qkv);
+                const auto whole = local_attention_forward(policy, attention, s.q, s.kv, c.mask);
+                const auto d_whole = local_attention_vjp(policy, attention, whole, c.d_out, s.q, s.kv, c.mask);
+                auto out = tensor_like(policy, whole.out);
+                auto d_qkv = filled<double>(policy, c.qkv.shape(), NAN);  // what is not assigned stays NaN
+                for (Index first = 0; first < length; first += part) {
+                    const Index count = std::min(part, length - first);
+                    const auto q = tokens(s.q, first, count), d_out = tokens(c.d_out, first, count);
+                    const auto pass = local_attention_forward(policy, attention, q, s.kv, c.mask, first);
+                    CHECK(same_bits(local_attention(policy, attention, q, s.kv, c.mask, first), pass.out));
+                    std::copy_n(pass.out.data(), pass.out.size(), &out.view()(0, first, 0, 0));
+                    const Index begin = attention.window_begin(first);
+                    auto shape = c.qkv.shape();
+                    shape[1] = attention.window(first, count, length);
+                    const View<double, dynamic, dynamic, dynamic, dynamic, dynamic> window(
+                        &d_qkv.view()(0, begin, 0, 0, 0), shape);
+                    local_attention_vjp(policy, window, attention, pass, d_out, q, s.kv, c.mask, first);
+                }
+                if (part % 32 == 0)
+                    CHECK(same_bits(out, whole.out));
+                else
+                    CHECK(relative_error(out, whole.out) <= 1e-13);
+                CHECK(relative_error(d_qkv, d_whole) <= 1e-13);
+            }
+}
+
 TEST_CASE("local_attention: errors name the argument and both shapes") {
     const Cpu policy(1);
-    const Case<float> c(policy, 2, 5, 2, 4, false);
+    const Case<float> c(policy, 2, 5, 2, 4, false), longer(policy, 2, 6, 2, 4, false);
+    const Split<float> s(policy, c.qkv), longer_s(policy, longer.qkv);
+    const LocalAttention attention{3};
     const auto mask = random_mask(policy, std::array<Index, 2>{2, 4}, 0);
-    const auto two_parts = normal<float>(policy, std::array<Index, 5>{2, 5, 2, 2, 4}, 0);
     const auto wide = normal<float>(policy, std::array<Index, 4>{2, 5, 2, 5}, 0);
-    CHECK_THROWS_WITH_AS(local_attention(policy, LocalAttention{0}, c.qkv, {}), "colt5: `reach` must be >= 1, but is 0",
-                         ValueError);
-    CHECK_THROWS_WITH_AS(local_attention(policy, LocalAttention{3}, two_parts, {}),
-                         "colt5: `qkv` must have shape (any, any, 3, any, any), but has (2, 5, 2, 2, 4)", ShapeError);
-    CHECK_THROWS_WITH_AS(local_attention_forward(policy, LocalAttention{3}, c.qkv, Mask(mask)),
+    CHECK_THROWS_WITH_AS(local_attention(policy, LocalAttention{0}, s.q, s.kv, {}),
+                         "colt5: `reach` must be >= 1, but is 0", ValueError);
+    CHECK_THROWS_WITH_AS(local_attention(policy, attention, s.q, c.qkv, {}),
+                         "colt5: `kv` must have shape (any, any, 2, any, any), but has (2, 5, 3, 2, 4)", ShapeError);
+    CHECK_THROWS_WITH_AS(local_attention(policy, attention, wide, s.kv, {}),
+                         "colt5: `q` must have shape (2, 5, 2, 4), but has (2, 5, 2, 5)", ShapeError);
+    CHECK_THROWS_WITH_AS(local_attention_forward(policy, attention, s.q, s.kv, Mask(mask)),
                          "colt5: `mask` must have shape (2, 5), but has (2, 4)", ShapeError);
-    const auto pass = local_attention_forward(policy, LocalAttention{3}, c.qkv, {});
-    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, LocalAttention{3}, pass, wide, c.qkv, {}),
+    const auto pass = local_attention_forward(policy, attention, s.q, s.kv, {});
+    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, attention, pass, wide, s.q, s.kv, {}),
                          "colt5: `d_out` must have shape (2, 5, 2, 4), but has (2, 5, 2, 5)", ShapeError);
-    const Case<float> longer(policy, 2, 6, 2, 4, false);
-    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, LocalAttention{3}, pass, c.d_out, longer.qkv, {}),
-                         "colt5: `qkv` must have shape (2, 5, 3, 2, 4), but has (2, 6, 3, 2, 4)", ShapeError);
+    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, attention, pass, longer.d_out, longer_s.q, longer_s.kv, {}),
+                         "colt5: `pass` must have shape (2, 6, 2, 4), but has (2, 5, 2, 4)", ShapeError);
+    // Parts, of one sequence only.
+    CHECK_THROWS_WITH_AS(local_attention(policy, attention, tokens(sequence(s.q, 0), 0, 2), s.kv, {}),
+                         "colt5: `q` must have shape (2, 5, 2, 4), but has (1, 2, 2, 4)", ShapeError);
+    const auto q = tokens(sequence(s.q, 0), 0, 3);
+    const auto kv = sequence(s.kv, 0);
+    CHECK_THROWS_WITH_AS(local_attention(policy, attention, q, kv, {}, 3),
+                         "colt5: `q` must have shape (1, 2, 2, 4), but has (1, 3, 2, 4)", ShapeError);
+    CHECK_THROWS_WITH_AS(local_attention(policy, attention, q, kv, {}, 6),
+                         "colt5: `first` must be a token of kv, but is 6", ValueError);
+    const auto part = local_attention_forward(policy, LocalAttention{1}, q, kv, {}, 2);
+    auto d_qkv = tensor_like(policy, c.qkv);
+    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, d_qkv.view(), LocalAttention{1}, part, q, q, kv, {}, 2),
+                         "colt5: `d_qkv` must have shape (1, 4, 3, 2, 4), but has (2, 5, 3, 2, 4)", ShapeError);
 }

@@ -14,10 +14,20 @@
 
 namespace colt5 {
 
+/// How modules trade memory for time.
+struct MemoryPlan {
+    /// The light branches take about so many tokens through all of their layers before the next ones, so that what lies
+    /// between two layers is small and stays in caches.
+    Index tokens_at_a_time;
+    /// The light branches keep little from forward to backward, which computes the rest again: a tenth more work.
+    bool recompute;
+};
+
 /// Where tensors live and which kernels run. A policy is a cheap handle: copies share one workspace.
 ///
 ///     typename P::Workspace                         what allocates (see workspace.hpp)
 ///     policy.workspace()                            std::shared_ptr<Workspace>
+///     policy.memory_plan()                          how modules trade memory for time
 ///     upload(policy, device, host, bytes)           copies from the host to where the policy's tensors live, and waits
 ///     download(policy, host, device, bytes)         and back
 ///
@@ -26,6 +36,7 @@ template <typename P>
 concept Policy = std::copyable<P> && requires(const P& policy, void* to, const void* from) {
     typename P::Workspace;
     policy.workspace()->allocate(std::size_t{});
+    policy.memory_plan().tokens_at_a_time;
     upload(policy, to, from, std::size_t{});
     download(policy, to, from, std::size_t{});
 };
@@ -45,17 +56,21 @@ public:
     using Workspace = colt5::Workspace<HostMemory>;
 
     /// threads: 0 takes one per hardware thread. Throws ValueError when negative.
-    explicit Cpu(int threads = 0)
+    explicit Cpu(int threads = 0, MemoryPlan plan = {.tokens_at_a_time = 4096, .recompute = true})
         : threads_(threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
+          plan_(plan),
           workspace_(std::make_shared<Workspace>()) {
         expect_value(threads >= 0, "threads", ">= 0", threads);
+        expect_value(plan.tokens_at_a_time >= 1, "tokens_at_a_time", ">= 1", plan.tokens_at_a_time);
     }
 
     int threads() const { return threads_; }
+    const MemoryPlan& memory_plan() const { return plan_; }
     const std::shared_ptr<Workspace>& workspace() const { return workspace_; }
 
 private:
     int threads_;
+    MemoryPlan plan_;
     std::shared_ptr<Workspace> workspace_;
 };
 

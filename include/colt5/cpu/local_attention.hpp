@@ -17,22 +17,20 @@ namespace colt5 {
 
 namespace cpu {
 
-/// One head of one sequence: the rows of token i start at q + i · stride and so on.
+/// The keys and values of one head of one sequence: those of token j start at k + j · stride and v + j · stride.
 template <typename T>
 struct LocalHead {
-    LocalHead(View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> qkv, Mask key_mask, Index b, Index h,
+    LocalHead(View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask key_mask, Index b, Index h,
               Index reach_)
-        : length(qkv.extent(1)),
-          dim(qkv.extent(4)),
-          stride(3 * qkv.extent(3) * dim),
-          offset(b * length * stride + h * dim),
+        : length(kv.extent(1)),
+          dim(kv.extent(4)),
+          stride(2 * kv.extent(3) * dim),
           reach(std::min(reach_, length)),
-          q(qkv.data() + offset),
-          k(q + qkv.extent(3) * dim),
-          v(k + qkv.extent(3) * dim),
+          k(kv.data() + b * length * stride + h * dim),
+          v(k + kv.extent(3) * dim),
           mask(key_mask ? key_mask[b].data() : nullptr) {}
-    Index length, dim, stride, offset, reach;
-    const T *q, *k, *v;
+    Index length, dim, stride, reach;
+    const T *k, *v;
     const bool* mask;  // (length) or null
 };
 
@@ -85,19 +83,22 @@ private:
 template <typename T>
 class LocalQueries {
 public:
-    LocalQueries(const LocalHead<T>& head, const LocalWindow<T>& window, Index first_query)
+    /// q points to the row of token `first_query`; rows of queries, outputs and their gradient are `stride` apart.
+    LocalQueries(const LocalHead<T>& head, const LocalWindow<T>& window, Index first_query, Index limit, const T* q,
+                 Index stride)
         : first(first_query),
-          count(std::min(Tile::queries, head.length - first_query)),
+          count(std::min(Tile::queries, limit - first_query)),
           begin(std::max(Index{0}, first - head.reach) / block_rows * block_rows),
           end(std::min(head.length, first + count + head.reach)),
           head_(head),
           window_(window),
+          q_(q),
+          stride_(stride),
           scale_(T(1) / std::sqrt(static_cast<T>(head.dim))) {}
 
-    /// out rows (stride out_stride) are assigned, and log_sum_exp unless it is null.
-    void forward(T* out, Index out_stride, T* log_sum_exp) const {
-        const T* const q =
-            transposed<struct Queries>(rows<struct QueryRows>(head_.q + first * head_.stride, head_.stride, scale_));
+    /// out and log_sum_exp are assigned.
+    void forward(T* out, T* log_sum_exp) const {
+        const T* const q = transposed<struct Queries>(rows<struct QueryRows>(q_, scale_));
         T* const p = thread_scratch<T, struct Scores>(Tile::keys * Tile::queries);
         T* const sums = thread_scratch<T, struct Sums>(Tile::queries * window_.stride);
         std::array<Batch<T>, Tile::batches> largest, total;
@@ -136,19 +137,19 @@ public:
                 const Index row = c * lanes<T> + i;
                 const Batch<T> f(factor[static_cast<std::size_t>(i)]);
                 for_each_batch<T>(head_.dim, [&](Index e, Index w) {
-                    store(out + row * out_stride + e, load(sums + row * window_.stride + e) * f, w);
+                    store(out + row * stride_ + e, load(sums + row * window_.stride + e) * f, w);
                 });
             }
-            if (log_sum_exp)
-                store(log_sum_exp + c * lanes<T>, largest[static_cast<std::size_t>(c)] + cpu::log(sum), width);
+            store(log_sum_exp + c * lanes<T>, largest[static_cast<std::size_t>(c)] + cpu::log(sum), width);
         }
     }
 
-    /// d_q rows (stride head.stride) are assigned; d_k and d_v, which have the layout of the window, are added to.
-    void backward(T* d_q, T* d_k, T* d_v, const T* out, const T* d_out, Index out_stride, const T* log_sum_exp) const {
+    /// d_q, whose rows are d_q_stride apart, is assigned; d_k and d_v, which have the layout of the window, are added
+    /// to.
+    void backward(T* d_q, Index d_q_stride, T* d_k, T* d_v, const T* out, const T* d_out, const T* log_sum_exp) const {
         const Index stride = window_.stride;
-        const T* const q_rows = rows<struct QueryRows>(head_.q + first * head_.stride, head_.stride, scale_);
-        const T* const d_o_rows = rows<struct OutGradientRows>(d_out, out_stride, T(1));
+        const T* const q_rows = rows<struct QueryRows>(q_, scale_);
+        const T* const d_o_rows = rows<struct OutGradientRows>(d_out, T(1));
         const T* const q = transposed<struct Queries>(q_rows);
         const T* const d_o = transposed<struct OutGradients>(d_o_rows);
         T* const p = thread_scratch<T, struct Scores>(Tile::keys * Tile::queries);
@@ -160,7 +161,7 @@ public:
         out_dot.fill(T(0));
         for (Index i = 0; i < count; ++i) {
             if (log_sum_exp[i] != -infinity) shift[static_cast<std::size_t>(i)] = log_sum_exp[i];
-            out_dot[static_cast<std::size_t>(i)] = dot(out + i * out_stride, d_out + i * out_stride, head_.dim);
+            out_dot[static_cast<std::size_t>(i)] = dot(out + i * stride_, d_out + i * stride_, head_.dim);
         }
         for (Index key = begin; key < end; key += Tile::keys) {
             const Index until = std::min(end, key + Tile::keys);
@@ -182,7 +183,7 @@ public:
         }
         for (Index i = 0; i < count; ++i)
             for_each_batch<T>(head_.dim, [&](Index e, Index width) {
-                store(d_q + i * head_.stride + e, load(sums + i * stride + e) * Batch<T>(scale_), width);
+                store(d_q + i * d_q_stride + e, load(sums + i * stride + e) * Batch<T>(scale_), width);
             });
     }
 
@@ -201,11 +202,11 @@ private:
 
     /// factor · rows (32, window.stride), with zeros for what is not there
     template <typename Use>
-    const T* rows(const T* from, Index stride, T factor) const {
+    const T* rows(const T* from, T factor) const {
         T* const to = thread_scratch<T, Use>(Tile::queries * window_.stride);
         for (Index i = 0; i < count; ++i)
             for_each_batch<T>(head_.dim, [&](Index e, Index width) {
-                store(to + i * window_.stride + e, load(from + i * stride + e, width) * Batch<T>(factor));
+                store(to + i * window_.stride + e, load(from + i * stride_ + e, width) * Batch<T>(factor));
             });
         std::fill(to + count * window_.stride, to + Tile::queries * window_.stride, T(0));
         return to;
@@ -302,6 +303,8 @@ private:
 
     const LocalHead<T>& head_;
     const LocalWindow<T>& window_;
+    const T* q_;
+    Index stride_;
     T scale_;
 };
 
@@ -314,11 +317,11 @@ void copy_row(bool add, const T* row, Index dim, T* to) {
     });
 }
 
-/// Tokens that one task goes along with the window at hand. Depends on length and reach alone. Windows of two segments
-/// that are not neighbours do not meet.
+/// Queries that one task goes along with their window at hand. Does not depend on the number of threads. Windows of two
+/// segments that are not neighbours do not meet.
 template <typename T>
-Index local_segment(Index length, Index reach) {
-    return LocalTile<T>::round_up(std::max(Index{512}, 2 * std::min(reach, length)), LocalTile<T>::queries);
+Index local_segment(Index reach, Index queries) {
+    return LocalTile<T>::round_up(std::max(Index{512}, 2 * std::min(reach, queries)), LocalTile<T>::queries);
 }
 
 /// The tokens [begin, end) of the three windows around token i; `out_of_grid` counts the slots of whole windows beyond
@@ -344,40 +347,43 @@ void window_mean(const LocalHead<T>& head, Index window, Index i, T* out) {
     for (Index e = 0; e < head.dim; ++e) out[e] /= static_cast<T>(3 * window);
 }
 
-/// What such tokens add to the gradient of value j. Windows are neighbours of each other in both directions: the tokens
-/// whose mean counts j are those of the windows around j.
+/// What such tokens of [first, last) add to the gradient of value j; row i of d_out and entry i of log_sum_exp are
+/// those of token first + i. Windows are neighbours of each other in both directions: the tokens whose mean counts j
+/// are those of the windows around j.
 template <typename T>
-void add_window_mean_gradient(const LocalHead<T>& head, Index window, Index j, const T* d_out, Index out_stride,
-                              const T* log_sum_exp, T* d_v) {
+void add_window_mean_gradient(const LocalHead<T>& head, Index window, Index j, Index first, Index last, const T* d_out,
+                              Index stride, const T* log_sum_exp, T* d_v) {
     const WindowSlots slots(j, window, head.length);
-    for (Index i = slots.begin; i < slots.end; ++i)
+    for (Index i = std::max(first, slots.begin) - first; i < std::min(last, slots.end) - first; ++i)
         if (log_sum_exp[i] == -std::numeric_limits<T>::infinity())
-            for (Index e = 0; e < head.dim; ++e) d_v[e] += d_out[i * out_stride + e] / static_cast<T>(3 * window);
+            for (Index e = 0; e < head.dim; ++e) d_v[e] += d_out[i * stride + e] / static_cast<T>(3 * window);
 }
 
 }  // namespace cpu
 
 template <typename T>
 void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
-                            TokensView<T> log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> qkv,
-                            Mask mask, const LocalAttention& attention) {
-    const Index batch = qkv.extent(0), length = qkv.extent(1), heads = qkv.extent(3), dim = qkv.extent(4);
+                            TokensView<T> log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                            View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
+                            const LocalAttention& attention) {
+    const Index batch = q.extent(0), queries = q.extent(1), heads = q.extent(2), row = heads * q.extent(3);
     constexpr Index tile = cpu::LocalTile<T>::queries;
-    const Index segment = cpu::local_segment<T>(length, attention.reach), segments = cpu::divide_up(length, segment);
+    const Index segment = cpu::local_segment<T>(attention.reach, queries), limit = first + queries;
+    const Index segments = cpu::divide_up(queries, segment);
     parallel_for(policy, batch * segments * heads, [&](Index task) {
         const Index b = task / (segments * heads), h = task % heads;
-        const Index begin = task / heads % segments * segment, end = std::min(length, begin + segment);
-        const cpu::LocalHead<T> head(qkv, mask, b, h, attention.reach);
+        const Index begin = first + task / heads % segments * segment, end = std::min(limit, begin + segment);
+        const cpu::LocalHead<T> head(kv, mask, b, h, attention.reach);
         const cpu::LocalWindow<T> window(head, begin, end);
-        for (Index first = begin; first < end; first += tile) {
+        for (Index i = begin; i < end; i += tile) {
             T kept[tile];
-            T* const log_sum = log_sum_exp ? &log_sum_exp(b, h, first) : kept;
-            const cpu::LocalQueries<T> queries(head, window, first);
-            queries.forward(&out(b, first, h, 0), heads * dim, log_sum);
+            T* const log_sum = log_sum_exp ? &log_sum_exp(b, h, i - first) : kept;
+            const cpu::LocalQueries<T> rows(head, window, i, end, &q(b, i - first, h, 0), row);
+            rows.forward(&out(b, i - first, h, 0), log_sum);
             if (attention.masked_rows == MaskedRows::zero) continue;
-            for (Index i = 0; i < queries.count; ++i)
-                if (log_sum[i] == -std::numeric_limits<T>::infinity())
-                    cpu::window_mean(head, attention.reach, first + i, &out(b, first + i, h, 0));
+            for (Index r = 0; r < rows.count; ++r)
+                if (log_sum[r] == -std::numeric_limits<T>::infinity())
+                    cpu::window_mean(head, attention.reach, i + r, &out(b, i + r - first, h, 0));
         }
     });
 }
@@ -386,45 +392,58 @@ template <typename T>
 void local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> out, TokensView<const T> log_sum_exp,
-                                View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> qkv, Mask mask,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
                                 const LocalAttention& attention) {
-    const Index batch = qkv.extent(0), length = qkv.extent(1), heads = qkv.extent(3), dim = qkv.extent(4);
+    const Index batch = q.extent(0), queries = q.extent(1), heads = q.extent(2), dim = q.extent(3);
     constexpr Index tile = cpu::LocalTile<T>::queries;
+    const Index segment = cpu::local_segment<T>(attention.reach, queries), limit = first + queries;
+    const Index segments = cpu::divide_up(queries, segment);
+    // Row j of d_qkv is that of token origin + j.
+    const Index origin = attention.window_begin(first);
+    const Index row = heads * dim, d_row = 3 * row;
+    const auto d_token = [&](Index b, Index j, Index h) { return &d_qkv(b, j - origin, 0, h, 0); };
+    const auto earlier_part_reached = [&](Index j) { return first > 0 && j < first + attention.halo(); };
     // Each segment marches along its queries and sums the gradients of the keys and values around them. Those of one
     // colour are far enough apart not to meet, so that no sum depends on the order of threads: the first colour
     // assigns, the second adds where it meets the first.
-    const Index segment = cpu::local_segment<T>(length, attention.reach), segments = cpu::divide_up(length, segment);
     for (Index colour = 0; colour < 2; ++colour) {
         const Index of_colour = (segments + 1 - colour) / 2;
         parallel_for(policy, batch * of_colour * heads, [&](Index task) {
             const Index b = task / (of_colour * heads), h = task % heads;
-            const Index begin = (2 * (task / heads % of_colour) + colour) * segment;
-            const Index end = std::min(length, begin + segment);
-            const cpu::LocalHead<T> head(qkv, mask, b, h, attention.reach);
+            const Index begin = first + (2 * (task / heads % of_colour) + colour) * segment;
+            const Index end = std::min(limit, begin + segment);
+            const cpu::LocalHead<T> head(kv, mask, b, h, attention.reach);
             const cpu::LocalWindow<T> window(head, begin, end);
             T* const d_k = cpu::thread_scratch<T, struct KeyGradients>(window.rows * window.stride);
             T* const d_v = cpu::thread_scratch<T, struct ValueGradients>(window.rows * window.stride);
             std::fill_n(d_k, window.rows * window.stride, T(0));
             std::fill_n(d_v, window.rows * window.stride, T(0));
-            T* const to = d_qkv.data() + head.offset;
-            for (Index first = begin; first < end; first += tile)
-                cpu::LocalQueries<T>(head, window, first)
-                    .backward(to + first * head.stride, d_k, d_v, &out(b, first, h, 0), &d_out(b, first, h, 0),
-                              heads * dim, &log_sum_exp(b, h, first));
+            for (Index i = begin; i < end; i += tile)
+                cpu::LocalQueries<T>(head, window, i, end, &q(b, i - first, h, 0), row)
+                    .backward(d_token(b, i, h), d_row, d_k, d_v, &out(b, i - first, h, 0), &d_out(b, i - first, h, 0),
+                              &log_sum_exp(b, h, i - first));
             for (Index j = std::max(Index{0}, begin - head.reach); j < window.last; ++j) {
-                const bool add = colour == 1 && (j < begin + head.reach || (end < length && j >= end - head.reach));
-                T* const row = to + j * head.stride;
-                cpu::copy_row(add, d_k + (j - window.first) * window.stride, dim, row + heads * dim);
-                cpu::copy_row(add, d_v + (j - window.first) * window.stride, dim, row + 2 * heads * dim);
+                const bool met = colour == 1 && (j < begin + head.reach || (end < limit && j >= end - head.reach));
+                const bool add = met || earlier_part_reached(j);
+                cpu::copy_row(add, d_k + (j - window.first) * window.stride, dim, d_token(b, j, h) + row);
+                cpu::copy_row(add, d_v + (j - window.first) * window.stride, dim, d_token(b, j, h) + 2 * row);
             }
         });
     }
-    if (attention.masked_rows == MaskedRows::zero || !mask) return;
-    parallel_for(policy, batch * length * heads, [&](Index task) {
-        const Index b = task / (length * heads), j = task / heads % length, h = task % heads;
-        const cpu::LocalHead<T> head(qkv, mask, b, h, attention.reach);
-        cpu::add_window_mean_gradient(head, attention.reach, j, &d_out(b, 0, h, 0), heads * dim, &log_sum_exp(b, h, 0),
-                                      d_qkv.data() + head.offset + j * head.stride + 2 * heads * dim);
+    if (attention.masked_rows == MaskedRows::zero) return;
+    parallel_for(policy, batch * d_qkv.extent(1) * heads, [&](Index task) {
+        const Index b = task / (d_qkv.extent(1) * heads), h = task % heads;
+        const Index j = origin + task / heads % d_qkv.extent(1);
+        T* const d_k = d_token(b, j, h) + row;
+        T* const d_v = d_k + row;
+        if (j >= limit + attention.reach && !earlier_part_reached(j)) {  // within the halo, but out of reach
+            std::fill_n(d_k, dim, T(0));
+            std::fill_n(d_v, dim, T(0));
+        }
+        if (!mask) return;
+        cpu::add_window_mean_gradient(cpu::LocalHead<T>(kv, mask, b, h, attention.reach), attention.reach, j, first,
+                                      limit, &d_out(b, 0, h, 0), row, &log_sum_exp(b, h, 0), d_v);
     });
 }
 

@@ -16,7 +16,7 @@ struct AttentionGradients {
 
     const T *out, *d_out;    // as Attention::out
     const Sum* log_sum_exp;  // (batch, heads, queries)
-    T *d_q, *d_k, *d_v;      // as Attention::q, k and v
+    Heads<T> d_q, d_k, d_v;  // assigned
     Sum* d_value_scale;      // (batch, heads, keys) or null: the share of each head
 };
 
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 
     const AttentionBlock<T> block(a, Shape::own);
     const Rows<const T> k = block.rows(a, a.k), v = block.rows(a, a.v);
-    const Sight sight(block.first, Shape::own, a.reach, a.keys);
+    const Sight sight(a.first + block.first, Shape::own, a.reach, a.keys);
     const int key_blocks = (sight.end - sight.begin + Shape::passing - 1) / Shape::passing;
     const auto is_incomplete = [&](int i) {
         return a.mask != nullptr || sight.begin + (i + 1) * Shape::passing > sight.end;
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                                         a.queries, a.dim_head, a.vectors);
     load_keys(0);
 
-    const int first = block.first + 16 * warp_id(), own_row = first - block.first;
+    const int first = block.first + 16 * warp_id(), position = a.first + first, own_row = first - block.first;
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     Sum shift[2], out_dot[2];
     dot_rows(shared.of_row + own_row, out_dots + block.of_queries(a), block.rows(a, a.out.with(d.out)),
@@ -171,9 +171,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 const int columns = block_first + 16 * (group + c);
                 for_each_entry(
                     [&](int j, int e, int, int) { p[c][j][e] = power_of_two(p[c][j][e] * to_log2 - shift[e / 2]); });
-                if (!sees_all(first, columns, a.reach))
+                if (!sees_all(position, columns, a.reach))
                     for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_far(columns + column - first - row, a.reach)) p[c][j][e] = 0;
+                        if (is_far(columns + column - position - row, a.reach)) p[c][j][e] = 0;
                     });
                 if (incomplete)
                     for_each_entry([&](int j, int e, int, int column) {
@@ -190,9 +190,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             for (int c = 0; c < groups; ++c)
                 Arithmetic::template multiply<width>(sum, d_p[c], stage.first + 16 * (group + c) * Tile::stride);
         };
-        for_each_chunk<Shape::chunk>(Groups(first, block_first, Shape::passing, sight.end, a.reach), add);
+        for_each_chunk<Shape::chunk>(Groups(position, block_first, Shape::passing, sight.end, a.reach), add);
     });
-    Tile::store(own, sum, a.scale, a.scale, block.rows(a, a.q.with(d.d_q)), first, a.queries, a.dim_head, a.vectors);
+    Tile::store(own, sum, a.scale, a.scale, block.rows(a, d.d_q), first, a.queries, a.dim_head, a.vectors);
 }
 
 /// d_k, d_v and each head's share of d_value_scale, by tiles of keys.
@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 
     const AttentionBlock<T> block(a, Shape::own);
     const Rows<const T> queries = block.rows(a, a.q), d_outs = block.rows(a, a.out.with(d.d_out));
-    const Sight sight(block.first, Shape::own, a.reach, a.queries);
+    const Sight sight(block.first - a.first, Shape::own, a.reach, a.queries);
     const int query_blocks = (sight.end - sight.begin + Shape::passing - 1) / Shape::passing;
     const auto load_queries = [&](int i) {
         auto& stage = shared.stage[i % Shape::stages];
@@ -236,6 +236,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     __syncthreads();
 
     const int warp = warp_id(), first = block.first + 16 * warp;
+    const int position = first - a.first;  // among the queries
     T* const own_k = shared.first + 16 * warp * Tile::stride;
     T* const own_v = shared.second + 16 * warp * Tile::stride;
     const Left<Arithmetic, width, Shape::left_is_resident> k(own_k), v(own_v);
@@ -266,9 +267,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 for_each_entry([&](int j, int e, int, int column) {
                     p[c][j][e] = power_of_two(p[c][j][e] * to_log2 - stage.of_row[0][16 * (group + c) + column]);
                 });
-                if (!sees_all(first, columns, a.reach))
+                if (!sees_all(position, columns, a.reach))
                     for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_far(columns + column - first - row, a.reach)) p[c][j][e] = 0;
+                        if (is_far(columns + column - position - row, a.reach)) p[c][j][e] = 0;
                     });
                 for_each_entry([&](int j, int e, int, int column) {
                     const Sum out_dot = stage.of_row[1][16 * (group + c) + column];
@@ -281,7 +282,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 Arithmetic::template multiply<width>(d_k, d_p[c], stage.first + 16 * (group + c) * Tile::stride);
             }
         };
-        for_each_chunk<Shape::chunk>(Groups(first, block_first, Shape::passing, sight.end, a.reach), add);
+        for_each_chunk<Shape::chunk>(Groups(position, block_first, Shape::passing, sight.end, a.reach), add);
     });
 
 #pragma unroll
@@ -304,12 +305,11 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         if (lane_id() % 4 == 0 && first + row < a.keys)
             d.d_value_scale[(static_cast<Index>(block.b) * a.heads() + block.h) * a.keys + first + row] = dot;
     }
-    Tile::store(own_k, d_k, a.scale, a.scale, block.rows(a, a.k.with(d.d_k)), first, a.keys, a.dim_head, a.vectors);
-    Tile::store(own_v, d_v, value_scale[0], value_scale[1], block.rows(a, a.v.with(d.d_v)), first, a.keys, a.dim_head,
-                a.vectors);
+    Tile::store(own_k, d_k, a.scale, a.scale, block.rows(a, d.d_k), first, a.keys, a.dim_head, a.vectors);
+    Tile::store(own_v, d_v, value_scale[0], value_scale[1], block.rows(a, d.d_v), first, a.keys, a.dim_head, a.vectors);
 }
 
-/// Assigns d.d_q, d.d_k, d.d_v and, unless it is null, d.d_value_scale.
+/// Assigns what d.d_q, d.d_k, d.d_v and, unless it is null, d.d_value_scale point to.
 template <bool window, typename T>
 void run_attention_backward(const Cuda& policy, const Attention<T>& a, const AttentionGradients<T>& d) {
     Tensor<accumulate_t<T>, Cuda, dynamic> out_dot(policy, {static_cast<Index>(a.batch) * a.heads() * a.queries});

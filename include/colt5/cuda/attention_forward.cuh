@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 
     const AttentionBlock<T> block(a, Shape::queries);
     const Rows<const T> k = block.rows(a, a.k), v = block.rows(a, a.v);
-    const Sight sight(block.first, Shape::queries, a.reach, a.keys);
+    const Sight sight(a.first + block.first, Shape::queries, a.reach, a.keys);
     const int key_blocks = (sight.end - sight.begin + Shape::keys - 1) / Shape::keys;
     const auto is_incomplete = [&](int i) {
         return a.mask != nullptr || sight.begin + (i + 1) * Shape::keys > sight.end;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     wait_for_copies<0>();
     __syncthreads();
 
-    const int first = block.first + 16 * warp_id();
+    const int first = block.first + 16 * warp_id(), position = a.first + first;
     T* const own = shared.q + (first - block.first) * Tile::stride;
     const Left<Arithmetic, width, true> q(own);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
@@ -95,9 +95,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const int columns = block_first + 16 * (group + c);
-                if (!sees_all(first, columns, a.reach))
+                if (!sees_all(position, columns, a.reach))
                     for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_far(columns + column - first - row, a.reach)) score[c][j][e] = -infinity;
+                        if (is_far(columns + column - position - row, a.reach)) score[c][j][e] = -infinity;
                     });
                 if (incomplete)
                     for_each_entry([&](int j, int e, int, int column) {
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             for (int c = 0; c < groups; ++c)
                 Arithmetic::template multiply<width>(sum, score[c], stage.v + 16 * (group + c) * Tile::stride);
         };
-        for_each_chunk<Shape::chunk>(Groups(first, block_first, Shape::keys, sight.end, a.reach), attend);
+        for_each_chunk<Shape::chunk>(Groups(position, block_first, Shape::keys, sight.end, a.reach), attend);
     });
 
     Sum factor[2];

@@ -43,7 +43,8 @@ struct Attention {
 
     Heads<const T> q, k, v, out;
     int batch, routes, per_route, queries, keys, dim_head;
-    int reach;               // query i sees the keys at |i − j| <= reach
+    int reach;               // query i sees the keys at |first + i − j| <= reach
+    int first;               // where the first query stands among the keys; 0 unless reach is finite
     const bool* mask;        // (batch, routes, keys) or null
     const Sum* value_scale;  // (batch, routes, keys) or null
     Sum scale;               // 1 / √dim_head

@@ -36,6 +36,7 @@ Attention<T> dense_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
             .keys = static_cast<int>(keys),
             .dim_head = static_cast<int>(dim),
             .reach = Attention<T>::everything,
+            .first = 0,
             .mask = mask.data(),
             .value_scale = value_scale.data(),
             .scale = Sum(1) / std::sqrt(static_cast<Sum>(dim)),
@@ -88,9 +89,9 @@ void dense_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
                                            {.out = out.data(),
                                             .d_out = d_out.data(),
                                             .log_sum_exp = log_sum_exp.data(),
-                                            .d_q = d_q.data(),
-                                            .d_k = d_kv.data(),
-                                            .d_v = d_kv.data() + dim,
+                                            .d_q = problem.q.with(d_q.data()),
+                                            .d_k = problem.k.with(d_kv.data()),
+                                            .d_v = problem.v.with(d_kv.data() + dim),
                                             .d_value_scale = shares.data()});
     if (!value_scale) return;
     constexpr int threads = 256;

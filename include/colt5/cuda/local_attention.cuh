@@ -7,33 +7,40 @@
 
 #include <colt5/cuda/attention_backward.cuh>
 #include <colt5/cuda/attention_forward.cuh>
+#include <colt5/cuda/zero.cuh>
 #include <colt5/op/local_attention.hpp>
 
 namespace colt5 {
 
 namespace cuda {
 
+/// The queries from token `first` on, and the keys from token `key` on that they are to see.
 template <typename T>
-Attention<T> local_problem(View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> qkv, Mask mask, Index reach) {
+Attention<T> local_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                           View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
+                           Index key, Index keys, Index reach) {
     using Sum = accumulate_t<T>;
-    const Index batch = qkv.extent(0), length = qkv.extent(1), heads = qkv.extent(3), dim = qkv.extent(4);
-    const Index all = heads * dim;
-    const auto part = [&](Index i) { return Heads<const T>{qkv.data() + i * all, length * 3 * all, 0, dim, 3 * all}; };
-    return {.q = part(0),
-            .k = part(1),
-            .v = part(2),
-            .out = {nullptr, length * all, 0, dim, all},
+    const Index batch = q.extent(0), queries = q.extent(1), heads = q.extent(2), dim = q.extent(3), all = heads * dim;
+    const auto of_queries = [&](const T* data) { return Heads<const T>{data, queries * all, 0, dim, all}; };
+    const auto of_keys = [&](Index part) {
+        return Heads<const T>{kv.data() + (2 * key + part) * all, kv.extent(1) * 2 * all, 0, dim, 2 * all};
+    };
+    return {.q = of_queries(q.data()),
+            .k = of_keys(0),
+            .v = of_keys(1),
+            .out = of_queries(nullptr),
             .batch = static_cast<int>(batch),
             .routes = 1,
             .per_route = static_cast<int>(heads),
-            .queries = static_cast<int>(length),
-            .keys = static_cast<int>(length),
+            .queries = static_cast<int>(queries),
+            .keys = static_cast<int>(keys),
             .dim_head = static_cast<int>(dim),
             .reach = static_cast<int>(std::min(reach, Index{Attention<T>::everything})),
-            .mask = mask.data(),
+            .first = static_cast<int>(first - key),
+            .mask = mask ? mask.data() + key : nullptr,  // key is 0 unless there is one sequence
             .value_scale = nullptr,
             .scale = Sum(1) / std::sqrt(static_cast<Sum>(dim)),
-            .vectors = dim * static_cast<Index>(sizeof(T)) % 16 == 0 && is_aligned(qkv.data())};
+            .vectors = dim * static_cast<Index>(sizeof(T)) % 16 == 0 && is_aligned(q.data()) && is_aligned(kv.data())};
 }
 
 /// The slots of the three windows around token i, as in MaskedRows::window_mean: those of tokens, and how many belong
@@ -49,14 +56,14 @@ struct WindowSlots {
     Index begin, end, out_of_grid;
 };
 
-/// A block a token and head. Rows that saw no key get the mean of their windows' values.
+/// A block a query and head. Rows that saw no key get the mean of their windows' values; all keys are at hand.
 template <typename T>
 __global__ void window_mean(const Attention<T> a, const accumulate_t<T>* log_sum_exp, T* out) {
     using Sum = accumulate_t<T>;
     const AttentionBlock<T> block(a, 1);
     const int i = block.first;
     if (log_sum_exp[block.of_queries(a) + i] != -std::numeric_limits<Sum>::infinity()) return;
-    const WindowSlots slots(i, a.reach, a.keys);
+    const WindowSlots slots(a.first + i, a.reach, a.keys);
     const Rows<const T> v = block.rows(a, a.v);
     const Rows<T> to = block.rows(a, a.out.with(out));
     for (int e = static_cast<int>(threadIdx.x); e < a.dim_head; e += static_cast<int>(blockDim.x)) {
@@ -66,26 +73,38 @@ __global__ void window_mean(const Attention<T> a, const accumulate_t<T>* log_sum
     }
 }
 
-/// Its gradient, added to d_v. Windows are neighbours of each other in both directions, so that the rows that read
-/// token j are those of the windows around it.
+/// Its gradient, added to d_v, whose first row is that of token `origin`: a block a row and head. Windows are
+/// neighbours of each other in both directions, so that the queries that read token j are those of the windows around
+/// it.
 template <typename T>
 __global__ void window_mean_gradient(const Attention<T> a, const accumulate_t<T>* log_sum_exps, const T* d_out,
-                                     T* d_v) {
+                                     const Heads<T> d_v, int origin) {
     using Sum = accumulate_t<T>;
     const AttentionBlock<T> block(a, 1);
-    const int j = block.first;
-    const WindowSlots slots(j, a.reach, a.keys);
+    const int row = block.first;
+    const WindowSlots slots(origin + row, a.reach, a.keys);
+    const int begin = ::max(static_cast<int>(slots.begin) - a.first, 0);
+    const int end = ::min(static_cast<int>(slots.end) - a.first, a.queries);
     const Rows<const T> from = block.rows(a, a.out.with(d_out));
-    const Rows<T> to = block.rows(a, a.v.with(d_v));
+    const Rows<T> to = block.rows(a, d_v);
     const Sum* const log_sum_exp = log_sum_exps + block.of_queries(a);
     for (int e = static_cast<int>(threadIdx.x); e < a.dim_head; e += static_cast<int>(blockDim.x)) {
         Sum sum = 0;
-        for (Index i = slots.begin; i < slots.end; ++i)
-            if (log_sum_exp[i] == -std::numeric_limits<Sum>::infinity())
-                sum += static_cast<Sum>(from[static_cast<int>(i)][e]);
+        for (int i = begin; i < end; ++i)
+            if (log_sum_exp[i] == -std::numeric_limits<Sum>::infinity()) sum += static_cast<Sum>(from[i][e]);
         if (sum != Sum(0))
-            to[j][e] =
-                static_cast<T>(static_cast<Sum>(to[j][e]) + sum / static_cast<Sum>(3 * static_cast<Index>(a.reach)));
+            to[row][e] =
+                static_cast<T>(static_cast<Sum>(to[row][e]) + sum / static_cast<Sum>(3 * static_cast<Index>(a.reach)));
+    }
+}
+
+/// Adds to the keys' and values' part of each row of (rows, 3 · columns) what stood there in a copy of the rows.
+template <typename T>
+__global__ void add_keys_and_values(T* to, const T* copy, Index rows, Index columns) {
+    using Sum = accumulate_t<T>;
+    for (Index item = global_thread(); item < rows * 2 * columns; item += all_threads()) {
+        const Index at = item / (2 * columns) * 3 * columns + columns + item % (2 * columns);
+        to[at] = static_cast<T>(static_cast<Sum>(to[at]) + static_cast<Sum>(copy[at]));
     }
 }
 
@@ -94,19 +113,20 @@ __global__ void window_mean_gradient(const Attention<T> a, const accumulate_t<T>
 template <typename T>
 void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
                             TokensView<accumulate_t<T>> log_sum_exp,
-                            View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> qkv, Mask mask,
+                            View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                            View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
                             const LocalAttention& attention) {
     const bool window_mean = attention.masked_rows == MaskedRows::window_mean && mask;
     Tensor<accumulate_t<T>, Cuda, dynamic, dynamic, dynamic> kept;
     if (window_mean && !log_sum_exp) {
-        kept = {policy, {qkv.extent(0), qkv.extent(3), qkv.extent(1)}};
+        kept = {policy, {q.extent(0), q.extent(2), q.extent(1)}};
         log_sum_exp = kept.view();
     }
-    auto problem = cuda::local_problem(qkv, mask, attention.reach);
+    auto problem = cuda::local_problem(q, kv, mask, first, 0, kv.extent(1), attention.reach);
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
     cuda::run_attention_forward<true>(policy, problem, out.data(), log_sum_exp.data());
     if (!window_mean) return;
-    cuda::launch(policy, "window_mean", cuda::window_mean<T>, cuda::attention_grid(problem, qkv.extent(1), 1),
+    cuda::launch(policy, "window_mean", cuda::window_mean<T>, cuda::attention_grid(problem, q.extent(1), 1),
                  cuda::warp_size, 0, problem, log_sum_exp.data(), out.data());
 }
 
@@ -115,25 +135,52 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
                                 View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> out,
                                 TokensView<const accumulate_t<T>> log_sum_exp,
-                                View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> qkv, Mask mask,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
                                 const LocalAttention& attention) {
-    auto problem = cuda::local_problem(qkv, mask, attention.reach);
+    const Index queries = q.extent(1), length = kv.extent(1), all = q.extent(2) * q.extent(3), row = 3 * all;
+    // Tokens: rows of d_qkv are those of [origin, last), the queries see [key, key_end), and earlier parts reached
+    // those before `reached`.
+    const Index origin = attention.window_begin(first), last = origin + d_qkv.extent(1);
+    const Index key = std::max(Index{0}, first - attention.reach);
+    const Index key_end = std::min(length, first + queries + attention.reach);
+    const Index reached = first > 0 ? std::min(length, first + attention.halo()) : 0;
+    const auto row_of = [&](Index token) { return d_qkv.data() + (token - origin) * row; };
+    const auto part = [&](Index token, Index i) {
+        return cuda::Heads<T>{row_of(token) + i * all, d_qkv.extent(1) * row, 0, q.extent(3), row};
+    };
+
+    const Index rows_to_add = std::min(reached, key_end) - key;
+    MatrixTensor<T, Cuda> earlier(policy, {std::max(Index{0}, rows_to_add), row});
+    if (earlier.size() > 0)
+        cuda::check(cudaMemcpyAsync(earlier.data(), row_of(key), static_cast<std::size_t>(earlier.size()) * sizeof(T),
+                                    cudaMemcpyDeviceToDevice, policy.stream()),
+                    "cudaMemcpyAsync");
+    const Index untouched = std::max(reached, key_end);  // within the halo, but out of reach
+    if (untouched < last) {
+        VectorView<T> rest(row_of(untouched), {(last - untouched) * row});
+        set_zero(policy, rest);
+    }
+
+    auto problem = cuda::local_problem(q, kv, mask, first, key, key_end - key, attention.reach);
     problem.vectors = problem.vectors && cuda::is_aligned(d_qkv.data()) && cuda::is_aligned(d_out.data()) &&
                       cuda::is_aligned(out.data());
-    const Index part = qkv.extent(3) * qkv.extent(4);
-    T* const d_v = d_qkv.data() + 2 * part;
     cuda::run_attention_backward<true, T>(policy, problem,
                                           {.out = out.data(),
                                            .d_out = d_out.data(),
                                            .log_sum_exp = log_sum_exp.data(),
-                                           .d_q = d_qkv.data(),
-                                           .d_k = d_qkv.data() + part,
-                                           .d_v = d_v,
+                                           .d_q = part(first, 0),
+                                           .d_k = part(key, 1),
+                                           .d_v = part(key, 2),
                                            .d_value_scale = nullptr});
+    if (earlier.size() > 0)
+        cuda::launch(policy, "add_keys_and_values", cuda::add_keys_and_values<T>, cuda::blocks_for(earlier.size(), 256),
+                     256, 0, row_of(key), earlier.data(), earlier.extent(0), all);
     if (attention.masked_rows == MaskedRows::zero || !mask) return;
+    const auto whole = cuda::local_problem(q, kv, mask, first, 0, length, attention.reach);
     cuda::launch(policy, "window_mean_gradient", cuda::window_mean_gradient<T>,
-                 cuda::attention_grid(problem, qkv.extent(1), 1), cuda::warp_size, 0, problem, log_sum_exp.data(),
-                 d_out.data(), d_v);
+                 cuda::attention_grid(whole, d_qkv.extent(1), 1), cuda::warp_size, 0, whole, log_sum_exp.data(),
+                 d_out.data(), part(origin, 2), static_cast<int>(origin));
 }
 
 }  // namespace colt5

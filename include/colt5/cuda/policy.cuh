@@ -37,6 +37,7 @@ public:
     struct Options {
         int device = 0;
         MathMode math = MathMode::fp32;
+        MemoryPlan memory_plan{.tokens_at_a_time = 32768, .recompute = false};
         /// Null: the policy makes a stream of its own.
         cudaStream_t stream = nullptr;
     };
@@ -47,6 +48,7 @@ public:
     int device() const { return state_->device; }
     cudaStream_t stream() const { return state_->stream; }
     MathMode math() const { return state_->math; }
+    const MemoryPlan& memory_plan() const { return state_->memory_plan; }
     const std::shared_ptr<Workspace>& workspace() const { return state_->workspace; }
     cublasLtHandle_t blas() const { return state_->blas; }
     cuda::MatmulPlans& plans() const { return *state_->plans; }
@@ -59,6 +61,7 @@ private:
         explicit State(const Options& options)
             : device(options.device),
               math(options.math),
+              memory_plan(options.memory_plan),
               workspace(std::make_shared<Workspace>(cuda::DeviceMemory(options.device))),
               plans(make_matmul_plans()) {
             const cuda::DeviceGuard guard(device);
@@ -76,6 +79,7 @@ private:
         }
         int device;
         MathMode math;
+        MemoryPlan memory_plan;
         cudaStream_t stream = nullptr;
         bool owns_stream = false;
         cublasLtHandle_t blas = nullptr;

@@ -66,9 +66,7 @@ public:
                                                         Index())) routed_q;
         decltype(std::declval<const KVRouter&>().forward(std::declval<const P&>(), TokensView<const Scalar>(), Mask(),
                                                          Index())) routed_kv;
-        Out picked_q;                                                     // (b, q, d)
-        Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> picked_kv;  // (b, r, kv, d)
-        Tensor<bool, P, dynamic, dynamic, dynamic> kv_mask;               // (b, r, kv), if there is a mask
+        Tensor<bool, P, dynamic, dynamic, dynamic> kv_mask;  // (b, r, kv), if there is a mask
         typename HeavyAttention<Scalar, P>::Pass heavy;
     };
 
@@ -103,23 +101,20 @@ public:
     template <Viewable X>
     Pass forward(const X& tokens, Mask mask = {}, AttentionTokens counts = {}) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
-        auto light = light_attn.forward(policy_, x, mask);                     // (b, n, d)
         auto routed_q = q_router.forward(policy_, x, mask, num_q(counts));     // indices, scores (b, 1, q)
         auto routed_kv = kv_router.forward(policy_, x, mask, num_kv(counts));  // indices, scores (b, r, kv)
         const auto queries = single_route(routed_q.routing.indices);           // (b, q)
-        auto picked_q = gather(policy_, x, queries);                           // (b, q, d)
-        auto picked_kv = gather(policy_, x, routed_kv.routing.indices);        // (b, r, kv, d)
         auto kv_mask = gather_mask(policy_, mask, routed_kv.routing.indices);  // (b, r, kv)
-        auto heavy = heavy_attn.forward(policy_, picked_q, picked_kv, kv_mask.const_view(),
+        auto heavy = heavy_attn.forward(policy_, gather(policy_, x, queries),
+                                        gather(policy_, x, routed_kv.routing.indices), kv_mask.const_view(),
                                         routed_kv.routing.scores.const_view());  // (b, q, d)
+        auto out = tensor_like(policy_, x);                                      // (b, n, d)
+        auto light = light_attn.forward(policy_, out.view(), x, mask, !policy_.memory_plan().recompute);
         auto scaled = tensor_like(policy_, heavy.out);
         assign(policy_, scaled, heavy.out * column(routed_q.routing.scores));
-        auto out = std::move(light.out);
         scatter(policy_, how, out.view(), scaled, queries);
-        return {std::move(out),      x.const_view(),       mask,
-                std::move(light),    std::move(routed_q),  std::move(routed_kv),
-                std::move(picked_q), std::move(picked_kv), std::move(kv_mask),
-                std::move(heavy)};
+        return {std::move(out),     x.const_view(),  mask, std::move(light), std::move(routed_q), std::move(routed_kv),
+                std::move(kv_mask), std::move(heavy)};
     }
 
     /// The pass reads its tokens again: a temporary would be gone by then.
@@ -129,26 +124,18 @@ public:
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
-        expect<Tokens>("d_out", d_out);
-        expect_shape("d_out", d_out.shape(), pass.tokens.shape());
-        const auto& routing_q = pass.routed_q.routing;
-        const auto& routing_kv = pass.routed_kv.routing;
-        const auto queries = single_route(routing_q.indices);
-        auto d_heavy = scatter_vjp(policy_, how, d_out, queries);  // (b, q, d)
-        auto d_scores_q = tensor_like(policy_, routing_q.scores);  // (b, 1, q)
-        assign(policy_, d_scores_q, row_sum(d_heavy * pass.heavy.out));
-        assign(policy_, d_heavy, d_heavy * column(routing_q.scores));
-        const auto d =
-            heavy_attn.backward(policy_, pass.heavy, d_heavy, pass.picked_q, pass.picked_kv, pass.kv_mask.const_view(),
-                                routing_kv.scores.const_view(), gradients.heavy_attn);
-        auto d_x = light_attn.backward(policy_, pass.light, d_out, pass.tokens, pass.mask, gradients.light_attn);
-        gather_vjp(policy_, d_x.view(), d.d_x, queries);
-        gather_vjp(policy_, d_x.view(), d.d_context, routing_kv.indices);
-        kv_router.backward(policy_, pass.routed_kv, d.d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),
-                           gradients.kv_router);
-        q_router.backward(policy_, pass.routed_q, d_scores_q.const_view(), pass.tokens, pass.mask, d_x.view(),
-                          gradients.q_router);
-        return d_x;
+        const auto d_heavy = backward_heavy(pass, d_out, gradients);
+        return backward_light(pass, d_heavy, d_out, gradients, tensor_like(policy_, pass.tokens));
+    }
+
+    /// The same for a pass that is handed over: d_tokens takes the memory of its output, and what the heavy branch kept
+    /// is freed when it has been read. d_out must not be that output.
+    template <Viewable D>
+    Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
+        Pass taken = std::move(pass);
+        const auto d_heavy = backward_heavy(taken, d_out, gradients);
+        taken.heavy = {};
+        return backward_light(taken, d_heavy, d_out, gradients, std::move(taken.out));
     }
 
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
@@ -163,6 +150,41 @@ public:
     }
 
 private:
+    struct HeavyGradients {
+        typename HeavyAttention<Scalar, P>::InputGradients d;
+        TokensTensor<accumulate_t<Scalar>, P> d_scores_q;  // (b, 1, q)
+    };
+
+    template <Viewable D>
+    HeavyGradients backward_heavy(const Pass& pass, const D& d_out, Gradients& gradients) const {
+        expect<Tokens>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), pass.tokens.shape());
+        const auto& routing_q = pass.routed_q.routing;
+        const auto& routing_kv = pass.routed_kv.routing;
+        const auto queries = single_route(routing_q.indices);
+        auto d_heavy = scatter_vjp(policy_, how, d_out, queries);  // (b, q, d)
+        auto d_scores_q = tensor_like(policy_, routing_q.scores);  // (b, 1, q)
+        assign(policy_, d_scores_q, row_sum(d_heavy * pass.heavy.out));
+        assign(policy_, d_heavy, d_heavy * column(routing_q.scores));
+        auto d = heavy_attn.backward(policy_, pass.heavy, d_heavy, gather(policy_, pass.tokens, queries),
+                                     gather(policy_, pass.tokens, routing_kv.indices), pass.kv_mask.const_view(),
+                                     routing_kv.scores.const_view(), gradients.heavy_attn);
+        return {std::move(d), std::move(d_scores_q)};
+    }
+
+    template <Viewable D>
+    Out backward_light(const Pass& pass, const HeavyGradients& heavy, const D& d_out, Gradients& gradients,
+                       Out d_x) const {
+        light_attn.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, pass.mask, gradients.light_attn);
+        gather_vjp(policy_, d_x.view(), heavy.d.d_x, single_route(pass.routed_q.routing.indices));
+        gather_vjp(policy_, d_x.view(), heavy.d.d_context, pass.routed_kv.routing.indices);
+        kv_router.backward(policy_, pass.routed_kv, heavy.d.d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),
+                           gradients.kv_router);
+        q_router.backward(policy_, pass.routed_q, heavy.d_scores_q.const_view(), pass.tokens, pass.mask, d_x.view(),
+                          gradients.q_router);
+        return d_x;
+    }
+
     static constexpr Scatter how = QRouter::picks_repeat ? Scatter::mean : Scatter::add;
 
     static Index num_q(const AttentionTokens& counts) {

@@ -48,9 +48,9 @@ public:
         TokensView<const Scalar> tokens;
         Mask mask;
         typename FeedForward<Scalar, P>::Pass light, heavy;
+        Out heavy_out;  // (b, k, d), not yet times the score
         decltype(std::declval<const RouterType&>().forward(std::declval<const P&>(), TokensView<const Scalar>(), Mask(),
                                                            Index())) routed;
-        Out picked;  // (b, k, d)
     };
 
     explicit ConditionalRoutedFeedForward(const P& policy, Seed seed = {})
@@ -79,17 +79,17 @@ public:
     template <Viewable X>
     Pass forward(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {}) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
-        auto light = light_ff.forward(policy_, x);                                 // (b, n, d)
         auto routed = router.forward(policy_, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
         const auto indices = single_route(routed.routing.indices);
-        auto picked = gather(policy_, x, indices);       // (b, k, d)
-        auto heavy = heavy_ff.forward(policy_, picked);  // (b, k, d)
-        auto scaled = tensor_like(policy_, heavy.out);
-        assign(policy_, scaled, heavy.out * column(routed.routing.scores));
-        auto out = std::move(light.out);
+        Out heavy_out(policy_, {x.extent(0), indices.extent(1), x.extent(2)});  // (b, k, d)
+        auto heavy = heavy_ff.forward(policy_, heavy_out.view(), gather(policy_, x, indices), true);
+        auto out = tensor_like(policy_, x);  // (b, n, d)
+        auto light = light_ff.forward(policy_, out.view(), x, !policy_.memory_plan().recompute);
+        auto scaled = tensor_like(policy_, heavy_out);
+        assign(policy_, scaled, heavy_out * column(routed.routing.scores));
         scatter(policy_, how, out.view(), scaled, indices);
-        return {std::move(out),    x.const_view(),   mask, std::move(light), std::move(heavy),
-                std::move(routed), std::move(picked)};
+        return {std::move(out),       x.const_view(),   mask, std::move(light), std::move(heavy),
+                std::move(heavy_out), std::move(routed)};
     }
 
     /// The pass reads its tokens again: a temporary would be gone by then.
@@ -99,20 +99,22 @@ public:
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
-        expect<Tokens>("d_out", d_out);
-        expect_shape("d_out", d_out.shape(), pass.tokens.shape());
-        const auto& [indices, scores] = pass.routed.routing;
-        const auto picks = single_route(indices);
-        auto d_heavy = scatter_vjp(policy_, how, d_out, picks);  // (b, k, d)
-        auto d_scores = tensor_like(policy_, scores);            // (b, 1, k)
-        assign(policy_, d_scores, row_sum(d_heavy * pass.heavy.out));
-        assign(policy_, d_heavy, d_heavy * column(scores));
-        const auto d_picked = heavy_ff.backward(policy_, pass.heavy, d_heavy, pass.picked, gradients.heavy_ff);
-        auto d_x = light_ff.backward(policy_, pass.light, d_out, pass.tokens, gradients.light_ff);  // (b, n, d)
-        gather_vjp(policy_, d_x.view(), d_picked, picks);
-        router.backward(policy_, pass.routed, d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),
-                        gradients.router);
-        return d_x;
+        auto heavy = heavy_gradients(pass);
+        backward_heavy(pass, heavy, d_out, gradients);
+        return backward_light(pass, heavy, d_out, gradients);
+    }
+
+    /// The same for a pass that is handed over: what has been read is freed on the way, its output first.
+    /// d_out must not be that output.
+    template <Viewable D>
+    Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
+        Pass taken = std::move(pass);
+        auto heavy = heavy_gradients(taken);  // before a gap opens, which the result is to fill
+        taken.out = {};
+        backward_heavy(taken, heavy, d_out, gradients);
+        taken.heavy = {};
+        taken.heavy_out = {};
+        return backward_light(taken, heavy, d_out, gradients);
     }
 
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
@@ -126,6 +128,38 @@ public:
     }
 
 private:
+    struct HeavyGradients {
+        Out d_picked;                                    // (b, k, d)
+        TokensTensor<accumulate_t<Scalar>, P> d_scores;  // (b, 1, k)
+    };
+
+    HeavyGradients heavy_gradients(const Pass& pass) const {
+        return {tensor_like(policy_, pass.heavy_out), tensor_like(policy_, pass.routed.routing.scores)};
+    }
+
+    template <Viewable D>
+    void backward_heavy(const Pass& pass, HeavyGradients& heavy, const D& d_out, Gradients& gradients) const {
+        expect<Tokens>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), pass.tokens.shape());
+        const auto& [indices, scores] = pass.routed.routing;
+        const auto picks = single_route(indices);
+        auto d_heavy = scatter_vjp(policy_, how, d_out, picks);  // (b, k, d)
+        assign(policy_, heavy.d_scores, row_sum(d_heavy * pass.heavy_out));
+        assign(policy_, d_heavy, d_heavy * column(scores));
+        heavy_ff.backward(policy_, pass.heavy, heavy.d_picked.view(), d_heavy, gather(policy_, pass.tokens, picks),
+                          gradients.heavy_ff);
+    }
+
+    template <Viewable D>
+    Out backward_light(const Pass& pass, const HeavyGradients& heavy, const D& d_out, Gradients& gradients) const {
+        auto d_x = tensor_like(policy_, pass.tokens);
+        light_ff.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, gradients.light_ff);
+        gather_vjp(policy_, d_x.view(), heavy.d_picked, single_route(pass.routed.routing.indices));
+        router.backward(policy_, pass.routed, heavy.d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),
+                        gradients.router);
+        return d_x;
+    }
+
     static constexpr Scatter how = RouterType::picks_repeat ? Scatter::mean : Scatter::add;
 
     static Index num_heavy_tokens(const FeedForwardTokens& counts) {

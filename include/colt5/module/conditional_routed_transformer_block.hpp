@@ -96,19 +96,18 @@ public:
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
-        return backward_attn(pass.attn, backward_ff(pass.ff, d_out, gradients), gradients);
+        const auto d_x = add(conditional_ff.backward(pass.ff, d_out, gradients.conditional_ff), d_out);  // (b, n, d)
+        return add(conditional_attn.backward(pass.attn, d_x, gradients.conditional_attn), d_x);
     }
 
-    /// The same for a pass that is handed over: what has been read is freed on the way, a fifth of the memory at the
-    /// peak.
+    /// The same for a pass that is handed over: what has been read is freed on the way, outputs first, and gradients
+    /// take their memory. d_out must not be the pass's output.
     template <Viewable D>
     Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
-        auto d_x = [&] {
-            const auto ff = std::move(pass.ff);
-            return backward_ff(ff, d_out, gradients);
-        }();
-        pass.attn.out = {};  // only the feedforward reads it
-        return backward_attn(pass.attn, std::move(d_x), gradients);
+        pass.ff.out = std::move(pass.out);
+        const auto d_x =
+            add(conditional_ff.backward(std::move(pass.ff), d_out, gradients.conditional_ff), d_out);  // (b, n, d)
+        return add(conditional_attn.backward(std::move(pass.attn), d_x, gradients.conditional_attn), d_x);
     }
 
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
@@ -131,16 +130,10 @@ private:
         return {detail::token_count("num_heavy_ff_tokens", counts.num_heavy_ff_tokens, config.num_heavy_ff_tokens)};
     }
 
-    template <Viewable D>
-    Out backward_ff(const typename FeedForward::Pass& pass, const D& d_out, Gradients& gradients) const {
-        auto d_x = conditional_ff.backward(pass, d_out, gradients.conditional_ff);  // (b, n, d)
-        assign(policy_, d_x, d_x + d_out);
-        return d_x;
-    }
-    Out backward_attn(const typename Attention::Pass& pass, const Out& d_x, Gradients& gradients) const {
-        auto d_tokens = conditional_attn.backward(pass, d_x, gradients.conditional_attn);  // (b, n, d)
-        assign(policy_, d_tokens, d_tokens + d_x);
-        return d_tokens;
+    template <Viewable X>
+    Out add(Out y, const X& x) const {
+        assign(policy_, y, y + x);
+        return y;
     }
 
     P policy_;

@@ -59,6 +59,10 @@ struct Linear {
         fill_linear_uniform(policy, bias, seeds.next(), in);
     }
 
+    template <Viewable Y, Viewable X>
+    void operator()(const P& policy, const Y& y, const X& x) const {
+        linear(policy, y, x, weight, bias.const_view());
+    }
     template <Viewable X>
     auto operator()(const P& policy, const X& x) const {
         return linear(policy, x, weight, bias.const_view());
@@ -88,6 +92,10 @@ struct RMSNorm {
     template <Viewable X>
     auto operator()(const P& policy, const X& x) const {
         return rms_norm(policy, x, gamma);
+    }
+    template <Viewable DX, Viewable D, Viewable X>
+    void backward(const P& policy, const DX& d_x, const D& d_y, const X& x, Gradients& gradients) const {
+        rms_norm_vjp(policy, d_x, d_y, x, gamma, gradients.gamma.view());
     }
     template <Viewable D, Viewable X>
     auto backward(const P& policy, const D& d_y, const X& x, Gradients& gradients) const {

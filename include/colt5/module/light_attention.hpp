@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <array>
+#include <vector>
 
 #include <colt5/module/layers.hpp>
+#include <colt5/module/parts.hpp>
 #include <colt5/op/local_attention.hpp>
 
 namespace colt5 {
@@ -12,6 +14,9 @@ namespace colt5 {
 /// The light branch of attention: every token sees the tokens around it (LocalMHA of the package local-attention).
 ///
 /// LayerNorm → queries, keys and values → local attention → output projection; no biases in the projections.
+///
+/// Works on parts of the batch (see MemoryPlan). Keys and values are kept for backward, which computes queries and
+/// attention again unless the plan says otherwise.
 template <typename Scalar, Policy P>
 struct LightAttention {
     LayerNorm<Scalar, P> norm;
@@ -23,10 +28,14 @@ struct LightAttention {
         LayerNorm<accumulate_t<Scalar>, P> norm;
         Linear<accumulate_t<Scalar>, P> to_qkv, to_out;
     };
+    /// What backward does not compute again.
     struct Pass {
-        TokensTensor<Scalar, P> out;  // (b, n, d)
-        TokensTensor<Scalar, P> qkv;  // (b, n, 3 · h · dim_head)
-        LocalAttentionPass<Scalar, P> attention;
+        struct OfPart {
+            TokensTensor<Scalar, P> q;  // (b, n, h · dim_head)
+            LocalAttentionPass<Scalar, P> attended;
+        };
+        TokensTensor<Scalar, P> kv;  // (b, n, 2 · h · dim_head)
+        std::vector<OfPart> parts;   // or nothing
     };
 
     LightAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads_, Index dim_head_,
@@ -40,38 +49,68 @@ struct LightAttention {
 
     template <Viewable X>
     TokensTensor<Scalar, P> operator()(const P& policy, const X& x, Mask mask) const {
-        const auto qkv = to_qkv(policy, norm(policy, x));                            // (b, n, 3 · h · dim_head)
-        const auto attended = local_attention(policy, attention, split(qkv), mask);  // (b, n, h, dim_head)
-        return to_out(policy, merge(attended));                                      // (b, n, d)
+        auto out = tensor_like(policy, x);
+        forward(policy, out.view(), x, mask, false);
+        return out;
     }
 
+    /// The result goes to out (b, n, d).
     template <Viewable X>
-    Pass forward(const P& policy, const X& x, Mask mask) const {
-        auto qkv = to_qkv(policy, norm(policy, x));                                    // (b, n, 3 · h · dim_head)
-        auto attended = local_attention_forward(policy, attention, split(qkv), mask);  // (b, n, h, dim_head)
-        auto out = to_out(policy, merge(attended.out));                                // (b, n, d)
-        return {std::move(out), std::move(qkv), std::move(attended)};
+    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, Mask mask, bool keep) const {
+        Pass pass{.kv = {policy, {x.extent(0), x.extent(1), 2 * inner()}}, .parts = {}};
+        const Parts parts = parts_of(policy, x);
+        const auto project = [&](Index i) {  // keys and values; returns queries
+            if (i == parts.count()) return TokensTensor<Scalar, P>();
+            const auto normed = norm(policy, parts[i].of(x));
+            linear(policy, parts[i].of(pass.kv), normed, kv_weight());
+            return linear(policy, normed, q_weight());
+        };
+        auto q = project(0);
+        for (Index i = 0; i < parts.count(); ++i) {
+            const Part part = parts[i];
+            auto next = project(i + 1);                              // queries see keys of the next part
+            auto attended = attend(policy, part, q, pass.kv, mask);  // (b, n, h, dim_head)
+            to_out(policy, part.of(out), merge(attended.out));       // (b, n, d)
+            if (keep) pass.parts.push_back({std::move(q), std::move(attended)});
+            q = std::move(next);
+        }
+        return pass;
     }
 
+    /// The gradient goes to d_x (b, n, d).
     template <Viewable D, Viewable X>
-    TokensTensor<Scalar, P> backward(const P& policy, const Pass& pass, const D& d_out, const X& x, Mask mask,
-                                     Gradients& gradients) const {
-        auto d_x = tensor_like(policy, x);
-        // The gradient of queries, keys and values is three times as large as any other tensor: some sequences at a
-        // time.
-        const Index batch = x.extent(0), group = std::max(Index{1}, tokens_at_a_time / std::max(Index{1}, x.extent(1)));
-        for (Index first = 0; first < batch; first += group) {
-            const auto part = [&](const auto& t) { return t.view().range(first, std::min(group, batch - first)); };
-            const auto attended = part(pass.attention.out);
-            auto d_attended = to_out.backward(policy, part(d_out), merge(attended), gradients.to_out);
-            auto d_qkv = local_attention_vjp(policy, attention, attended, part(pass.attention.log_sum_exp),
-                                             split_heads(d_attended), split(part(pass.qkv)), part(mask));
-            d_attended = {};  // what is not read any more gives its memory to what follows
-            const auto d_normed = to_qkv.backward(policy, merge(d_qkv), norm(policy, part(x)), gradients.to_qkv);
-            d_qkv = {};
-            norm.backward(policy, part(d_x.view()), d_normed, part(x), gradients.norm);
+    void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x, Mask mask,
+                  Gradients& gradients) const {
+        const Parts parts = parts_of(policy, x);
+        const Index length = x.extent(1), halo = attention.halo();
+        // What a part does to the keys and values around it is complete when the next part is done: the gradients of a
+        // window of tokens move along.
+        TokensTensor<Scalar, P> d_qkv(policy,
+                                      {parts.sequences(), std::min(length, parts.tokens() + 2 * halo), 3 * inner()});
+        for (Index i = 0; i < parts.count(); ++i) {
+            const Part part = parts[i];
+            const Index begin = attention.window_begin(part.first);
+            const Index window = attention.window(part.first, part.tokens, length);
+            const Index complete = part.is_last ? window : part.first + part.tokens - halo - begin;
+            const auto d_window = TokensView<Scalar>::unchecked(d_qkv.data(), {part.sequences, window, 3 * inner()});
+            {
+                typename Pass::OfPart again;
+                if (pass.parts.empty()) {
+                    again.q = linear(policy, norm(policy, part.of(x)), q_weight());
+                    again.attended = attend(policy, part, again.q, pass.kv, mask);
+                }
+                const auto& [q, attended] = pass.parts.empty() ? again : pass.parts[static_cast<std::size_t>(i)];
+                const auto d_attended = to_out.backward(policy, part.of(d_out), merge(attended.out), gradients.to_out);
+                local_attention_vjp(policy, split(d_window, 3), attention, attended, split_heads(d_attended),
+                                    split_heads(q), split(part.sequences_of(pass.kv), 2), part.sequences_of(mask),
+                                    part.first);
+            }
+            const Part done{part.sequence, part.sequences, begin, complete, part.is_last};
+            const auto d_normed =
+                to_qkv.backward(policy, first_tokens(d_window, complete), norm(policy, done.of(x)), gradients.to_qkv);
+            norm.backward(policy, done.of(d_x), d_normed, done.of(x), gradients.norm);
+            if (!part.is_last) carry(policy, d_window, complete);
         }
-        return d_x;
     }
 
     template <typename F, typename... M>
@@ -82,21 +121,43 @@ struct LightAttention {
     }
 
 private:
-    static constexpr Index tokens_at_a_time = 16384;
+    Index inner() const { return heads * dim_head; }
+    auto q_weight() const { return to_qkv.weight.const_view().range(0, inner()); }
+    auto kv_weight() const { return to_qkv.weight.const_view().range(inner(), 2 * inner()); }
+
+    /// So large that queries see keys of the parts next to their own at most, and that what is carried from one window
+    /// to the next does not meet its new place.
+    template <Viewable X>
+    Parts parts_of(const P& policy, const X& x) const {
+        return {policy.memory_plan(), x.extent(0), x.extent(1), 3 * attention.halo()};
+    }
+    auto attend(const P& policy, const Part& part, const TokensTensor<Scalar, P>& q, const TokensTensor<Scalar, P>& kv,
+                Mask mask) const {
+        return local_attention_forward(policy, attention, split_heads(q), split(part.sequences_of(kv), 2),
+                                       part.sequences_of(mask), part.first);
+    }
+    /// The window of one sequence without its first `complete` tokens, moved to where it began.
+    static void carry(const P& policy, const TokensView<Scalar>& window, Index complete) {
+        const Index rest = window.extent(1) - complete;
+        const auto rows = window.rows();
+        assign(policy, rows.range(0, rest), rows.range(complete, rest));
+    }
 
     template <typename T>
-    auto split(const T& qkv) const {  // (b, n, 3, h, dim_head)
-        return qkv.view().reshape(std::array<Index, 5>{qkv.extent(0), qkv.extent(1), 3, heads, dim_head});
+    auto split(const T& x, Index parts) const {  // (b, n, parts, h, dim_head)
+        return x.view().reshape(std::array<Index, 5>{x.extent(0), x.extent(1), parts, heads, dim_head});
     }
     template <typename T>
     auto split_heads(const T& x) const {  // (b, n, h, dim_head)
         return x.view().reshape(std::array<Index, 4>{x.extent(0), x.extent(1), heads, dim_head});
     }
     template <typename T>
-    static auto merge(const T& x) {  // (b, n, …) → (b, n, all the rest)
-        Index width = 1;
-        for (std::size_t axis = 2; axis < T::rank; ++axis) width *= x.extent(axis);
-        return x.view().reshape(std::array<Index, 3>{x.extent(0), x.extent(1), width});
+    static auto merge(const T& x) {  // (b, n, h, dim_head) → (b, n, h · dim_head)
+        return x.view().reshape(std::array<Index, 3>{x.extent(0), x.extent(1), x.extent(2) * x.extent(3)});
+    }
+    /// The first tokens of one sequence, or all tokens.
+    static auto first_tokens(const TokensView<Scalar>& x, Index count) {
+        return TokensView<Scalar>::unchecked(x.data(), {x.extent(0), count, x.extent(2)});
     }
 };
 

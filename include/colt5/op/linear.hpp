@@ -64,15 +64,25 @@ auto routed_linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weigh
     return d_x;
 }
 
-/// y = x · weightᵀ + bias, as torch.nn.Linear:  x (b, n, in), weight (out, in), bias (out) or absent  →  y (b, n, out)
-template <Policy P, Viewable X, Viewable W>
-auto linear(const P& policy, const X& x, const W& weight, VectorView<const typename X::value_type> bias = {}) {
+/// y = x · weightᵀ + bias, as torch.nn.Linear:  x (b, n, in), weight (out, in), bias (out) or absent
+/// The result goes to y (b, n, out).
+template <Policy P, Viewable Y, Viewable X, Viewable W>
+requires(W::rank == 2) void linear(const P& policy, const Y& y, const X& x, const W& weight,
+                                   VectorView<const typename X::value_type> bias = {}) {
     const auto [batch, length, in] = x.shape();
     expect_shape("weight", weight.shape(), {dynamic, in});
+    expect_shape("y", y.shape(), {batch, length, weight.extent(0)});
     if (bias) expect_shape("bias", bias.shape(), {weight.extent(0)});
-    TokensTensor<typename X::value_type, P> y(policy, {batch, length, weight.extent(0)});
     linear_kernel(policy, y.view().reshape(std::array{batch, Index{1}, length, weight.extent(0)}),
                   x.const_view().reshape(std::array{batch, Index{1}, length, in}), weight.const_view(), bias);
+}
+
+/// The same, with a y of its own.
+template <Policy P, Viewable X, Viewable W>
+auto linear(const P& policy, const X& x, const W& weight, VectorView<const typename X::value_type> bias = {}) {
+    expect_shape("weight", weight.shape(), {dynamic, x.extent(2)});
+    TokensTensor<typename X::value_type, P> y(policy, {x.extent(0), x.extent(1), weight.extent(0)});
+    linear(policy, y.view(), x, weight, bias);
     return y;
 }
 

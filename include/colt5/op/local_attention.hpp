@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+
 #include <colt5/core/tensor.hpp>
 
 namespace colt5 {
@@ -31,49 +33,66 @@ enum class MaskedRows {
 ///
 ///     out[i] = Σ_j softmax_j(q[i]·k[j] / √dim_head) v[j]   over |i − j| ≤ reach, mask[j]
 ///
-///     qkv (b, n, 3, h, dim_head): queries, keys and values;  mask (b, n) or absent  →  out (b, n, h, dim_head)
+///     q (b, n, h, dim_head), kv (b, n, 2, h, dim_head): keys and values, mask (b, n) or absent
+///     →  out (b, n, h, dim_head)
 ///
-/// Nothing of size n × reach is stored.
+/// Nothing of size n × reach is stored. A long sequence may come in parts, in order: q then holds the m queries from
+/// token `first` on, and b is 1; keys, values and mask are those of the whole sequence.
 struct LocalAttention {
     Index reach;  ///< tokens to either side; the reference's light_window_size / 2
     MaskedRows masked_rows = MaskedRows::zero;
+
+    /// How far from a query what it reads may be.
+    Index halo() const { return masked_rows == MaskedRows::window_mean ? 2 * reach : reach; }
+    /// How many tokens of a sequence the gradient of a part of m queries reaches, and the first of them.
+    Index window_begin(Index first) const { return std::max(Index{0}, first - halo()); }
+    Index window(Index first, Index m, Index length) const {
+        return std::min(length, first + m + halo()) - window_begin(first);
+    }
 };
 
 /// What the vector-Jacobian product reads: the output, and one log-sum-exp a row and head (−∞ where no key is visible).
 template <typename Scalar, Policy P>
 struct LocalAttentionPass {
-    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> out;               // (b, n, h, dim_head)
-    Tensor<accumulate_t<Scalar>, P, dynamic, dynamic, dynamic> log_sum_exp;  // (b, h, n)
+    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> out;               // (b, m, h, dim_head)
+    Tensor<accumulate_t<Scalar>, P, dynamic, dynamic, dynamic> log_sum_exp;  // (b, h, m)
 };
 
 namespace detail {
-template <typename QKV>
-void check_local_attention(const LocalAttention& attention, const QKV& qkv, Mask mask) {
-    expect_shape("qkv", qkv.shape(), {dynamic, dynamic, 3, dynamic, dynamic});
+template <typename Q, typename KV>
+void check_local_attention(const LocalAttention& attention, const Q& q, const KV& kv, Mask mask, Index first) {
+    const auto [batch, length, two, heads, dim_head] = kv.shape();
+    expect_shape("kv", kv.shape(), {dynamic, dynamic, 2, dynamic, dynamic});
     expect_value(attention.reach >= 1, "reach", ">= 1", attention.reach);
-    if (mask) expect_shape("mask", mask.shape(), {qkv.extent(0), qkv.extent(1)});
+    expect_value(first >= 0 && first <= length, "first", "a token of kv", first);
+    const Index queries = batch == 1 ? q.extent(1) : length;
+    expect_shape("q", q.shape(), {batch, std::min(queries, length - first), heads, dim_head});
+    if (mask) expect_shape("mask", mask.shape(), {batch, length});
 }
 }  // namespace detail
 
 /// Forward that keeps what backward reads.
-template <Policy P, Viewable QKV>
-auto local_attention_forward(const P& policy, const LocalAttention& attention, const QKV& qkv, Mask mask) {
-    using Scalar = typename QKV::value_type;
-    detail::check_local_attention(attention, qkv, mask);
-    const auto [batch, length, three, heads, dim_head] = qkv.shape();
-    LocalAttentionPass<Scalar, P> pass{{policy, {batch, length, heads, dim_head}}, {policy, {batch, heads, length}}};
-    local_attention_kernel(policy, pass.out.view(), pass.log_sum_exp.view(), qkv.const_view(), mask, attention);
+template <Policy P, Viewable Q, Viewable KV>
+auto local_attention_forward(const P& policy, const LocalAttention& attention, const Q& q, const KV& kv, Mask mask,
+                             Index first = 0) {
+    using Scalar = typename Q::value_type;
+    detail::check_local_attention(attention, q, kv, mask, first);
+    const auto [batch, queries, heads, dim_head] = q.shape();
+    LocalAttentionPass<Scalar, P> pass{{policy, q.shape()}, {policy, {batch, heads, queries}}};
+    local_attention_kernel(policy, pass.out.view(), pass.log_sum_exp.view(), q.const_view(), kv.const_view(), mask,
+                           first, attention);
     return pass;
 }
 
 /// Forward alone.
-template <Policy P, Viewable QKV>
-auto local_attention(const P& policy, const LocalAttention& attention, const QKV& qkv, Mask mask) {
-    using Scalar = typename QKV::value_type;
-    detail::check_local_attention(attention, qkv, mask);
-    const auto [batch, length, three, heads, dim_head] = qkv.shape();
-    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> out(policy, {batch, length, heads, dim_head});
-    local_attention_kernel(policy, out.view(), TokensView<accumulate_t<Scalar>>{}, qkv.const_view(), mask, attention);
+template <Policy P, Viewable Q, Viewable KV>
+auto local_attention(const P& policy, const LocalAttention& attention, const Q& q, const KV& kv, Mask mask,
+                     Index first = 0) {
+    using Scalar = typename Q::value_type;
+    detail::check_local_attention(attention, q, kv, mask, first);
+    auto out = tensor_like(policy, q);
+    local_attention_kernel(policy, out.view(), TokensView<accumulate_t<Scalar>>{}, q.const_view(), kv.const_view(),
+                           mask, first, attention);
     return out;
 }
 
@@ -83,25 +102,31 @@ auto local_attention(const P& policy, const LocalAttention& attention, const QKV
 ///     dv[j] = Σ_i p_ij d_out[i],   ds_ij = p_ij (d_out[i]·v[j] − D_i) / √dim_head
 ///     dq[i] = Σ_j ds_ij k[j],      dk[j] = Σ_i ds_ij q[i]
 ///
-/// Returns d_qkv (b, n, 3, h, dim_head).
-template <Policy P, Viewable Out, Viewable L, Viewable D, Viewable QKV>
-auto local_attention_vjp(const P& policy, const LocalAttention& attention, const Out& out, const L& log_sum_exp,
-                         const D& d_out, const QKV& qkv, Mask mask) {
-    detail::check_local_attention(attention, qkv, mask);
-    const auto [batch, length, heads, dim_head] = out.shape();
-    expect_shape("qkv", qkv.shape(), {batch, length, 3, heads, dim_head});
-    expect_shape("d_out", d_out.shape(), out.shape());
-    expect_shape("log_sum_exp", log_sum_exp.shape(), {batch, heads, length});
-    Tensor<typename QKV::value_type, P, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv(policy, qkv.shape());
-    local_attention_vjp_kernel(policy, d_qkv.view(), d_out.const_view(), out.const_view(), log_sum_exp.const_view(),
-                               qkv.const_view(), mask, attention);
-    return d_qkv;
+/// The result goes to d_qkv (b, w, 3, h, dim_head): queries, keys and values, side by side as one projection makes
+/// them. Its rows are all tokens, or for a part of m queries the `attention.window(first, m, n)` tokens from
+/// `attention.window_begin(first)` on. Of the part's queries dq is assigned. Keys and values that an earlier part
+/// reached, those of tokens up to first + halo unless first is 0, are added to; the others are assigned.
+template <Policy P, typename Scalar, Viewable D, Viewable Q, Viewable KV, Viewable DQKV>
+void local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttention& attention,
+                         const LocalAttentionPass<Scalar, P>& pass, const D& d_out, const Q& q, const KV& kv, Mask mask,
+                         Index first) {
+    detail::check_local_attention(attention, q, kv, mask, first);
+    const auto [batch, queries, heads, dim_head] = q.shape();
+    expect_shape("pass", pass.out.shape(), q.shape());
+    expect_shape("d_out", d_out.shape(), q.shape());
+    expect_shape("d_qkv", d_qkv.shape(), {batch, attention.window(first, queries, kv.extent(1)), 3, heads, dim_head});
+    local_attention_vjp_kernel(policy, d_qkv.view(), d_out.const_view(), pass.out.const_view(),
+                               pass.log_sum_exp.const_view(), q.const_view(), kv.const_view(), mask, first, attention);
 }
 
-template <Policy P, typename Scalar, Viewable D, Viewable QKV>
+/// The same for whole sequences. Returns d_qkv (b, n, 3, h, dim_head).
+template <Policy P, typename Scalar, Viewable D, Viewable Q, Viewable KV>
 auto local_attention_vjp(const P& policy, const LocalAttention& attention, const LocalAttentionPass<Scalar, P>& pass,
-                         const D& d_out, const QKV& qkv, Mask mask) {
-    return local_attention_vjp(policy, attention, pass.out, pass.log_sum_exp, d_out, qkv, mask);
+                         const D& d_out, const Q& q, const KV& kv, Mask mask) {
+    const auto [batch, length, heads, dim_head] = q.shape();
+    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv(policy, {batch, length, 3, heads, dim_head});
+    local_attention_vjp(policy, d_qkv.view(), attention, pass, d_out, q, kv, mask, 0);
+    return d_qkv;
 }
 
 }  // namespace colt5

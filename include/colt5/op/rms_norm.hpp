@@ -36,15 +36,25 @@ auto rms_norm(const P& policy, const X& x, const Gamma& gamma) {
 ///
 ///     dx = s · (h − x · (h·x) / ‖x‖²)          (without the second term where ‖x‖ is below the floor)
 ///     d_gamma += Σ dy ∘ x · s
-template <Policy P, Viewable Y, Viewable X, Viewable Gamma>
-auto rms_norm_vjp(const P& policy, const Y& d_y, const X& x, const Gamma& gamma,
+///
+/// The result goes to d_x (…, d).
+template <Policy P, Viewable DX, Viewable Y, Viewable X, Viewable Gamma>
+void rms_norm_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const Gamma& gamma,
                   VectorView<accumulate_t<typename X::value_type>> d_gamma) {
+    expect_shape("d_x", d_x.shape(), x.shape());
     expect_shape("d_y", d_y.shape(), x.shape());
     expect_shape("gamma", gamma.shape(), {x.extent(X::rank - 1)});
     expect_shape("d_gamma", d_gamma.shape(), {x.extent(X::rank - 1)});
-    auto d_x = tensor_like(policy, x);
     rms_norm_vjp_kernel(policy, d_x.view().rows(), d_gamma, d_y.const_view().rows(), x.const_view().rows(),
                         gamma.const_view());
+}
+
+/// The same, with a d_x of its own.
+template <Policy P, Viewable Y, Viewable X, Viewable Gamma>
+auto rms_norm_vjp(const P& policy, const Y& d_y, const X& x, const Gamma& gamma,
+                  VectorView<accumulate_t<typename X::value_type>> d_gamma) {
+    auto d_x = tensor_like(policy, x);
+    rms_norm_vjp(policy, d_x.view(), d_y, x, gamma, d_gamma);
     return d_x;
 }
 

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+
+#include <colt5/core/tensor.hpp>
+
+namespace colt5 {
+
+/// The tokens [first, first + tokens) of the sequences [sequence, sequence + sequences) of a batch: whole sequences, or
+/// part of one.
+struct Part {
+    Index sequence, sequences, first, tokens;
+    bool is_last;  ///< of its sequences
+
+    /// Its tokens of a tensor (b, n, …).
+    template <Viewable T>
+    auto of(const T& tensor) const {
+        return slice(tensor.view());
+    }
+    template <Viewable T>
+    auto of(T& tensor) const {
+        return slice(tensor.view());
+    }
+    /// All tokens of its sequences.
+    template <Viewable T>
+    auto sequences_of(const T& tensor) const {
+        return tensor.view().range(sequence, sequences);
+    }
+
+private:
+    template <typename V>
+    auto slice(const V& view) const {
+        const auto whole = view.range(sequence, sequences);
+        if (!whole) return whole;
+        auto shape = whole.shape();
+        const Index rows = shape[0] * shape[1], stride = rows > 0 ? whole.size() / rows : 0;
+        shape[1] = tokens;
+        return V::unchecked(whole.data() + first * stride, shape);
+    }
+};
+
+/// A batch in parts of about the policy's tokens_at_a_time, and never less than `least`, in order. They depend on the
+/// length of the sequences alone, but for how many short sequences come together.
+class Parts {
+public:
+    Parts(const MemoryPlan& plan, Index batch, Index length, Index least = 1) : batch_(batch), length_(length) {
+        const Index most = std::max(plan.tokens_at_a_time, least);
+        per_sequence_ = std::max(Index{1}, (length + most - 1) / most);
+        tokens_ = std::max(Index{1}, (length + per_sequence_ - 1) / per_sequence_);
+        per_sequence_ = std::max(Index{1}, (length + tokens_ - 1) / tokens_);
+        sequences_ = per_sequence_ > 1 ? 1 : std::max(Index{1}, most / tokens_);
+    }
+
+    Index count() const { return (batch_ + sequences_ - 1) / sequences_ * per_sequence_; }
+    Part operator[](Index i) const {
+        const Index sequence = i / per_sequence_ * sequences_, first = i % per_sequence_ * tokens_;
+        return {sequence, std::min(sequences_, batch_ - sequence), first, std::min(tokens_, length_ - first),
+                first + tokens_ >= length_};
+    }
+    /// The largest extents of a part.
+    Index sequences() const { return std::min(sequences_, batch_); }
+    Index tokens() const { return std::min(tokens_, length_); }
+
+private:
+    Index batch_, length_, per_sequence_, tokens_, sequences_;
+};
+
+}  // namespace colt5
