@@ -74,15 +74,15 @@ public:
     void start() {
         policy_.synchronize();
         policy_.workspace()->release_unused();
-        policy_.workspace()->reset_peak();
-        before_bytes_ = policy_.workspace()->statistics().in_use;
+        policy_.reset_peak();
+        before_bytes_ = policy_.statistics().in_use;
         free_before_bytes_ = free_bytes();
         begin_ = Clock::now();
     }
     void stop(std::ostream& answer) const {
         policy_.synchronize();
         const std::chrono::duration<double> seconds = Clock::now() - begin_;
-        const double bytes = static_cast<double>(policy_.workspace()->statistics().peak - before_bytes_);
+        const double bytes = static_cast<double>(policy_.statistics().peak - before_bytes_);
         answer << seconds.count() << ' ' << bytes / (1 << 20) << ' ' << (free_before_bytes_ - free_bytes()) / (1 << 20);
     }
 

@@ -74,6 +74,20 @@ private:
     std::shared_ptr<Workspace> workspace_;
 };
 
+/// Lets a part of a computation run beside the rest: from construction to `join`, work under `policy()` and work under
+/// the policy itself need not be in order. Until then, neither may write or free what the other uses. Joins when it is
+/// destroyed. A policy that has nothing to run it on does it in line.
+template <Policy P>
+class Beside {
+public:
+    explicit Beside(const P& policy) : policy_(policy) {}
+    const P& policy() const { return policy_; }
+    void join() {}
+
+private:
+    const P& policy_;
+};
+
 inline void upload(const Cpu&, void* to, const void* from, std::size_t bytes) {
     if (bytes > 0) std::memcpy(to, from, bytes);
 }

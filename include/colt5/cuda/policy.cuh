@@ -22,6 +22,19 @@ namespace cuda {
 
 class MatmulPlans;  // cuda/matmul.cuh
 
+/// A handle of one of CUDA's libraries, destroyed with its owner.
+template <typename Handle, auto destroy>
+class Owned {
+public:
+    Owned() = default;
+    Owned(const Owned&) = delete;
+    Owned& operator=(const Owned&) = delete;
+    ~Owned() {
+        if (handle != nullptr) destroy(handle);
+    }
+    Handle handle = nullptr;
+};
+
 }  // namespace cuda
 
 /// Runs on an NVIDIA GPU: kernels of our own, and cuBLASLt for matrix products, all on one stream.
@@ -50,43 +63,83 @@ public:
     MathMode math() const { return state_->math; }
     const MemoryPlan& memory_plan() const { return state_->memory_plan; }
     const std::shared_ptr<Workspace>& workspace() const { return state_->workspace; }
-    cublasLtHandle_t blas() const { return state_->blas; }
+    cublasLtHandle_t blas() const { return state_->blas.handle; }
     cuda::MatmulPlans& plans() const { return *state_->plans; }
+
+    /// Work that is queued from now on runs after all that `other` has queued so far. The host does not wait.
+    void wait_for(const Cuda& other) const {
+        const cudaEvent_t event = other.state_->event.handle;
+        {
+            const cuda::DeviceGuard guard(other.device());
+            cuda::check(cudaEventRecord(event, other.stream()), "cudaEventRecord");
+        }
+        const cuda::DeviceGuard guard(device());
+        cuda::check(cudaStreamWaitEvent(stream(), event), "cudaStreamWaitEvent");
+    }
+
+    /// The policy of what runs beside this one's work, with a stream and a workspace of its own: see Beside.
+    const Cuda& beside() const {
+        if (!state_->beside) {
+            const Options options{.device = device(), .math = math(), .memory_plan = memory_plan()};
+            state_->beside.reset(new Cuda(std::make_shared<State>(options, true)));
+        }
+        return *state_->beside;
+    }
+
+    /// What this policy's workspace and that of the work beside hold; `peak` adds up what may not have been at once.
+    WorkspaceStatistics statistics() const {
+        WorkspaceStatistics total = workspace()->statistics();
+        if (!state_->beside) return total;
+        const WorkspaceStatistics more = state_->beside->statistics();
+        total.in_use += more.in_use;
+        total.peak += more.peak;
+        total.reserved += more.reserved;
+        total.system_allocations += more.system_allocations;
+        return total;
+    }
+    void reset_peak() const {
+        workspace()->reset_peak();
+        if (state_->beside) state_->beside->reset_peak();
+    }
 
     /// Waits until all work of the policy is done; throws CudaError if any of it failed.
     void synchronize() const { cuda::check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize"); }
 
 private:
     struct State {
-        explicit State(const Options& options)
+        explicit State(const Options& options, bool is_beside = false)
             : device(options.device),
               math(options.math),
               memory_plan(options.memory_plan),
               workspace(std::make_shared<Workspace>(cuda::DeviceMemory(options.device))),
               plans(make_matmul_plans()) {
             const cuda::DeviceGuard guard(device);
-            cuda::check(cublasLtCreate(&blas), "cublasLtCreate");
+            cuda::check(cublasLtCreate(&blas.handle), "cublasLtCreate");
+            cuda::check(cudaEventCreateWithFlags(&event.handle, cudaEventDisableTiming), "cudaEventCreateWithFlags");
             stream = options.stream;
             if (stream != nullptr) return;
-            cuda::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-            owns_stream = true;
-        }
-        State(const State&) = delete;
-        State& operator=(const State&) = delete;
-        ~State() {
-            cublasLtDestroy(blas);
-            if (owns_stream) cudaStreamDestroy(stream);
+            // What runs beside is small: it fills in where the rest leaves room, and should not come last.
+            int lowest = 0, highest = 0;
+            cuda::check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange");
+            cuda::check(
+                cudaStreamCreateWithPriority(&own_stream.handle, cudaStreamNonBlocking, is_beside ? highest : lowest),
+                "cudaStreamCreateWithPriority");
+            stream = own_stream.handle;
         }
         int device;
         MathMode math;
         MemoryPlan memory_plan;
+        cuda::Owned<cudaStream_t, cudaStreamDestroy> own_stream;
         cudaStream_t stream = nullptr;
-        bool owns_stream = false;
-        cublasLtHandle_t blas = nullptr;
+        cuda::Owned<cudaEvent_t, cudaEventDestroy> event;
+        cuda::Owned<cublasLtHandle_t, cublasLtDestroy> blas;
         std::shared_ptr<Workspace> workspace;
         std::shared_ptr<cuda::MatmulPlans> plans;
+        std::unique_ptr<Cuda> beside;
     };
     static std::shared_ptr<cuda::MatmulPlans> make_matmul_plans();
+
+    explicit Cuda(std::shared_ptr<State> state) : state_(std::move(state)) {}
 
     std::shared_ptr<State> state_;
 };
@@ -104,5 +157,32 @@ inline void download(const Cuda& policy, void* to, const void* from, std::size_t
     cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, policy.stream()), "cudaMemcpyAsync");
     policy.synchronize();
 }
+
+/// A second stream. What was allocated on one side may be freed on the other once they have joined.
+template <>
+class Beside<Cuda> {
+public:
+    explicit Beside(const Cuda& policy) : main_(policy), beside_(policy.beside()) { beside_.wait_for(main_); }
+    Beside(const Beside&) = delete;
+    Beside& operator=(const Beside&) = delete;
+    ~Beside() {
+        if (joined_) return;
+        try {
+            join();
+        } catch (const CudaError&) {  // another exception is on its way
+        }
+    }
+
+    const Cuda& policy() const { return beside_; }
+    void join() {
+        main_.wait_for(beside_);
+        joined_ = true;
+    }
+
+private:
+    const Cuda& main_;
+    const Cuda& beside_;
+    bool joined_ = false;
+};
 
 }  // namespace colt5

@@ -85,14 +85,17 @@ public:
     template <Viewable X>
     Out operator()(const X& tokens, Mask mask = {}, AttentionTokens counts = {}) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
-        auto out = light_attn(policy_, x, mask);                                   // (b, n, d)
-        const auto routed_q = q_router.route(policy_, x, mask, num_q(counts));     // indices, scores (b, 1, q)
-        const auto routed_kv = kv_router.route(policy_, x, mask, num_kv(counts));  // indices, scores (b, r, kv)
-        const auto queries = single_route(routed_q.indices);                       // (b, q)
-        const auto kv_mask = gather_mask(policy_, mask, routed_kv.indices);        // (b, r, kv)
-        auto heavy = heavy_attn.forward(policy_, gather(policy_, x, queries), gather(policy_, x, routed_kv.indices),
+        Beside beside(policy_);
+        const P& aside = beside.policy();
+        const auto routed_q = q_router.route(aside, x, mask, num_q(counts));     // indices, scores (b, 1, q)
+        const auto routed_kv = kv_router.route(aside, x, mask, num_kv(counts));  // indices, scores (b, r, kv)
+        const auto queries = single_route(routed_q.indices);                     // (b, q)
+        const auto kv_mask = gather_mask(aside, mask, routed_kv.indices);        // (b, r, kv)
+        auto heavy = heavy_attn.forward(aside, gather(aside, x, queries), gather(aside, x, routed_kv.indices),
                                         kv_mask.const_view(), routed_kv.scores.const_view());
-        assign(policy_, heavy.out, heavy.out * column(routed_q.scores));  // (b, q, d)
+        assign(aside, heavy.out, heavy.out * column(routed_q.scores));  // (b, q, d)
+        auto out = light_attn(policy_, x, mask);                        // (b, n, d)
+        beside.join();
         scatter(policy_, how, out.view(), heavy.out, queries);
         return out;
     }
@@ -101,15 +104,17 @@ public:
     template <Viewable X>
     Pass forward(const X& tokens, Mask mask = {}, AttentionTokens counts = {}) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
-        auto routed_q = q_router.forward(policy_, x, mask, num_q(counts));     // indices, scores (b, 1, q)
-        auto routed_kv = kv_router.forward(policy_, x, mask, num_kv(counts));  // indices, scores (b, r, kv)
-        const auto queries = single_route(routed_q.routing.indices);           // (b, q)
-        auto kv_mask = gather_mask(policy_, mask, routed_kv.routing.indices);  // (b, r, kv)
-        auto heavy = heavy_attn.forward(policy_, gather(policy_, x, queries),
-                                        gather(policy_, x, routed_kv.routing.indices), kv_mask.const_view(),
-                                        routed_kv.routing.scores.const_view());  // (b, q, d)
-        auto out = tensor_like(policy_, x);                                      // (b, n, d)
+        Beside beside(policy_);
+        const P& aside = beside.policy();
+        auto routed_q = q_router.forward(aside, x, mask, num_q(counts));     // indices, scores (b, 1, q)
+        auto routed_kv = kv_router.forward(aside, x, mask, num_kv(counts));  // indices, scores (b, r, kv)
+        const auto queries = single_route(routed_q.routing.indices);         // (b, q)
+        auto kv_mask = gather_mask(aside, mask, routed_kv.routing.indices);  // (b, r, kv)
+        auto heavy = heavy_attn.forward(aside, gather(aside, x, queries), gather(aside, x, routed_kv.routing.indices),
+                                        kv_mask.const_view(), routed_kv.routing.scores.const_view());  // (b, q, d)
+        auto out = tensor_like(policy_, x);                                                            // (b, n, d)
         auto light = light_attn.forward(policy_, out.view(), x, mask, !policy_.memory_plan().recompute);
+        beside.join();
         auto scaled = tensor_like(policy_, heavy.out);
         assign(policy_, scaled, heavy.out * column(routed_q.routing.scores));
         scatter(policy_, how, out.view(), scaled, queries);
@@ -124,8 +129,9 @@ public:
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
-        const auto d_heavy = backward_heavy(pass, d_out, gradients);
-        return backward_light(pass, d_heavy, d_out, gradients, tensor_like(policy_, pass.tokens));
+        Beside beside(policy_);
+        const auto d_heavy = backward_heavy(beside.policy(), pass, d_out, gradients);
+        return backward_light(beside, pass, d_heavy, d_out, gradients, tensor_like(policy_, pass.tokens));
     }
 
     /// The same for a pass that is handed over: d_tokens takes the memory of its output, and what the heavy branch kept
@@ -133,9 +139,10 @@ public:
     template <Viewable D>
     Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
         Pass taken = std::move(pass);
-        const auto d_heavy = backward_heavy(taken, d_out, gradients);
+        Beside beside(policy_);
+        const auto d_heavy = backward_heavy(beside.policy(), taken, d_out, gradients);
         taken.heavy = {};
-        return backward_light(taken, d_heavy, d_out, gradients, std::move(taken.out));
+        return backward_light(beside, taken, d_heavy, d_out, gradients, std::move(taken.out));
     }
 
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
@@ -156,26 +163,27 @@ private:
     };
 
     template <Viewable D>
-    HeavyGradients backward_heavy(const Pass& pass, const D& d_out, Gradients& gradients) const {
+    HeavyGradients backward_heavy(const P& policy, const Pass& pass, const D& d_out, Gradients& gradients) const {
         expect<Tokens>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), pass.tokens.shape());
         const auto& routing_q = pass.routed_q.routing;
         const auto& routing_kv = pass.routed_kv.routing;
         const auto queries = single_route(routing_q.indices);
-        auto d_heavy = scatter_vjp(policy_, how, d_out, queries);  // (b, q, d)
-        auto d_scores_q = tensor_like(policy_, routing_q.scores);  // (b, 1, q)
-        assign(policy_, d_scores_q, row_sum(d_heavy * pass.heavy.out));
-        assign(policy_, d_heavy, d_heavy * column(routing_q.scores));
-        auto d = heavy_attn.backward(policy_, pass.heavy, d_heavy, gather(policy_, pass.tokens, queries),
-                                     gather(policy_, pass.tokens, routing_kv.indices), pass.kv_mask.const_view(),
+        auto d_heavy = scatter_vjp(policy, how, d_out, queries);  // (b, q, d)
+        auto d_scores_q = tensor_like(policy, routing_q.scores);  // (b, 1, q)
+        assign(policy, d_scores_q, row_sum(d_heavy * pass.heavy.out));
+        assign(policy, d_heavy, d_heavy * column(routing_q.scores));
+        auto d = heavy_attn.backward(policy, pass.heavy, d_heavy, gather(policy, pass.tokens, queries),
+                                     gather(policy, pass.tokens, routing_kv.indices), pass.kv_mask.const_view(),
                                      routing_kv.scores.const_view(), gradients.heavy_attn);
         return {std::move(d), std::move(d_scores_q)};
     }
 
     template <Viewable D>
-    Out backward_light(const Pass& pass, const HeavyGradients& heavy, const D& d_out, Gradients& gradients,
-                       Out d_x) const {
+    Out backward_light(Beside<P>& beside, const Pass& pass, const HeavyGradients& heavy, const D& d_out,
+                       Gradients& gradients, Out d_x) const {
         light_attn.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, pass.mask, gradients.light_attn);
+        beside.join();
         gather_vjp(policy_, d_x.view(), heavy.d.d_x, single_route(pass.routed_q.routing.indices));
         gather_vjp(policy_, d_x.view(), heavy.d.d_context, pass.routed_kv.routing.indices);
         kv_router.backward(policy_, pass.routed_kv, heavy.d.d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),

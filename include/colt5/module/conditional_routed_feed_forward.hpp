@@ -66,11 +66,14 @@ public:
     template <Viewable X>
     Out operator()(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {}) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
-        auto out = light_ff(policy_, x);                                               // (b, n, d)
-        const auto routed = router.route(policy_, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
+        Beside beside(policy_);
+        const P& aside = beside.policy();
+        const auto routed = router.route(aside, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
         const auto indices = single_route(routed.indices);
-        auto heavy = heavy_ff(policy_, gather(policy_, x, indices));  // (b, k, d)
-        assign(policy_, heavy, heavy * column(routed.scores));
+        auto heavy = heavy_ff(aside, gather(aside, x, indices));  // (b, k, d)
+        assign(aside, heavy, heavy * column(routed.scores));
+        auto out = light_ff(policy_, x);  // (b, n, d)
+        beside.join();
         scatter(policy_, how, out.view(), heavy, indices);
         return out;
     }
@@ -79,12 +82,15 @@ public:
     template <Viewable X>
     Pass forward(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {}) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
-        auto routed = router.forward(policy_, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
+        Beside beside(policy_);
+        const P& aside = beside.policy();
+        auto routed = router.forward(aside, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
         const auto indices = single_route(routed.routing.indices);
-        Out heavy_out(policy_, {x.extent(0), indices.extent(1), x.extent(2)});  // (b, k, d)
-        auto heavy = heavy_ff.forward(policy_, heavy_out.view(), gather(policy_, x, indices), true);
+        Out heavy_out(aside, {x.extent(0), indices.extent(1), x.extent(2)});  // (b, k, d)
+        auto heavy = heavy_ff.forward(aside, heavy_out.view(), gather(aside, x, indices), true);
         auto out = tensor_like(policy_, x);  // (b, n, d)
         auto light = light_ff.forward(policy_, out.view(), x, !policy_.memory_plan().recompute);
+        beside.join();
         auto scaled = tensor_like(policy_, heavy_out);
         assign(policy_, scaled, heavy_out * column(routed.routing.scores));
         scatter(policy_, how, out.view(), scaled, indices);
@@ -99,9 +105,10 @@ public:
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
-        auto heavy = heavy_gradients(pass);
-        backward_heavy(pass, heavy, d_out, gradients);
-        return backward_light(pass, heavy, d_out, gradients);
+        Beside beside(policy_);
+        auto heavy = heavy_gradients(beside.policy(), pass);
+        backward_heavy(beside.policy(), pass, heavy, d_out, gradients);
+        return backward_light(beside, pass, heavy, d_out, gradients);
     }
 
     /// The same for a pass that is handed over: what has been read is freed on the way, its output first.
@@ -109,12 +116,13 @@ public:
     template <Viewable D>
     Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
         Pass taken = std::move(pass);
-        auto heavy = heavy_gradients(taken);  // before a gap opens, which the result is to fill
+        Beside beside(policy_);
+        auto heavy = heavy_gradients(beside.policy(), taken);  // before a gap opens, which the result is to fill
         taken.out = {};
-        backward_heavy(taken, heavy, d_out, gradients);
+        backward_heavy(beside.policy(), taken, heavy, d_out, gradients);
         taken.heavy = {};
         taken.heavy_out = {};
-        return backward_light(taken, heavy, d_out, gradients);
+        return backward_light(beside, taken, heavy, d_out, gradients);
     }
 
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
@@ -133,27 +141,30 @@ private:
         TokensTensor<accumulate_t<Scalar>, P> d_scores;  // (b, 1, k)
     };
 
-    HeavyGradients heavy_gradients(const Pass& pass) const {
-        return {tensor_like(policy_, pass.heavy_out), tensor_like(policy_, pass.routed.routing.scores)};
+    static HeavyGradients heavy_gradients(const P& policy, const Pass& pass) {
+        return {tensor_like(policy, pass.heavy_out), tensor_like(policy, pass.routed.routing.scores)};
     }
 
     template <Viewable D>
-    void backward_heavy(const Pass& pass, HeavyGradients& heavy, const D& d_out, Gradients& gradients) const {
+    void backward_heavy(const P& policy, const Pass& pass, HeavyGradients& heavy, const D& d_out,
+                        Gradients& gradients) const {
         expect<Tokens>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), pass.tokens.shape());
         const auto& [indices, scores] = pass.routed.routing;
         const auto picks = single_route(indices);
-        auto d_heavy = scatter_vjp(policy_, how, d_out, picks);  // (b, k, d)
-        assign(policy_, heavy.d_scores, row_sum(d_heavy * pass.heavy_out));
-        assign(policy_, d_heavy, d_heavy * column(scores));
-        heavy_ff.backward(policy_, pass.heavy, heavy.d_picked.view(), d_heavy, gather(policy_, pass.tokens, picks),
+        auto d_heavy = scatter_vjp(policy, how, d_out, picks);  // (b, k, d)
+        assign(policy, heavy.d_scores, row_sum(d_heavy * pass.heavy_out));
+        assign(policy, d_heavy, d_heavy * column(scores));
+        heavy_ff.backward(policy, pass.heavy, heavy.d_picked.view(), d_heavy, gather(policy, pass.tokens, picks),
                           gradients.heavy_ff);
     }
 
     template <Viewable D>
-    Out backward_light(const Pass& pass, const HeavyGradients& heavy, const D& d_out, Gradients& gradients) const {
+    Out backward_light(Beside<P>& beside, const Pass& pass, const HeavyGradients& heavy, const D& d_out,
+                       Gradients& gradients) const {
         auto d_x = tensor_like(policy_, pass.tokens);
         light_ff.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, gradients.light_ff);
+        beside.join();
         gather_vjp(policy_, d_x.view(), heavy.d_picked, single_route(pass.routed.routing.indices));
         router.backward(policy_, pass.routed, heavy.d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),
                         gradients.router);
