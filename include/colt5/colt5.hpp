@@ -17,11 +17,13 @@
 #include <colt5/cpu/dense_attention.hpp>
 #include <colt5/cpu/eigen.hpp>
 #include <colt5/cpu/expr.hpp>
+#include <colt5/cpu/feed_forward.hpp>
 #include <colt5/cpu/gather.hpp>
 #include <colt5/cpu/global_norm.hpp>
 #include <colt5/cpu/layer_norm.hpp>
 #include <colt5/cpu/linear.hpp>
 #include <colt5/cpu/local_attention.hpp>
+#include <colt5/cpu/norm_linear.hpp>
 #include <colt5/cpu/pick.hpp>
 #include <colt5/cpu/rms_norm.hpp>
 #include <colt5/cpu/route_logits.hpp>

@@ -101,6 +101,26 @@ TEST_CASE("linear: one route is torch's Linear") {
     CHECK(same_bits(d_bias, routed_d_bias));
 }
 
+TEST_CASE("linear: adds a matrix, with and without a bias, and writes where it is told") {
+    const Cpu policy(2);
+    for (const auto& [length, in, out] : {std::array<Index, 3>{37, 6, 10}, {301, 600, 70}}) {
+        const auto x = normal<double>(policy, std::array<Index, 3>{2, length, in}, 0);
+        HostTensor<double, 3> add;
+        const auto weight = normal<double>(policy, std::array<Index, 2>{out, in}, 2);
+        const auto bias = normal<double>(policy, std::array<Index, 1>{out}, 3);
+        for (const auto& added_bias : {VectorView<const double>(), bias.const_view()}) {
+            add = normal<double>(policy, std::array<Index, 3>{2, length, out}, 1);
+            auto expected = linear(policy, x, weight, added_bias);
+            for (Index i = 0; i < expected.size(); ++i) expected.data()[i] += add.data()[i];
+            auto y = copy_of(policy, add);
+            linear(policy, y.view(), x, weight, added_bias, add.const_view());
+            CHECK(relative_error(y, expected) <= 1e-13);
+            linear(policy, add.view(), x, weight, added_bias, add.const_view());  // onto what is added
+            CHECK(same_bits(add, y));
+        }
+    }
+}
+
 TEST_CASE("linear: the gradients are those of finite differences; those of parameters accumulate") {
     const Cpu policy(1);
     for (const auto& shape : shapes) {

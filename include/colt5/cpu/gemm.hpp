@@ -4,14 +4,13 @@
 #include <algorithm>
 #include <array>
 
-#include <Eigen/Core>
-
 #include <colt5/core/tensor.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
 
 #ifdef EIGEN_USE_BLAS
+#include <Eigen/Core>
 extern "C" [[gnu::weak]] void openblas_set_num_threads(int);
 #endif
 
@@ -48,14 +47,15 @@ struct GemmTile {
     static constexpr Index panel_rows = 32 * rows;
 };
 
-/// What is added to a product: nothing, one row to all rows (stride 0), or a matrix, which may be the result itself.
+/// What is added to a product: a row to all rows, a matrix, which may be the result itself, both or nothing.
 template <typename T>
 struct Addend {
-    const T* data = nullptr;
+    const T* row = nullptr;
+    const T* matrix = nullptr;
     Index stride = 0;
 
-    Addend part(Index row, Index column) const {
-        return data == nullptr ? *this : Addend{data + row * stride + column, stride};
+    Addend part(Index i, Index j) const {
+        return {row == nullptr ? nullptr : row + j, matrix == nullptr ? nullptr : matrix + i * stride + j, stride};
     }
 };
 
@@ -111,7 +111,8 @@ template <typename T>
             const Index j = v * lanes<T>, width = std::min(lanes<T>, columns - j);
             if (width <= 0) return;
             Batch<T> result = sum[i][v] * scale;
-            if (add.data != nullptr) result += load(add.data + i * add.stride + j, width);
+            if (add.row != nullptr) result += load(add.row + j, width);
+            if (add.matrix != nullptr) result += load(add.matrix + i * add.stride + j, width);
             store(c + i * ldc + j, result, width);
         });
     });
@@ -159,6 +160,20 @@ void multiply_strips(Index m, Index n, Index depth, T alpha, const LeftSide<T>& 
                               std::min(Index{Tile::rows}, m - i), n - j);
 }
 
+/// c += alpha · aᵀ · b for a block of the depth of a strip. What is read often is laid out in the order of reading.
+template <typename T>
+void add_transposed_block(Index m, Index n, Index depth, T alpha, const T* a, Index lda, const T* strips, T* c,
+                          Index ldc) {
+    using Tile = GemmTile<T>;
+    LeftSide<T> left{a, 1, lda, 1};
+    if (n > 2 * Tile::columns) {
+        T* const tiles = thread_scratch<T, struct PackedTiles>(depth * divide_up(m, Tile::rows) * Tile::rows);
+        pack_transposed(a, lda, depth, m, tiles);
+        left = {tiles, 1, Tile::rows, depth};
+    }
+    multiply_strips(m, n, depth, alpha, left, strips, Addend<T>{nullptr, c, ldc}, c, ldc);
+}
+
 #ifdef EIGEN_USE_BLAS
 /// c += alpha · op_a(a) · op_b(b) by the BLAS, through the entry below Eigen's expressions that it takes over.
 template <Op op_a, Op op_b, typename T>
@@ -182,6 +197,7 @@ void blas_gemm(Index m, Index n, Index k, T alpha, const T* a, Index lda, const 
 template <Op op, typename T>
 class PackedMatrix {
 public:
+    PackedMatrix() = default;
     PackedMatrix(const Cpu& policy, Index k, Index n, const T* b, Index ldb) : k_(k), n_(n), b_(b), ldb_(ldb) {
         if constexpr (uses_blas) return;
         const Index strips = divide_up(n, Tile::columns), blocks = divide_up(k, Tile::depth);
@@ -197,11 +213,13 @@ public:
     void multiply(Index m, const T* a, Index lda, const Addend<T>& add, T* c, Index ldc) const {
         if (m == 0 || n_ == 0) return;
 #ifdef EIGEN_USE_BLAS
-        for (Index i = 0; i < m && add.data != c; ++i) {
-            if (add.data == nullptr)
-                std::fill_n(c + i * ldc, n_, T(0));
-            else
-                std::copy_n(add.data + i * add.stride, n_, c + i * ldc);
+        for (Index i = 0; i < m; ++i) {
+            T* const to = c + i * ldc;
+            if (add.matrix == nullptr)
+                std::fill_n(to, n_, T(0));
+            else if (add.matrix != c)
+                std::copy_n(add.matrix + i * add.stride, n_, to);
+            for (Index j = 0; j < n_ && add.row != nullptr; ++j) to[j] += add.row[j];
         }
         if (k_ > 0) detail::blas_gemm<Op::none, op>(m, n_, k_, T(1), a, lda, b_, ldb_, c, ldc);
 #else
@@ -209,9 +227,22 @@ public:
         do {  // once at least: a sum over nothing is zero
             const Index depth = std::min(Tile::depth, k_ - at);
             detail::multiply_strips(m, n_, depth, T(1), LeftSide<T>{a + at, lda, 1, lda}, block(at),
-                                    at == 0 ? add : Addend<T>{c, ldc}, c, ldc);
+                                    at == 0 ? add : Addend<T>{nullptr, c, ldc}, c, ldc);
             at += depth;
         } while (at < k_);
+#endif
+    }
+
+    /// c += aᵀ · op(b) for m columns of a (k, ·) on the calling thread.
+    void add_transposed(Index m, const T* a, Index lda, T* c, Index ldc) const {
+        if (m == 0 || n_ == 0 || k_ == 0) return;
+#ifdef EIGEN_USE_BLAS
+        detail::blas_gemm<Op::transpose, op>(m, n_, k_, T(1), a, lda, b_, ldb_, c, ldc);
+#else
+        for (Index at = 0; at < k_; at += Tile::depth) {
+            const Index depth = std::min(Tile::depth, k_ - at);
+            detail::add_transposed_block(m, n_, depth, T(1), a + at * lda, lda, block(at), c, ldc);
+        }
 #endif
     }
 
@@ -224,9 +255,9 @@ private:
         return packed_.data() + at * divide_up(n_, Tile::columns) * Tile::columns;
     }
 
-    Index k_, n_;
-    const T* b_;
-    Index ldb_;
+    Index k_ = 0, n_ = 0;
+    const T* b_ = nullptr;
+    Index ldb_ = 0;
     VectorTensor<T, Cpu> packed_;
 };
 
@@ -245,13 +276,11 @@ template <Op op_a, Op op_b, typename T>
         T* const packed = thread_scratch<T, struct PackedStrips>(depth * strips * Tile::columns);
         for (Index j = 0; j < strips; ++j)
             detail::pack_strip<op_b>(b, ldb, at, depth, j * Tile::columns, n, packed + j * depth * Tile::columns);
-        LeftSide<T> left = op_a == Op::none ? LeftSide<T>{a + at, lda, 1, lda} : LeftSide<T>{a + at * lda, 1, lda, 1};
-        if (op_a == Op::transpose && strips > 2) {  // read often enough to be laid out in the order of reading
-            T* const tiles = thread_scratch<T, struct PackedTiles>(depth * divide_up(m, Tile::rows) * Tile::rows);
-            detail::pack_transposed(left.data, lda, depth, m, tiles);
-            left = {tiles, 1, Tile::rows, depth};
-        }
-        detail::multiply_strips(m, n, depth, alpha, left, packed, Addend<T>{c, ldc}, c, ldc);
+        if constexpr (op_a == Op::none)
+            detail::multiply_strips(m, n, depth, alpha, LeftSide<T>{a + at, lda, 1, lda}, packed,
+                                    Addend<T>{nullptr, c, ldc}, c, ldc);
+        else
+            detail::add_transposed_block(m, n, depth, alpha, a + at * lda, lda, packed, c, ldc);
     }
 #endif
 }

@@ -29,58 +29,69 @@ struct RowMoments {
     T mean, inverse_deviation;
 };
 
+/// y = the norm of `rows` rows, on the calling thread
+template <typename T>
+void normalize_rows(const LayerNormParameters<const T>& norm, const T* x, Index rows, T* y) {
+    const Index d = norm.weight.size();
+    for (Index i = 0; i < rows; ++i, x += d, y += d) {
+        const RowMoments<T> row(x, d);
+        for_each_batch<T>(d, [&](Index j, Index width) {
+            const Batch<T> z = (load(x + j, width) - Batch<T>(row.mean)) * Batch<T>(row.inverse_deviation);
+            const Batch<T> weight = load(norm.weight.data() + j, width), bias = load(norm.bias.data() + j, width);
+            store(y + j, xsimd::fma(z, weight, bias), width);
+        });
+    }
+}
+
+/// d_x = the gradient of x, plus `add` if there is one; the sums of d_weight and d_bias grow.
+template <typename T>
+void normalize_rows_vjp(const LayerNormParameters<const T>& norm, T* d_x, std::array<T*, 2> d_norm, const T* d_y,
+                        const T* x, Index rows, const T* add) {
+    const Index d = norm.weight.size();
+    const T* const weight = norm.weight.data();
+    for (Index i = 0; i < rows; ++i) {
+        const T *const in = x + i * d, *const g = d_y + i * d;
+        const RowMoments<T> row(in, d);
+        const Batch<T> mean(row.mean), inverse(row.inverse_deviation);
+        Batch<T> h_sum(T(0)), hz_sum(T(0));  // of the padded lanes h is 0
+        for_each_batch<T>(d, [&](Index j, Index width) {
+            const Batch<T> dy = load(g + j, width), z = (load(in + j, width) - mean) * inverse;
+            const Batch<T> h = dy * load(weight + j, width);
+            h_sum += h;
+            hz_sum = xsimd::fma(h, z, hz_sum);
+            store(d_norm[0] + j, xsimd::fma(dy, z, load(d_norm[0] + j, width)), width);
+            store(d_norm[1] + j, load(d_norm[1] + j, width) + dy, width);
+        });
+        const Batch<T> h_mean(reduce_add(h_sum) / static_cast<T>(d)), hz_mean(reduce_add(hz_sum) / static_cast<T>(d));
+        for_each_batch<T>(d, [&](Index j, Index width) {
+            const Batch<T> z = (load(in + j, width) - mean) * inverse;
+            const Batch<T> h = load(g + j, width) * load(weight + j, width);
+            Batch<T> gradient = inverse * (h - h_mean - z * hz_mean);
+            if (add != nullptr) gradient += load(add + i * d + j, width);
+            store(d_x + i * d + j, gradient, width);
+        });
+    }
+}
+
 }  // namespace cpu
 
 template <typename T>
 void layer_norm_kernel(const Cpu& policy, MatrixView<T> y, MatrixView<const T> x, VectorView<const T> weight,
                        VectorView<const T> bias) {
-    using cpu::load, cpu::store;
-    using Batch = cpu::Batch<T>;
-    const Index d = x.extent(1);
+    const LayerNormParameters<const T> norm{weight, bias};
     cpu::for_each_row_chunk(policy, x.extent(0), [&](Index, Index begin, Index end) {
-        for (Index i = begin; i < end; ++i) {
-            const T* const in = x[i].data();
-            T* const out = y[i].data();
-            const cpu::RowMoments<T> row(in, d);
-            cpu::for_each_batch<T>(d, [&](Index j, Index width) {
-                const Batch z = (load(in + j, width) - Batch(row.mean)) * Batch(row.inverse_deviation);
-                store(out + j, xsimd::fma(z, load(weight.data() + j, width), load(bias.data() + j, width)), width);
-            });
-        }
+        cpu::normalize_rows(norm, x[begin].data(), end - begin, y[begin].data());
     });
 }
 
 template <typename T>
 void layer_norm_vjp_kernel(const Cpu& policy, MatrixView<T> d_x, VectorView<T> d_weight, VectorView<T> d_bias,
                            MatrixView<const T> d_y, MatrixView<const T> x, VectorView<const T> weight) {
-    using cpu::load, cpu::store;
-    using Batch = cpu::Batch<T>;
-    const Index d = x.extent(1);
-    cpu::PartialSums<T> weight_sums(policy, x.extent(0), d), bias_sums(policy, x.extent(0), d);
+    const LayerNormParameters<const T> norm{weight, {}};
+    cpu::PartialSums<T> weight_sums(policy, x.extent(0), x.extent(1)), bias_sums(policy, x.extent(0), x.extent(1));
     cpu::for_each_row_chunk(policy, x.extent(0), [&](Index chunk, Index begin, Index end) {
-        T *const d_weight_part = weight_sums.part(chunk), *const d_bias_part = bias_sums.part(chunk);
-        for (Index i = begin; i < end; ++i) {
-            const T *const in = x[i].data(), *const g = d_y[i].data();
-            T* const out = d_x[i].data();
-            const cpu::RowMoments<T> row(in, d);
-            const Batch mean(row.mean), inverse(row.inverse_deviation);
-            Batch h_sum(T(0)), hz_sum(T(0));  // of the padded lanes h is 0
-            cpu::for_each_batch<T>(d, [&](Index j, Index width) {
-                const Batch dy = load(g + j, width), z = (load(in + j, width) - mean) * inverse;
-                const Batch h = dy * load(weight.data() + j, width);
-                h_sum += h;
-                hz_sum = xsimd::fma(h, z, hz_sum);
-                store(d_weight_part + j, xsimd::fma(dy, z, load(d_weight_part + j, width)), width);
-                store(d_bias_part + j, load(d_bias_part + j, width) + dy, width);
-            });
-            const Batch h_mean(cpu::reduce_add(h_sum) / static_cast<T>(d));
-            const Batch hz_mean(cpu::reduce_add(hz_sum) / static_cast<T>(d));
-            cpu::for_each_batch<T>(d, [&](Index j, Index width) {
-                const Batch z = (load(in + j, width) - mean) * inverse;
-                const Batch h = load(g + j, width) * load(weight.data() + j, width);
-                store(out + j, inverse * (h - h_mean - z * hz_mean), width);
-            });
-        }
+        cpu::normalize_rows_vjp<T>(norm, d_x[begin].data(), {weight_sums.part(chunk), bias_sums.part(chunk)},
+                                   d_y[begin].data(), x[begin].data(), end - begin, nullptr);
     });
     weight_sums.add_to(d_weight);
     bias_sums.add_to(d_bias);

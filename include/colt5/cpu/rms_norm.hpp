@@ -11,52 +11,68 @@
 
 namespace colt5 {
 
+namespace cpu {
+
+/// y = the norm of `rows` rows, on the calling thread
+template <typename T>
+void normalize_rows(const RMSNormParameters<const T>& norm, const T* x, Index rows, T* y) {
+    const Index d = norm.gamma.size();
+    for (Index i = 0; i < rows; ++i, x += d, y += d) {
+        const T length = std::max(std::sqrt(dot(x, x, d)), static_cast<T>(rms_norm_floor));
+        const Batch<T> s(std::sqrt(static_cast<T>(d)) / length);
+        for_each_batch<T>(d, [&](Index j, Index width) {
+            store(y + j, load(x + j, width) * s * load(norm.gamma.data() + j, width), width);
+        });
+    }
+}
+
+/// d_x = the gradient of x, plus `add` if there is one; the sum of d_gamma grows.
+template <typename T>
+void normalize_rows_vjp(const RMSNormParameters<const T>& norm, T* d_x, std::array<T*, 1> d_norm, const T* d_y,
+                        const T* x, Index rows, const T* add) {
+    const Index d = norm.gamma.size();
+    const T* const gamma = norm.gamma.data();
+    for (Index i = 0; i < rows; ++i) {
+        const T *const in = x + i * d, *const g = d_y + i * d;
+        Batch<T> squares(T(0)), products(T(0));  // ‖x‖² and h·x
+        for_each_batch<T>(d, [&](Index j, Index width) {
+            const Batch<T> v = load(in + j, width);
+            squares = xsimd::fma(v, v, squares);
+            products = xsimd::fma(v, load(g + j, width) * load(gamma + j, width), products);
+        });
+        const T square = reduce_add(squares), length = std::sqrt(square);
+        const T s = std::sqrt(static_cast<T>(d)) / std::max(length, static_cast<T>(rms_norm_floor));
+        const bool above_floor = length > static_cast<T>(rms_norm_floor);
+        const T along_x = above_floor ? reduce_add(products) / square : T(0);
+        for_each_batch<T>(d, [&](Index j, Index width) {
+            const Batch<T> v = load(in + j, width), dy = load(g + j, width);
+            const Batch<T> h = dy * load(gamma + j, width);
+            Batch<T> gradient = Batch<T>(s) * (h - v * Batch<T>(along_x));
+            if (add != nullptr) gradient += load(add + i * d + j, width);
+            store(d_x + i * d + j, gradient, width);
+            store(d_norm[0] + j, xsimd::fma(dy * Batch<T>(s), v, load(d_norm[0] + j, width)), width);
+        });
+    }
+}
+
+}  // namespace cpu
+
 template <typename T>
 void rms_norm_kernel(const Cpu& policy, MatrixView<T> y, MatrixView<const T> x, VectorView<const T> gamma) {
-    using cpu::load, cpu::store;
-    const Index d = x.extent(1);
+    const RMSNormParameters<const T> norm{gamma};
     cpu::for_each_row_chunk(policy, x.extent(0), [&](Index, Index begin, Index end) {
-        for (Index i = begin; i < end; ++i) {
-            const T* const in = x[i].data();
-            T* const out = y[i].data();
-            const T norm = std::max(std::sqrt(cpu::dot(in, in, d)), static_cast<T>(rms_norm_floor));
-            const cpu::Batch<T> s(std::sqrt(static_cast<T>(d)) / norm);
-            cpu::for_each_batch<T>(d, [&](Index j, Index width) {
-                store(out + j, load(in + j, width) * s * load(gamma.data() + j, width), width);
-            });
-        }
+        cpu::normalize_rows(norm, x[begin].data(), end - begin, y[begin].data());
     });
 }
 
 template <typename T>
 void rms_norm_vjp_kernel(const Cpu& policy, MatrixView<T> d_x, VectorView<T> d_gamma, MatrixView<const T> d_y,
                          MatrixView<const T> x, VectorView<const T> gamma) {
-    using cpu::load, cpu::store;
-    using Batch = cpu::Batch<T>;
-    const Index d = x.extent(1);
-    cpu::PartialSums<T> sums(policy, x.extent(0), d);
+    const RMSNormParameters<const T> norm{gamma};
+    cpu::PartialSums<T> sums(policy, x.extent(0), x.extent(1));
     cpu::for_each_row_chunk(policy, x.extent(0), [&](Index chunk, Index begin, Index end) {
-        T* const d_gamma_part = sums.part(chunk);
-        for (Index i = begin; i < end; ++i) {
-            const T *const in = x[i].data(), *const g = d_y[i].data();
-            T* const out = d_x[i].data();
-            Batch squares(T(0)), products(T(0));  // ‖x‖² and h·x
-            cpu::for_each_batch<T>(d, [&](Index j, Index width) {
-                const Batch v = load(in + j, width);
-                squares = xsimd::fma(v, v, squares);
-                products = xsimd::fma(v, load(g + j, width) * load(gamma.data() + j, width), products);
-            });
-            const T square = cpu::reduce_add(squares), norm = std::sqrt(square);
-            const T s = std::sqrt(static_cast<T>(d)) / std::max(norm, static_cast<T>(rms_norm_floor));
-            const bool above_floor = norm > static_cast<T>(rms_norm_floor);
-            const T along_x = above_floor ? cpu::reduce_add(products) / square : T(0);
-            cpu::for_each_batch<T>(d, [&](Index j, Index width) {
-                const Batch v = load(in + j, width), dy = load(g + j, width);
-                const Batch h = dy * load(gamma.data() + j, width);
-                store(out + j, Batch(s) * (h - v * Batch(along_x)), width);
-                store(d_gamma_part + j, xsimd::fma(dy * Batch(s), v, load(d_gamma_part + j, width)), width);
-            });
-        }
+        cpu::normalize_rows_vjp<T>(norm, d_x[begin].data(), {sums.part(chunk)}, d_y[begin].data(), x[begin].data(),
+                                   end - begin, nullptr);
     });
     sums.add_to(d_gamma);
 }

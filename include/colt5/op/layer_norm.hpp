@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
+
 #include <colt5/core/tensor.hpp>
 
 namespace colt5 {
@@ -17,6 +19,14 @@ void layer_norm_vjp_kernel(const P&, ...) {
         has_kernel<P>,
         "colt5: no `layer_norm_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
 }
+
+/// The parameters of a LayerNorm, or their gradients, as operations take them that normalize on the way.
+template <typename T>
+struct LayerNormParameters {
+    VectorView<T> weight, bias;  // (d)
+    static constexpr std::size_t count = 2;
+    std::array<VectorView<T>, count> all() const { return {weight, bias}; }
+};
 
 /// Added to the variance (torch.nn.LayerNorm's default).
 inline constexpr double layer_norm_eps = 1e-5;
@@ -58,6 +68,16 @@ auto layer_norm_vjp(const P& policy, const Y& d_y, const X& x, const W& weight,
     auto d_x = tensor_like(policy, x);
     layer_norm_vjp(policy, d_x.view(), d_y, x, weight, d_weight, d_bias);
     return d_x;
+}
+
+template <Policy P, typename T, Viewable X>
+auto normalize(const P& policy, const X& x, const LayerNormParameters<const T>& norm) {
+    return layer_norm(policy, x, norm.weight, norm.bias);
+}
+template <Policy P, typename T, Viewable DX, Viewable Y, Viewable X>
+void normalize_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const LayerNormParameters<const T>& norm,
+                   const LayerNormParameters<accumulate_t<T>>& d_norm) {
+    layer_norm_vjp(policy, d_x, d_y, x, norm.weight, d_norm.weight, d_norm.bias);
 }
 
 }  // namespace colt5

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <colt5/core/tensor.hpp>
+#include <colt5/expr/expr.hpp>
 
 namespace colt5 {
 
@@ -19,6 +20,22 @@ void linear_vjp_kernel(const P&, ...) {
     static_assert(
         has_kernel<P>,
         "colt5: no `linear_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+
+namespace detail {
+/// (b, n, d) → (b, 1, n, d)
+template <typename T>
+auto one_route(TokensView<T> x) {
+    return x.reshape(std::array{x.extent(0), Index{1}, x.extent(1), x.extent(2)});
+}
+}  // namespace detail
+
+/// For any policy: the addition after the product. A policy that can add on the way overloads this.
+template <Policy P, typename T>
+void linear_add_kernel(const P& policy, TokensView<T> y, TokensView<const T> x, MatrixView<const T> weight,
+                       VectorView<const T> bias, TokensView<const T> add) {
+    linear_kernel(policy, detail::one_route(y), detail::one_route(x), weight, bias);
+    assign(policy, y, y + add);
 }
 
 namespace detail {
@@ -64,25 +81,34 @@ auto routed_linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weigh
     return d_x;
 }
 
-/// y = x · weightᵀ + bias, as torch.nn.Linear:  x (b, n, in), weight (out, in), bias (out) or absent
+/// y = x · weightᵀ + bias + add, as torch.nn.Linear with something added, such as a residual:
+///
+///     x (b, n, in), weight (out, in), bias (out) and add (b, n, out), which may be absent
 /// The result goes to y (b, n, out).
 template <Policy P, Viewable Y, Viewable X, Viewable W>
 requires(W::rank == 2) void linear(const P& policy, const Y& y, const X& x, const W& weight,
-                                   VectorView<const typename X::value_type> bias = {}) {
+                                   VectorView<const typename X::value_type> bias = {},
+                                   TokensView<const typename X::value_type> add = {}) {
     const auto [batch, length, in] = x.shape();
     expect_shape("weight", weight.shape(), {dynamic, in});
     expect_shape("y", y.shape(), {batch, length, weight.extent(0)});
     if (bias) expect_shape("bias", bias.shape(), {weight.extent(0)});
-    linear_kernel(policy, y.view().reshape(std::array{batch, Index{1}, length, weight.extent(0)}),
-                  x.const_view().reshape(std::array{batch, Index{1}, length, in}), weight.const_view(), bias);
+    if (add) {
+        expect_shape("add", add.shape(), y.shape());
+        linear_add_kernel(policy, y.view(), x.const_view(), weight.const_view(), bias, add);
+    } else {
+        linear_kernel(policy, detail::one_route(y.view()), detail::one_route(x.const_view()), weight.const_view(),
+                      bias);
+    }
 }
 
 /// The same, with a y of its own.
 template <Policy P, Viewable X, Viewable W>
-auto linear(const P& policy, const X& x, const W& weight, VectorView<const typename X::value_type> bias = {}) {
+auto linear(const P& policy, const X& x, const W& weight, VectorView<const typename X::value_type> bias = {},
+            TokensView<const typename X::value_type> add = {}) {
     expect_shape("weight", weight.shape(), {dynamic, x.extent(2)});
     TokensTensor<typename X::value_type, P> y(policy, {x.extent(0), x.extent(1), weight.extent(0)});
-    linear(policy, y.view(), x, weight, bias);
+    linear(policy, y.view(), x, weight, bias, add);
     return y;
 }
 
@@ -96,9 +122,8 @@ void linear_vjp_into(const P& policy, TokensView<Scalar> d_x, const Y& d_y, Toke
     expect_shape("weight", weight.shape(), {dynamic, in});
     expect_shape("d_weight", d_weight.shape(), weight.shape());
     if (d_bias) expect_shape("d_bias", d_bias.shape(), {out});
-    linear_vjp_kernel(policy, d_x.reshape(std::array{batch, Index{1}, length, in}), d_weight, d_bias,
-                      d_y.const_view().reshape(std::array{batch, Index{1}, length, out}),
-                      x.reshape(std::array{batch, Index{1}, length, in}), weight.const_view());
+    linear_vjp_kernel(policy, one_route(d_x), d_weight, d_bias, one_route(d_y.const_view()), one_route(x),
+                      weight.const_view());
 }
 }  // namespace detail
 

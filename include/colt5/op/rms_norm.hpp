@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
+
 #include <colt5/core/tensor.hpp>
 
 namespace colt5 {
@@ -17,6 +19,14 @@ void rms_norm_vjp_kernel(const P&, ...) {
         has_kernel<P>,
         "colt5: no `rms_norm_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
 }
+
+/// The parameter of an RMSNorm, or its gradient, as operations take it that normalize on the way.
+template <typename T>
+struct RMSNormParameters {
+    VectorView<T> gamma;  // (d)
+    static constexpr std::size_t count = 1;
+    std::array<VectorView<T>, count> all() const { return {gamma}; }
+};
 
 /// The norm is never taken to be smaller than this (torch.nn.functional.normalize).
 inline constexpr double rms_norm_floor = 1e-12;
@@ -56,6 +66,16 @@ auto rms_norm_vjp(const P& policy, const Y& d_y, const X& x, const Gamma& gamma,
     auto d_x = tensor_like(policy, x);
     rms_norm_vjp(policy, d_x.view(), d_y, x, gamma, d_gamma);
     return d_x;
+}
+
+template <Policy P, typename T, Viewable X>
+auto normalize(const P& policy, const X& x, const RMSNormParameters<const T>& norm) {
+    return rms_norm(policy, x, norm.gamma);
+}
+template <Policy P, typename T, Viewable DX, Viewable Y, Viewable X>
+void normalize_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const RMSNormParameters<const T>& norm,
+                   const RMSNormParameters<accumulate_t<T>>& d_norm) {
+    rms_norm_vjp(policy, d_x, d_y, x, norm.gamma, d_norm.gamma);
 }
 
 }  // namespace colt5

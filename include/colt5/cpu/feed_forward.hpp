@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <numbers>
+
+#include <colt5/cpu/gemm.hpp>
+#include <colt5/cpu/panels.hpp>
+#include <colt5/cpu/parameter_gradients.hpp>
+#include <colt5/cpu/rms_norm.hpp>
+#include <colt5/op/feed_forward.hpp>
+
+namespace colt5 {
+
+namespace cpu {
+
+/// Φ(x) = (1 + erf(x / √2)) / 2
+template <typename T>
+Batch<T> normal_cumulative(const Batch<T>& x) {
+    return Batch<T>(T(0.5)) * (Batch<T>(T(1)) + cpu::erf(x * Batch<T>(static_cast<T>(1 / std::numbers::sqrt2))));
+}
+
+/// y = x · Φ(x); y may be x
+template <typename T>
+void gelu_row(const T* x, Index count, T* y) {
+    for_each_batch<T>(count, [&](Index j, Index width) {
+        const Batch<T> v = load(x + j, width);
+        store(y + j, v * normal_cumulative(v), width);
+    });
+}
+
+/// y = x · Φ(x) and slope = Φ(x) + x φ(x), φ(x) = exp(−x² / 2) / √(2π)
+template <typename T>
+void gelu_row_with_slope(const T* x, Index count, T* y, T* slope) {
+    const Batch<T> scale(static_cast<T>(std::numbers::inv_sqrtpi / std::numbers::sqrt2)), minus_half(T(-0.5));
+    for_each_batch<T>(count, [&](Index j, Index width) {
+        const Batch<T> v = load(x + j, width), cumulative = normal_cumulative(v);
+        store(y + j, v * cumulative, width);
+        store(slope + j, xsimd::fma(v, scale * cpu::exp(v * v * minus_half), cumulative), width);
+    });
+}
+
+}  // namespace cpu
+
+/// A panel goes all the way through: between x and y nothing but `before` leaves the cache.
+template <typename T>
+void feed_forward_kernel(const Cpu& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
+                         const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
+    using cpu::Op;
+    const Index length = x.extent(1), dim = x.extent(2), hidden = parameters.hidden_weight.extent(0);
+    const cpu::PackedMatrix<Op::transpose, T> to_hidden(policy, dim, hidden, parameters.hidden_weight.data(), dim);
+    const cpu::PackedMatrix<Op::transpose, T> to_out(policy, hidden, dim, parameters.project_weight.data(), hidden);
+    const cpu::Addend<T> added{parameters.project_bias.data(), add.data(), dim};
+    cpu::panels(x.extent(0), length).for_each(policy, [&](Index sequence, Index first, Index rows) {
+        const Index row = sequence * length + first;
+        T* const normed = cpu::thread_scratch<T, struct Normed>(rows * dim);
+        T* const h = cpu::thread_scratch<T, struct Hidden>(rows * hidden);
+        T* const h_before = before ? before.data() + row * hidden : h;
+        cpu::normalize_rows(parameters.norm, x.data() + row * dim, rows, normed);
+        to_hidden.multiply(rows, normed, dim, {parameters.hidden_bias.data()}, h_before, hidden);
+        cpu::gelu_row(h_before, rows * hidden, h);
+        to_out.multiply(rows, h, hidden, added.part(row, 0), y.data() + row * dim, dim);
+    });
+}
+
+template <typename T>
+void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedForwardParameters<T>& gradients,
+                             TokensView<const T> d_y, TokensView<const T> x, TokensView<const T> before,
+                             const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
+    using cpu::Op;
+    const Index length = x.extent(1), dim = x.extent(2), hidden = parameters.hidden_weight.extent(0);
+    const cpu::PackedMatrix<Op::none, T> from_out(policy, dim, hidden, parameters.project_weight.data(), hidden);
+    const cpu::PackedMatrix<Op::none, T> from_hidden(policy, hidden, dim, parameters.hidden_weight.data(), dim);
+    cpu::PackedMatrix<Op::transpose, T> to_hidden;
+    if (!before) to_hidden = {policy, dim, hidden, parameters.hidden_weight.data(), dim};
+    const auto add_chunk = [&](Index sequence, Index first, Index chunk) {
+        const Index row = sequence * length + first;
+        const T *const x_rows = x.data() + row * dim, *const d_y_rows = d_y.data() + row * dim;
+        MatrixTensor<T, Cpu> normed(policy, {chunk, dim}), h(policy, {chunk, hidden}), d_h(policy, {chunk, hidden});
+        const cpu::Panels panels = cpu::panels(1, chunk);
+        cpu::NormPanelSums<T, RMSNormParameters<const T>> norm_sums(policy, panels.count(), dim);
+        cpu::PanelSums<T> project_bias(policy, panels.count(), dim), hidden_bias(policy, panels.count(), hidden);
+        parallel_for(policy, panels.count(), [&](Index panel) {
+            panels.visit(panel, [&](Index, Index at, Index rows) {
+                T* const normed_rows = normed.data() + at * dim;
+                T *const h_rows = h.data() + at * hidden, *const d_h_rows = d_h.data() + at * hidden;
+                T* const slope = cpu::thread_scratch<T, struct Slope>(rows * hidden);
+                cpu::normalize_rows(parameters.norm, x_rows + at * dim, rows, normed_rows);
+                if (!before)
+                    to_hidden.multiply(rows, normed_rows, dim, {parameters.hidden_bias.data()}, h_rows, hidden);
+                cpu::gelu_row_with_slope(before ? before.data() + (row + at) * hidden : h_rows, rows * hidden, h_rows,
+                                         slope);
+                from_out.multiply(rows, d_y_rows + at * dim, dim, {}, d_h_rows, hidden);
+                for (Index j = 0; j < rows * hidden; ++j) d_h_rows[j] *= slope[j];
+
+                T* const d_normed = cpu::thread_scratch<T, struct NormedGradient>(rows * dim);
+                from_hidden.multiply(rows, d_h_rows, hidden, {}, d_normed, dim);
+                norm_sums.normalize_vjp(panel, parameters.norm, d_x.data() + (row + at) * dim, d_normed,
+                                        x_rows + at * dim, rows, add ? add.data() + (row + at) * dim : nullptr);
+                cpu::add_rows(d_y_rows + at * dim, rows, dim, project_bias[panel]);
+                cpu::add_rows(d_h_rows, rows, hidden, hidden_bias[panel]);
+            });
+        });
+        const cpu::PackedMatrix<Op::none, T> packed_h(policy, chunk, hidden, h.data(), hidden);
+        cpu::add_weight_gradient(policy, gradients.project_weight.data(), dim, hidden, d_y_rows, packed_h);
+        const cpu::PackedMatrix<Op::none, T> packed_normed(policy, chunk, dim, normed.data(), dim);
+        cpu::add_weight_gradient(policy, gradients.hidden_weight.data(), hidden, dim, d_h.data(), packed_normed);
+        norm_sums.add_to(gradients.norm);
+        project_bias.add_to(gradients.project_bias);
+        hidden_bias.add_to(gradients.hidden_bias);
+    };
+    const cpu::Panels chunks = cpu::chunks(x.extent(0), length);
+    for (Index i = 0; i < chunks.count(); ++i) chunks.visit(i, add_chunk);
+}
+
+}  // namespace colt5

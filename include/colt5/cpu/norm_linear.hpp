@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/cpu/gemm.hpp>
+#include <colt5/cpu/layer_norm.hpp>
+#include <colt5/cpu/panels.hpp>
+#include <colt5/cpu/rms_norm.hpp>
+#include <colt5/op/norm_linear.hpp>
+
+namespace colt5 {
+
+/// The normalized rows of a panel stay in the cache, and nowhere else.
+template <typename T, typename Norm>
+void norm_linear_kernel(const Cpu& policy, TokensView<T> y, TokensView<const T> x, const Norm& norm,
+                        MatrixView<const T> weight, VectorView<const T> bias) {
+    const Index length = x.extent(1), in = x.extent(2), out = y.extent(2);
+    const cpu::PackedMatrix<cpu::Op::transpose, T> packed(policy, in, out, weight.data(), in);
+    cpu::panels(x.extent(0), length).for_each(policy, [&](Index sequence, Index first, Index rows) {
+        const Index row = sequence * length + first;
+        T* const normed = cpu::thread_scratch<T, struct Normed>(rows * in);
+        cpu::normalize_rows(norm, x.data() + row * in, rows, normed);
+        packed.multiply(rows, normed, in, {bias.data()}, y.data() + row * out, out);
+    });
+}
+
+/// Rows are normalized again, which costs less than to have kept them.
+template <typename T, typename Norm, typename NormGradients>
+void norm_linear_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const NormGradients& d_norm, MatrixView<T> d_weight,
+                            VectorView<T> d_bias, TokensView<const T> d_y, TokensView<const T> x, const Norm& norm,
+                            MatrixView<const T> weight, TokensView<const T> add) {
+    const Index length = x.extent(1), in = x.extent(2), out = d_y.extent(2);
+    const cpu::PackedMatrix<cpu::Op::none, T> packed(policy, out, in, weight.data(), in);
+    const auto add_chunk = [&](Index sequence, Index first, Index chunk) {
+        const Index row = sequence * length + first;
+        const T *const x_rows = x.data() + row * in, *const d_y_rows = d_y.data() + row * out;
+        MatrixTensor<T, Cpu> normed(policy, {chunk, in});
+        const cpu::Panels panels = cpu::panels(1, chunk);
+        cpu::NormPanelSums<T, Norm> norm_sums(policy, panels.count(), in);
+        cpu::PanelSums<T> bias_sums(policy, panels.count(), d_bias ? out : 0);
+        parallel_for(policy, panels.count(), [&](Index panel) {
+            panels.visit(panel, [&](Index, Index at, Index rows) {
+                cpu::normalize_rows(norm, x_rows + at * in, rows, normed.data() + at * in);
+                T* const d_normed = cpu::thread_scratch<T, struct NormedGradient>(rows * in);
+                packed.multiply(rows, d_y_rows + at * out, out, {}, d_normed, in);
+                norm_sums.normalize_vjp(panel, norm, d_x.data() + (row + at) * in, d_normed, x_rows + at * in, rows,
+                                        add ? add.data() + (row + at) * in : nullptr);
+                if (d_bias) cpu::add_rows(d_y_rows + at * out, rows, out, bias_sums[panel]);
+            });
+        });
+        const cpu::PackedMatrix<cpu::Op::none, T> packed_normed(policy, chunk, in, normed.data(), in);
+        cpu::add_weight_gradient(policy, d_weight.data(), out, in, d_y_rows, packed_normed);
+        norm_sums.add_to(d_norm);
+        bias_sums.add_to(d_bias);
+    };
+    const cpu::Panels chunks = cpu::chunks(x.extent(0), length);
+    for (Index i = 0; i < chunks.count(); ++i) chunks.visit(i, add_chunk);
+}
+
+}  // namespace colt5

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include <colt5/core/policy.hpp>
+#include <colt5/cpu/gemm.hpp>
+#include <colt5/cpu/parallel.hpp>
+
+namespace colt5::cpu {
+
+/// Rows in groups that stay in a cache while one operation after the other works on them.
+///
+/// How they are cut depends on the length of a sequence alone, so that a BLAS gives a sequence the same bits in any
+/// batch and with any number of threads. Our own products do so however rows are cut, and take a batch whose sequences
+/// lie one after the other as one sequence.
+class Panels {
+public:
+    Panels(Index batch, Index length, Index largest, bool contiguous = true) : batch_(batch), length_(length) {
+        if (contiguous && !uses_blas) length_ *= std::exchange(batch_, 1);
+        if (length_ == 0) return;
+        constexpr Index unit = GemmTile<float>::rows;
+        rows_ = divide_up(divide_up(length_, divide_up(length_, largest)), unit) * unit;
+        per_sequence_ = divide_up(length_, rows_);
+    }
+
+    Index count() const { return batch_ * per_sequence_; }
+    /// Calls body(sequence, first row, rows) for one of them.
+    template <typename Body>
+    void visit(Index i, Body&& body) const {
+        const Index first = i % per_sequence_ * rows_;
+        body(i / per_sequence_, first, std::min(rows_, length_ - first));
+    }
+    /// The same for all, in parallel.
+    template <typename Body>
+    void for_each(const Cpu& policy, Body&& body) const {
+        parallel_for(policy, count(), [&](Index i) { visit(i, body); });
+    }
+
+private:
+    Index batch_, length_, per_sequence_ = 0, rows_ = 0;
+};
+
+/// Panels in which tokens go through an operation: few enough rows to share out short sequences, and otherwise as many
+/// as one strip of packed weights serves before the next one comes.
+inline Panels panels(Index batch, Index length, bool contiguous = true) {
+    const Index least = 4 * GemmTile<float>::rows, most = GemmTile<float>::panel_rows;
+    const Index rows = contiguous && !uses_blas ? batch * length : length;
+    return {batch, length, std::clamp(rows / 16, least, most), contiguous};
+}
+
+/// What a backward pass works on at a time: first panel by panel the gradients of the rows, then those of the weights,
+/// from what the panels have left in the third cache.
+inline Panels chunks(Index batch, Index length, bool contiguous = true) {
+    return {batch, length, Index{1024}, contiguous};
+}
+
+}  // namespace colt5::cpu

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <utility>
+
+#include <colt5/expr/expr.hpp>
+#include <colt5/op/gelu.hpp>
+#include <colt5/op/linear.hpp>
+#include <colt5/op/rms_norm.hpp>
+
+namespace colt5 {
+
+/// The parameters of a feedforward, or their gradients.
+template <typename T>
+struct FeedForwardParameters {
+    RMSNormParameters<T> norm;
+    MatrixView<T> hidden_weight;   // (h, d)
+    VectorView<T> hidden_bias;     // (h)
+    MatrixView<T> project_weight;  // (d, h)
+    VectorView<T> project_bias;    // (d)
+};
+
+/// For any policy: one step after the other. A policy that can keep some rows at hand overloads these.
+template <Policy P, typename T>
+void feed_forward_kernel(const P& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
+                         const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
+    const auto& [norm, hidden_weight, hidden_bias, project_weight, project_bias] = parameters;
+    auto h = linear(policy, normalize(policy, x, norm), hidden_weight, hidden_bias);  // (b, n, h)
+    if (before) assign(policy, before, h);
+    assign(policy, h, gelu(h));
+    linear_kernel(policy, detail::one_route(y), detail::one_route(h.const_view()), project_weight, project_bias);
+    if (add) assign(policy, y, y + add);
+}
+template <Policy P, typename T>
+void feed_forward_vjp_kernel(const P& policy, TokensView<T> d_x,
+                             const FeedForwardParameters<accumulate_t<T>>& gradients, TokensView<const T> d_y,
+                             TokensView<const T> x, TokensView<const T> before,
+                             const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
+    auto normed = normalize(policy, x, parameters.norm);  // (b, n, d)
+    TokensTensor<T, P> again;
+    if (!before) again = linear(policy, normed, parameters.hidden_weight, parameters.hidden_bias);
+    if (!before) before = again.const_view();  // (b, n, h)
+    auto d_h = linear_vjp(policy, d_y, gelu_forward(policy, before), parameters.project_weight,
+                          gradients.project_weight, gradients.project_bias);
+    gelu_vjp(policy, d_h, before);  // (b, n, h)
+    again = {};                     // what is not read any more gives its memory to what follows
+    const auto d_normed = linear_vjp(policy, d_h, std::move(normed), parameters.hidden_weight, gradients.hidden_weight,
+                                     gradients.hidden_bias);
+    normalize_vjp(policy, d_x, d_normed, x, parameters.norm, gradients.norm);
+    if (add) assign(policy, d_x, d_x + add);
+}
+
+namespace detail {
+template <typename T, typename X>
+void check_feed_forward(const FeedForwardParameters<T>& parameters, const X& x) {
+    const Index dim = x.extent(2), hidden = parameters.hidden_weight.extent(0);
+    expect_shape("norm", parameters.norm.gamma.shape(), {dim});
+    expect_shape("hidden_weight", parameters.hidden_weight.shape(), {hidden, dim});
+    expect_shape("hidden_bias", parameters.hidden_bias.shape(), {hidden});
+    expect_shape("project_weight", parameters.project_weight.shape(), {dim, hidden});
+    expect_shape("project_bias", parameters.project_bias.shape(), {dim});
+}
+}  // namespace detail
+
+/// y = gelu(norm(x) · hidden_weightᵀ + hidden_bias) · project_weightᵀ + project_bias + add
+///
+///     x (b, n, d), norm: RMSNorm, add (b, n, d) or absent
+/// The result goes to y (b, n, d). `before` (b, n, h), unless absent, gets what GELU is applied to: the vector-Jacobian
+/// product reads it, or computes it again.
+template <Policy P, Viewable Y, Viewable X>
+void feed_forward(const P& policy, const Y& y, const X& x,
+                  const FeedForwardParameters<const typename X::value_type>& parameters,
+                  TokensView<typename X::value_type> before = {}, TokensView<const typename X::value_type> add = {}) {
+    detail::check_feed_forward(parameters, x);
+    expect_shape("y", y.shape(), x.shape());
+    if (before) expect_shape("before", before.shape(), {x.extent(0), x.extent(1), parameters.hidden_weight.extent(0)});
+    if (add) expect_shape("add", add.shape(), x.shape());
+    feed_forward_kernel(policy, y.view(), before, x.const_view(), parameters, add);
+}
+
+/// The same, with a y of its own.
+template <Policy P, Viewable X>
+auto feed_forward(const P& policy, const X& x, const FeedForwardParameters<const typename X::value_type>& parameters,
+                  TokensView<typename X::value_type> before = {}, TokensView<const typename X::value_type> add = {}) {
+    TokensTensor<typename X::value_type, P> y(policy, x.shape());
+    feed_forward(policy, y.view(), x, parameters, before, add);
+    return y;
+}
+
+/// Vector-Jacobian product of feed_forward, to d_x (b, n, d); `add` (b, n, d), if there is one, is added to it and must
+/// not overlap it. `before` may be absent. The gradients of the parameters grow.
+template <Policy P, Viewable DX, Viewable Y, Viewable X>
+void feed_forward_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x,
+                      TokensView<const typename X::value_type> before,
+                      const FeedForwardParameters<const typename X::value_type>& parameters,
+                      const FeedForwardParameters<accumulate_t<typename X::value_type>>& gradients,
+                      TokensView<const typename X::value_type> add = {}) {
+    detail::check_feed_forward(parameters, x);
+    detail::check_feed_forward(gradients, x);
+    expect_shape("d_x", d_x.shape(), x.shape());
+    expect_shape("d_y", d_y.shape(), x.shape());
+    if (before) expect_shape("before", before.shape(), {x.extent(0), x.extent(1), parameters.hidden_weight.extent(0)});
+    if (add) expect_shape("add", add.shape(), x.shape());
+    feed_forward_vjp_kernel(policy, d_x.view(), gradients, d_y.const_view(), x.const_view(), before, parameters, add);
+}
+
+}  // namespace colt5

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <utility>
+
+#include <colt5/expr/expr.hpp>
+#include <colt5/op/layer_norm.hpp>
+#include <colt5/op/linear.hpp>
+#include <colt5/op/rms_norm.hpp>
+
+namespace colt5 {
+
+/// For any policy: one step after the other. A policy that can keep normalized rows at hand overloads these.
+template <Policy P, typename T, typename Norm>
+void norm_linear_kernel(const P& policy, TokensView<T> y, TokensView<const T> x, const Norm& norm,
+                        MatrixView<const T> weight, VectorView<const T> bias) {
+    const auto normed = normalize(policy, x, norm);
+    linear_kernel(policy, detail::one_route(y), detail::one_route(normed.const_view()), weight, bias);
+}
+template <Policy P, typename T, typename Norm, typename NormGradients>
+void norm_linear_vjp_kernel(const P& policy, TokensView<T> d_x, const NormGradients& d_norm,
+                            MatrixView<accumulate_t<T>> d_weight, VectorView<accumulate_t<T>> d_bias,
+                            TokensView<const T> d_y, TokensView<const T> x, const Norm& norm,
+                            MatrixView<const T> weight, TokensView<const T> add) {
+    const auto d_normed = linear_vjp(policy, d_y, normalize(policy, x, norm), weight, d_weight, d_bias);
+    normalize_vjp(policy, d_x, d_normed, x, norm, d_norm);
+    if (add) assign(policy, d_x, d_x + add);
+}
+
+/// A linear map of normalized tokens:  y = norm(x) · weightᵀ + bias
+///
+///     x (b, n, in), norm: LayerNormParameters or RMSNormParameters of (in), weight (out, in), bias (out) or absent
+/// The result goes to y (b, n, out).
+template <Policy P, Viewable Y, Viewable X, typename Norm, Viewable W>
+void norm_linear(const P& policy, const Y& y, const X& x, const Norm& norm, const W& weight,
+                 VectorView<const typename X::value_type> bias = {}) {
+    const auto [batch, length, in] = x.shape();
+    for (const auto& parameter : norm.all()) expect_shape("norm", parameter.shape(), {in});
+    expect_shape("weight", weight.shape(), {dynamic, in});
+    expect_shape("y", y.shape(), {batch, length, weight.extent(0)});
+    if (bias) expect_shape("bias", bias.shape(), {weight.extent(0)});
+    norm_linear_kernel(policy, y.view(), x.const_view(), norm, weight.const_view(), bias);
+}
+
+/// The same, with a y of its own.
+template <Policy P, Viewable X, typename Norm, Viewable W>
+requires(!Viewable<Norm>) auto norm_linear(const P& policy, const X& x, const Norm& norm, const W& weight,
+                                           VectorView<const typename X::value_type> bias = {}) {
+    expect_shape("weight", weight.shape(), {dynamic, x.extent(2)});
+    TokensTensor<typename X::value_type, P> y(policy, {x.extent(0), x.extent(1), weight.extent(0)});
+    norm_linear(policy, y.view(), x, norm, weight, bias);
+    return y;
+}
+
+/// Vector-Jacobian product of norm_linear, to d_x (b, n, in): linear_vjp, then that of the norm; `add` (b, n, in), if
+/// there is one, is added to it and must not overlap it. The gradients of the parameters grow.
+template <Policy P, Viewable DX, Viewable Y, Viewable X, typename Norm, typename NormGradients, Viewable W>
+void norm_linear_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const Norm& norm, const W& weight,
+                     const NormGradients& d_norm, MatrixView<accumulate_t<typename X::value_type>> d_weight,
+                     VectorView<accumulate_t<typename X::value_type>> d_bias = {},
+                     TokensView<const typename X::value_type> add = {}) {
+    const auto [batch, length, in] = x.shape();
+    for (const auto& parameter : norm.all()) expect_shape("norm", parameter.shape(), {in});
+    for (const auto& gradient : d_norm.all()) expect_shape("d_norm", gradient.shape(), {in});
+    expect_shape("d_x", d_x.shape(), x.shape());
+    expect_shape("weight", weight.shape(), {dynamic, in});
+    expect_shape("d_y", d_y.shape(), {batch, length, weight.extent(0)});
+    expect_shape("d_weight", d_weight.shape(), weight.shape());
+    if (d_bias) expect_shape("d_bias", d_bias.shape(), {weight.extent(0)});
+    if (add) expect_shape("add", add.shape(), x.shape());
+    norm_linear_vjp_kernel(policy, d_x.view(), d_norm, d_weight, d_bias, d_y.const_view(), x.const_view(), norm,
+                           weight.const_view(), add);
+}
+
+}  // namespace colt5
