@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
+
 #include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/layer_norm.hpp>
 #include <colt5/cpu/panels.hpp>
@@ -10,16 +12,22 @@
 namespace colt5 {
 
 /// The normalized rows of a panel stay in the cache, and nowhere else.
-template <typename T, typename Norm>
-void norm_linear_kernel(const Cpu& policy, TokensView<T> y, TokensView<const T> x, const Norm& norm,
-                        MatrixView<const T> weight, VectorView<const T> bias) {
-    const Index length = x.extent(1), in = x.extent(2), out = y.extent(2);
-    const cpu::PackedMatrix<cpu::Op::transpose, T> packed(policy, in, out, weight.data(), in);
+template <typename T, std::size_t Count, typename Norm>
+void norm_linear_kernel(const Cpu& policy, const std::array<Projection<T>, Count>& projections, TokensView<const T> x,
+                        const Norm& norm) {
+    const Index length = x.extent(1), in = x.extent(2);
+    std::array<cpu::PackedMatrix<cpu::Op::transpose, T>, Count> packed;
+    for (std::size_t i = 0; i < Count; ++i)
+        packed[i] = {policy, in, projections[i].weight.extent(0), projections[i].weight.data(), in};
     cpu::panels(x.extent(0), length).for_each(policy, [&](Index sequence, Index first, Index rows) {
         const Index row = sequence * length + first;
         T* const normed = cpu::thread_scratch<T, struct Normed>(rows * in);
         cpu::normalize_rows(norm, x.data() + row * in, rows, normed);
-        packed.multiply(rows, normed, in, {bias.data()}, y.data() + row * out, out);
+        for (std::size_t i = 0; i < Count; ++i) {
+            const Index out = projections[i].weight.extent(0);
+            packed[i].multiply(rows, normed, in, {projections[i].bias.data()}, projections[i].y.data() + row * out,
+                               out);
+        }
     });
 }
 

@@ -61,6 +61,7 @@ public:
         Out out;  // (b, n, d)
         TokensView<const Scalar> tokens;
         Mask mask;
+        Residual residual;
         typename LightAttention<Scalar, P>::Pass light;
         decltype(std::declval<const QRouter&>().forward(std::declval<const P&>(), TokensView<const Scalar>(), Mask(),
                                                         Index())) routed_q;
@@ -81,9 +82,10 @@ public:
           heavy_attn(policy, seeds, config.dim, config.heavy_heads, config.heavy_dim_head),
           policy_(policy) {}
 
-    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Keeps nothing.
+    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d), plus the tokens if `residual` says so. Keeps nothing.
     template <Viewable X>
-    Out operator()(const X& tokens, Mask mask = {}, AttentionTokens counts = {}) const {
+    Out operator()(const X& tokens, Mask mask = {}, AttentionTokens counts = {},
+                   Residual residual = Residual::none) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
         Beside beside(policy_);
         const P& aside = beside.policy();
@@ -94,7 +96,8 @@ public:
         auto heavy = heavy_attn.forward(aside, gather(aside, x, queries), gather(aside, x, routed_kv.indices),
                                         kv_mask.const_view(), routed_kv.scores.const_view());
         assign(aside, heavy.out, heavy.out * column(routed_q.scores));  // (b, q, d)
-        auto out = light_attn(policy_, x, mask);                        // (b, n, d)
+        auto out = tensor_like(policy_, x);                             // (b, n, d)
+        light_attn.forward(policy_, out.view(), x, mask, false, detail::residual_of(residual, x));
         beside.join();
         scatter(policy_, how, out.view(), heavy.out, queries);
         return out;
@@ -102,7 +105,8 @@ public:
 
     /// The same, with what backward reads.
     template <Viewable X>
-    Pass forward(const X& tokens, Mask mask = {}, AttentionTokens counts = {}) const {
+    Pass forward(const X& tokens, Mask mask = {}, AttentionTokens counts = {},
+                 Residual residual = Residual::none) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
         Beside beside(policy_);
         const P& aside = beside.policy();
@@ -113,18 +117,27 @@ public:
         auto heavy = heavy_attn.forward(aside, gather(aside, x, queries), gather(aside, x, routed_kv.routing.indices),
                                         kv_mask.const_view(), routed_kv.routing.scores.const_view());  // (b, q, d)
         auto out = tensor_like(policy_, x);                                                            // (b, n, d)
-        auto light = light_attn.forward(policy_, out.view(), x, mask, !policy_.memory_plan().recompute);
+        auto light = light_attn.forward(policy_, out.view(), x, mask, !policy_.memory_plan().recompute,
+                                        detail::residual_of(residual, x));
         beside.join();
         auto scaled = tensor_like(policy_, heavy.out);
         assign(policy_, scaled, heavy.out * column(routed_q.routing.scores));
         scatter(policy_, how, out.view(), scaled, queries);
-        return {std::move(out),     x.const_view(),  mask, std::move(light), std::move(routed_q), std::move(routed_kv),
-                std::move(kv_mask), std::move(heavy)};
+        return {std::move(out),
+                x.const_view(),
+                mask,
+                residual,
+                std::move(light),
+                std::move(routed_q),
+                std::move(routed_kv),
+                std::move(kv_mask),
+                std::move(heavy)};
     }
 
     /// The pass reads its tokens again: a temporary would be gone by then.
     template <typename T, Index... E>
-    Pass forward(Tensor<T, P, E...>&& tokens, Mask mask = {}, AttentionTokens counts = {}) const = delete;
+    Pass forward(Tensor<T, P, E...>&& tokens, Mask mask = {}, AttentionTokens counts = {},
+                 Residual residual = Residual::none) const = delete;
 
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
@@ -182,7 +195,8 @@ private:
     template <Viewable D>
     Out backward_light(Beside<P>& beside, const Pass& pass, const HeavyGradients& heavy, const D& d_out,
                        Gradients& gradients, Out d_x) const {
-        light_attn.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, pass.mask, gradients.light_attn);
+        light_attn.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, pass.mask, gradients.light_attn,
+                            detail::residual_of(pass.residual, d_out));
         beside.join();
         gather_vjp(policy_, d_x.view(), heavy.d.d_x, single_route(pass.routed_q.routing.indices));
         gather_vjp(policy_, d_x.view(), heavy.d.d_context, pass.routed_kv.routing.indices);

@@ -47,6 +47,7 @@ public:
         Out out;  // (b, n, d)
         TokensView<const Scalar> tokens;
         Mask mask;
+        Residual residual;
         typename FeedForward<Scalar, P>::Pass light, heavy;
         Out heavy_out;  // (b, k, d), not yet times the score
         decltype(std::declval<const RouterType&>().forward(std::declval<const P&>(), TokensView<const Scalar>(), Mask(),
@@ -62,9 +63,10 @@ public:
           heavy_ff(policy, seeds, config.dim, static_cast<Index>(config.dim * config.heavy_ff_mult)),
           policy_(policy) {}
 
-    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Keeps nothing.
+    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d), plus the tokens if `residual` says so. Keeps nothing.
     template <Viewable X>
-    Out operator()(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {}) const {
+    Out operator()(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {},
+                   Residual residual = Residual::none) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
         Beside beside(policy_);
         const P& aside = beside.policy();
@@ -72,7 +74,8 @@ public:
         const auto indices = single_route(routed.indices);
         auto heavy = heavy_ff(aside, gather(aside, x, indices));  // (b, k, d)
         assign(aside, heavy, heavy * column(routed.scores));
-        auto out = light_ff(policy_, x);  // (b, n, d)
+        auto out = tensor_like(policy_, x);  // (b, n, d)
+        light_ff.forward(policy_, out.view(), x, false, detail::residual_of(residual, x));
         beside.join();
         scatter(policy_, how, out.view(), heavy, indices);
         return out;
@@ -80,7 +83,8 @@ public:
 
     /// The same, with what backward reads.
     template <Viewable X>
-    Pass forward(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {}) const {
+    Pass forward(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {},
+                 Residual residual = Residual::none) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
         Beside beside(policy_);
         const P& aside = beside.policy();
@@ -89,18 +93,20 @@ public:
         Out heavy_out(aside, {x.extent(0), indices.extent(1), x.extent(2)});  // (b, k, d)
         auto heavy = heavy_ff.forward(aside, heavy_out.view(), gather(aside, x, indices), true);
         auto out = tensor_like(policy_, x);  // (b, n, d)
-        auto light = light_ff.forward(policy_, out.view(), x, !policy_.memory_plan().recompute);
+        auto light = light_ff.forward(policy_, out.view(), x, !policy_.memory_plan().recompute,
+                                      detail::residual_of(residual, x));
         beside.join();
         auto scaled = tensor_like(policy_, heavy_out);
         assign(policy_, scaled, heavy_out * column(routed.routing.scores));
         scatter(policy_, how, out.view(), scaled, indices);
-        return {std::move(out),       x.const_view(),   mask, std::move(light), std::move(heavy),
+        return {std::move(out),       x.const_view(),   mask, residual, std::move(light), std::move(heavy),
                 std::move(heavy_out), std::move(routed)};
     }
 
     /// The pass reads its tokens again: a temporary would be gone by then.
     template <typename T, Index... E>
-    Pass forward(Tensor<T, P, E...>&& tokens, Mask mask = {}, FeedForwardTokens counts = {}) const = delete;
+    Pass forward(Tensor<T, P, E...>&& tokens, Mask mask = {}, FeedForwardTokens counts = {},
+                 Residual residual = Residual::none) const = delete;
 
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
@@ -163,7 +169,8 @@ private:
     Out backward_light(Beside<P>& beside, const Pass& pass, const HeavyGradients& heavy, const D& d_out,
                        Gradients& gradients) const {
         auto d_x = tensor_like(policy_, pass.tokens);
-        light_ff.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, gradients.light_ff);
+        light_ff.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, gradients.light_ff,
+                          detail::residual_of(pass.residual, d_out));
         beside.join();
         gather_vjp(policy_, d_x.view(), heavy.d_picked, single_route(pass.routed.routing.indices));
         router.backward(policy_, pass.routed, heavy.d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),

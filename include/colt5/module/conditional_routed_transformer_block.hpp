@@ -71,21 +71,16 @@ public:
     /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Keeps nothing.
     template <Viewable X>
     Out operator()(const X& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const {
-        auto x = conditional_attn(tokens, mask, attention_tokens(counts));  // (b, n, d)
-        assign(policy_, x, x + tokens);
-        auto out = conditional_ff(x, mask, feed_forward_tokens(counts));  // (b, n, d)
-        assign(policy_, out, out + x);
-        return out;
+        const auto x = conditional_attn(tokens, mask, attention_tokens(counts), Residual::tokens);  // (b, n, d)
+        return conditional_ff(x, mask, feed_forward_tokens(counts), Residual::tokens);              // (b, n, d)
     }
 
     /// The same, with what backward reads.
     template <Viewable X>
     Pass forward(const X& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const {
-        auto attn = conditional_attn.forward(tokens, mask, attention_tokens(counts));
-        assign(policy_, attn.out, attn.out + tokens);  // (b, n, d)
-        auto ff = conditional_ff.forward(attn.out, mask, feed_forward_tokens(counts));
+        auto attn = conditional_attn.forward(tokens, mask, attention_tokens(counts), Residual::tokens);
+        auto ff = conditional_ff.forward(attn.out, mask, feed_forward_tokens(counts), Residual::tokens);
         auto out = std::move(ff.out);  // (b, n, d)
-        assign(policy_, out, out + attn.out);
         return {std::move(out), std::move(attn), std::move(ff)};
     }
 
@@ -96,8 +91,8 @@ public:
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
-        const auto d_x = add(conditional_ff.backward(pass.ff, d_out, gradients.conditional_ff), d_out);  // (b, n, d)
-        return add(conditional_attn.backward(pass.attn, d_x, gradients.conditional_attn), d_x);
+        const auto d_x = conditional_ff.backward(pass.ff, d_out, gradients.conditional_ff);  // (b, n, d)
+        return conditional_attn.backward(pass.attn, d_x, gradients.conditional_attn);
     }
 
     /// The same for a pass that is handed over: what has been read is freed on the way, outputs first, and gradients
@@ -105,9 +100,8 @@ public:
     template <Viewable D>
     Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
         pass.ff.out = std::move(pass.out);
-        const auto d_x =
-            add(conditional_ff.backward(std::move(pass.ff), d_out, gradients.conditional_ff), d_out);  // (b, n, d)
-        return add(conditional_attn.backward(std::move(pass.attn), d_x, gradients.conditional_attn), d_x);
+        const auto d_x = conditional_ff.backward(std::move(pass.ff), d_out, gradients.conditional_ff);  // (b, n, d)
+        return conditional_attn.backward(std::move(pass.attn), d_x, gradients.conditional_attn);
     }
 
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
@@ -128,12 +122,6 @@ private:
     }
     static FeedForwardTokens feed_forward_tokens(const TransformerBlockTokens& counts) {
         return {detail::token_count("num_heavy_ff_tokens", counts.num_heavy_ff_tokens, config.num_heavy_ff_tokens)};
-    }
-
-    template <Viewable X>
-    Out add(Out y, const X& x) const {
-        assign(policy_, y, y + x);
-        return y;
     }
 
     P policy_;

@@ -81,6 +81,9 @@ struct TransformerBlockTokens {
     std::optional<Index> num_heavy_attn_tokens_q{}, num_heavy_attn_tokens_kv{}, num_heavy_ff_tokens{};
 };
 
+/// What a module adds to its output: nothing, or the tokens that it was given.
+enum class Residual { none, tokens };
+
 namespace detail {
 
 /// The number of tokens of one call; throws ValueError below 1.
@@ -88,6 +91,12 @@ inline Index token_count(const char* argument, std::optional<Index> given, Index
     const Index count = given.value_or(configured);
     expect_value(count >= 1, argument, ">= 1", count);
     return count;
+}
+
+/// What `residual` stands for: the tokens or the gradient of the output, or an absent view.
+template <Viewable T>
+auto residual_of(Residual residual, const T& t) {
+    return residual == Residual::tokens ? t.const_view() : decltype(t.const_view())();
 }
 
 /// `tokens` (b, n, dim) with static dim, `mask` (b, n) or absent.

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <type_traits>
+
 #include <colt5/module/layers.hpp>
 #include <colt5/module/parts.hpp>
-#include <colt5/op/gelu.hpp>
+#include <colt5/op/feed_forward.hpp>
 
 namespace colt5 {
 
@@ -37,43 +39,29 @@ struct FeedForward {
         return out;
     }
 
-    /// The result goes to out (b, n, d).
+    /// The result goes to out (b, n, d); `add` (b, n, d), such as a residual, is added to it if there is one.
     template <Viewable X>
-    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, bool keep) const {
+    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, bool keep,
+                 TokensView<const Scalar> add = {}) const {
         Pass pass;
         if (keep) pass.before = {policy, {x.extent(0), x.extent(1), hidden.weight.extent(0)}};
         const Parts parts(policy.memory_plan(), x.extent(0), x.extent(1));
         for (Index i = 0; i < parts.count(); ++i) {
             const Part part = parts[i];
-            TokensTensor<Scalar, P> h;
-            if (keep) {
-                hidden(policy, part.of(pass.before), norm(policy, part.of(x)));
-                h = gelu_forward(policy, part.of(pass.before));
-            } else {
-                h = hidden(policy, norm(policy, part.of(x)));  // (b, n, hidden)
-                assign(policy, h, gelu(h));
-            }
-            project(policy, part.of(out), h);  // (b, n, d)
+            feed_forward(policy, part.of(out), part.of(x), parameters(*this), part.of(pass.before), part.of(add));
         }
         return pass;
     }
 
-    /// The gradient goes to d_x (b, n, d).
+    /// The gradient goes to d_x (b, n, d); `add` (b, n, d) is added to it if there is one.
     template <Viewable D, Viewable X>
     void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x,
-                  Gradients& gradients) const {
+                  Gradients& gradients, TokensView<const Scalar> add = {}) const {
         const Parts parts(policy.memory_plan(), x.extent(0), x.extent(1));
         for (Index i = 0; i < parts.count(); ++i) {
             const Part part = parts[i];
-            auto normed = norm(policy, part.of(x));
-            TokensTensor<Scalar, P> again;
-            if (!pass.before) again = hidden(policy, normed);
-            const auto before = pass.before ? part.of(pass.before) : again.const_view();  // (b, n, hidden)
-            auto d_h = project.backward(policy, part.of(d_out), gelu_forward(policy, before), gradients.project);
-            gelu_vjp(policy, d_h, before);  // (b, n, hidden)
-            again = {};                     // what is not read any more gives its memory to what follows
-            const auto d_normed = hidden.backward(policy, d_h, std::move(normed), gradients.hidden);  // (b, n, d)
-            norm.backward(policy, part.of(d_x), d_normed, part.of(x), gradients.norm);
+            feed_forward_vjp(policy, part.of(d_x), part.of(d_out), part.of(x), part.of(pass.before.const_view()),
+                             parameters(*this), parameters(gradients), part.of(add));
         }
     }
 
@@ -82,6 +70,15 @@ struct FeedForward {
         RMSNorm<Scalar, P>::each_parameter(f, prefix + "0.", m.norm...);
         Linear<Scalar, P>::each_parameter(f, prefix + "1.", m.hidden...);
         Linear<Scalar, P>::each_parameter(f, prefix + "3.", m.project...);
+    }
+
+private:
+    /// Of the module or of its gradients.
+    template <typename M>
+    static auto parameters(M& m) {
+        using T = std::remove_pointer_t<decltype(m.hidden.weight.data())>;
+        return FeedForwardParameters<T>{m.norm.parameters(), m.hidden.weight.view(), m.hidden.bias.view(),
+                                        m.project.weight.view(), m.project.bias.view()};
     }
 };
 

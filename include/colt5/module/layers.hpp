@@ -10,6 +10,7 @@
 #include <colt5/expr/expr.hpp>
 #include <colt5/op/layer_norm.hpp>
 #include <colt5/op/linear.hpp>
+#include <colt5/op/norm_linear.hpp>
 #include <colt5/op/rms_norm.hpp>
 #include <colt5/op/zero.hpp>
 
@@ -60,8 +61,8 @@ struct Linear {
     }
 
     template <Viewable Y, Viewable X>
-    void operator()(const P& policy, const Y& y, const X& x) const {
-        linear(policy, y, x, weight, bias.const_view());
+    void operator()(const P& policy, const Y& y, const X& x, TokensView<const Scalar> add = {}) const {
+        linear(policy, y, x, weight, bias.const_view(), add);
     }
     template <Viewable X>
     auto operator()(const P& policy, const X& x) const {
@@ -88,6 +89,10 @@ struct RMSNorm {
 
     RMSNorm() = default;
     RMSNorm(const P& policy, Index dim) : gamma(policy, {dim}) { fill(policy, gamma, 1); }
+
+    /// What operations take that normalize on the way.
+    RMSNormParameters<const Scalar> parameters() const { return {gamma.const_view()}; }
+    RMSNormParameters<Scalar> parameters() { return {gamma.view()}; }
 
     template <Viewable X>
     auto operator()(const P& policy, const X& x) const {
@@ -119,6 +124,10 @@ struct LayerNorm {
         fill(policy, weight, 1);
         fill(policy, bias, 0);
     }
+
+    /// What operations take that normalize on the way.
+    LayerNormParameters<const Scalar> parameters() const { return {weight.const_view(), bias.const_view()}; }
+    LayerNormParameters<Scalar> parameters() { return {weight.view(), bias.view()}; }
 
     template <Viewable X>
     auto operator()(const P& policy, const X& x) const {

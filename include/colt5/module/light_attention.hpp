@@ -54,33 +54,37 @@ struct LightAttention {
         return out;
     }
 
-    /// The result goes to out (b, n, d).
+    /// The result goes to out (b, n, d); `add` (b, n, d), such as a residual, is added to it if there is one.
     template <Viewable X>
-    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, Mask mask, bool keep) const {
+    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, Mask mask, bool keep,
+                 TokensView<const Scalar> add = {}) const {
         Pass pass{.kv = {policy, {x.extent(0), x.extent(1), 2 * inner()}}, .parts = {}};
         const Parts parts = parts_of(policy, x);
         const auto project = [&](Index i) {  // keys and values; returns queries
-            if (i == parts.count()) return TokensTensor<Scalar, P>();
-            const auto normed = norm(policy, parts[i].of(x));
-            linear(policy, parts[i].of(pass.kv), normed, kv_weight());
-            return linear(policy, normed, q_weight());
+            TokensTensor<Scalar, P> q;
+            if (i == parts.count()) return q;
+            q = {policy, {parts[i].sequences, parts[i].tokens, inner()}};
+            norm_linear(policy, parts[i].of(x), norm.parameters(),
+                        std::array{Projection<Scalar>{q.view(), q_weight()},
+                                   Projection<Scalar>{parts[i].of(pass.kv), kv_weight()}});
+            return q;
         };
         auto q = project(0);
         for (Index i = 0; i < parts.count(); ++i) {
             const Part part = parts[i];
-            auto next = project(i + 1);                              // queries see keys of the next part
-            auto attended = attend(policy, part, q, pass.kv, mask);  // (b, n, h, dim_head)
-            to_out(policy, part.of(out), merge(attended.out));       // (b, n, d)
+            auto next = project(i + 1);                                       // queries see keys of the next part
+            auto attended = attend(policy, part, q, pass.kv, mask);           // (b, n, h, dim_head)
+            to_out(policy, part.of(out), merge(attended.out), part.of(add));  // (b, n, d)
             if (keep) pass.parts.push_back({std::move(q), std::move(attended)});
             q = std::move(next);
         }
         return pass;
     }
 
-    /// The gradient goes to d_x (b, n, d).
+    /// The gradient goes to d_x (b, n, d); `add` (b, n, d) is added to it if there is one.
     template <Viewable D, Viewable X>
     void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x, Mask mask,
-                  Gradients& gradients) const {
+                  Gradients& gradients, TokensView<const Scalar> add = {}) const {
         const Parts parts = parts_of(policy, x);
         const Index length = x.extent(1), halo = attention.halo();
         // What a part does to the keys and values around it is complete when the next part is done: the gradients of a
@@ -96,7 +100,7 @@ struct LightAttention {
             {
                 typename Pass::OfPart again;
                 if (pass.parts.empty()) {
-                    again.q = linear(policy, norm(policy, part.of(x)), q_weight());
+                    again.q = norm_linear(policy, part.of(x), norm.parameters(), q_weight());
                     again.attended = attend(policy, part, again.q, pass.kv, mask);
                 }
                 const auto& [q, attended] = pass.parts.empty() ? again : pass.parts[static_cast<std::size_t>(i)];
@@ -106,9 +110,9 @@ struct LightAttention {
                                     part.first);
             }
             const Part done{part.sequence, part.sequences, begin, complete, part.is_last};
-            const auto d_normed =
-                to_qkv.backward(policy, first_tokens(d_window, complete), norm(policy, done.of(x)), gradients.to_qkv);
-            norm.backward(policy, done.of(d_x), d_normed, done.of(x), gradients.norm);
+            norm_linear_vjp(policy, done.of(d_x), first_tokens(d_window, complete), done.of(x), norm.parameters(),
+                            to_qkv.weight, gradients.norm.parameters(), gradients.to_qkv.weight.view(), {},
+                            done.of(add));
             if (!part.is_last) carry(policy, d_window, complete);
         }
     }

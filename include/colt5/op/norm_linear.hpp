@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <utility>
+#include <array>
 
 #include <colt5/expr/expr.hpp>
 #include <colt5/op/layer_norm.hpp>
@@ -10,12 +10,21 @@
 
 namespace colt5 {
 
+/// Where a linear map of normalized tokens goes:  y = norm(x) · weightᵀ + bias
+template <typename T>
+struct Projection {
+    TokensView<T> y;             // (b, n, out)
+    MatrixView<const T> weight;  // (out, in)
+    VectorView<const T> bias{};  // (out) or absent
+};
+
 /// For any policy: one step after the other. A policy that can keep normalized rows at hand overloads these.
-template <Policy P, typename T, typename Norm>
-void norm_linear_kernel(const P& policy, TokensView<T> y, TokensView<const T> x, const Norm& norm,
-                        MatrixView<const T> weight, VectorView<const T> bias) {
+template <Policy P, typename T, std::size_t Count, typename Norm>
+void norm_linear_kernel(const P& policy, const std::array<Projection<T>, Count>& projections, TokensView<const T> x,
+                        const Norm& norm) {
     const auto normed = normalize(policy, x, norm);
-    linear_kernel(policy, detail::one_route(y), detail::one_route(normed.const_view()), weight, bias);
+    for (const auto& [y, weight, bias] : projections)
+        linear_kernel(policy, detail::one_route(y), detail::one_route(normed.const_view()), weight, bias);
 }
 template <Policy P, typename T, typename Norm, typename NormGradients>
 void norm_linear_vjp_kernel(const P& policy, TokensView<T> d_x, const NormGradients& d_norm,
@@ -27,28 +36,29 @@ void norm_linear_vjp_kernel(const P& policy, TokensView<T> d_x, const NormGradie
     if (add) assign(policy, d_x, d_x + add);
 }
 
-/// A linear map of normalized tokens:  y = norm(x) · weightᵀ + bias
+/// Linear maps of normalized tokens, each to a place of its own:  y = norm(x) · weightᵀ + bias
 ///
-///     x (b, n, in), norm: LayerNormParameters or RMSNormParameters of (in), weight (out, in), bias (out) or absent
-/// The result goes to y (b, n, out).
-template <Policy P, Viewable Y, Viewable X, typename Norm, Viewable W>
-void norm_linear(const P& policy, const Y& y, const X& x, const Norm& norm, const W& weight,
-                 VectorView<const typename X::value_type> bias = {}) {
+///     x (b, n, in), norm: LayerNormParameters or RMSNormParameters of (in)
+template <Policy P, Viewable X, typename Norm, std::size_t Count>
+void norm_linear(const P& policy, const X& x, const Norm& norm,
+                 const std::array<Projection<typename X::value_type>, Count>& projections) {
     const auto [batch, length, in] = x.shape();
     for (const auto& parameter : norm.all()) expect_shape("norm", parameter.shape(), {in});
-    expect_shape("weight", weight.shape(), {dynamic, in});
-    expect_shape("y", y.shape(), {batch, length, weight.extent(0)});
-    if (bias) expect_shape("bias", bias.shape(), {weight.extent(0)});
-    norm_linear_kernel(policy, y.view(), x.const_view(), norm, weight.const_view(), bias);
+    for (const auto& [y, weight, bias] : projections) {
+        expect_shape("weight", weight.shape(), {dynamic, in});
+        expect_shape("y", y.shape(), {batch, length, weight.extent(0)});
+        if (bias) expect_shape("bias", bias.shape(), {weight.extent(0)});
+    }
+    norm_linear_kernel(policy, projections, x.const_view(), norm);
 }
 
-/// The same, with a y of its own.
+/// One of them, to a new tensor (b, n, out).
 template <Policy P, Viewable X, typename Norm, Viewable W>
-requires(!Viewable<Norm>) auto norm_linear(const P& policy, const X& x, const Norm& norm, const W& weight,
-                                           VectorView<const typename X::value_type> bias = {}) {
-    expect_shape("weight", weight.shape(), {dynamic, x.extent(2)});
-    TokensTensor<typename X::value_type, P> y(policy, {x.extent(0), x.extent(1), weight.extent(0)});
-    norm_linear(policy, y.view(), x, norm, weight, bias);
+auto norm_linear(const P& policy, const X& x, const Norm& norm, const W& weight,
+                 VectorView<const typename X::value_type> bias = {}) {
+    using Scalar = typename X::value_type;
+    TokensTensor<Scalar, P> y(policy, {x.extent(0), x.extent(1), weight.extent(0)});
+    norm_linear(policy, x, norm, std::array{Projection<Scalar>{y.view(), weight.const_view(), bias}});
     return y;
 }
 
