@@ -56,7 +56,7 @@ public:
     using Workspace = colt5::Workspace<HostMemory>;
 
     /// threads: 0 takes one per hardware thread. Throws ValueError when negative.
-    explicit Cpu(int threads = 0, MemoryPlan plan = {.tokens_at_a_time = 4096, .recompute = true})
+    explicit Cpu(int threads = 0, MemoryPlan plan = {.tokens_at_a_time = 2048, .recompute = true})
         : threads_(threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()))),
           plan_(plan),
           workspace_(std::make_shared<Workspace>()) {

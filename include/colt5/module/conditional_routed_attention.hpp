@@ -143,19 +143,22 @@ public:
     template <Viewable D>
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
         Beside beside(policy_);
-        const auto d_heavy = backward_heavy(beside.policy(), pass, d_out, gradients);
-        return backward_light(beside, pass, d_heavy, d_out, gradients, tensor_like(policy_, pass.tokens));
+        auto heavy = heavy_gradients(beside.policy(), pass);
+        backward_heavy(beside.policy(), pass, heavy, d_out, gradients);
+        return backward_light(beside, pass, heavy, d_out, gradients);
     }
 
-    /// The same for a pass that is handed over: d_tokens takes the memory of its output, and what the heavy branch kept
-    /// is freed when it has been read. d_out must not be that output.
+    /// The same for a pass that is handed over: what has been read is freed on the way, its output first.
+    /// d_out must not be that output.
     template <Viewable D>
     Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
         Pass taken = std::move(pass);
         Beside beside(policy_);
-        const auto d_heavy = backward_heavy(beside.policy(), taken, d_out, gradients);
+        auto heavy = heavy_gradients(beside.policy(), taken);  // before a gap opens, which the result is to fill
+        taken.out = {};
+        backward_heavy(beside.policy(), taken, heavy, d_out, gradients);
         taken.heavy = {};
-        return backward_light(beside, taken, d_heavy, d_out, gradients, std::move(taken.out));
+        return backward_light(beside, taken, heavy, d_out, gradients);
     }
 
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
@@ -175,26 +178,31 @@ private:
         TokensTensor<accumulate_t<Scalar>, P> d_scores_q;  // (b, 1, q)
     };
 
+    HeavyGradients heavy_gradients(const P& policy, const Pass& pass) const {
+        return {heavy_attn.input_gradients(policy, pass.heavy, pass.routed_kv.routing.scores.const_view()),
+                tensor_like(policy, pass.routed_q.routing.scores)};
+    }
+
     template <Viewable D>
-    HeavyGradients backward_heavy(const P& policy, const Pass& pass, const D& d_out, Gradients& gradients) const {
+    void backward_heavy(const P& policy, const Pass& pass, HeavyGradients& heavy, const D& d_out,
+                        Gradients& gradients) const {
         expect<Tokens>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), pass.tokens.shape());
         const auto& routing_q = pass.routed_q.routing;
         const auto& routing_kv = pass.routed_kv.routing;
         const auto queries = single_route(routing_q.indices);
         auto d_heavy = scatter_vjp(policy, how, d_out, queries);  // (b, q, d)
-        auto d_scores_q = tensor_like(policy, routing_q.scores);  // (b, 1, q)
-        assign(policy, d_scores_q, row_sum(d_heavy * pass.heavy.out));
+        assign(policy, heavy.d_scores_q, row_sum(d_heavy * pass.heavy.out));
         assign(policy, d_heavy, d_heavy * column(routing_q.scores));
-        auto d = heavy_attn.backward(policy, pass.heavy, d_heavy, gather(policy, pass.tokens, queries),
-                                     gather(policy, pass.tokens, routing_kv.indices), pass.kv_mask.const_view(),
-                                     routing_kv.scores.const_view(), gradients.heavy_attn);
-        return {std::move(d), std::move(d_scores_q)};
+        heavy_attn.backward(policy, pass.heavy, heavy.d, d_heavy, gather(policy, pass.tokens, queries),
+                            gather(policy, pass.tokens, routing_kv.indices), pass.kv_mask.const_view(),
+                            routing_kv.scores.const_view(), gradients.heavy_attn);
     }
 
     template <Viewable D>
     Out backward_light(Beside<P>& beside, const Pass& pass, const HeavyGradients& heavy, const D& d_out,
-                       Gradients& gradients, Out d_x) const {
+                       Gradients& gradients) const {
+        auto d_x = tensor_like(policy_, pass.tokens);
         light_attn.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, pass.mask, gradients.light_attn,
                             detail::residual_of(pass.residual, d_out));
         beside.join();

@@ -55,14 +55,30 @@ struct HeavyAttention {
     template <Viewable D, Viewable X, Viewable C>
     InputGradients backward(const P& policy, const Pass& pass, const D& d_out, const X& x, const C& context,
                             KeyMask mask, Scores scores, Gradients& gradients) const {
+        auto d = input_gradients(policy, pass, scores);
+        backward(policy, pass, d, d_out, x, context, mask, scores, gradients);
+        return d;
+    }
+
+    /// The same into tensors that are there before anything else is allocated.
+    template <Viewable D, Viewable X, Viewable C>
+    void backward(const P& policy, const Pass& pass, InputGradients& d, const D& d_out, const X& x, const C& context,
+                  KeyMask mask, Scores scores, Gradients& gradients) const {
         const auto d_attended = to_out.backward(policy, d_out, merge_q(pass.attention.out), gradients.to_out);
-        auto d = dense_attention_vjp(policy, pass.attention, split_q(d_attended), split_q(pass.q), split_kv(pass.kv),
-                                     mask, scores);
-        const auto d_context = routed_linear_vjp(policy, d.d_kv.view().reshape(pass.kv.shape()), norm(policy, context),
-                                                 to_kv.weight, gradients.to_kv.weight.view());
-        const auto d_x = to_q.backward(policy, merge_q(d.d_q), norm(policy, x), gradients.to_q);
-        return {norm.backward(policy, d_x, x, gradients.norm),
-                norm.backward(policy, d_context, context, gradients.norm), std::move(d.d_value_scale)};
+        const auto d_attention = dense_attention_vjp(policy, pass.attention, split_q(d_attended), split_q(pass.q),
+                                                     split_kv(pass.kv), mask, scores);
+        const auto d_context = routed_linear_vjp(policy, d_attention.d_kv.view().reshape(pass.kv.shape()),
+                                                 norm(policy, context), to_kv.weight, gradients.to_kv.weight.view());
+        const auto d_x = to_q.backward(policy, merge_q(d_attention.d_q), norm(policy, x), gradients.to_q);
+        norm.backward(policy, d.d_x.view(), d_x, x, gradients.norm);
+        norm.backward(policy, d.d_context.view(), d_context, context, gradients.norm);
+        if (scores) assign(policy, d.d_scores, d_attention.d_value_scale);
+    }
+    InputGradients input_gradients(const P& policy, const Pass& pass, Scores scores) const {
+        const auto [batch, routes, keys, width] = pass.kv.shape();
+        InputGradients d{tensor_like(policy, pass.out), {policy, {batch, routes, keys, to_kv.weight.extent(1)}}, {}};
+        if (scores) d.d_scores = tensor_like(policy, scores);
+        return d;
     }
 
     template <typename F, typename... M>
