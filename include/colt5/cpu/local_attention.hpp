@@ -34,6 +34,14 @@ struct LocalHead {
     const bool* mask;  // (length) or null
 };
 
+/// Asks the caches for rows that are read soon: they are far apart, which the processor does not foresee.
+template <typename T>
+void prefetch_rows(const T* rows, Index count, Index stride, Index length) {
+    constexpr Index line = 64 / static_cast<Index>(sizeof(T));
+    for (Index i = 0; i < count; ++i)
+        for (Index e = 0; e < length; e += line) __builtin_prefetch(rows + i * stride + e, 0, 2);
+}
+
 /// The sizes of tiles: queries lie along the lanes of batches, so that the softmax of 32 rows runs down their keys
 /// without a sum across lanes. Groups are the queries that see a block of keys together or not at all.
 template <typename T>
@@ -60,9 +68,6 @@ public:
           stride(LocalTile<T>::row(head.dim)),
           k(pack(head.k, head, thread_scratch<T, struct WindowKeys>(rows * stride))),
           v(pack(head.v, head, thread_scratch<T, struct WindowValues>(rows * stride))) {}
-
-    const T* key(Index j) const { return k + (j - first) * stride; }
-    const T* value(Index j) const { return v + (j - first) * stride; }
 
     const Index first, last, rows, stride;
     const T *const k, *const v;
@@ -379,6 +384,7 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
             T kept[tile];
             T* const log_sum = log_sum_exp ? &log_sum_exp(b, h, i - first) : kept;
             const cpu::LocalQueries<T> rows(head, window, i, end, &q(b, i - first, h, 0), row);
+            cpu::prefetch_rows(&q(b, i + tile - first, h, 0), std::min(tile, end - i - tile), row, head.dim);
             rows.forward(&out(b, i - first, h, 0), log_sum);
             if (attention.masked_rows == MaskedRows::zero) continue;
             for (Index r = 0; r < rows.count; ++r)
@@ -419,10 +425,15 @@ void local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
             T* const d_v = cpu::thread_scratch<T, struct ValueGradients>(window.rows * window.stride);
             std::fill_n(d_k, window.rows * window.stride, T(0));
             std::fill_n(d_v, window.rows * window.stride, T(0));
-            for (Index i = begin; i < end; i += tile)
+            for (Index i = begin; i < end; i += tile) {
+                const Index next = i + tile - first, count = std::min(tile, limit - i - tile);
+                cpu::prefetch_rows(&q(b, next, h, 0), count, row, dim);
+                cpu::prefetch_rows(&d_out(b, next, h, 0), count, row, dim);
+                cpu::prefetch_rows(&out(b, next, h, 0), count, row, dim);
                 cpu::LocalQueries<T>(head, window, i, end, &q(b, i - first, h, 0), row)
                     .backward(d_token(b, i, h), d_row, d_k, d_v, &out(b, i - first, h, 0), &d_out(b, i - first, h, 0),
                               &log_sum_exp(b, h, i - first));
+            }
             for (Index j = std::max(Index{0}, begin - head.reach); j < window.last; ++j) {
                 const bool met = colour == 1 && (j < begin + head.reach || (end < limit && j >= end - head.reach));
                 const bool add = met || earlier_part_reached(j);
