@@ -6,16 +6,16 @@ int main(int argc, char** argv) {
     const bench::Inputs inputs(argc, argv);
     const bench::Policy& policy = inputs.policy;
     colt5::SeedSequence seeds(colt5::Seed{0});
-    colt5::LightAttention<bench::Scalar, bench::Policy> module(policy, seeds, 512, 8, 64, {.reach = 64});
-    inputs.load(module);
+    colt5::LightAttention<bench::Scalar, bench::Policy> light(policy, seeds, 512, 8, 64, {.reach = 64});
+    inputs.load(light);
     const bench::Tokens x = inputs.tokens("x"), d_out = inputs.tokens("d_out");
     const auto mask = bench::all_true_mask(policy, x.extent(0), x.extent(1));
     return bench::serve(policy, [&](bool backward, const bench::Keep& keep) {
-        if (!backward) return keep(module(policy, x, mask.const_view()));
+        if (!backward) return keep(light(policy, x, mask.const_view()));
         auto out = tensor_like(policy, x), d_x = tensor_like(policy, x);
-        const auto pass = module.forward(policy, out.view(), x, mask.const_view(), !policy.memory_plan().recompute);
-        auto gradients = colt5::zeros_like_parameters(policy, module);
-        module.backward(policy, pass, d_x.view(), d_out, x, mask.const_view(), gradients);
+        const auto pass = light.forward(policy, out.view(), x, mask.const_view(), !policy.memory_plan().recompute);
+        auto gradients = colt5::zeros_like_parameters(policy, light);
+        light.backward(policy, pass, d_x.view(), d_out, x, mask.const_view(), gradients);
         keep(d_x);
     });
 }
