@@ -20,8 +20,9 @@ How it is measured
 - Routing tokens are scaled by 1/√d, so that logits have unit deviation. At the package's own initialization, with logits
   of deviation √d, many scores saturate at 1 and which of them the package routes is arbitrary: rows `… (own init)` are
   timed, but their results may differ.
-- The floor of a row is its number of floating-point operations at this machine's sgemm rate, the best that any of the
-  `linear` rows reached in the same run, on the same number of threads. Routing and choosing have none.
+- The floor of a row is its number of floating-point operations at the rate of the best BLAS at hand: Eigen or OpenBLAS, on
+  matrices of 2048 × 2048, or PyTorch's in the `linear` rows of the same run, on the same number of threads. Our own products
+  may beat it. Routing and choosing have no floor.
 - A row without PyTorch's columns is only ours.
 
 --json FILE writes a list of rows {name, ours_s, peer_s, floor_s, ours_mib, peer_mib, …} with null for what is not there.
@@ -37,6 +38,7 @@ import pathlib
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -103,11 +105,13 @@ def cases(quick, shrink):
     for n in (1024, 8192) if quick else (1024, 4096, 16384, 32768):
         yield block(f'block_n{n}', 1, max(1024, n // shrink))
     yield block('block', 2, full)
-    if not quick:
+    if quick:
+        yield block('block_n32768', 1, full, peer=False)
+    else:
         yield block('block_own_init', 2, full, wide_logits=True)
-        yield block('block_one_thread', 2, full, peer=False, threads=1)
-        for n in (131072, 262144, 524288, 1048576):
-            yield block(f'block_n{n}', 1, n // shrink, peer=False)
+    yield block('block_n32768_one_thread', 1, full, peer=False, threads=1)
+    for n in (131072,) if quick else (131072, 262144, 524288, 1048576):
+        yield block(f'block_n{n}', 1, n // shrink, peer=False)
 
 
 def difference(ours, peer):
@@ -121,6 +125,7 @@ class Bench:
         self.build_dir, self.threads, self.quick, self.folder = build_dir, threads, quick, folder
         self.rows = []
         self.libraries = {}
+        self.measured_rates = {}
 
     def run(self, case):
         threads = case.threads or self.threads
@@ -175,16 +180,69 @@ class Bench:
             available_mib = next(int(line.split()[1]) / 1024 for line in info if line.startswith('MemAvailable:'))
         return not mib_per_token or mib_per_token[-1] * case.length + inputs_mib < 0.85 * available_mib
 
-    def sgemm_rates(self, threads):
-        """Operations per second by side: the best of the linear rows on that many threads."""
+    def rates(self, threads):
+        """Operations per second by what multiplies, on that many threads."""
+        if threads not in self.measured_rates:
+            lines = [line.split() for program in ('sgemm', 'sgemm_openblas') if (self.build_dir / 'bench' / program).exists()
+                     for line in subprocess.run([self.build_dir / 'bench' / program, str(threads)], check=True, text=True,
+                                                capture_output=True).stdout.splitlines()]
+            self.measured_rates[threads] = {name: float(rate) * 1e9 for name, rate in lines}
+        rates = dict(self.measured_rates[threads])
         rows = [row for row in self.rows if row['name'].startswith('linear') and row['threads'] == threads]
-        return {side: max(row['flop'] / row[f'{side}_s'] for row in rows) for side in ('ours', 'peer') if rows}
+        if rows:
+            rates['PyTorch'] = max(row['flop'] / row['peer_s'] for row in rows)
+            rates['colt5'] = max(rates['colt5'], *(row['flop'] / row['ours_s'] for row in rows))
+        return rates
 
     def set_floors(self):
         for row in self.rows:
-            rates = self.sgemm_rates(row['threads'])
-            if row['flop'] and rates:
-                row['floor_s'] = row['flop'] / max(rates.values())
+            if row['flop']:
+                row['floor_s'] = row['flop'] / max(rate for name, rate in self.rates(row['threads']).items() if name != 'colt5')
+
+
+def goals(bench):
+    """What is wanted, what was measured, and whether it is enough: whatever of it this run has measured."""
+    by_name = {row['name']: row for row in bench.rows}
+
+    def number(name, field):
+        return by_name.get(name, {}).get(field)
+
+    def quotient(a, b):
+        return a / b if a is not None and b else None
+
+    def of(numerator, denominator):
+        return quotient(number(*numerator), number(*denominator))
+
+    table = []
+
+    def add(text, value, most=None, least=None, form='{:.2f}'):
+        if value is not None:
+            wanted = f'≤ {most:g}' if least is None else f'≥ {least:g}' if most is None else f'{least:g} … {most:g}'
+            good = (most is None or value <= most) and (least is None or value >= least)
+            table.append([text, wanted, form.format(value), 'yes' if good else 'no'])
+
+    for mode, floor in (('forward', 1.25), ('forward_backward', 1.35)):
+        row = f'block_{mode}'
+        words = mode.replace('_backward', ' and backward')
+        add(f'block, {words}: time over floor', of((row, 'ours_s'), (row, 'floor_s')), most=floor)
+        add(f'block, {words}: times faster than the package', of((row, 'peer_s'), (row, 'ours_s')), least=2.5)
+        add(f'small block, {words}: times faster than the package',
+            of((f'small_{row}', 'peer_s'), (f'small_{row}', 'ours_s')), least=10)
+        add(f'block, {words}: {bench.threads} threads over one, times faster',
+            of((f'block_n32768_one_thread_{mode}', 'ours_s'), (f'block_n32768_{mode}', 'ours_s')),
+            least=1.9 if bench.threads == 2 else None, most=None if bench.threads == 2 else bench.threads)
+    add('block: memory over that of the package', of(('block_forward_backward', 'ours_mib'),
+                                                     ('block_forward_backward', 'peer_mib')), most=0.2)
+    for name, text, most in (('forward', 'forward', 1.5), ('forward_backward', 'forward and backward', 4.0)):
+        seconds = number(f'routing_50_{name}', 'ours_s')
+        add(f'routing of 2 × 32768 on one core, {text}, ms', seconds and seconds * 1e3, most=most)
+    for mode in ('forward', 'forward_backward'):
+        at_32k = quotient(number(f'block_n32768_{mode}', 'ours_s'), number(f'block_n32768_{mode}', 'length'))
+        for row in bench.rows:
+            if re.fullmatch(rf'block_n\d+_{mode}', row['name']) and row['length'] != number(f'block_n32768_{mode}', 'length'):
+                add(f'{row["name"]}: time a token over that at 32768', quotient(row['ours_s'] / row['length'], at_32k),
+                    most=1.1, least=0.9)
+    return table
 
 
 def report(bench):
@@ -193,11 +251,8 @@ def report(bench):
     print(f'\n{model}, {os.cpu_count()} cores; ours multiplies by {bench.libraries["ours"]}, '
           f'the other side is colt5-attention 0.2.3 with {bench.libraries["peer"]}.\n')
     for threads in sorted({row['threads'] for row in bench.rows}, reverse=True):
-        rates = bench.sgemm_rates(threads)
-        if rates:
-            best = max(rates, key=rates.get)
-            print(f'sgemm, threads {threads}: {rates["ours"] / 1e9:.0f} GFLOP/s by {bench.libraries["ours"]} in ours, '
-                  f'{rates["peer"] / 1e9:.0f} by {bench.libraries["peer"]}; floors take {bench.libraries[best]}.')
+        print(f'sgemm, threads {threads}, GFLOP/s: ' +
+              ', '.join(f'{name} {rate / 1e9:.0f}' for name, rate in bench.rates(threads).items()))
     print()
     table = []
     for row in bench.rows:
@@ -210,12 +265,13 @@ def report(bench):
             '' if differs is None else f'{differs:.1e}'])
     print_table(['', 'b × n × d', 'threads', 'ours', 'PyTorch', 'faster', 'floor', 'ours / floor', 'ours MiB', 'PyTorch MiB',
                  'less', 'differs'], table)
+    print_table(['goal', 'wanted', 'measured', 'reached'], goals(bench))
     for mode in ('forward', 'forward_backward'):
         growth = [row for row in bench.rows if re.fullmatch(rf'block_n\d+_{mode}', row['name'])]
         if growth:
-            print_table(['growth', 'µs a token', 'KiB a token', 'ours / floor'],
+            print_table(['growth', 'µs a token', 'bytes a token', 'ours / floor'],
                         [[row['name'], f'{row["ours_s"] / row["length"] * 1e6:.2f}',
-                          f'{row["ours_mib"] / row["length"] * 1024:.1f}',
+                          f'{row["ours_mib"] / row["length"] * 2 ** 20:.0f}',
                           ratio(row['ours_s'], row['floor_s'], '{:.2f}')] for row in growth])
 
 
@@ -224,7 +280,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--build-dir', type=pathlib.Path, default='build', help='where Meson has built the programs')
     parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--quick', action='store_true', help='3 minutes: shorter pieces, the flagship once')
+    parser.add_argument('--quick', action='store_true', help='2 minutes: shorter pieces, the flagship once')
     parser.add_argument('--json', type=pathlib.Path, metavar='FILE')
     parser.add_argument('--only', metavar='PATTERN', help='cases by name, such as "block*"; with the linear rows, for the floors')
     parser.add_argument('--shrink', type=int, default=1, metavar='N', help='divides lengths by N, to try this program itself')

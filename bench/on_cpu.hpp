@@ -27,7 +27,7 @@ public:
 #if defined(EIGEN_USE_BLAS)
     static constexpr const char* library = "OpenBLAS";
 #else
-    static constexpr const char* library = "Eigen";
+    static constexpr const char* library = "our own kernel";
 #endif
 
     explicit Meter(const Policy& policy) : policy_(policy) {

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+// What multiplies matrices at which rate on this machine. Prints `NAME GFLOPS` lines; the argument is the number of
+// threads, which share out the rows. With EIGEN_USE_BLAS, Eigen hands over to OpenBLAS.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <limits>
+#include <string>
+
+#include <Eigen/Core>
+
+#include <colt5/core/random.hpp>
+#include <colt5/cpu/eigen.hpp>
+#include <colt5/cpu/linear.hpp>
+
+namespace {
+
+constexpr colt5::Index size = 2048;
+
+template <typename Product>
+void report(const char* name, const Product& product) {
+    using Clock = std::chrono::steady_clock;
+    double best = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < 8; ++i) {
+        const auto begin = Clock::now();
+        product();
+        best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
+    }
+    std::printf("%s %.1f\n", name, 2e-9 * size * size * size / best);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const colt5::Cpu policy(argc > 1 ? std::stoi(argv[1]) : 0);
+    colt5::TokensTensor<float, colt5::Cpu> x(policy, {1, size, size}), y(policy, {1, size, size});
+    colt5::MatrixTensor<float, colt5::Cpu> weight(policy, {size, size});
+    fill_normal(policy, x, colt5::Random(colt5::Seed{1}));
+    fill_normal(policy, weight, colt5::Random(colt5::Seed{2}));
+
+    const colt5::Index parts = policy.threads(), rows = size / parts;
+    const auto by_eigen = [&] {
+        parallel_for(policy, parts, [&](colt5::Index i) {
+            const colt5::Index first = i * rows, count = i + 1 < parts ? rows : size - first;
+            y.matrix().middleRows(first, count).noalias() =
+                x.matrix().middleRows(first, count) * weight.matrix().transpose();
+        });
+    };
+#if defined(EIGEN_USE_BLAS)
+    report("OpenBLAS", by_eigen);
+#else
+    Eigen::setNbThreads(1);
+    report("Eigen", by_eigen);
+    report("colt5", [&] { linear(policy, y.view(), x, weight); });
+#endif
+}
