@@ -95,16 +95,18 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
     return tau;
 }
 
-/// τ with Σ min(1, exp((s − τ) / ε)) = k: starts near the ⌈k⌉-th largest logit, where fewer than k are larger, and
-/// alternates between counting the saturated logits and solving for τ with that count; −∞ when k is not less than the
-/// number of finite logits.
+/// τ with Σ min(1, exp((s − τ) / ε)) = k: starts at the ⌈k⌉-th largest logit and alternates between counting the
+/// saturated logits and solving for τ with that count; −∞ when k is not less than the number of finite logits.
 template <typename Team, typename T>
 __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, double eps) {
     if (k >= row.valid) return -row.infinity;
     using Key = typename Rank<T>::Key;
     const auto selection = select_smallest<Key>(row.team, Rank<T>::bits, length, static_cast<Index>(::ceil(k)),
                                                 [&](Index i) { return Key{Rank<T>::of(row[i])}; });
-    T threshold = Rank<T>::logit(selection.prefix << selection.shift);
+    T least = row.infinity;  // of the selected: the last digits may not have been needed
+    for (Index i = threadIdx.x; i < row.team.count; i += Team::threads)
+        if (selection(Key{Rank<T>::of(row[i])})) least = ::min(least, row[i]);
+    T threshold = static_cast<T>(row.team.combine(least, 0u, row.infinity, Smaller()).first);
     if (threshold == -row.infinity) return threshold;
     const T inverse_eps = static_cast<T>(1 / eps);
     for (int i = 0; i < 100; ++i) {

@@ -69,6 +69,13 @@ struct Greater {
     }
 };
 
+struct Smaller {
+    template <typename T>
+    __device__ T operator()(T a, T b) const {
+        return a < b ? a : b;
+    }
+};
+
 /// Combines the values of a warp; every lane gets the result.
 template <typename T, typename Combine>
 __device__ T warp_reduce(T value, Combine combine) {

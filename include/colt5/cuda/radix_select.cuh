@@ -24,10 +24,6 @@ struct Rank<float> {
         const std::uint32_t bits_of_logit = __float_as_uint(logit + 0.0f);  // −0 becomes 0
         return (bits_of_logit & 0x80000000u) ? bits_of_logit : ~(bits_of_logit | 0x80000000u);
     }
-    __device__ static float logit(Key rank) {
-        const auto bits_of_rank = static_cast<std::uint32_t>(rank);
-        return __uint_as_float((bits_of_rank & 0x80000000u) ? bits_of_rank : ~bits_of_rank & 0x7fffffffu);
-    }
 };
 
 template <>
@@ -41,11 +37,6 @@ struct Rank<double> {
         if (logit != logit) return 0;
         const auto bits_of_logit = static_cast<std::uint64_t>(__double_as_longlong(logit + 0.0));
         return (bits_of_logit & sign) ? bits_of_logit : ~(bits_of_logit | sign);
-    }
-    __device__ static double logit(Key rank) {
-        const auto bits_of_rank = static_cast<std::uint64_t>(rank);
-        return __longlong_as_double(
-            static_cast<long long>((bits_of_rank & sign) ? bits_of_rank : ~bits_of_rank & ~sign));
     }
 };
 
