@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -117,4 +118,29 @@ TEST_CASE("tensor: from the host and back") {
     CHECK(to_host(policy, MatrixTensor<double, Cpu>(policy, {0, 3})).empty());
     CHECK_THROWS_WITH_AS((from_host<MatrixTensor<double, Cpu>>(policy, {2, 4}, values)),
                          "colt5: `values` must have shape (8), but has (6)", ShapeError);
+}
+
+TEST_CASE("tensor: transfer copies to the memory of another policy") {
+    const Cpu here(1), there(1);
+    Tensor<bool, Cpu, dynamic, dynamic> mask(here, {2, 3});
+    for (Index i = 0; i < 6; ++i) mask.data()[i] = i % 2 == 0;
+    const auto copy = transfer(here, there, mask);
+    CHECK(copy.shape() == mask.shape());
+    CHECK(copy.data() != mask.data());
+    for (Index i = 0; i < 6; ++i) CHECK(copy.data()[i] == (i % 2 == 0));
+    CHECK(there.workspace()->statistics().in_use > 0);
+}
+
+TEST_CASE("tensor: without memory for it, the error says what was wanted") {
+    const Cpu policy(1);
+    std::string message;
+    try {
+        MatrixTensor<float, Cpu>(policy, {Index{1} << 30, Index{1} << 28});
+    } catch (const OutOfMemory& error) {
+        message = error.what();
+    }
+    CAPTURE(message);
+    CHECK(message.starts_with("colt5: out of memory: "));
+    CHECK(message.ends_with("; wanted: a tensor of shape (1073741824, 268435456), 1152921504606846976 bytes"));
+    CHECK(policy.workspace()->statistics().in_use == 0);
 }

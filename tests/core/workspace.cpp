@@ -46,6 +46,24 @@ private:
 };
 using CountedWorkspace = Workspace<CountedMemory>;
 
+/// One that can be asked for every block on its own.
+class SeparateMemory : public CountedMemory {
+public:
+    SeparateMemory(Ledger* ledger, int* live) : CountedMemory(ledger), live_(live) {}
+    bool separate() const { return true; }
+    void* allocate(std::size_t bytes) const {
+        ++*live_;
+        return ::operator new(bytes);
+    }
+    void deallocate(void* data) const {
+        --*live_;
+        ::operator delete(data);
+    }
+
+private:
+    int* live_;
+};
+
 constexpr std::size_t step = CountedWorkspace::growth_step, grain = CountedWorkspace::granularity;
 
 }  // namespace
@@ -222,4 +240,23 @@ TEST_CASE("workspace: several threads may share it") {
     CHECK(intact);
     CHECK(other_intact);
     CHECK(workspace.statistics().in_use == 0);
+}
+
+TEST_CASE("workspace: a memory can be asked for every block on its own") {
+    Ledger ledger;
+    int live = 0, other = 0;
+    Workspace<SeparateMemory> workspace(SeparateMemory{&ledger, &live});
+    void* const a = workspace.allocate(10);
+    void* const b = workspace.allocate(0);
+    std::memset(a, 1, 10);
+    CHECK(live == 2);
+    CHECK(workspace.statistics().in_use == 10);
+    workspace.deallocate(&other);
+    workspace.deallocate(nullptr);
+    workspace.deallocate(a);
+    workspace.deallocate(b);
+    CHECK(live == 0);
+    CHECK(workspace.statistics().in_use == 0);
+    CHECK(workspace.statistics().peak == 10);
+    CHECK(ledger.requests == 0);
 }

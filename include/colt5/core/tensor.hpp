@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <span>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -16,7 +17,14 @@
 
 namespace colt5 {
 
-/// Owns a contiguous, row-major tensor in the memory of a policy. Move-only; `clone` copies.
+namespace detail {
+[[noreturn]] inline void throw_out_of_memory(const OutOfMemory& error, const std::string& shape, Index bytes) {
+    throw OutOfMemory(std::string(error.what()) + "; wanted: a tensor of shape " + shape + ", " +
+                      std::to_string(bytes) + " bytes");
+}
+}  // namespace detail
+
+/// Owns a contiguous, row-major tensor in the memory of a policy. Move-only; `transfer` copies.
 ///
 ///     Tensor<float, Cpu, dynamic, dynamic, 512> tokens(policy, {batch, n, 512});   // uninitialized
 ///
@@ -36,7 +44,7 @@ public:
     Tensor() = default;
 
     /// Uninitialized. Throws ShapeError when `shape` contradicts a static extent, ValueError when it has a negative
-    /// entry or too many elements.
+    /// entry or too many elements, OutOfMemory.
     Tensor(const P& policy, const Shape& shape) : shape_(shape) {
         expect_shape("shape", shape, ViewType::extents);
         Index bytes = static_cast<Index>(sizeof(T));
@@ -46,7 +54,11 @@ public:
             if (!fits) expect_value(false, "shape", "of less than 2^63 bytes", shape_string(shape));
             bytes *= extent;
         }
-        buffer_ = Buffer(policy.workspace(), static_cast<std::size_t>(size()) * sizeof(T));
+        try {
+            buffer_ = Buffer(policy.workspace(), static_cast<std::size_t>(size()) * sizeof(T));
+        } catch (const OutOfMemory& error) {
+            detail::throw_out_of_memory(error, shape_string(shape), bytes);
+        }
     }
 
     Tensor(Tensor&& other) noexcept : shape_(std::exchange(other.shape_, {})), buffer_(std::move(other.buffer_)) {}
@@ -138,6 +150,19 @@ Result from_host(const P& policy, const typename Result::Shape& shape,
                           std::array<Index, 1>{static_cast<Index>(values.size())});
     upload(policy, result.data(), values.data(), values.size_bytes());
     return result;
+}
+
+/// A copy in the memory of another policy, through the host.
+template <Policy From, Policy To, Viewable V>
+auto transfer(const From& from, const To& to, const V& tensor) {
+    using T = typename V::value_type;
+    const auto view = tensor.const_view();
+    const auto size = static_cast<std::size_t>(view.size());
+    const auto values = std::make_unique<T[]>(size);
+    download(from, values.get(), view.data(), size * sizeof(T));
+    auto copy = tensor_like(to, tensor);
+    upload(to, copy.data(), values.get(), size * sizeof(T));
+    return copy;
 }
 
 /// The values in row-major order, on the host.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <map>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -23,6 +24,9 @@ struct WorkspaceStatistics {
 /// requests to the system. `Memory` supplies the range: `std::byte* begin()`, aligned to 256 bytes and the same for
 /// ever, and `void resize(std::size_t)`, which moves its end and throws, with nothing changed, when there is no memory.
 /// Blocks are aligned to 256 bytes. Safe to call from several threads.
+///
+/// A `Memory` with `separate()`, `allocate(bytes)` and `deallocate(data)` can be asked for every block on its own,
+/// which tools that look for stray accesses need.
 template <typename Memory>
 class Workspace {
 public:
@@ -35,6 +39,8 @@ public:
 
     void* allocate(std::size_t bytes) {
         const std::lock_guard lock(mutex_);
+        if constexpr (can_be_separate)
+            if (memory_.separate()) return allocate_separately(bytes);
         bytes = std::max(granularity, round_up(bytes, granularity));
         std::size_t best = find_free(bytes);
         if (best == blocks_.size()) best = grow(bytes);
@@ -44,13 +50,14 @@ public:
         }
         blocks_[best].bytes = bytes;
         blocks_[best].free = false;
-        statistics_.in_use += bytes;
-        statistics_.peak = std::max(statistics_.peak, statistics_.in_use);
+        count_in_use(bytes);
         return memory_.begin() + blocks_[best].offset;
     }
 
     void deallocate(void* data) {
         const std::lock_guard lock(mutex_);
+        if constexpr (can_be_separate)
+            if (memory_.separate()) return deallocate_separately(data);
         const auto at = std::find_if(blocks_.begin(), blocks_.end(), [&](const Block& block) {
             return !block.free && memory_.begin() + block.offset == data;
         });
@@ -74,6 +81,13 @@ public:
         if (blocks_.back().bytes == 0) blocks_.pop_back();
     }
 
+    bool is_separate() const {
+        if constexpr (can_be_separate)
+            return memory_.separate();
+        else
+            return false;
+    }
+
     WorkspaceStatistics statistics() const {
         const std::lock_guard lock(mutex_);
         return statistics_;
@@ -88,6 +102,27 @@ private:
         std::size_t offset, bytes;
         bool free;
     };
+
+    static constexpr bool can_be_separate = requires(const Memory& memory) { memory.separate(); };
+
+    void count_in_use(std::size_t bytes) {
+        statistics_.in_use += bytes;
+        statistics_.peak = std::max(statistics_.peak, statistics_.in_use);
+    }
+    void* allocate_separately(std::size_t bytes) {
+        void* const data = memory_.allocate(std::max(bytes, std::size_t{1}));
+        separate_[data] = bytes;
+        ++statistics_.system_allocations;
+        count_in_use(bytes);
+        return data;
+    }
+    void deallocate_separately(void* data) {
+        const auto at = separate_.find(data);
+        if (at == separate_.end()) return;
+        statistics_.in_use -= at->second;
+        separate_.erase(at);
+        memory_.deallocate(data);
+    }
 
     static std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -120,6 +155,7 @@ private:
 
     Memory memory_;
     std::vector<Block> blocks_;
+    std::map<void*, std::size_t> separate_;
     WorkspaceStatistics statistics_;
     mutable std::mutex mutex_;
 };

@@ -66,7 +66,8 @@ inline void check(CUresult status, const char* call, const std::source_location&
 /// A range of a device's addresses, as large as its memory, of which the first `resize(bytes)` may be used.
 class DeviceMemory {
 public:
-    explicit DeviceMemory(int device) : device_(device) {
+    /// `separate`: see Cuda::Options::separate_allocations.
+    DeviceMemory(int device, bool separate) : device_(device), separate_(separate) {
         const DeviceGuard guard(device);
         std::size_t free = 0;
         check(cudaMemGetInfo(&free, &capacity_), "cudaMemGetInfo");
@@ -80,6 +81,7 @@ public:
     }
     DeviceMemory(DeviceMemory&& other) noexcept
         : device_(other.device_),
+          separate_(other.separate_),
           properties_(other.properties_),
           granularity_(other.granularity_),
           capacity_(other.capacity_),
@@ -100,26 +102,34 @@ public:
 
     std::byte* begin() const { return reinterpret_cast<std::byte*>(begin_); }
 
-    /// Throws OutOfMemory.
+    /// Throws OutOfMemory; nothing has changed then.
     void resize(std::size_t bytes) {
         const DeviceGuard guard(device_);
         const std::size_t end = round_up(bytes);
         if (end > size_) {
-            Piece piece{0, end - size_};
-            pieces_.reserve(pieces_.size() + 1);
-            if (end > capacity_ || Driver::get().create(&piece.handle, piece.bytes, &properties_, 0) != CUDA_SUCCESS)
-                fail_to_grow(bytes);
-            CUmemAccessDesc access{};
-            access.location = properties_.location;
-            access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-            check(Driver::get().map(begin_ + size_, piece.bytes, 0, piece.handle, 0), "cuMemMap");
-            pieces_.push_back(piece);
-            size_ = end;
-            check(Driver::get().set_access(begin_ + size_ - piece.bytes, piece.bytes, &access, 1), "cuMemSetAccess");
+            grow_by(end - size_);
         } else if (!pieces_.empty() && size_ - pieces_.back().bytes >= end) {
             check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
             while (!pieces_.empty() && size_ - pieces_.back().bytes >= end) unmap_last();
         }
+    }
+
+    bool separate() const { return separate_; }
+    /// Apart from the range. Throws OutOfMemory.
+    void* allocate(std::size_t bytes) const {
+        const DeviceGuard guard(device_);
+        void* data = nullptr;
+        if (cudaMalloc(&data, bytes) == cudaSuccess) return data;
+        cudaGetLastError();  // or the next kernel would be blamed for it
+        fail_to_grow(bytes);
+    }
+    void deallocate(void* data) const {
+        int current = 0;
+        cudaGetDevice(&current);
+        cudaSetDevice(device_);
+        cudaDeviceSynchronize();
+        cudaFree(data);
+        cudaSetDevice(current);
     }
 
 private:
@@ -129,6 +139,23 @@ private:
     };
 
     std::size_t round_up(std::size_t bytes) const { return (bytes + granularity_ - 1) / granularity_ * granularity_; }
+    void grow_by(std::size_t bytes) {
+        Piece piece{0, bytes};
+        pieces_.reserve(pieces_.size() + 1);
+        if (bytes > capacity_ - size_ || Driver::get().create(&piece.handle, bytes, &properties_, 0) != CUDA_SUCCESS)
+            fail_to_grow(bytes);
+        const CUresult mapped = Driver::get().map(begin_ + size_, bytes, 0, piece.handle, 0);
+        if (mapped != CUDA_SUCCESS) Driver::get().release(piece.handle);
+        check(mapped, "cuMemMap");
+        pieces_.push_back(piece);
+        size_ += bytes;
+        CUmemAccessDesc access{};
+        access.location = properties_.location;
+        access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+        const CUresult granted = Driver::get().set_access(begin_ + size_ - bytes, bytes, &access, 1);
+        if (granted != CUDA_SUCCESS) unmap_last();
+        check(granted, "cuMemSetAccess");
+    }
     void unmap_last() {
         const Piece piece = pieces_.back();
         size_ -= piece.bytes;
@@ -140,11 +167,13 @@ private:
         std::size_t free = 0, total = 0;
         cudaMemGetInfo(&free, &total);
         throw OutOfMemory("colt5: out of memory on device " + std::to_string(device_) + ": a workspace of " +
-                          std::to_string(size_ >> 20) + " MiB asked for " + std::to_string(bytes >> 20) + " MiB, " +
-                          std::to_string(free >> 20) + " of " + std::to_string(total >> 20) + " MiB are free");
+                          std::to_string(size_ >> 20) + " MiB asked for " + std::to_string(bytes >> 20) +
+                          " MiB more, " + std::to_string(free >> 20) + " of " + std::to_string(total >> 20) +
+                          " MiB are free");
     }
 
     int device_;
+    bool separate_;
     CUmemAllocationProp properties_{};
     std::size_t granularity_ = 0, capacity_ = 0, size_ = 0;
     CUdeviceptr begin_ = 0;

@@ -27,7 +27,9 @@ namespace cuda {
 /// Throws CudaError unless the call succeeded: check(cudaStreamCreate(&stream), "cudaStreamCreate").
 inline void check(cudaError_t status, const char* call,
                   const std::source_location& at = std::source_location::current()) {
-    if (status != cudaSuccess) fail(call, cudaGetErrorString(status), at);
+    if (status == cudaSuccess) return;
+    cudaGetLastError();  // reported here: not again by the next launch, unless the device is lost
+    fail(call, cudaGetErrorString(status), at);
 }
 inline void check(cublasStatus_t status, const char* call,
                   const std::source_location& at = std::source_location::current()) {

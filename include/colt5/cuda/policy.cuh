@@ -53,6 +53,9 @@ public:
         MemoryPlan memory_plan{.tokens_at_a_time = 32768, .recompute = false};
         /// Null: the policy makes a stream of its own.
         cudaStream_t stream = nullptr;
+        /// Every tensor is a cudaMalloc of its own, so that compute-sanitizer sees what leaves it. Slow, and cannot be
+        /// captured into a graph.
+        bool separate_allocations = false;
     };
 
     Cuda() : Cuda(Options{}) {}
@@ -80,7 +83,10 @@ public:
     /// The policy of what runs beside this one's work, with a stream and a workspace of its own: see Beside.
     const Cuda& beside() const {
         if (!state_->beside) {
-            const Options options{.device = device(), .math = math(), .memory_plan = memory_plan()};
+            const Options options{.device = device(),
+                                  .math = math(),
+                                  .memory_plan = memory_plan(),
+                                  .separate_allocations = workspace()->is_separate()};
             state_->beside.reset(new Cuda(std::make_shared<State>(options, true)));
         }
         return *state_->beside;
@@ -111,7 +117,7 @@ private:
             : device(options.device),
               math(options.math),
               memory_plan(options.memory_plan),
-              workspace(std::make_shared<Workspace>(cuda::DeviceMemory(options.device))),
+              workspace(std::make_shared<Workspace>(cuda::DeviceMemory(options.device, options.separate_allocations))),
               plans(make_matmul_plans()) {
             const cuda::DeviceGuard guard(device);
             cuda::check(cublasLtCreate(&blas.handle), "cublasLtCreate");
