@@ -5,8 +5,12 @@ Each FILE.safetensors says in its own metadata what it holds: `__metadata__.conf
 constructor arguments. They become a compile-time configuration in C++, shared by the files that have the same one, and each file
 becomes the doctest case `golden: <file stem>`. Writes OUTPUT/golden_<i>.cpp and prints their names, one a line. A file that cannot
 be tested becomes a case that fails and says why, and a line on stderr.
+
+Also writes OUTPUT/runners.hpp: golden::runners<Scalar, Policy>(), the same computations for any policy. Programs look for the files
+from the root of the project, so that they can be taken to another machine.
 """
 import json
+import os
 import pathlib
 import struct
 import sys
@@ -88,7 +92,7 @@ def read_config(path):
 
 
 def descent_arguments(config):
-    """Of golden::check_coordinate_descent."""
+    """The last two of golden::run_coordinate_descent."""
     known = {'n_iters': integer, 'eps': real, 'k': real}
     return '{{.n_iters = {n_iters}, .eps = {eps}}}, {k}'.format(**options(config, known, known, 'coor_descent'))
 
@@ -119,12 +123,23 @@ def literal(text):
     return '"' + ''.join(c if 32 <= ord(c) < 127 and c not in '"\\' else ''.join(f'\\{b:03o}' for b in c.encode()) for c in text) + '"'
 
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def path_literal(path):
+    return literal(os.path.relpath(path, ROOT))
+
+
 def case(path, body):
     return f'TEST_CASE({literal("golden: " + path.stem)}) {{ {body} }}\n'
 
 
+def runner(path, run):
+    return f'        {{{literal(path.stem)}, {path_literal(path)}, {run}}},\n'
+
+
 def configure(paths):
-    """[(seconds, C++)]: pieces of a translation unit, with neighbours that have templates in common."""
+    """[(seconds, declarations, doctest cases, entries of runners())], with neighbours that have templates in common."""
     modules, others, unsupported = {}, [], []
     for path in paths:
         try:
@@ -134,48 +149,77 @@ def configure(paths):
             if reference != 'v023':
                 raise Unsupported(f'version {json.dumps(reference)} of the reference is not supported yet')
             elif name == 'coor_descent':
-                others.append(case(path, f'golden::check_coordinate_descent({literal(str(path))}, {descent_arguments(config)});'))
+                arguments = descent_arguments(config)
+                others.append((
+                    case(path, f'golden::check_coordinate_descent({path_literal(path)}, {arguments});'),
+                    runner(path, '[](const P& policy, File& file, Rounding) { return '
+                                 f'run_coordinate_descent<colt5::accumulate_t<Scalar>>(policy, file, {arguments}); }}')))
             elif name in MODULES:
                 modules.setdefault((name, tuple(sorted(module_fields(config, name).items()))), []).append(path)
             else:
                 raise Unsupported(f'class {json.dumps(name)} is not known')
         except Unsupported as reason:
             unsupported.append(f'{path.name}: {reason}')
-            others.append(case(path, f'FAIL({literal(unsupported[-1])});'))
+            others.append((case(path, f'FAIL({literal(unsupported[-1])});'), ''))
 
     print(*unsupported, sep='\n', file=sys.stderr)
-    pieces = [(0, text) for text in others]
+    pieces = [(0, '', cases, entries) for cases, entries in others]
     for i, ((name, fields), users) in enumerate(sorted(modules.items())):
         config, _, _, seconds = MODULES[name]
         assignments = ''.join(f'    config.{field} = {value};\n' for field, value in fields)
-        cases = ''.join(case(path, f'golden::check_module<Module{i}>({literal(str(path))});') for path in users)
         pieces.append((seconds, f'''
 constexpr auto config_{i} = [] {{
     colt5::{config} config{{}};
 {assignments}    return config;
 }}();
-template <typename Scalar>
-using Module{i} = colt5::{name}<config_{i}, Scalar, colt5::Cpu>;
-{cases}'''))
+template <typename Scalar, typename P>
+using Module{i} = colt5::{name}<config_{i}, Scalar, P>;
+''', ''.join(case(path, f'golden::check_module<Module{i}>({path_literal(path)});') for path in users),
+                       ''.join(runner(path, f'run_module<Module{i}<Scalar, P>, P>') for path in users)))
     return pieces
+
+
+HEAD = '// SPDX-License-Identifier: MIT\n// Written by tests/golden/configure.py.\n'
 
 
 def translation_units(pieces):
     units, seconds = [], 0
-    for piece_seconds, text in pieces:
+    for piece_seconds, declarations, cases, _ in pieces:
         if not units or seconds + piece_seconds > UNIT_SECONDS:
-            units.append('// SPDX-License-Identifier: MIT\n// Written by tests/golden/configure.py.\n#include "golden.hpp"\n')
+            units.append(HEAD + '#include "golden.hpp"\n')
             seconds = 0
-        units[-1] += text
+        units[-1] += declarations + cases
         seconds += piece_seconds
     return units
+
+
+def runners(pieces):
+    return f'''{HEAD}#pragma once
+
+#include "run.hpp"
+{''.join(declarations for _, declarations, _, _ in pieces)}
+namespace golden {{
+
+template <typename Scalar, Policy P>
+std::vector<Runner<P>> runners() {{
+    return {{
+{''.join(entries for _, _, _, entries in pieces)}    }};
+}}
+
+}}  // namespace golden
+'''
+
+
+def write(path, text):
+    if not path.exists() or path.read_text() != text:  # or everything would be compiled again
+        path.write_text(text)
 
 
 if __name__ == '__main__':
     output, *files = map(pathlib.Path, sys.argv[1:])
     output.mkdir(parents=True, exist_ok=True)
-    for number, text in enumerate(translation_units(configure(sorted(files)))):
-        source = output / f'golden_{number}.cpp'
-        if not source.exists() or source.read_text() != text:  # or everything would be compiled again
-            source.write_text(text)
-        print(source)
+    configured = configure(sorted(files))
+    for number, text in enumerate(translation_units(configured)):
+        write(output / f'golden_{number}.cpp', text)
+        print(output / f'golden_{number}.cpp')
+    write(output / 'runners.hpp', runners(configured))

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <map>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <colt5/core/error.hpp>
+
+namespace golden {
+
+using colt5::Index;
+
+/// A tensor, in double whatever its type was.
+struct Array {
+    std::vector<Index> shape;
+    std::vector<double> values;
+};
+using Arrays = std::map<std::string, Array>;
+
+/// What the reference computed: inputs (in.*), parameters (param.*), outputs (out.*) and gradients (grad.*) of
+/// sum(output * in.cotangent). Remembers which of them have been used.
+class File {
+public:
+    explicit File(Arrays arrays) : arrays_(std::move(arrays)) {}
+
+    bool contains(const std::string& name) const { return arrays_.contains(name); }
+    const Array& use(const std::string& name) {
+        used_.insert(name);
+        const auto at = arrays_.find(name);
+        if (at == arrays_.end()) throw std::out_of_range("the golden file has no `" + name + "`");
+        return at->second;
+    }
+    std::vector<std::string> unused() const {
+        std::vector<std::string> names;
+        for (const auto& [name, array] : arrays_)
+            if (!used_.contains(name)) names.push_back(name);
+        return names;
+    }
+
+private:
+    Arrays arrays_;
+    std::set<std::string> used_;
+};
+
+}  // namespace golden

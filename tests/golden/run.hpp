@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <colt5/core/random.hpp>
+#include <colt5/core/tensor.hpp>
+#include <colt5/op/coordinate_descent.hpp>
+
+#include "file.hpp"
+
+/// Computes what is in a golden file, for a policy whose kernels and modules are included before this file.
+namespace golden {
+
+using colt5::Policy;
+
+/// What happens to every number of a file before it is used: a run in double on numbers that are rounded to bfloat16,
+/// say, is what one in bfloat16 is to be compared with.
+using Rounding = double (*)(double);
+inline double unchanged(double value) {
+    return value;
+}
+
+/// Fills a tensor with an array of the same shape.
+template <Policy P, typename Result>
+void fill_with_array(const P& policy, Result& tensor, const Array& from, Rounding rounded) {
+    if (std::vector<Index>(tensor.shape().begin(), tensor.shape().end()) != from.shape)
+        throw std::runtime_error("a golden file has another shape than " + colt5::shape_string(tensor.shape()));
+    fill_with(policy, tensor, [&](std::size_t i) { return rounded(from.values[i]); });
+}
+
+template <typename T, std::size_t Rank, Policy P>
+auto tensor_of(const P& policy, const Array& from, Rounding rounded) {
+    if (from.shape.size() != Rank) throw std::runtime_error("a tensor of a golden file has another rank");
+    return [&]<std::size_t... I>(std::index_sequence<I...>) {
+        colt5::Tensor<T, P, (static_cast<void>(I), colt5::dynamic)...> result(policy, {from.shape[I]...});
+        fill_with_array(policy, result, from, rounded);
+        return result;
+    }
+    (std::make_index_sequence<Rank>{});
+}
+
+/// Absent if the file has none: every token is real.
+template <Policy P>
+colt5::Tensor<bool, P, colt5::dynamic, colt5::dynamic> mask_of(const P& policy, File& file, const std::string& name) {
+    if (!file.contains(name)) return {};
+    return tensor_of<bool, 2>(policy, file.use(name), unchanged);
+}
+
+template <Policy P, colt5::Viewable V>
+Array array_of(const P& policy, const V& tensor) {
+    Array array{{tensor.shape().begin(), tensor.shape().end()}, {}};
+    for (const auto& value : to_host(policy, tensor)) array.values.push_back(static_cast<double>(value));
+    return array;
+}
+
+/// Scores and gradients for logits (rows, n), which are taken as rows of a batch.
+template <typename Logit, Policy P>
+Arrays run_coordinate_descent(const P& policy, File& file, const colt5::CoordinateDescent& descent, double k) {
+    const auto s = tensor_of<Logit, 2>(policy, file.use("in.s"), unchanged);
+    const auto cotangent = tensor_of<Logit, 2>(policy, file.use("in.cotangent"), unchanged);
+    const auto mask = mask_of(policy, file, "in.mask");
+
+    const Index rows = s.extent(0), n = s.extent(1);
+    const auto one_route = [&](const auto& tensor) { return tensor.view().reshape(std::array{rows, Index{1}, n}); };
+    const auto one_row = [&](const auto& tensor) { return tensor.view().reshape(std::array{rows, n}); };
+    const auto pass = coordinate_descent_forward(policy, descent, k, one_route(s), mask);
+    const auto d = coordinate_descent_vjp(policy, descent, k, pass, one_route(cotangent), one_route(s), mask);
+    Arrays results;
+    results["out.scores"] = array_of(policy, one_row(pass.scores));
+    results["grad.s"] = array_of(policy, one_row(d.d_logits));
+    if (file.contains("grad.k")) results["grad.k"] = array_of(policy, d.d_k.view().reshape(std::array{rows}));
+    return results;
+}
+
+/// Calls f(name, router) in the order in which a call of the module routes.
+template <typename Module, typename F>
+void each_router(Module& module, const std::string& prefix, const F& f) {
+    if constexpr (requires { module.conditional_attn; }) {
+        each_router(module.conditional_attn, prefix + "conditional_attn.", f);
+        each_router(module.conditional_ff, prefix + "conditional_ff.", f);
+    } else if constexpr (requires { module.router; }) {
+        f(prefix + "router", module.router);
+    } else {
+        f(prefix + "q_router", module.q_router);
+        f(prefix + "kv_router", module.kv_router);
+    }
+}
+
+/// Calls f(routing) for each of a pass.
+template <typename Pass, typename F>
+void each_routing(const Pass& pass, const F& f) {
+    if constexpr (requires { pass.attn; }) {
+        each_routing(pass.attn, f);
+        each_routing(pass.ff, f);
+    } else if constexpr (requires { pass.routed; }) {
+        f(pass.routed.routing);
+    } else if constexpr (requires { pass.routed_q->routing; }) {  // cross attention may leave either out
+        if (pass.routed_q) f(pass.routed_q->routing);
+        if (pass.routed_kv) f(pass.routed_kv->routing);
+    } else {
+        f(pass.routed_q.routing);
+        f(pass.routed_kv.routing);
+    }
+}
+
+/// Hands each router the noise that the reference's drew. Returns what holds it.
+template <Policy P, typename Module>
+auto give_noise(const P& policy, File& file, Module& module) {
+    using Logit = colt5::accumulate_t<typename Module::Out::value_type>;
+    std::vector<colt5::TokensTensor<Logit, P>> noise;
+    each_router(module, "", [&](const std::string& name, auto& router) {
+        if constexpr (requires { router.noise; }) {
+            // Cross attention with few queries, or a short context, does not route them: no gradient, no noise.
+            if (!file.contains("grad.param." + name + ".routing_token")) return;
+            noise.push_back(
+                tensor_of<Logit, 3>(policy, file.use("in.gumbel_" + std::to_string(noise.size())), unchanged));
+            router.noise = router.noise.given(noise.back().const_view());
+        }
+    });
+    return noise;
+}
+
+/// Outputs and gradients under the names of the file; also `out.y, inference` of a call that keeps nothing for
+/// backward, and `routing.*`, the indices of each routing.
+template <typename Module, Policy P>
+Arrays run_module(const P& policy, File& file, Rounding rounded) {
+    using Scalar = typename Module::Out::value_type;
+    Module module{policy, colt5::Seed{0}};
+    Module::each_parameter([&](const std::string& name,
+                               auto& value) { fill_with_array(policy, value, file.use("param." + name), rounded); },
+                           "", module);
+    const auto x = tensor_of<Scalar, 3>(policy, file.use("in.x"), rounded);
+    const auto mask = mask_of(policy, file, "in.mask");
+    const auto noise = give_noise(policy, file, module);
+    const auto cotangent = tensor_of<Scalar, 3>(policy, file.use("in.cotangent"), rounded);
+    auto gradients = module.make_gradients();
+
+    Arrays results;
+    const auto call = [&](const auto&... arguments) {
+        results["out.y, inference"] = array_of(policy, module(arguments...));
+        const auto pass = module.forward(arguments...);
+        results["out.y"] = array_of(policy, pass.out);
+        each_routing(pass, [&](const auto& routing) {
+            results["routing." + std::to_string(results.size())] = array_of(policy, routing.indices);
+        });
+        return module.backward(pass, cotangent, gradients);
+    };
+    if constexpr (requires { module(x, x, mask, mask); }) {
+        const auto context = tensor_of<Scalar, 3>(policy, file.use("in.context"), rounded);
+        const auto context_mask = mask_of(policy, file, "in.context_mask");
+        const auto d = call(x, context, mask, context_mask);
+        results["grad.x"] = array_of(policy, d.d_x);
+        results["grad.context"] = array_of(policy, d.d_context);
+    } else {
+        results["grad.x"] = array_of(policy, call(x, mask));
+    }
+    Module::each_parameter([&](const std::string& name,
+                               const auto& gradient) { results["grad.param." + name] = array_of(policy, gradient); },
+                           "", gradients);
+    return results;
+}
+
+/// A golden file as a computation on a policy.
+template <Policy P>
+struct Runner {
+    std::string name, path;
+    Arrays (*run)(const P& policy, File& file, Rounding rounded);
+};
+
+}  // namespace golden
