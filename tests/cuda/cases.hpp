@@ -3,38 +3,61 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <string>
 #include <vector>
 
-/// The same computations on two policies: cpu.cpp and cuda.cu make them, compare.cpp holds the results against each
-/// other.
+/// The same computations on two policies: cpu.cpp makes them in double, a file for each scalar type on the GPU, and
+/// compare.cpp holds the results against each other.
 namespace cases {
 
-/// Results by name, in double whatever they were computed in.
-using Results = std::map<std::string, std::vector<double>>;
+enum class Precision { fp64, fp32, tf32, bf16, fp16 };
 
-enum class Precision { fp64, fp32, tf32 };
+/// What one computed number may differ by.
+enum class Kind {
+    rounded,    ///< comes from values or products of the precision
+    amplified,  ///< three times as much: differences or inner products of rounded results, whose terms cancel in part
+    in_float,   ///< in float throughout unless the precision is double: routing, optimizers
+    exact,      ///< an index, or whether something holds
+};
 
-/// A computation on random shapes and values, which the seed decides.
+/// Values in double, whatever they were computed in.
+struct Result {
+    Kind kind;
+    std::vector<double> values;
+};
+using Results = std::map<std::string, Result>;
+
+/// What decides the shapes and values of a case. They are rounded to the precision on either side, so that both compute
+/// on the same numbers.
+struct Setting {
+    Precision precision;
+    std::uint64_t seed;
+};
+
 struct Case {
     std::string name;
-    std::function<Results(Precision, std::uint64_t seed)> run;
+    std::uint64_t seeds;
+    bool is_of_modules;
+    std::function<Results(const Setting&)> run;
 };
+
+/// In the same order.
+std::vector<Case> on_cpu();
+std::vector<Case> on_cuda_in_double();
+std::vector<Case> on_cuda_in_float();
+std::vector<Case> on_cuda_in_bfloat16();
+std::vector<Case> on_cuda_in_float16();
 
 /// Whether there is a GPU.
 bool has_gpu();
 
-/// Whether forward and backward of a block, captured into a CUDA graph, give the same bits on new inputs as direct
-/// calls do.
-bool graph_gives_the_same_bits();
-
-/// Requests to the system during a second forward and backward of the same shape.
-std::size_t allocations_of_a_second_call();
-
-/// In the same order.
-std::vector<Case> on_cpu();
-std::vector<Case> on_cuda();
+/// For compute-sanitizer, with the environment variable COLT5_SANITIZE: small shapes, few seeds, and an allocation of
+/// its own for each tensor, so that what leaves one is seen.
+inline bool sanitized() {
+    return std::getenv("COLT5_SANITIZE") != nullptr;
+}
 
 }  // namespace cases

@@ -4,5 +4,5 @@
 #include "bodies.hpp"
 
 std::vector<cases::Case> cases::on_cpu() {
-    return all_cases([](Precision) { return colt5::Cpu(2); });
+    return all_cases<double>([](const Setting&) { return colt5::Cpu(1); });
 }

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <colt5/cuda.cuh>
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cases.hpp"
+
+/// What a policy promises beyond numbers, shown with a block in T: streams, devices, graphs, and what happens when
+/// memory ends.
+namespace cases {
+
+using namespace colt5;
+using colt5::cuda::check;
+
+inline constexpr TransformerBlockConfig small_block{.dim = 64,
+                                                    .num_heavy_attn_tokens_q = 16,
+                                                    .num_heavy_attn_tokens_kv = 16,
+                                                    .num_heavy_ff_tokens = 16,
+                                                    .light_dim_head = 16,
+                                                    .light_heads = 4,
+                                                    .heavy_dim_head = 16,
+                                                    .heavy_heads = 4,
+                                                    .router_kwargs = {.coor_descent = {.score_scale = 0.125}}};
+
+/// A block with its tokens, and what it computes.
+template <typename T>
+struct BlockOnce {
+    using Block = ConditionalRoutedTransformerBlock<small_block, T, Cuda>;
+    struct Both {
+        TokensTensor<T, Cuda> out, d_tokens;
+    };
+
+    explicit BlockOnce(const Cuda& policy_ = Cuda(), Index length = 300)
+        : policy(policy_),
+          block(policy, Seed{0}),
+          tokens(policy, {2, length, small_block.dim}),
+          gradients(block.make_gradients()) {
+        fill_normal(policy, tokens, Random(Seed{1}));
+    }
+
+    TokensTensor<T, Cuda> infer() const { return block(tokens); }
+    Both forward_and_backward() {
+        zero_gradients<Block>(policy, gradients);
+        auto pass = block.forward(tokens);
+        auto d_tokens = block.backward(pass, pass.out, gradients);
+        return {std::move(pass.out), std::move(d_tokens)};
+    }
+    template <typename V>
+    std::vector<double> values(const V& tensor) const {
+        std::vector<double> all;
+        for (const auto& value : to_host(policy, tensor)) all.push_back(static_cast<double>(value));
+        return all;
+    }
+    /// The output, the gradient of the tokens and those of all parameters.
+    std::vector<double> values(const Both& both) const {
+        std::vector<double> all = values(both.out);
+        const auto append = [&](const std::vector<double>& more) { all.insert(all.end(), more.begin(), more.end()); };
+        append(values(both.d_tokens));
+        Block::each_parameter([&](const std::string&, const auto& gradient) { append(values(gradient)); }, "",
+                              gradients);
+        return all;
+    }
+    std::vector<double> run() { return values(forward_and_backward()); }
+
+    Cuda policy;
+    Block block;
+    TokensTensor<T, Cuda> tokens;
+    typename Block::Gradients gradients;
+};
+
+/// A graph of what `work` does on a stream. Capture fails if it waits for the device or asks it for memory.
+class Graph {
+public:
+    template <typename Work>
+    Graph(cudaStream_t stream, const Work& work) : stream_(stream) {
+        check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+        work();
+        check(cudaStreamEndCapture(stream, &graph_), "cudaStreamEndCapture");
+        check(cudaGraphInstantiate(&executable_, graph_, 0), "cudaGraphInstantiate");
+    }
+    Graph(const Graph&) = delete;
+    Graph& operator=(const Graph&) = delete;
+    ~Graph() {
+        cudaGraphExecDestroy(executable_);
+        cudaGraphDestroy(graph_);
+    }
+    void replay() const {
+        check(cudaGraphLaunch(executable_, stream_), "cudaGraphLaunch");
+        check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+    }
+
+private:
+    cudaStream_t stream_;
+    cudaGraph_t graph_ = nullptr;
+    cudaGraphExec_t executable_ = nullptr;
+};
+
+/// Forward, and forward with backward, are captured and give on new tokens the bits of direct calls.
+template <typename T>
+void check_graphs() {
+    BlockOnce<T> once;
+    once.infer();  // the workspace grows, and cuBLASLt's plans are made
+    once.run();
+    TokensTensor<T, Cuda> out;
+    typename BlockOnce<T>::Both both;
+    const Graph forward(once.policy.stream(), [&] { out = once.infer(); });
+    const Graph training(once.policy.stream(), [&] { both = once.forward_and_backward(); });
+    for (const std::uint64_t seed : {2, 3}) {
+        fill_normal(once.policy, once.tokens, Random(Seed{seed}));
+        forward.replay();
+        CHECK(once.values(out) == once.values(once.infer()));
+        training.replay();
+        const std::vector<double> replayed = once.values(both);
+        CHECK(replayed == once.run());
+    }
+}
+
+/// The same for routing over a row that more blocks share than fit into a cluster.
+inline void check_graph_of_long_row() {
+    const Cuda policy;
+    TokensTensor<float, Cuda> logits(policy, {1, 1, 600'000});
+    const CoordinateDescent descent;
+    const auto route = [&] {
+        return std::pair(top_k(policy, logits, {}, 1000),
+                         coordinate_descent_forward(policy, descent, 1000.0, logits, {}).scores);
+    };
+    fill_normal(policy, logits, Random(Seed{1}));
+    auto routed = route();
+    const Graph graph(policy.stream(), [&] { routed = route(); });
+    fill_normal(policy, logits, Random(Seed{2}));
+    graph.replay();
+    const auto directly = route();
+    CHECK(to_host(policy, routed.first) == to_host(policy, directly.first));
+    CHECK(to_host(policy, routed.second) == to_host(policy, directly.second));
+}
+
+/// A second call of the same shape asks the system for nothing.
+template <typename T>
+void check_allocations() {
+    BlockOnce<T> once;
+    const auto allocations = [&] { return once.policy.statistics().system_allocations; };
+    once.infer();
+    once.forward_and_backward();
+    const std::size_t before = allocations();
+    once.infer();
+    once.forward_and_backward();
+    CHECK(allocations() == before);
+}
+
+/// Policies side by side on one device, each with its own stream, give the bits of one alone.
+template <typename T>
+void check_streams() {
+    const std::vector<double> expected = BlockOnce<T>().run();
+
+    SUBCASE("from one thread, in turns") {
+        BlockOnce<T> a, b;
+        for (int i = 0; i < 3; ++i) {
+            const auto of_a = a.forward_and_backward(), of_b = b.forward_and_backward();
+            CHECK(a.values(of_a) == expected);
+            CHECK(b.values(of_b) == expected);
+        }
+    }
+    SUBCASE("from two threads at the same time") {
+        int equal[2] = {0, 0};
+        std::vector<std::thread> threads;
+        for (int t = 0; t < 2; ++t)
+            threads.emplace_back([&, t] {
+                BlockOnce<T> once;
+                for (int i = 0; i < 20; ++i) equal[t] += once.run() == expected;
+            });
+        for (std::thread& thread : threads) thread.join();
+        CHECK(equal[0] == 20);
+        CHECK(equal[1] == 20);
+    }
+    SUBCASE("on a stream of the caller's") {
+        cudaStream_t stream = nullptr;
+        check(cudaStreamCreate(&stream), "cudaStreamCreate");
+        {
+            BlockOnce<T> once(Cuda({.stream = stream}));
+            CHECK(once.policy.stream() == stream);
+            CHECK(once.run() == expected);
+        }
+        CHECK(cudaStreamSynchronize(stream) == cudaSuccess);  // it is still the caller's
+        check(cudaStreamDestroy(stream), "cudaStreamDestroy");
+    }
+}
+
+/// Tensors go from policy to policy by `transfer`, whatever their devices.
+template <typename T>
+void check_devices() {
+    int devices = 0;
+    check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
+    BlockOnce<T> first;
+    const std::vector<double> expected = first.run();
+
+    const Cuda other({.device = devices - 1});
+    const auto moved = transfer(first.policy, other, first.tokens);
+    CHECK(first.values(first.tokens) == BlockOnce<T>(other).values(moved));
+
+    if (devices < 2) {
+        MESSAGE("skipped: a block on a second device, for there is one");
+        return;
+    }
+    BlockOnce<T> second(other);
+    CHECK(second.run() == expected);
+    CHECK(second.values(second.infer()) == second.values(second.block(moved)));
+    int current = -1;
+    check(cudaGetDevice(&current), "cudaGetDevice");
+    CHECK(current == 0);
+}
+
+/// The message of the exception that `call` throws, or nothing.
+template <typename Exception, typename Call>
+std::string message_of(const Call& call) {
+    try {
+        call();
+    } catch (const Exception& error) {
+        return error.what();
+    }
+    return {};
+}
+
+inline std::size_t free_memory() {
+    std::size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+    return free;
+}
+
+/// When memory ends in the middle of a block, the error says so, nothing leaks and the policy goes on working.
+template <typename T>
+void check_out_of_memory() {
+    const std::vector<double> expected = BlockOnce<T>().run();  // also loads the kernels
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    const std::size_t free_before = free_memory();
+    {
+        BlockOnce<T> once;
+        CHECK(once.run() == expected);
+        const std::size_t in_use = once.policy.statistics().in_use;
+
+        const std::string of_tensor = message_of<OutOfMemory>([&] {
+            TokensTensor<float, Cuda>(once.policy, {1 << 10, 1 << 20, 1 << 10});
+        });
+        CAPTURE(of_tensor);
+        CHECK(of_tensor.find("out of memory on device 0") != std::string::npos);
+        CHECK(of_tensor.find(" MiB are free") != std::string::npos);
+        CHECK(of_tensor.find("a tensor of shape (1024, 1048576, 1024), 4398046511104 bytes") != std::string::npos);
+        CHECK(once.policy.statistics().in_use == in_use);
+
+        {
+            // Something else takes all but 512 MiB, of which the tokens are a quarter.
+            const Cuda greedy;
+            const VectorTensor<std::uint8_t, Cuda> taken(greedy,
+                                                         {static_cast<Index>(free_memory()) - (Index{512} << 20)});
+            const Index length = (Index{128} << 20) / (2 * small_block.dim * static_cast<Index>(sizeof(T)));
+            TokensTensor<T, Cuda> many(once.policy, {2, length, small_block.dim});
+            set_zero(once.policy, many);
+            const std::size_t with_many = once.policy.statistics().in_use;
+            CHECK(message_of<OutOfMemory>([&] {
+                      const auto pass = once.block.forward(many);
+                      once.block.backward(pass, pass.out, once.gradients);
+                  }).find("out of memory on device 0") != std::string::npos);
+            CHECK(once.policy.statistics().in_use == with_many);
+        }
+        CHECK(once.policy.statistics().in_use == in_use);
+        CHECK(once.run() == expected);
+    }
+    CHECK(free_memory() >= free_before);
+}
+
+/// Arguments that are found to be wrong in the middle of a block leave nothing behind.
+template <typename T>
+void check_exceptions() {
+    BlockOnce<T> once;
+    const std::vector<double> expected = once.run();
+    const std::size_t in_use = once.policy.statistics().in_use;
+
+    CHECK_THROWS_AS(once.block(once.tokens, {}, {.num_heavy_attn_tokens_kv = 0}), ValueError);
+    CHECK_THROWS_AS(once.block.forward(once.tokens, {}, {.num_heavy_ff_tokens = -1}), ValueError);  // after attention
+    const TokensTensor<T, Cuda> other(once.policy, {1, 300, small_block.dim});
+    {
+        const auto pass = once.block.forward(once.tokens);
+        CHECK_THROWS_AS(once.block.backward(pass, other, once.gradients), ShapeError);
+    }
+    constexpr AttentionConfig wide{.dim = 64,
+                                   .num_heavy_tokens_q = 8,
+                                   .num_heavy_tokens_kv = 8,
+                                   .light_dim_head = 16,
+                                   .light_heads = 4,
+                                   .heavy_dim_head = 136,
+                                   .heavy_heads = 1};
+    {
+        const ConditionalRoutedAttention<wide, T, Cuda> attention{once.policy};
+        const std::size_t with_attention = once.policy.statistics().in_use;
+        CHECK_THROWS_WITH_AS(attention.forward(once.tokens),
+                             "colt5: `dim_head` must be at most 128 on a GPU, but is 136", ValueError);
+        CHECK(once.policy.statistics().in_use == with_attention);
+    }
+    CHECK(once.policy.statistics().in_use == in_use + 300 * small_block.dim * sizeof(T));
+    CHECK(once.run() == expected);
+}
+
+/// A call that CUDA refuses is reported with its name, file and line.
+inline void check_errors() {
+    const std::string message = message_of<CudaError>([] { Cuda({.device = 1000}); });
+    CAPTURE(message);
+    CHECK(message.find("cudaSetDevice failed: invalid device ordinal") != std::string::npos);
+    CHECK(message.find("device_memory.cuh:") != std::string::npos);
+    CHECK(message_of<CudaError>([] {
+              check(CUBLAS_STATUS_NOT_SUPPORTED, "cublasLtMatmul");
+          }).find("cublasLtMatmul failed: ") != std::string::npos);
+    BlockOnce<float>().run();  // and no error is left for the next call
+}
+
+}  // namespace cases

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: MIT
+#include "behaviour.hpp"
+#include "device.hpp"
+
+std::vector<cases::Case> cases::on_cuda_in_bfloat16() {
+    return all_cases_on_cuda<bfloat16>();
+}
+std::vector<cases::Golden> cases::goldens_in_bfloat16() {
+    return all_goldens_on_cuda<bfloat16>();
+}
+
+TEST_SUITE_BEGIN("behaviour");
+
+TEST_CASE("cuda: graphs of a block in bfloat16" * doctest::skip(!cases::has_gpu())) {
+    cases::check_graphs<colt5::bfloat16>();
+}
+TEST_CASE("cuda: a second call in bfloat16 allocates nothing" * doctest::skip(!cases::has_gpu())) {
+    cases::check_allocations<colt5::bfloat16>();
+}
+TEST_CASE("cuda: several policies in bfloat16" * doctest::skip(!cases::has_gpu())) {
+    cases::check_streams<colt5::bfloat16>();
+}
+TEST_CASE("cuda: out of memory in bfloat16" * doctest::skip(!cases::has_gpu())) {
+    cases::check_out_of_memory<colt5::bfloat16>();
+}
+TEST_CASE("cuda: exceptions in bfloat16" * doctest::skip(!cases::has_gpu())) {
+    cases::check_exceptions<colt5::bfloat16>();
+}
+
+TEST_SUITE_END();

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/cuda.cuh>
+
+#include <vector>
+
+#include "bodies.hpp"
+#include "goldens.hpp"
+#include "runners.hpp"
+
+/// What each scalar type's file makes of the bodies and of the golden files.
+namespace cases {
+
+inline Cuda cuda_policy(Precision precision, const MemoryPlan& plan) {
+    return Cuda({.math = precision == Precision::tf32 ? MathMode::tf32 : MathMode::fp32,
+                 .memory_plan = plan,
+                 .separate_allocations = sanitized()});
+}
+
+template <typename T>
+std::vector<Case> all_cases_on_cuda() {
+    return all_cases<T>([](const Setting& setting) {
+        const bool in_parts = setting.seed / 2 % 2 == 1;
+        return cuda_policy(setting.precision, in_parts ? MemoryPlan{.tokens_at_a_time = 100, .recompute = true}
+                                                       : Cuda::Options().memory_plan);
+    });
+}
+
+inline double rounded_to_bfloat16(double value) {
+    return rounded(Precision::bf16, value);
+}
+
+template <typename T>
+std::vector<Golden> all_goldens_on_cuda() {
+    std::vector<Golden> all;
+    for (const auto& runner : golden::runners<T, Cuda>())
+        all.push_back({runner.name, runner.path, [runner](Precision precision, golden::File& file, Precision inputs) {
+                           return runner.run(cuda_policy(precision, Cuda::Options().memory_plan), file,
+                                             inputs == Precision::bf16 ? rounded_to_bfloat16 : golden::unchanged);
+                       }});
+    return all;
+}
+
+}  // namespace cases

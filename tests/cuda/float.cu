@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+#include <iostream>
+
+#include "behaviour.hpp"
+#include "device.hpp"
+
+std::vector<cases::Case> cases::on_cuda_in_float() {
+    return all_cases_on_cuda<float>();
+}
+std::vector<cases::Golden> cases::goldens_in_float() {
+    return all_goldens_on_cuda<float>();
+}
+
+namespace {
+
+__global__ void write_to(int* at) {
+    *at = 1;
+}
+
+/// What this program prints when it runs one test case, skipped or not.
+std::string output_of_case(const std::string& name) {
+    std::array<char, 4096> path{};
+    if (readlink("/proc/self/exe", path.data(), path.size() - 1) < 0) return {};
+    const std::string command = "'" + std::string(path.data()) + "' --no-skip --test-case='" + name + "' 2>&1";
+    std::FILE* const pipe = popen(command.c_str(), "r");
+    if (pipe == nullptr) return {};
+    std::string output;
+    for (int c = std::fgetc(pipe); c != EOF; c = std::fgetc(pipe)) output += static_cast<char>(c);
+    output += "exit status " + std::to_string(pclose(pipe));
+    return output;
+}
+
+}  // namespace
+
+TEST_SUITE_BEGIN("behaviour");
+
+TEST_CASE("cuda: graphs of a block in float" * doctest::skip(!cases::has_gpu())) {
+    cases::check_graphs<float>();
+}
+TEST_CASE("cuda: a graph of routing over a long row" * doctest::skip(!cases::has_gpu())) {
+    cases::check_graph_of_long_row();
+}
+TEST_CASE("cuda: a second call in float allocates nothing" * doctest::skip(!cases::has_gpu())) {
+    cases::check_allocations<float>();
+}
+TEST_CASE("cuda: several policies in float" * doctest::skip(!cases::has_gpu())) {
+    cases::check_streams<float>();
+}
+TEST_CASE("cuda: several devices" * doctest::skip(!cases::has_gpu())) {
+    cases::check_devices<float>();
+}
+TEST_CASE("cuda: out of memory in float" * doctest::skip(!cases::has_gpu())) {
+    cases::check_out_of_memory<float>();
+}
+TEST_CASE("cuda: exceptions in float" * doctest::skip(!cases::has_gpu())) {
+    cases::check_exceptions<float>();
+}
+TEST_CASE("cuda: errors have a call and a place" * doctest::skip(!cases::has_gpu())) {
+    cases::check_errors();
+}
+
+// An illegal access makes CUDA useless for its process: the case below runs in another one.
+TEST_CASE("a kernel writes where it must not" * doctest::skip(true)) {
+    using namespace colt5;
+    const Cuda policy;
+    TokensTensor<float, Cuda> tensor(policy, {1, 1, 1});
+    colt5::cuda::launch(policy, "write_to", write_to, dim3(1), 1, 0, static_cast<int*>(nullptr));
+    std::cout << "first: " << cases::message_of<CudaError>([&] { policy.synchronize(); }) << '\n';
+    std::cout << "then: " << cases::message_of<CudaError>([&] { set_zero(policy, tensor); }) << '\n';
+}
+TEST_CASE("cuda: after an illegal access every call says so, and nothing crashes" *
+          doctest::skip(!cases::has_gpu() || cases::sanitized())) {
+    const std::string output = output_of_case("a kernel writes where it must not");
+    CAPTURE(output);
+    CHECK(output.find("first: colt5: cudaStreamSynchronize failed: an illegal memory access") != std::string::npos);
+    CHECK(output.find("policy.cuh:") != std::string::npos);
+    CHECK(output.find("then: colt5: ") != std::string::npos);
+    CHECK(output.find("exit status 0") != std::string::npos);
+}
+
+TEST_SUITE_END();

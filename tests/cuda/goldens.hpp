@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "cases.hpp"
+#include "file.hpp"
+
+namespace cases {
+
+/// A golden file as a computation on the GPU, in a precision, on inputs and parameters that are rounded to one.
+struct Golden {
+    std::string name, path;
+    std::function<golden::Arrays(Precision precision, golden::File& file, Precision inputs)> run;
+};
+
+/// In the same order.
+std::vector<Golden> goldens_in_double();
+std::vector<Golden> goldens_in_float();
+std::vector<Golden> goldens_in_bfloat16();
+
+}  // namespace cases
