@@ -244,14 +244,13 @@ TEST_CASE("workspace: several threads may share it") {
 
 TEST_CASE("workspace: a memory can be asked for every block on its own") {
     Ledger ledger;
-    int live = 0, other = 0;
+    int live = 0;
     Workspace<SeparateMemory> workspace(SeparateMemory{&ledger, &live});
     void* const a = workspace.allocate(10);
     void* const b = workspace.allocate(0);
     std::memset(a, 1, 10);
     CHECK(live == 2);
     CHECK(workspace.statistics().in_use == 10);
-    workspace.deallocate(&other);
     workspace.deallocate(nullptr);
     workspace.deallocate(a);
     workspace.deallocate(b);
