@@ -12,8 +12,7 @@ constexpr colt5::TransformerBlockConfig config{
 int main() {
     colt5::Cuda policy;  // device 0; a stream of its own
     colt5::ConditionalRoutedTransformerBlock<config, colt5::bfloat16, colt5::Cuda> block{policy, colt5::Seed{0}};
-    colt5::AdamW optimizer(policy, block,
-                           {.lr = 3e-4});  // keeps the parameters in float, and rounds them into the block
+    colt5::AdamW optimizer(policy, block, {.lr = 3e-4});  // trains a copy of the parameters in float
 
     colt5::TokensTensor<colt5::bfloat16, colt5::Cuda> tokens(policy, {2, 32768, 512});  // (b, n, d), on the device
     fill_normal(policy, tokens, colt5::Random(colt5::Seed{1}));
