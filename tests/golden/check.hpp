@@ -64,7 +64,9 @@ inline constexpr Tolerance in_double{1e-9, 1e-6}, in_float{2e-5, 2e-5};
 
 /// Compares every result with the file's; nothing in the file may go without a test.
 inline void check_results(File& file, const Arrays& results, const Tolerance& tolerance) {
-    for (const auto& [name, actual] : results) {
+    for (const auto& result : results) {
+        const std::string& name = result.first;
+        const Array& actual = result.second;
         INFO(name);
         if (name.starts_with("routing.")) continue;  // the reference gives no indices
         if (name.ends_with(", inference")) {

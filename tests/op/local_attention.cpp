@@ -319,18 +319,19 @@ auto tokens(const V& tensor, Index first, Index count) {
 
 TEST_CASE("local_attention: a sequence in parts") {
     const Cpu policy(2);
-    for (const auto& [length, reach, part] : {std::array<Index, 3>{1, 1, 1},
-                                              {7, 2, 4},
-                                              {40, 3, 7},
-                                              {40, 9, 1},
-                                              {100, 20, 41},
-                                              {333, 16, 32},
-                                              {333, 64, 128},
-                                              {300, 500, 128},
-                                              {2500, 64, 1280},
-                                              {2500, 300, 640}})
+    for (const auto& sizes : {std::array<Index, 3>{1, 1, 1},
+                              {7, 2, 4},
+                              {40, 3, 7},
+                              {40, 9, 1},
+                              {100, 20, 41},
+                              {333, 16, 32},
+                              {333, 64, 128},
+                              {300, 500, 128},
+                              {2500, 64, 1280},
+                              {2500, 300, 640}})
         for (const bool masked : {false, true})
             for (const MaskedRows masked_rows : modes) {
+                const Index length = sizes[0], reach = sizes[1], part = sizes[2];
                 CAPTURE(length);
                 CAPTURE(reach);
                 CAPTURE(part);
