@@ -94,9 +94,9 @@ TEST_CASE("adamw: a state that does not fit changes nothing") {
 
 TEST_CASE("adamw: a file keeps the master copy of parameters of 16 bits") {
     const TemporaryFolder folder;
-    using Module = TinyModule<bfloat16>;
-    Module module(policy, 7, 5), resumed(policy, 7, 5);
-    AdamW<Module> optimizer(policy, module), resumed_optimizer(policy, resumed);
+    using SmallModule = TinyModule<bfloat16>;
+    SmallModule module(policy, 7, 5), resumed(policy, 7, 5);
+    AdamW<SmallModule> optimizer(policy, module), resumed_optimizer(policy, resumed);
     auto gradients = module.make_gradients();
     fill_normal(policy, gradients.weight, Random(Seed{2}));
     optimizer.step(module, gradients);
