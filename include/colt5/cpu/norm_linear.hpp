@@ -6,6 +6,7 @@
 #include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/layer_norm.hpp>
 #include <colt5/cpu/panels.hpp>
+#include <colt5/cpu/parameter_gradients.hpp>
 #include <colt5/cpu/rms_norm.hpp>
 #include <colt5/op/norm_linear.hpp>
 
