@@ -204,6 +204,18 @@ bool routes_alike(const golden::Arrays& a, const golden::Arrays& b) {
     });
 }
 
+/// The same, but in any order.
+bool routes_same_tokens(golden::Arrays a, golden::Arrays b) {
+    for (golden::Arrays* const arrays : {&a, &b})
+        for (auto& [name, array] : *arrays)
+            if (is_routing(name) && !array.values.empty()) {
+                const std::ptrdiff_t picks = array.shape.back();
+                for (auto row = array.values.begin(); row != array.values.end(); row += picks)
+                    std::sort(row, row + picks);
+            }
+    return routes_alike(a, b);
+}
+
 /// Relative norms of the errors of everything that `includes` allows.
 template <typename Includes>
 void check_norms(const std::string& what, Precision precision, const golden::Arrays& actual,
@@ -238,12 +250,14 @@ TEST_CASE("cuda: goldens in bfloat16" * doctest::skip(!has_gpu() || is_initcheck
     int routed_as_the_reference = 0;
     for (std::size_t i = 0; i < in_double.size(); ++i) {
         CAPTURE(in_double[i].name);
+        const bool is_block = in_double[i].name.find("block") != std::string::npos;
         golden::File file = golden::read_file(in_double[i].path);
         const auto expected = in_double[i].run(Precision::fp64, file, Precision::fp64);
         const auto of_rounded = in_double[i].run(Precision::fp64, file, Precision::bf16);
         const auto actual = in_bfloat16[i].run(Precision::bf16, file, Precision::bf16);
         // On inputs and parameters that are the same in bfloat16: everything.
-        CHECK(routes_alike(actual, of_rounded));
+        // A block's attention decides by its rounding the order of logits that are all but equal.
+        CHECK((is_block ? routes_same_tokens(actual, of_rounded) : routes_alike(actual, of_rounded)));
         check_norms(in_double[i].name + ", rounded", Precision::bf16, actual, of_rounded,
                     [](const auto&) { return true; });
         // Against the reference itself: where the rounding of its inputs does not route another token, what does not

@@ -69,7 +69,8 @@ template <typename T>
 Gradients<T> fused(const Cpu& policy, const Case<T>& c, TokensView<const T> before, bool with_add) {
     Gradients<T> d(policy, c);
     d.x = tensor_like(policy, c.x);
-    feed_forward_vjp(policy, d.x.view(), c.d_y, c.x, before, c.parameters(), d.parameters(), c.added(with_add));
+    feed_forward_vjp(policy, d.x.view(), c.d_y, c.x, before, c.parameters(), d.parameters(),
+                     SharedGradient<T, Cpu>{c.added(with_add)});
     return d;
 }
 
@@ -149,7 +150,7 @@ TEST_CASE("feed_forward: the same bits with 1 and 2 threads, and for each sequen
         Gradients<float> g(two, c);
         HostTensor<float, 3> d_x(two, {1, 301, 40});
         feed_forward_vjp(two, d_x.view(), sequence(c.d_y, b), sequence(c.x, b), sequence(before, b), c.parameters(),
-                         g.parameters(), sequence(c.add, b));
+                         g.parameters(), SharedGradient<float, Cpu>{sequence(c.add, b)});
         CHECK(same_bits(d_x, sequence(d.x, b)));
     }
 }

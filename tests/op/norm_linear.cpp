@@ -54,7 +54,7 @@ template <typename T, typename Norm>
 Gradients<T> fused(const Cpu& policy, const Case<T>& c, const Norm& norm, bool with_add) {
     Gradients<T> d(policy, c);
     norm_linear_vjp(policy, d.x.view(), c.d_y, c.x, norm, c.weight, d.of(norm), d.weight.view(), d.bias.view(),
-                    with_add ? c.add.const_view() : TokensView<const T>());
+                    SharedGradient<T, Cpu>{with_add ? c.add.const_view() : TokensView<const T>()});
     return d;
 }
 
@@ -124,7 +124,7 @@ TEST_CASE("norm_linear: the same bits with 1 and 2 threads, and for each sequenc
         Gradients<float> g(two, c);
         HostTensor<float, 3> d_x(two, {1, 301, 40});
         norm_linear_vjp(two, d_x.view(), sequence(c.d_y, b), sequence(c.x, b), norm, c.weight, g.of(norm),
-                        g.weight.view(), g.bias.view(), sequence(c.add, b));
+                        g.weight.view(), g.bias.view(), SharedGradient<float, Cpu>{sequence(c.add, b)});
         CHECK(same_bits(d_x, sequence(d.x, b)));
     }
 }
@@ -140,7 +140,8 @@ TEST_CASE("norm_linear: errors name the argument and both shapes") {
                          "colt5: `bias` must have shape (5), but has (4)", ShapeError);
     Gradients<float> d(policy, c), d_wide(policy, wide);
     const auto vjp = [&](const auto& d_y, auto d_norm, auto d_weight, TokensView<const float> add) {
-        norm_linear_vjp(policy, d.x.view(), d_y, c.x, c.rms_norm(), c.weight, d_norm, d_weight, {}, add);
+        norm_linear_vjp(policy, d.x.view(), d_y, c.x, c.rms_norm(), c.weight, d_norm, d_weight, {},
+                        SharedGradient<float, Cpu>{add});
     };
     const auto d_norm = d.of(c.rms_norm());
     CHECK_THROWS_WITH_AS(vjp(c.x, d_norm, d.weight.view(), {}),

@@ -65,7 +65,7 @@ void feed_forward_kernel(const Cpu& policy, TokensView<T> y, TokensView<T> befor
 template <typename T>
 void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedForwardParameters<T>& gradients,
                              TokensView<const T> d_y, TokensView<const T> x, TokensView<const T> before,
-                             const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
+                             const FeedForwardParameters<const T>& parameters, const SharedGradient<T, Cpu>& shared) {
     using cpu::Op;
     const Index length = x.extent(1), dim = x.extent(2), hidden = parameters.hidden_weight.extent(0);
     const cpu::PackedMatrix<Op::none, T> from_out(policy, dim, hidden, parameters.project_weight.data(), hidden);
@@ -95,7 +95,8 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
                 T* const d_normed = cpu::thread_scratch<T, struct NormedGradient>(rows * dim);
                 from_hidden.multiply(rows, d_h_rows, hidden, {}, d_normed, dim);
                 norm_sums.normalize_vjp(panel, parameters.norm, d_x.data() + (row + at) * dim, d_normed,
-                                        x_rows + at * dim, rows, add ? add.data() + (row + at) * dim : nullptr);
+                                        x_rows + at * dim, rows,
+                                        shared.add ? shared.add.data() + (row + at) * dim : nullptr);
                 cpu::add_rows(d_y_rows + at * dim, rows, dim, project_bias[panel]);
                 cpu::add_rows(d_h_rows, rows, hidden, hidden_bias[panel]);
             });

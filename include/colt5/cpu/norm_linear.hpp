@@ -36,7 +36,7 @@ void norm_linear_kernel(const Cpu& policy, const std::array<Projection<T>, Count
 template <typename T, typename Norm, typename NormGradients>
 void norm_linear_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const NormGradients& d_norm, MatrixView<T> d_weight,
                             VectorView<T> d_bias, TokensView<const T> d_y, TokensView<const T> x, const Norm& norm,
-                            MatrixView<const T> weight, TokensView<const T> add) {
+                            MatrixView<const T> weight, const SharedGradient<T, Cpu>& shared) {
     const Index length = x.extent(1), in = x.extent(2), out = d_y.extent(2);
     const cpu::PackedMatrix<cpu::Op::none, T> packed(policy, out, in, weight.data(), in);
     const auto add_chunk = [&](Index sequence, Index first, Index chunk) {
@@ -52,7 +52,7 @@ void norm_linear_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const NormGrad
                 T* const d_normed = cpu::thread_scratch<T, struct NormedGradient>(rows * in);
                 packed.multiply(rows, d_y_rows + at * out, out, {}, d_normed, in);
                 norm_sums.normalize_vjp(panel, norm, d_x.data() + (row + at) * in, d_normed, x_rows + at * in, rows,
-                                        add ? add.data() + (row + at) * in : nullptr);
+                                        shared.add ? shared.add.data() + (row + at) * in : nullptr);
                 if (d_bias) cpu::add_rows(d_y_rows + at * out, rows, out, bias_sums[panel]);
             });
         });

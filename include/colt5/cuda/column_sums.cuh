@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <initializer_list>
 
 #include <colt5/cuda/launch.cuh>
 #include <colt5/cuda/pack.cuh>
@@ -23,28 +22,40 @@ struct RowShares {
     }
 };
 
-/// total[column] += Σ over `count` rows of partial, which are `stride` entries apart; 32 columns a block, 32 lanes of
-/// rows each.
-template <typename Sum>
-__global__ void add_partials(Sum* total, const Sum* partial, Index count, Index columns, Index stride) {
+/// Where sums go that lie side by side in the rows of a matrix, `columns` each.
+template <typename Sum, int count>
+struct Totals {
+    Sum* to[count];
+    Index columns;
+    COLT5_HOST_DEVICE Index all() const { return count * columns; }
+    __device__ Sum& operator[](Index column) const {
+        int i = 0;
+        for (; column >= columns; column -= columns) ++i;
+        return to[i][column];
+    }
+};
+
+/// total[column] += Σ over `rows` rows of partial; 32 columns a block, 32 lanes of rows each.
+template <typename Sum, int count>
+__global__ void add_partials(Totals<Sum, count> total, const Sum* partial, Index rows) {
     constexpr int groups = add_threads / warp_size;
     __shared__ Sum shared[groups][warp_size];
     const int lane = static_cast<int>(threadIdx.x) % warp_size, group = static_cast<int>(threadIdx.x) / warp_size;
-    const Index column = static_cast<Index>(blockIdx.x) * warp_size + lane;
+    const Index column = static_cast<Index>(blockIdx.x) * warp_size + lane, columns = total.all();
     Sum sum = 0;
     if (column < columns)
 #pragma unroll 8
-        for (Index i = group; i < count; i += groups) sum += partial[i * stride + column];
+        for (Index i = group; i < rows; i += groups) sum += partial[i * columns + column];
     shared[group][lane] = sum;
     __syncthreads();
     if (group != 0 || column >= columns) return;
     for (int g = 1; g < groups; ++g) sum += shared[g][lane];
     total[column] += sum;
 }
-template <typename Sum>
-void launch_add_partials(const Cuda& policy, Sum* total, const Sum* partial, Index count, Index columns, Index stride) {
-    launch(policy, "add_partials", add_partials<Sum>, grid(divide_up(columns, warp_size)), add_threads, 0, total,
-           partial, count, columns, stride);
+template <typename Sum, int count>
+void launch_add_partials(const Cuda& policy, const Totals<Sum, count>& total, const Sum* partial, Index rows) {
+    launch(policy, "add_partials", add_partials<Sum, count>, grid(divide_up(total.all(), warp_size)), add_threads, 0,
+           total, partial, rows);
 }
 
 /// Rows of route r in dy (b, r, n, out), those of all sequences one after the other.
@@ -101,7 +112,7 @@ void add_column_sums(const Cuda& policy, accumulate_t<T>* total, Index rows, con
     while (lanes < sum_threads && lanes * (packed ? pack_size<T> : 1) < from.columns) lanes *= 2;
     launch(policy, "sum_rows", packed ? sum_rows<pack_size<T>, T> : sum_rows<1, T>, grid(shares.blocks), sum_threads, 0,
            partial.data(), from, rows, shares.rows_each, lanes);
-    launch_add_partials(policy, total, partial.data(), shares.blocks, from.columns, from.columns);
+    launch_add_partials(policy, Totals<accumulate_t<T>, 1>{{total}, from.columns}, partial.data(), shares.blocks);
 }
 
 /// Sums over a block's rows that its warps collect on their own, `columns` of them, in shared memory or, where that is
@@ -135,11 +146,11 @@ private:
 };
 
 /// Launches a kernel whose blocks each have WarpSums(global, columns) and write `partial`: kernel(arguments...,
-/// partial, global, rows, rows_each). Adds the sums of all rows to each total in turn; all have d columns.
-template <typename Sum, typename Kernel, typename... Arguments>
-void launch_with_sums(const Cuda& policy, const char* name, Kernel kernel, std::initializer_list<Sum*> totals,
-                      Index rows, Index d, const Arguments&... arguments) {
-    const Index columns = static_cast<Index>(totals.size()) * d;
+/// partial, global, rows, rows_each). Adds the sums of all rows to the totals.
+template <typename Sum, int count, typename Kernel, typename... Arguments>
+void launch_with_sums(const Cuda& policy, const char* name, Kernel kernel, const Totals<Sum, count>& totals, Index rows,
+                      const Arguments&... arguments) {
+    const Index columns = totals.all();
     const RowShares shares(rows);
     constexpr Index warps = sum_threads / warp_size;
     const auto shared_bytes = static_cast<std::size_t>(warps * columns) * sizeof(Sum);
@@ -148,12 +159,7 @@ void launch_with_sums(const Cuda& policy, const char* name, Kernel kernel, std::
     VectorTensor<Sum, Cuda> global(policy, {in_shared ? 0 : shares.blocks * warps * columns});
     launch(policy, name, kernel, grid(shares.blocks), sum_threads, in_shared ? shared_bytes : 0, arguments...,
            partial.data(), in_shared ? static_cast<Sum*>(nullptr) : global.data(), rows, shares.rows_each);
-    // The totals lie side by side in a row of `partial`.
-    Index first = 0;
-    for (Sum* const total : totals) {
-        launch_add_partials(policy, total, partial.data() + first, shares.blocks, d, columns);
-        first += d;
-    }
+    launch_add_partials(policy, totals, partial.data(), shares.blocks);
 }
 
 }  // namespace colt5::cuda

@@ -172,7 +172,6 @@ public:
     Beside(const Beside&) = delete;
     Beside& operator=(const Beside&) = delete;
     ~Beside() {
-        if (joined_) return;
         try {
             join();
         } catch (const CudaError&) {  // another exception is on its way
@@ -180,8 +179,9 @@ public:
     }
 
     const Cuda& policy() const { return beside_; }
+    /// Again does nothing.
     void join() {
-        main_.wait_for(beside_);
+        if (!joined_) main_.wait_for(beside_);
         joined_ = true;
     }
 

@@ -3,6 +3,7 @@
 
 #include <colt5/cuda/column_sums.cuh>
 #include <colt5/cuda/launch.cuh>
+#include <colt5/cuda/shared_gradient.cuh>
 #include <colt5/cuda/warp_row.cuh>
 #include <colt5/op/rms_norm.hpp>
 
@@ -46,40 +47,48 @@ __global__ void rms_norm(T* y, const T* x, const T* gamma, Index rows, Index d) 
     }
 }
 
-/// dx, and what the rows of a block add to d_gamma.
-template <int width, int packs, typename T>
+/// dx with what else goes there, and what the rows of a block add to d_gamma and to each d_token.
+template <int width, int packs, int routes, typename T>
 __global__ void __launch_bounds__(sum_threads)
-    rms_norm_vjp(T* d_x, const T* d_y, const T* x, const T* gamma, Index d, accumulate_t<T>* partial,
-                 accumulate_t<T>* global, Index rows, Index rows_each) {
+    rms_norm_vjp(T* d_x, const T* d_y, const T* x, const T* gamma, const SharedTerms<T, routes> shared, Index d,
+                 accumulate_t<T>* partial, accumulate_t<T>* global, Index rows, Index rows_each) {
     using Sum = accumulate_t<T>;
-    const WarpSums<Sum> sums(global, d);
-    LaneSums<Sum, width, packs> d_gamma(sums.mine());
+    const WarpSums<Sum> sums(global, (1 + routes) * d);
+    LaneSums<Sum, 1 + routes, width, packs> of_lane(sums.mine(), d);
     const Index end = ::min(rows, (blockIdx.x + 1) * rows_each), warps = sum_threads / warp_size;
     for (Index row = blockIdx.x * rows_each + threadIdx.x / warp_size; row < end; row += warps) {
         const WarpRow<T, width, packs> in(x + row * d, d), d_out(d_y + row * d, d);
+        const WarpRow<T, width, packs> add((shared.add != nullptr ? shared.add : x) + row * d, d);
+        Sum d_logits[shared.places];
+        shared.d_logits(d_logits, row);
         const RowScale<Sum> of_row(in, d);
         Sum product = 0;  // h·x
-        in.for_each_with(d_out, [&](int i, Index j, const auto& xs, const auto& dys) {
-            const auto gammas = load_pack<width>(gamma + j);
-            for (int e = 0; e < width; ++e) {
-                const Sum along = static_cast<Sum>(xs.values[e]) * static_cast<Sum>(dys.values[e]);
-                product += along * static_cast<Sum>(gammas.values[e]);
-                d_gamma.add(i, j, e, along * of_row.scale);
-            }
-        });
+        in.for_each_with(
+            [&](int i, Index j, const auto& xs, const auto& dys) {
+                const auto gammas = load_pack<width>(gamma + j);
+                for (int e = 0; e < width; ++e) {
+                    const Sum in_x = static_cast<Sum>(xs.values[e]), along = in_x * static_cast<Sum>(dys.values[e]);
+                    product += along * static_cast<Sum>(gammas.values[e]);
+                    of_lane.add(0, i, j, e, along * of_row.scale);
+                    for (int r = 0; r < routes; ++r) of_lane.add(1 + r, i, j, e, d_logits[r] * in_x);
+                }
+            },
+            d_out);
         product = warp_sum(product);
         const Sum along_x = of_row.above_floor ? product / of_row.square : Sum(0);
-        in.for_each_with(d_out, [&](int, Index j, const auto& xs, const auto& dys) {
-            const auto gammas = load_pack<width>(gamma + j);
-            Pack<T, width> out;
-            for (int e = 0; e < width; ++e) {
-                const Sum h = static_cast<Sum>(dys.values[e]) * static_cast<Sum>(gammas.values[e]);
-                out.values[e] = static_cast<T>(of_row.scale * (h - static_cast<Sum>(xs.values[e]) * along_x));
-            }
-            store_pack(d_x + row * d + j, out);
-        });
+        in.for_each_with(
+            [&](int, Index j, const auto& xs, const auto& dys, const auto& adds) {
+                const auto gammas = load_pack<width>(gamma + j);
+                Sum own[width];
+                for (int e = 0; e < width; ++e) {
+                    const Sum h = static_cast<Sum>(dys.values[e]) * static_cast<Sum>(gammas.values[e]);
+                    own[e] = of_row.scale * (h - static_cast<Sum>(xs.values[e]) * along_x);
+                }
+                store_pack(d_x + row * d + j, shared.total(own, adds, d_logits, j));
+            },
+            d_out, add);
     }
-    d_gamma.flush(d);
+    of_lane.flush();
     sums.write(partial);
 }
 
@@ -99,17 +108,33 @@ void rms_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x,
         y.data(), x.data(), gamma.data());
 }
 
-template <typename T>
-void rms_norm_vjp_kernel(const Cuda& policy, MatrixView<T> d_x, VectorView<accumulate_t<T>> d_gamma,
-                         MatrixView<const T> d_y, MatrixView<const T> x, VectorView<const T> gamma) {
-    const Index rows = x.extent(0), d = x.extent(1);
+template <typename T, std::size_t routes>
+void normalize_vjp_kernel(const Cuda& policy, TokensView<T> d_x, const RMSNormParameters<accumulate_t<T>>& d_norm,
+                          TokensView<const T> d_y, TokensView<const T> x, const RMSNormParameters<const T>& norm,
+                          const SharedGradient<T, Cuda, routes>& shared) {
+    const Index rows = x.extent(0) * x.extent(1), d = x.extent(2);
+    const auto terms = cuda::shared_terms(shared, x.extent(1));
+    cuda::Totals<accumulate_t<T>, 1 + static_cast<int>(routes)> totals{{d_norm.gamma.data()}, d};
+    auto** to = totals.to + 1;
+    for (const auto& route : shared.of_routes) *to++ = route.d_token.data();
+    shared.wait();
     cuda::with_warp_row<T>(
         d,
         [&]<int width, int packs>() {
-            cuda::launch_with_sums(policy, "rms_norm_vjp", cuda::rms_norm_vjp<width, packs, T>, {d_gamma.data()}, rows,
-                                   d, d_x.data(), d_y.data(), x.data(), gamma.data(), d);
+            cuda::launch_with_sums(policy, "rms_norm_vjp",
+                                   cuda::rms_norm_vjp<width, packs, static_cast<int>(routes), T>, totals, rows,
+                                   d_x.data(), d_y.data(), x.data(), norm.gamma.data(), terms, d);
         },
-        d_x.data(), d_y.data(), x.data(), gamma.data());
+        d_x.data(), d_y.data(), x.data(), norm.gamma.data(), terms.add, terms.route[0].token,
+        terms.route[terms.places - 1].token);
+}
+
+template <typename T>
+void rms_norm_vjp_kernel(const Cuda& policy, MatrixView<T> d_x, VectorView<accumulate_t<T>> d_gamma,
+                         MatrixView<const T> d_y, MatrixView<const T> x, VectorView<const T> gamma) {
+    const RMSNormParameters<const T> norm{gamma};
+    normalize_vjp_kernel(policy, cuda::one_sequence(d_x), RMSNormParameters<accumulate_t<T>>{d_gamma},
+                         cuda::one_sequence(d_y), cuda::one_sequence(x), norm, SharedGradient<T, Cuda>{});
 }
 
 }  // namespace colt5

@@ -175,8 +175,8 @@ void route_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<a
                              cuda::route_threads, 0, d_x.data(), partial.data(), d_logits.data(), x.data(),
                              token.data(), rows, rows_per_block, d, cuda::LogitPlace{length, routes, first}, lanes,
                              scale);
-                const Index columns = at_once * d;
-                cuda::launch_add_partials(policy, d_token.data() + first * d, partial.data(), blocks, columns, columns);
+                const cuda::Totals<accumulate_t<T>, 1> total{{d_token.data() + first * d}, at_once * d};
+                cuda::launch_add_partials(policy, total, partial.data(), blocks);
             });
         },
         d_x.data(), x.data(), token.data());

@@ -25,12 +25,12 @@ public:
         for (int i = 0; i < packs; ++i)
             if (column(i) < d_) body(column(i), packs_[i]);
     }
-    /// Calls body(i, j, pack, pack of the other row), i being the number of the pack.
-    template <typename Body>
-    __device__ void for_each_with(const WarpRow& other, const Body& body) const {
+    /// Calls body(i, j, pack, packs of the other rows...), i being the number of the pack.
+    template <typename Body, typename... Others>
+    __device__ void for_each_with(const Body& body, const Others&... others) const {
 #pragma unroll
         for (int i = 0; i < packs; ++i)
-            if (column(i) < d_) body(i, column(i), packs_[i], other.packs_[i]);
+            if (column(i) < d_) body(i, column(i), packs_[i], others.packs_[i]...);
     }
 
 private:
@@ -49,10 +49,10 @@ public:
     __device__ void for_each(const Body& body) const {
         for (Index j = first(); j < d_; j += warp_size * width) body(j, load_pack<width>(row_ + j));
     }
-    template <typename Body>
-    __device__ void for_each_with(const WarpRow& other, const Body& body) const {
+    template <typename Body, typename... Others>
+    __device__ void for_each_with(const Body& body, const Others&... others) const {
         for (Index j = first(); j < d_; j += warp_size * width)
-            body(0, j, load_pack<width>(row_ + j), load_pack<width>(other.row_ + j));
+            body(0, j, load_pack<width>(row_ + j), load_pack<width>(others.row_ + j)...);
     }
 
 private:
@@ -61,36 +61,40 @@ private:
     Index d_;
 };
 
-/// Sums over the rows that a warp sees, one a column: in registers, as the rows themselves, until `flush` writes them
-/// to the warp's own part of WarpSums; with packs = 0 they are there all along.
-template <typename Sum, int width, int packs>
+/// `count` sums over the rows that a warp sees, each one a column: in registers, as the rows themselves, until `flush`
+/// writes them to the warp's own part of WarpSums, one after the other; with packs = 0 they are there all along.
+template <typename Sum, int count, int width, int packs>
 class LaneSums {
 public:
-    __device__ explicit LaneSums(Sum* of_warp) : of_warp_(of_warp) {}
-    __device__ void add(int i, Index, int e, Sum value) { sums_[i][e] += value; }
-    __device__ void flush(Index d) const {
+    __device__ LaneSums(Sum* of_warp, Index d) : of_warp_(of_warp), d_(d) {}
+    __device__ void add(int sum, int i, Index, int e, Sum value) { sums_[sum][i][e] += value; }
+    __device__ void flush() const {
 #pragma unroll
-        for (int i = 0; i < packs; ++i) {
-            const Index j = (static_cast<int>(threadIdx.x) % warp_size + i * warp_size) * width;
-            if (j < d)
-                for (int e = 0; e < width; ++e) of_warp_[j + e] = sums_[i][e];
-        }
+        for (int sum = 0; sum < count; ++sum)
+#pragma unroll
+            for (int i = 0; i < packs; ++i) {
+                const Index j = (static_cast<int>(threadIdx.x) % warp_size + i * warp_size) * width;
+                if (j < d_)
+                    for (int e = 0; e < width; ++e) of_warp_[sum * d_ + j + e] = sums_[sum][i][e];
+            }
     }
 
 private:
     Sum* of_warp_;
-    Sum sums_[packs][width] = {};
+    Index d_;
+    Sum sums_[count][packs][width] = {};
 };
 
-template <typename Sum, int width>
-class LaneSums<Sum, width, 0> {
+template <typename Sum, int count, int width>
+class LaneSums<Sum, count, width, 0> {
 public:
-    __device__ explicit LaneSums(Sum* of_warp) : of_warp_(of_warp) {}
-    __device__ void add(int, Index j, int e, Sum value) { of_warp_[j + e] += value; }
-    __device__ void flush(Index) const {}
+    __device__ LaneSums(Sum* of_warp, Index d) : of_warp_(of_warp), d_(d) {}
+    __device__ void add(int sum, int, Index j, int e, Sum value) { of_warp_[sum * d_ + j + e] += value; }
+    __device__ void flush() const {}
 
 private:
     Sum* of_warp_;
+    Index d_;
 };
 
 /// Calls run.template operator()<width, packs>() for rows of d entries, one after the other from each of the addresses.

@@ -175,12 +175,15 @@ public:
 private:
     struct HeavyGradients {
         typename HeavyAttention<Scalar, P>::InputGradients d;
-        TokensTensor<accumulate_t<Scalar>, P> d_scores_q;  // (b, 1, q)
+        TokensTensor<accumulate_t<Scalar>, P> d_scores_q;                 // (b, 1, q)
+        TokensTensor<accumulate_t<Scalar>, P> d_logits_q, d_logits_kv{};  // (b, 1, n), (b, r, n): as in the feedforward
     };
 
     HeavyGradients heavy_gradients(const P& policy, const Pass& pass) const {
         return {heavy_attn.input_gradients(policy, pass.heavy, pass.routed_kv.routing.scores.const_view()),
-                tensor_like(policy, pass.routed_q.routing.scores)};
+                tensor_like(policy, pass.routed_q.routing.scores),
+                {},
+                {}};
     }
 
     template <Viewable D>
@@ -197,24 +200,37 @@ private:
         heavy_attn.backward(policy, pass.heavy, heavy.d, d_heavy, gather(policy, pass.tokens, queries),
                             gather(policy, pass.tokens, routing_kv.indices), pass.kv_mask.const_view(),
                             routing_kv.scores.const_view(), gradients.heavy_attn);
+        if constexpr (routes > 0) {
+            heavy.d_logits_q = q_router.d_logits(policy, pass.routed_q, heavy.d_scores_q.const_view(), pass.mask);
+            heavy.d_logits_kv = kv_router.d_logits(policy, pass.routed_kv, heavy.d.d_scores.const_view(), pass.mask);
+        }
     }
 
     template <Viewable D>
     Out backward_light(Beside<P>& beside, const Pass& pass, const HeavyGradients& heavy, const D& d_out,
                        Gradients& gradients) const {
+        SharedGradient<Scalar, P, routes> shared{detail::residual_of(pass.residual, d_out), {}, &beside};
+        if constexpr (routes > 0) {
+            add_routes(shared, 0, q_router, heavy.d_logits_q.const_view(), gradients.q_router);
+            add_routes(shared, QRouter::num_routing_tokens, kv_router, heavy.d_logits_kv.const_view(),
+                       gradients.kv_router);
+        }
         auto d_x = tensor_like(policy_, pass.tokens);
         light_attn.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, pass.mask, gradients.light_attn,
-                            detail::residual_of(pass.residual, d_out));
+                            shared);
         beside.join();
         gather_vjp(policy_, d_x.view(), heavy.d.d_x, single_route(pass.routed_q.routing.indices));
         gather_vjp(policy_, d_x.view(), heavy.d.d_context, pass.routed_kv.routing.indices);
-        kv_router.backward(policy_, pass.routed_kv, heavy.d.d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),
-                           gradients.kv_router);
-        q_router.backward(policy_, pass.routed_q, heavy.d_scores_q.const_view(), pass.tokens, pass.mask, d_x.view(),
-                          gradients.q_router);
+        if constexpr (routes == 0) {
+            kv_router.backward(policy_, pass.routed_kv, heavy.d.d_scores.const_view(), pass.tokens, pass.mask,
+                               d_x.view(), gradients.kv_router);
+            q_router.backward(policy_, pass.routed_q, heavy.d_scores_q.const_view(), pass.tokens, pass.mask, d_x.view(),
+                              gradients.q_router);
+        }
         return d_x;
     }
 
+    static constexpr std::size_t routes = routes_on_the_way<P, QRouter, KVRouter>;
     static constexpr Scatter how = QRouter::picks_repeat ? Scatter::mean : Scatter::add;
 
     static Index num_q(const AttentionTokens& counts) {

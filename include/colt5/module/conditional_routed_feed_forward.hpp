@@ -145,10 +145,11 @@ private:
     struct HeavyGradients {
         Out d_picked;                                    // (b, k, d)
         TokensTensor<accumulate_t<Scalar>, P> d_scores;  // (b, 1, k)
+        TokensTensor<accumulate_t<Scalar>, P> d_logits;  // (b, 1, n), if the light branch adds what the router does
     };
 
     static HeavyGradients heavy_gradients(const P& policy, const Pass& pass) {
-        return {tensor_like(policy, pass.heavy_out), tensor_like(policy, pass.routed.routing.scores)};
+        return {tensor_like(policy, pass.heavy_out), tensor_like(policy, pass.routed.routing.scores), {}};
     }
 
     template <Viewable D>
@@ -163,21 +164,26 @@ private:
         assign(policy, d_heavy, d_heavy * column(scores));
         heavy_ff.backward(policy, pass.heavy, heavy.d_picked.view(), d_heavy, gather(policy, pass.tokens, picks),
                           gradients.heavy_ff);
+        if constexpr (routes > 0)
+            heavy.d_logits = router.d_logits(policy, pass.routed, heavy.d_scores.const_view(), pass.mask);
     }
 
     template <Viewable D>
     Out backward_light(Beside<P>& beside, const Pass& pass, const HeavyGradients& heavy, const D& d_out,
                        Gradients& gradients) const {
+        SharedGradient<Scalar, P, routes> shared{detail::residual_of(pass.residual, d_out), {}, &beside};
+        if constexpr (routes > 0) add_routes(shared, 0, router, heavy.d_logits.const_view(), gradients.router);
         auto d_x = tensor_like(policy_, pass.tokens);
-        light_ff.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, gradients.light_ff,
-                          detail::residual_of(pass.residual, d_out));
+        light_ff.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, gradients.light_ff, shared);
         beside.join();
         gather_vjp(policy_, d_x.view(), heavy.d_picked, single_route(pass.routed.routing.indices));
-        router.backward(policy_, pass.routed, heavy.d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),
-                        gradients.router);
+        if constexpr (routes == 0)
+            router.backward(policy_, pass.routed, heavy.d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),
+                            gradients.router);
         return d_x;
     }
 
+    static constexpr std::size_t routes = routes_on_the_way<P, RouterType>;
     static constexpr Scatter how = RouterType::picks_repeat ? Scatter::mean : Scatter::add;
 
     static Index num_heavy_tokens(const FeedForwardTokens& counts) {

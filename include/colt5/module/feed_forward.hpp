@@ -53,15 +53,15 @@ struct FeedForward {
         return pass;
     }
 
-    /// The gradient goes to d_x (b, n, d); `add` (b, n, d) is added to it if there is one.
-    template <Viewable D, Viewable X>
+    /// The gradient goes to d_x (b, n, d), and what else is to.
+    template <Viewable D, Viewable X, std::size_t routes = 0>
     void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x,
-                  Gradients& gradients, TokensView<const Scalar> add = {}) const {
+                  Gradients& gradients, const SharedGradient<Scalar, P, routes>& shared = {}) const {
         const Parts parts(policy.memory_plan(), x.extent(0), x.extent(1));
         for (Index i = 0; i < parts.count(); ++i) {
             const Part part = parts[i];
             feed_forward_vjp(policy, part.of(d_x), part.of(d_out), part.of(x), part.of(pass.before.const_view()),
-                             parameters(*this), parameters(gradients), part.of(add));
+                             parameters(*this), parameters(gradients), part.of(shared));
         }
     }
 

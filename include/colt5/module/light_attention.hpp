@@ -81,10 +81,10 @@ struct LightAttention {
         return pass;
     }
 
-    /// The gradient goes to d_x (b, n, d); `add` (b, n, d) is added to it if there is one.
-    template <Viewable D, Viewable X>
+    /// The gradient goes to d_x (b, n, d), and what else is to.
+    template <Viewable D, Viewable X, std::size_t routes = 0>
     void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x, Mask mask,
-                  Gradients& gradients, TokensView<const Scalar> add = {}) const {
+                  Gradients& gradients, const SharedGradient<Scalar, P, routes>& shared = {}) const {
         const Parts parts = parts_of(policy, x);
         const Index length = x.extent(1), halo = attention.halo();
         // What a part does to the keys and values around it is complete when the next part is done: the gradients of a
@@ -112,7 +112,7 @@ struct LightAttention {
             const Part done{part.sequence, part.sequences, begin, complete, part.is_last};
             norm_linear_vjp(policy, done.of(d_x), first_tokens(d_window, complete), done.of(x), norm.parameters(),
                             to_qkv.weight, gradients.norm.parameters(), gradients.to_qkv.weight.view(), {},
-                            done.of(add));
+                            done.of(shared));
             if (!part.is_last) carry(policy, d_window, complete);
         }
     }

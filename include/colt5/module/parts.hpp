@@ -5,6 +5,7 @@
 #include <array>
 
 #include <colt5/core/tensor.hpp>
+#include <colt5/op/shared_gradient.hpp>
 
 namespace colt5 {
 
@@ -27,6 +28,16 @@ struct Part {
     template <Viewable T>
     auto sequences_of(const T& tensor) const {
         return tensor.view().range(sequence, sequences);
+    }
+
+    template <typename T, Policy P, std::size_t routes>
+    auto of(SharedGradient<T, P, routes> shared) const {
+        shared.add = of(shared.add);
+        for (auto& route : shared.of_routes) {
+            route.d_logits = sequences_of(route.d_logits);
+            route.first = first;
+        }
+        return shared;
     }
 
 private:

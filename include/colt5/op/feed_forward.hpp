@@ -7,6 +7,7 @@
 #include <colt5/op/gelu.hpp>
 #include <colt5/op/linear.hpp>
 #include <colt5/op/rms_norm.hpp>
+#include <colt5/op/shared_gradient.hpp>
 
 namespace colt5 {
 
@@ -25,17 +26,22 @@ template <Policy P, typename T>
 void feed_forward_kernel(const P& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
                          const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
     const auto& [norm, hidden_weight, hidden_bias, project_weight, project_bias] = parameters;
-    auto h = linear(policy, normalize(policy, x, norm), hidden_weight, hidden_bias);  // (b, n, h)
-    if (before) assign(policy, before, h);
-    assign(policy, h, gelu(h));
-    linear_kernel(policy, detail::one_route(y), detail::one_route(h.const_view()), project_weight, project_bias);
-    if (add) assign(policy, y, y + add);
+    TokensTensor<T, P> h;  // (b, n, h)
+    if (before) {
+        linear(policy, before, normalize(policy, x, norm), hidden_weight, hidden_bias);
+        h = gelu_forward(policy, before);
+    } else {
+        h = linear(policy, normalize(policy, x, norm), hidden_weight, hidden_bias);
+        assign(policy, h, gelu(h));
+    }
+    linear(policy, y, h, project_weight, project_bias, add);
 }
-template <Policy P, typename T>
+template <Policy P, typename T, std::size_t routes>
 void feed_forward_vjp_kernel(const P& policy, TokensView<T> d_x,
                              const FeedForwardParameters<accumulate_t<T>>& gradients, TokensView<const T> d_y,
                              TokensView<const T> x, TokensView<const T> before,
-                             const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
+                             const FeedForwardParameters<const T>& parameters,
+                             const SharedGradient<T, P, routes>& shared) {
     auto normed = normalize(policy, x, parameters.norm);  // (b, n, d)
     TokensTensor<T, P> again;
     if (!before) again = linear(policy, normed, parameters.hidden_weight, parameters.hidden_bias);
@@ -46,8 +52,7 @@ void feed_forward_vjp_kernel(const P& policy, TokensView<T> d_x,
     again = {};                     // what is not read any more gives its memory to what follows
     const auto d_normed = linear_vjp(policy, d_h, std::move(normed), parameters.hidden_weight, gradients.hidden_weight,
                                      gradients.hidden_bias);
-    normalize_vjp(policy, d_x, d_normed, x, parameters.norm, gradients.norm);
-    if (add) assign(policy, d_x, d_x + add);
+    normalize_vjp_kernel(policy, d_x, gradients.norm, d_normed.const_view(), x, parameters.norm, shared);
 }
 
 namespace detail {
@@ -87,21 +92,22 @@ auto feed_forward(const P& policy, const X& x, const FeedForwardParameters<const
     return y;
 }
 
-/// Vector-Jacobian product of feed_forward, to d_x (b, n, d); `add` (b, n, d), if there is one, is added to it and must
-/// not overlap it. `before` may be absent. The gradients of the parameters grow.
-template <Policy P, Viewable DX, Viewable Y, Viewable X>
+/// Vector-Jacobian product of feed_forward, to d_x (b, n, d), and what else goes there, which must not overlap it.
+/// `before` may be absent. The gradients of the parameters grow.
+template <Policy P, Viewable DX, Viewable Y, Viewable X, std::size_t routes = 0>
 void feed_forward_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x,
                       TokensView<const typename X::value_type> before,
                       const FeedForwardParameters<const typename X::value_type>& parameters,
                       const FeedForwardParameters<accumulate_t<typename X::value_type>>& gradients,
-                      TokensView<const typename X::value_type> add = {}) {
+                      const SharedGradient<typename X::value_type, P, routes>& shared = {}) {
     detail::check_feed_forward(parameters, x);
     detail::check_feed_forward(gradients, x);
     expect_shape("d_x", d_x.shape(), x.shape());
     expect_shape("d_y", d_y.shape(), x.shape());
     if (before) expect_shape("before", before.shape(), {x.extent(0), x.extent(1), parameters.hidden_weight.extent(0)});
-    if (add) expect_shape("add", add.shape(), x.shape());
-    feed_forward_vjp_kernel(policy, d_x.view(), gradients, d_y.const_view(), x.const_view(), before, parameters, add);
+    if (shared.add) expect_shape("add", shared.add.shape(), x.shape());
+    feed_forward_vjp_kernel(policy, d_x.view(), gradients, d_y.const_view(), x.const_view(), before, parameters,
+                            shared);
 }
 
 }  // namespace colt5

@@ -3,9 +3,8 @@
 
 #include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/pick.hpp>
-#include <colt5/op/route_logits.hpp>
 #include <colt5/op/top_k.hpp>
-#include <colt5/router/router.hpp>
+#include <colt5/router/linear_router.hpp>
 
 namespace colt5 {
 
@@ -18,56 +17,42 @@ namespace colt5 {
 ///
 /// The descent asks for min(num_tokens · fetch_k_ratio, number of real tokens), so that padding changes nothing.
 template <RouterConfig config, typename Scalar, typename P>
-class CoordinateDescentRouter {
+class CoordinateDescentRouter : public LinearRouter<CoordinateDescentRouter<config, Scalar, P>, config, Scalar, P> {
+    using Base = LinearRouter<CoordinateDescentRouter, config, Scalar, P>;
     static constexpr auto kwargs = config.kwargs.coor_descent;
-    static_assert(config.dim >= 1, "colt5: RouterConfig.dim must be at least 1");
-    static_assert(config.num_routing_tokens >= 1, "colt5: RouterConfig.num_routing_tokens must be at least 1");
     static_assert(kwargs.n_iters >= 1, "colt5: router_kwargs.coor_descent.n_iters must be at least 1");
     static_assert(kwargs.eps > 0, "colt5: router_kwargs.coor_descent.eps must be positive");
     static_assert(kwargs.fetch_k_ratio >= 1, "colt5: router_kwargs.coor_descent.fetch_k_ratio must be at least 1");
 
 public:
-    using Logit = accumulate_t<Scalar>;
+    using typename Base::Logit;
     static constexpr bool picks_repeat = false;
+    static constexpr double logit_scale = kwargs.score_scale;
 
-    struct Gradients {
-        MatrixTensor<accumulate_t<Scalar>, P> routing_token;  // (r, d)
-    };
     struct Pass {
         Routing<Logit, P> routing;
         TokensTensor<Logit, P> logits;  // (b, r, n)
         Index num_tokens;
     };
 
-    MatrixTensor<Scalar, P> routing_token;  // (r, d)
-
-    CoordinateDescentRouter(const P& policy, SeedSequence& seeds)
-        : routing_token(policy, {config.num_routing_tokens, config.dim}) {
-        fill_normal(policy, routing_token, seeds.next());
-    }
+    using Base::Base;
 
     Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        return choose(policy, route_logits(policy, x, routing_token, kwargs.score_scale), mask, num_tokens);
+        return choose(policy, this->logits(policy, x), mask, num_tokens);
     }
 
     Pass forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        auto logits = route_logits(policy, x, routing_token, kwargs.score_scale);  // (b, r, n)
-        auto routing = choose(policy, logits, mask, num_tokens);                   // (b, r, k)
+        auto logits = this->logits(policy, x);                    // (b, r, n)
+        auto routing = choose(policy, logits, mask, num_tokens);  // (b, r, k)
         return {std::move(routing), std::move(logits), num_tokens};
     }
 
-    void backward(const P& policy, const Pass& pass, TokensView<const Logit> d_scores, TokensView<const Scalar> x,
-                  Mask mask, TokensView<Scalar> d_x, Gradients& gradients) const {
+    auto d_logits(const P& policy, const Pass& pass, TokensView<const Logit> d_scores, Mask mask) const {
         const double k = wanted(pass.num_tokens);
         const auto descent_pass = coordinate_descent_forward(policy, descent, k, pass.logits, mask);
-        const auto d_all = place_scores(policy, d_scores, pass.routing.indices, mask, x.extent(1));  // (b, r, n)
-        const auto d = coordinate_descent_vjp(policy, descent, k, descent_pass, d_all, pass.logits, mask);
-        route_logits_vjp(policy, d_x, gradients.routing_token.view(), d.d_logits, x, routing_token, kwargs.score_scale);
-    }
-
-    template <typename F, typename... R>
-    static void each_parameter(F&& f, const std::string& prefix, R&... routers) {
-        f(prefix + "routing_token", routers.routing_token...);
+        const auto d_all =
+            place_scores(policy, d_scores, pass.routing.indices, mask, pass.logits.extent(2));  // (b, r, n)
+        return coordinate_descent_vjp(policy, descent, k, descent_pass, d_all, pass.logits, mask).d_logits;
     }
 
 private:

@@ -5,9 +5,8 @@
 
 #include <colt5/expr/expr.hpp>
 #include <colt5/op/pick.hpp>
-#include <colt5/op/route_logits.hpp>
 #include <colt5/op/sinkhorn.hpp>
-#include <colt5/router/router.hpp>
+#include <colt5/router/linear_router.hpp>
 
 namespace colt5 {
 
@@ -31,20 +30,16 @@ struct GumbelNoise {
 /// Gumbel–Sinkhorn router: each of num_tokens slots chooses the token that an optimal transport gives it; see Sinkhorn.
 /// Several slots may choose the same token: its outputs are averaged.
 template <RouterConfig config, typename Scalar, typename P>
-class SinkhornRouter {
+class SinkhornRouter : public LinearRouter<SinkhornRouter<config, Scalar, P>, config, Scalar, P> {
+    using Base = LinearRouter<SinkhornRouter, config, Scalar, P>;
     static constexpr auto kwargs = config.kwargs.sinkhorn;
-    static_assert(config.dim >= 1, "colt5: RouterConfig.dim must be at least 1");
-    static_assert(config.num_routing_tokens >= 1, "colt5: RouterConfig.num_routing_tokens must be at least 1");
     static_assert(kwargs.n_iters >= 1, "colt5: router_kwargs.sinkhorn.n_iters must be at least 1");
     static_assert(kwargs.temperature > 0, "colt5: router_kwargs.sinkhorn.temperature must be positive");
 
 public:
-    using Logit = accumulate_t<Scalar>;
+    using typename Base::Logit;
     static constexpr bool picks_repeat = true;
 
-    struct Gradients {
-        MatrixTensor<accumulate_t<Scalar>, P> routing_token;  // (r, d)
-    };
     struct Pass {
         Routing<Logit, P> routing;
         TokensTensor<Logit, P> logits;  // (b, r, n)
@@ -53,15 +48,11 @@ public:
         SinkhornPass<Logit, P> sinkhorn;
     };
 
-    MatrixTensor<Scalar, P> routing_token;  // (r, d)
     /// Set it to choose another source. Seeded noise makes routing differ from call to call: one call at a time.
     mutable GumbelNoise<Logit> noise;
 
     SinkhornRouter(const P& policy, SeedSequence& seeds)
-        : routing_token(policy, {config.num_routing_tokens, config.dim}) {
-        fill_normal(policy, routing_token, seeds.next());
-        noise = GumbelNoise<Logit>::seeded(seeds.next_seed());
-    }
+        : Base(policy, seeds), noise(GumbelNoise<Logit>::seeded(seeds.next_seed())) {}
 
     Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
         return forward(policy, x, mask, num_tokens).routing;
@@ -69,7 +60,7 @@ public:
 
     Pass forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
         Pass pass;
-        pass.logits = route_logits(policy, x, routing_token);  // (b, r, n)
+        pass.logits = this->logits(policy, x);  // (b, r, n)
         const auto [batch, routes, length] = pass.logits.shape();
         using Source = typename GumbelNoise<Logit>::Source;
         if (noise.source == Source::seeded)
@@ -84,16 +75,9 @@ public:
         return pass;
     }
 
-    void backward(const P& policy, const Pass& pass, TokensView<const Logit> d_scores, TokensView<const Scalar> x,
-                  Mask mask, TokensView<Scalar> d_x, Gradients& gradients) const {
-        const auto d_logits = sinkhorn_vjp(policy, sinkhorn, pass.sinkhorn, d_scores, pass.routing.indices, pass.logits,
-                                           pass.noise, mask);
-        route_logits_vjp(policy, d_x, gradients.routing_token.view(), d_logits, x, routing_token);
-    }
-
-    template <typename F, typename... R>
-    static void each_parameter(F&& f, const std::string& prefix, R&... routers) {
-        f(prefix + "routing_token", routers.routing_token...);
+    auto d_logits(const P& policy, const Pass& pass, TokensView<const Logit> d_scores, Mask mask) const {
+        return sinkhorn_vjp(policy, sinkhorn, pass.sinkhorn, d_scores, pass.routing.indices, pass.logits, pass.noise,
+                            mask);
     }
 
 private:

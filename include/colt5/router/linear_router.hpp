@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <string>
+
+#include <colt5/op/route_logits.hpp>
+#include <colt5/op/shared_gradient.hpp>
+#include <colt5/router/router.hpp>
+
+namespace colt5 {
+
+/// What routers have in common whose logits are linear in the tokens:  s = logit_scale · x · routing_token
+///
+/// A Self that derives from it has `route` and `forward` of its own, and instead of `backward`
+///
+///     self.d_logits(policy, pass, d_scores, mask)      d_scores (b, r, k)  →  the gradient of the logits (b, r, n)
+template <typename Self, RouterConfig config, typename Scalar, typename P>
+class LinearRouter {
+    static_assert(config.dim >= 1, "colt5: RouterConfig.dim must be at least 1");
+    static_assert(config.num_routing_tokens >= 1, "colt5: RouterConfig.num_routing_tokens must be at least 1");
+
+public:
+    using Logit = accumulate_t<Scalar>;
+    static constexpr Index num_routing_tokens = config.num_routing_tokens;
+    static constexpr double logit_scale = 1;
+
+    struct Gradients {
+        MatrixTensor<Logit, P> routing_token;  // (r, d)
+    };
+
+    MatrixTensor<Scalar, P> routing_token;  // (r, d)
+
+    LinearRouter(const P& policy, SeedSequence& seeds)
+        : routing_token(policy, {config.num_routing_tokens, config.dim}) {
+        fill_normal(policy, routing_token, seeds.next());
+    }
+
+    template <typename Pass>
+    void backward(const P& policy, const Pass& pass, TokensView<const Logit> d_scores, TokensView<const Scalar> x,
+                  Mask mask, TokensView<Scalar> d_x, Gradients& gradients) const {
+        const auto& self = static_cast<const Self&>(*this);
+        route_logits_vjp(policy, d_x, gradients.routing_token.view(), self.d_logits(policy, pass, d_scores, mask), x,
+                         routing_token, Self::logit_scale);
+    }
+
+    template <typename F, typename... R>
+    static void each_parameter(F&& f, const std::string& prefix, R&... routers) {
+        f(prefix + "routing_token", routers.routing_token...);
+    }
+
+protected:
+    auto logits(const P& policy, TokensView<const Scalar> x) const {  // (b, r, n)
+        return route_logits(policy, x, routing_token, Self::logit_scale);
+    }
+};
+
+/// How many routing tokens' gradients a light branch adds on the way: those of all these routers of its tokens, or
+/// none.
+template <typename P, typename... Routers>
+inline constexpr std::size_t routes_on_the_way = [] {
+    if constexpr (((requires { Routers::logit_scale; }) && ...)) {
+        constexpr auto all = static_cast<std::size_t>((Routers::num_routing_tokens + ...));
+        return all <= most_routes_on_the_way<P> ? all : 0;
+    } else {
+        return std::size_t{0};
+    }
+}();
+
+/// Those of one router, from place `at` on.
+template <typename T, Policy P, std::size_t routes, typename R>
+void add_routes(SharedGradient<T, P, routes>& shared, std::size_t at, const R& router,
+                TokensView<const accumulate_t<T>> d_logits, typename R::Gradients& gradients) {
+    for (Index r = 0; r < R::num_routing_tokens; ++r)
+        shared.of_routes[at++] = {d_logits, r, router.routing_token.const_view()[r], gradients.routing_token.view()[r],
+                                  R::logit_scale};
+}
+
+}  // namespace colt5
