@@ -15,6 +15,7 @@
 #include <colt5/cuda/cumulative_softmax.cuh>
 #include <colt5/cuda/dense_attention.cuh>
 #include <colt5/cuda/expr.cuh>
+#include <colt5/cuda/feed_forward.cuh>
 #include <colt5/cuda/gather.cuh>
 #include <colt5/cuda/global_norm.cuh>
 #include <colt5/cuda/layer_norm.cuh>

@@ -178,6 +178,7 @@ public:
     using Scalar = typename Arithmetic::Scalar;
     static constexpr int steps = width / Arithmetic::step;
 
+    TensorLeft() = default;
     __device__ explicit TensorLeft(const Scalar* tile)
         : row_(tile + lane_id() % 16 * (width + Arithmetic::row_padding) +
                lane_id() / 16 * Arithmetic::matrix_columns) {
@@ -258,6 +259,7 @@ struct ScalarProduct {
 template <typename T, int width>
 class ScalarLeft {
 public:
+    ScalarLeft() = default;
     __device__ explicit ScalarLeft(const T* tile) : tile_(tile) {}
     __device__ const T* row(int i) const { return tile_ + i * (width + ScalarProduct<T>::row_padding); }
 

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <colt5/cuda/attention_gradients.cuh>
+
+namespace colt5::cuda {
+
+/// d_k, d_v and each head's share of d_value_scale, by tiles of keys: a block of the kernel has `tiles` of them, more
+/// than one if it marches.
+template <typename Shape>
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor)
+    attention_key_gradient(const Attention<typename Shape::T> a, const AttentionGradients<typename Shape::T> d,
+                           const QueryNumbers<typename Shape::Sum> numbers, int tiles) {
+    using T = typename Shape::T;
+    using Sum = typename Shape::Sum;
+    using Arithmetic = typename Shape::Arithmetic;
+    using Tile = typename Shape::Tile;
+    using Stage = typename Shape::Stage;
+    static_assert(sizeof(typename Shape::Shared) <= shared_bytes);
+    constexpr int width = Shape::width;
+    extern __shared__ __align__(16) unsigned char memory[];
+    auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
+
+    const int thread = static_cast<int>(threadIdx.x), own_row = 16 * warp_id();
+    const AttentionBlock<T> block(a, Shape::own * tiles);
+    const Rows<const T> k_rows = block.rows(a, a.k), v_rows = block.rows(a, a.v);
+    const Rows<const T> q_rows = block.rows(a, a.q), d_out_rows = block.rows(a, a.out.with(d.d_out));
+    const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
+    const bool vectors = Shape::marches || a.vectors, has_value_scale = !Shape::marches && a.value_scale != nullptr;
+    // Of the next tile's keys, what is not copied into shared memory; as it is in memory: a comparison would wait for
+    // it.
+    unsigned next_visible[2] = {1, 1};
+    const std::uint8_t* const mask = reinterpret_cast<const std::uint8_t*>(a.mask) + block.of_keys(a);
+    const auto load_keys = [&](int tile) {
+        const int from = block.first + tile * Shape::own;
+        if (a.mask != nullptr)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int key = from + own_row + accumulator_row() + 8 * half;
+                if (key < a.keys) next_visible[half] = mask[key];
+            }
+        load_own_rows<Shape>(shared.first[tile % Shape::own_tiles], k_rows, from, a.keys, a);
+        load_own_rows<Shape>(shared.second[tile % Shape::own_tiles], v_rows, from, a.keys, a);
+    };
+    // Rows that are not real are zero, and so is all that they give.
+    const auto load_numbers = [&](Stage& stage, int first, int rows, int limit) {
+        const Index at = block.of_queries(a) + first;
+        for (int row = thread; row < rows; row += Shape::threads) {
+            const bool real = first + row >= 0 && first + row < limit;
+            if constexpr (std::is_same_v<Sum, float>) {
+                copy_float(&stage.of_row[0][row], numbers.shift + at + row, real);
+                copy_float(&stage.of_row[1][row], numbers.dot + at + row, real);
+            } else {
+                stage.of_row[0][row] = real ? numbers.shift[at + row] : Sum(0);
+                stage.of_row[1][row] = real ? numbers.dot[at + row] : Sum(0);
+            }
+        }
+    };
+
+    // Of the warp's 16 keys in the current tile.
+    int first = 0, position = 0;  // the latter among the queries
+    T *own_k = nullptr, *own_v = nullptr;
+    Left<Arithmetic, width, Shape::left_is_resident> k, v;
+    Sum value_scale[2], d_k[width / 8][4], d_v[width / 8][4];
+    unsigned visible[2];
+    const auto begin = [&](int tile) {
+        first = block.first + tile * Shape::own + own_row;
+        position = first - a.first;
+        own_k = shared.first[tile % Shape::own_tiles] + own_row * Tile::stride;
+        own_v = shared.second[tile % Shape::own_tiles] + own_row * Tile::stride;
+        k = decltype(k)(own_k);
+        v = decltype(v)(own_v);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int key = first + accumulator_row() + 8 * half;
+            visible[half] = next_visible[half];
+            value_scale[half] = has_value_scale && key < a.keys ? a.value_scale[block.of_keys(a) + key] : Sum(1);
+        }
+#pragma unroll
+        for (int j = 0; j < width / 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) d_k[j][e] = d_v[j][e] = 0;
+    };
+    // Groups of queries, of which at(i) is the i-th from the query at block_first on.
+    const auto see = [&](const auto& at, const Groups& which, int block_first) {
+        const auto add = [&](auto count, int group) {
+            constexpr int groups = decltype(count)::value;
+            Sum p[groups][2][4], d_p[groups][2][4];
+#pragma unroll
+            for (int c = 0; c < groups; ++c) {
+                const auto [stage, row] = at(group + c);
+                multiply_transposed(p[c], k, stage.first + row * Tile::stride);
+                multiply_transposed(d_p[c], v, stage.second + row * Tile::stride);
+            }
+#pragma unroll
+            for (int c = 0; c < groups; ++c) {
+                const int columns = block_first + 16 * (group + c);
+                const Sum* const shifts = at(group + c).stage.of_row[0] + at(group + c).row;
+                const Sum* const dots = at(group + c).stage.of_row[1] + at(group + c).row;
+                for_each_entry([&](int j, int e, int, int column) {
+                    p[c][j][e] = power_of_two(p[c][j][e] * to_log2 - shifts[column]);
+                });
+                if (!sees_all(position, columns, a.reach))
+                    for_each_entry([&](int j, int e, int row, int column) {
+                        if (is_far(columns + column - position - row, a.reach)) p[c][j][e] = 0;
+                    });
+                for_each_entry([&](int j, int e, int, int column) {
+                    const Sum scaled = has_value_scale ? d_p[c][j][e] * value_scale[e / 2] : d_p[c][j][e];
+                    d_p[c][j][e] = p[c][j][e] * (scaled - dots[column]);
+                });
+            }
+#pragma unroll
+            for (int c = 0; c < groups; ++c) {
+                const auto [stage, row] = at(group + c);
+                Arithmetic::template multiply<width>(d_v, p[c], stage.second + row * Tile::stride);
+                Arithmetic::template multiply<width>(d_k, d_p[c], stage.first + row * Tile::stride);
+            }
+        };
+        for_each_chunk<Shape::chunk>(which, add);
+    };
+    const auto end = [&](int) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int row = accumulator_row() + 8 * half;
+            // Rows do not mix, so that what a masked key collected is dropped only here.
+            if (visible[half] == 0)
+#pragma unroll
+                for (int j = 0; j < width / 8; ++j)
+                    d_k[j][2 * half] = d_k[j][2 * half + 1] = d_v[j][2 * half] = d_v[j][2 * half + 1] = 0;
+            if (!has_value_scale || d.d_value_scale == nullptr) continue;
+            Sum dot = 0;
+#pragma unroll
+            for (int j = 0; j < width / 8; ++j)
+#pragma unroll
+                for (int e = 0; e < 2; ++e)
+                    dot += d_v[j][2 * half + e] *
+                           static_cast<Sum>(own_v[row * Tile::stride + 8 * j + accumulator_column() + e]);
+            dot = row_reduce(dot, Plus());
+            if (lane_id() % 4 == 0 && first + row < a.keys)
+                d.d_value_scale[(static_cast<Index>(block.b) * a.heads() + block.h) * a.keys + first + row] = dot;
+        }
+        Tile::store(own_k, d_k, a.scale, a.scale, block.rows(a, d.d_k), first, a.keys, a.dim_head, vectors);
+        Tile::store(own_v, d_v, value_scale[0], value_scale[1], block.rows(a, d.d_v), first, a.keys, a.dim_head,
+                    vectors);
+    };
+
+    if constexpr (Shape::marches) {
+        const auto first_query = [&](int p) { return block.first - a.first + p * Shape::passing; };
+        march(
+            ::min(tiles, (a.keys - block.first + Shape::own - 1) / Shape::own), load_keys,
+            [&](int p) {
+                Stage& stage = shared.stage[(p + Shape::stages) % Shape::stages];
+                const int at = first_query(p);
+                Tile::template load_whole<Shape::threads, Shape::passing>(stage.first, q_rows, at, a.queries,
+                                                                          a.dim_head);
+                Tile::template load_whole<Shape::threads, Shape::passing>(stage.second, d_out_rows, at, a.queries,
+                                                                          a.dim_head);
+                load_numbers(stage, at, Shape::passing, a.queries);
+            },
+            [](int) {}, begin,
+            [&](int t, bool rest) {
+                const MarchingWindow window(t, rest, first_query(t - 1), position, a.reach, a.queries);
+                see(window.groups_of(shared.stage), window, window.first);
+            },
+            end);
+    } else {
+        const Sight sight(block.first - a.first, Shape::own, a.reach, a.queries);
+        const auto load = [&](int i) {
+            Stage& stage = shared.stage[i % Shape::stages];
+            const int at = sight.begin + i * Shape::passing;
+            const int rows = ::min(Shape::passing, (sight.end - at + 15) / 16 * 16);
+            Tile::template load<Shape::threads>(stage.first, q_rows, at, rows, sight.end, a.dim_head, vectors);
+            Tile::template load<Shape::threads>(stage.second, d_out_rows, at, rows, sight.end, a.dim_head, vectors);
+            load_numbers(stage, at, rows, sight.end);
+            end_copy_group();
+        };
+        load_keys(0);
+        load(0);
+        wait_for_copies<0>();
+        __syncthreads();
+        begin(0);
+        pipeline<Shape::stages>((sight.end - sight.begin + Shape::passing - 1) / Shape::passing, load, [&](int i) {
+            const Stage& stage = shared.stage[i % Shape::stages];
+            const int at = sight.begin + i * Shape::passing;
+            see(
+                [&](int group) {
+                    return Group<Stage>{stage, 16 * group};
+                },
+                Groups(position, at, Shape::passing, sight.end, a.reach), at);
+        });
+        end(0);
+    }
+}
+
+}  // namespace colt5::cuda

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <numbers>
+
+#include <colt5/cuda/column_sums.cuh>
+#include <colt5/cuda/linear.cuh>
+#include <colt5/cuda/rms_norm.cuh>
+#include <colt5/cuda/warp_row.cuh>
+#include <colt5/op/feed_forward.hpp>
+
+namespace colt5 {
+
+namespace cuda {
+
+/// y = gelu(x), d_y ← d_y · gelu'(x), and what the rows of a block add to their sum; y may be x. One warp a row.
+template <int width, int packs, typename T>
+__global__ void __launch_bounds__(sum_threads)
+    gelu_with_vjp(T* y, T* d_y, const T* x, Index d, accumulate_t<T>* partial, accumulate_t<T>* global, Index rows,
+                  Index rows_each) {
+    using Sum = accumulate_t<T>;
+    const WarpSums<Sum> sums(global, d);
+    LaneSums<Sum, 1, width, packs> of_lane(sums.mine(), d);
+    constexpr Sum density = static_cast<Sum>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
+    const Index end = ::min(rows, (blockIdx.x + 1) * rows_each), warps = sum_threads / warp_size;
+    for (Index row = blockIdx.x * rows_each + threadIdx.x / warp_size; row < end; row += warps) {
+        const WarpRow<T, width, packs> in(x + row * d, d), d_out(d_y + row * d, d);
+        in.for_each_with(
+            [&](int i, Index j, const auto& xs, const auto& dys) {
+                Pack<T, width> out, d_in;
+                for (int e = 0; e < width; ++e) {
+                    const Sum v = static_cast<Sum>(xs.values[e]);
+                    const Sum cumulative = Sum(0.5) * (Sum(1) + ::erf(v * static_cast<Sum>(1 / std::numbers::sqrt2)));
+                    out.values[e] = static_cast<T>(v * cumulative);
+                    const Sum slope = cumulative + v * density * ::exp(Sum(-0.5) * v * v);
+                    d_in.values[e] = static_cast<T>(static_cast<Sum>(dys.values[e]) * slope);
+                    of_lane.add(0, i, j, e, static_cast<Sum>(d_in.values[e]));
+                }
+                store_pack(y + row * d + j, out);
+                store_pack(d_y + row * d + j, d_in);
+            },
+            d_out);
+    }
+    of_lane.flush();
+    sums.write(partial);
+}
+
+}  // namespace cuda
+
+/// What GELU makes of `before`, its gradient and the bias's come from one pass.
+template <typename T, std::size_t routes>
+void feed_forward_vjp_kernel(const Cuda& policy, TokensView<T> d_x,
+                             const FeedForwardParameters<accumulate_t<T>>& gradients, TokensView<const T> d_y,
+                             TokensView<const T> x, TokensView<const T> before,
+                             const FeedForwardParameters<const T>& parameters,
+                             const SharedGradient<T, Cuda, routes>& shared) {
+    const Index batch = x.extent(0), length = x.extent(1), rows = batch * length, d = x.extent(2);
+    const Index hidden = parameters.hidden_weight.extent(0);
+    auto normed = normalize(policy, x, parameters.norm);  // (b, n, d)
+    TokensTensor<T, Cuda> h(policy, {batch, length, hidden}), d_h(policy, {batch, length, hidden});
+    if (!before) linear(policy, h.view(), normed, parameters.hidden_weight, parameters.hidden_bias);
+    if (!before) before = h.const_view();
+    cuda::linear_input_gradient<T>(policy, rows, hidden, d, {d_h.data(), hidden}, {d_y.data(), d},
+                                   parameters.project_weight.data());
+    cuda::with_warp_row<T>(
+        hidden,
+        [&]<int width, int packs>() {
+            cuda::launch_with_sums(policy, "gelu_with_vjp", cuda::gelu_with_vjp<width, packs, T>,
+                                   cuda::Totals<accumulate_t<T>, 1>{{gradients.hidden_bias.data()}, hidden}, rows,
+                                   h.data(), d_h.data(), before.data(), hidden);
+        },
+        h.data(), d_h.data(), before.data());
+    cuda::add_weight_gradient(policy, rows, hidden, d, gradients.project_weight.data(), d_y.data(),
+                              static_cast<const T*>(h.data()));
+    cuda::add_column_sums(policy, gradients.project_bias.data(), rows, cuda::RouteRows<T>{d_y.data(), length, 1, 0, d});
+    cuda::add_weight_gradient(policy, rows, d, hidden, gradients.hidden_weight.data(),
+                              static_cast<const T*>(d_h.data()), static_cast<const T*>(normed.data()));
+    cuda::linear_input_gradient<T>(policy, rows, d, hidden, {normed.data(), d}, {d_h.data(), hidden},
+                                   parameters.hidden_weight.data());  // normed is not read any more
+    normalize_vjp_kernel(policy, d_x, gradients.norm, normed.const_view(), x, parameters.norm, shared);
+}
+
+}  // namespace colt5
