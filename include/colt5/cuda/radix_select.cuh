@@ -104,6 +104,7 @@ __device__ Selection<Key> select_smallest(Team& team, int bits, Index total, Ind
         needed -= found_before;
         candidates = found_count;
     }
+    team.stay();
     return selection;
 }
 

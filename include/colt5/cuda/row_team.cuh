@@ -131,8 +131,8 @@ public:
         return static_cast<Index>(before.second);
     }
 
-    /// The team's count in the bin of this thread, 0 for threads that have none. A combination or sum must follow
-    /// before the kernel ends, and the histogram must not change until the next but one merge.
+    /// The team's count in the bin of this thread, 0 for threads that have none. The histogram must not change until
+    /// the next but one merge, nor the kernel end before `stay`.
     __device__ unsigned merge_histogram(unsigned* of_mine, int) {
         sync();
         unsigned sum = 0;
@@ -145,6 +145,10 @@ public:
         if (threadIdx.x < histogram_bins) sum = of_mine[threadIdx.x];
 #endif
         return sum;
+    }
+    /// Until no other block reads this one's histograms any more.
+    __device__ static void stay() {
+        if (blocks() > 1) sync();
     }
 
     Index row, begin, count;
@@ -261,6 +265,7 @@ public:
         __syncthreads();
         return has_bin ? __ldcg(of_all + threadIdx.x) : 0;
     }
+    __device__ static void stay() {}  // they are in global memory
 
     Index row, begin, count;
 
