@@ -75,13 +75,16 @@ private:
 };
 
 /// Lets a part of a computation run beside the rest: from construction to `join`, work under `policy()` and work under
-/// the policy itself need not be in order. Until then, neither may write or free what the other uses. Joins when it is
-/// destroyed. A policy that has nothing to run it on does it in line.
+/// the policy itself need not be in order. Until then, neither may write or free what the other uses; but what was
+/// queued beside before the last `mark` may be read after `wait_for_mark`. Joins when it is destroyed. A policy that
+/// has nothing to run it on does it in line.
 template <Policy P>
 class Beside {
 public:
     explicit Beside(const P& policy) : policy_(policy) {}
     const P& policy() const { return policy_; }
+    void mark() {}
+    void wait_for_mark() {}
     void join() {}
 
 private:

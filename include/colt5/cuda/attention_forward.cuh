@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/attention_tile.cuh>
+#include <colt5/cuda/attention_passing.cuh>
 
 namespace colt5::cuda {
 
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     });
                 if (!incomplete) continue;
                 const std::uint32_t visible = at(group + c).stage.visible.of_group(at(group + c).row);
-                if (visible != 0xffffu)
+                if (visible != whole_group)
                     for_each_entry([&](int j, int e, int, int column) {
                         if ((visible >> column & 1) == 0) score[c][j][e] = -infinity;
                     });

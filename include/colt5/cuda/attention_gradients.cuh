@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/attention_tile.cuh>
+#include <colt5/cuda/attention_passing.cuh>
 
 /// What the two kernels of attention's vector-Jacobian product share; see attention_backward.cuh.
 namespace colt5::cuda {

@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     });
                 if (incomplete) {
                     const std::uint32_t visible = at(group + c).stage.visible.of_group(at(group + c).row);
-                    if (visible != 0xffffu)
+                    if (visible != whole_group)
                         for_each_entry([&](int j, int e, int, int column) {
                             if ((visible >> column & 1) == 0) p[c][j][e] = 0;
                         });

@@ -71,13 +71,17 @@ public:
 
     /// Work that is queued from now on runs after all that `other` has queued so far. The host does not wait.
     void wait_for(const Cuda& other) const {
-        const cudaEvent_t event = other.state_->event.handle;
-        {
-            const cuda::DeviceGuard guard(other.device());
-            cuda::check(cudaEventRecord(event, other.stream()), "cudaEventRecord");
-        }
+        other.mark();
+        wait_for_mark(other);
+    }
+    /// The two halves of it: a mark behind all that is queued here, and waiting for the last mark of `other`.
+    void mark() const {
         const cuda::DeviceGuard guard(device());
-        cuda::check(cudaStreamWaitEvent(stream(), event), "cudaStreamWaitEvent");
+        cuda::check(cudaEventRecord(state_->event.handle, stream()), "cudaEventRecord");
+    }
+    void wait_for_mark(const Cuda& other) const {
+        const cuda::DeviceGuard guard(device());
+        cuda::check(cudaStreamWaitEvent(stream(), other.state_->event.handle), "cudaStreamWaitEvent");
     }
 
     /// The policy of what runs beside this one's work, with a stream and a workspace of its own: see Beside.
@@ -179,6 +183,8 @@ public:
     }
 
     const Cuda& policy() const { return beside_; }
+    void mark() { beside_.mark(); }
+    void wait_for_mark() { main_.wait_for_mark(beside_); }
     /// Again does nothing.
     void join() {
         if (!joined_) main_.wait_for(beside_);

@@ -144,7 +144,7 @@ public:
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
         Beside beside(policy_);
         auto heavy = heavy_gradients(beside.policy(), pass);
-        backward_heavy(beside.policy(), pass, heavy, d_out, gradients);
+        backward_heavy(beside, pass, heavy, d_out, gradients);
         return backward_light(beside, pass, heavy, d_out, gradients);
     }
 
@@ -156,7 +156,7 @@ public:
         Beside beside(policy_);
         auto heavy = heavy_gradients(beside.policy(), taken);  // before a gap opens, which the result is to fill
         taken.out = {};
-        backward_heavy(beside.policy(), taken, heavy, d_out, gradients);
+        backward_heavy(beside, taken, heavy, d_out, gradients);
         taken.heavy = {};
         return backward_light(beside, taken, heavy, d_out, gradients);
     }
@@ -187,8 +187,9 @@ private:
     }
 
     template <Viewable D>
-    void backward_heavy(const P& policy, const Pass& pass, HeavyGradients& heavy, const D& d_out,
+    void backward_heavy(Beside<P>& beside, const Pass& pass, HeavyGradients& heavy, const D& d_out,
                         Gradients& gradients) const {
+        const P& policy = beside.policy();
         expect<Tokens>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), pass.tokens.shape());
         const auto& routing_q = pass.routed_q.routing;
@@ -203,13 +204,15 @@ private:
         if constexpr (routes > 0) {
             heavy.d_logits_q = q_router.d_logits(policy, pass.routed_q, heavy.d_scores_q.const_view(), pass.mask);
             heavy.d_logits_kv = kv_router.d_logits(policy, pass.routed_kv, heavy.d.d_scores.const_view(), pass.mask);
+            beside.mark();
         }
     }
 
     template <Viewable D>
     Out backward_light(Beside<P>& beside, const Pass& pass, const HeavyGradients& heavy, const D& d_out,
                        Gradients& gradients) const {
-        SharedGradient<Scalar, P, routes> shared{detail::residual_of(pass.residual, d_out), {}, &beside};
+        SharedGradient<Scalar, P, routes> shared{
+            detail::residual_of(pass.residual, d_out), {}, routes > 0 ? &beside : nullptr};
         if constexpr (routes > 0) {
             add_routes(shared, 0, q_router, heavy.d_logits_q.const_view(), gradients.q_router);
             add_routes(shared, QRouter::num_routing_tokens, kv_router, heavy.d_logits_kv.const_view(),

@@ -113,7 +113,7 @@ public:
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
         Beside beside(policy_);
         auto heavy = heavy_gradients(beside.policy(), pass);
-        backward_heavy(beside.policy(), pass, heavy, d_out, gradients);
+        backward_heavy(beside, pass, heavy, d_out, gradients);
         return backward_light(beside, pass, heavy, d_out, gradients);
     }
 
@@ -125,7 +125,7 @@ public:
         Beside beside(policy_);
         auto heavy = heavy_gradients(beside.policy(), taken);  // before a gap opens, which the result is to fill
         taken.out = {};
-        backward_heavy(beside.policy(), taken, heavy, d_out, gradients);
+        backward_heavy(beside, taken, heavy, d_out, gradients);
         taken.heavy = {};
         taken.heavy_out = {};
         return backward_light(beside, taken, heavy, d_out, gradients);
@@ -153,25 +153,29 @@ private:
     }
 
     template <Viewable D>
-    void backward_heavy(const P& policy, const Pass& pass, HeavyGradients& heavy, const D& d_out,
+    void backward_heavy(Beside<P>& beside, const Pass& pass, HeavyGradients& heavy, const D& d_out,
                         Gradients& gradients) const {
+        const P& policy = beside.policy();
         expect<Tokens>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), pass.tokens.shape());
         const auto& [indices, scores] = pass.routed.routing;
         const auto picks = single_route(indices);
         auto d_heavy = scatter_vjp(policy, how, d_out, picks);  // (b, k, d)
         assign(policy, heavy.d_scores, row_sum(d_heavy * pass.heavy_out));
+        if constexpr (routes > 0) {  // the light branch needs it before the rest
+            heavy.d_logits = router.d_logits(policy, pass.routed, heavy.d_scores.const_view(), pass.mask);
+            beside.mark();
+        }
         assign(policy, d_heavy, d_heavy * column(scores));
         heavy_ff.backward(policy, pass.heavy, heavy.d_picked.view(), d_heavy, gather(policy, pass.tokens, picks),
                           gradients.heavy_ff);
-        if constexpr (routes > 0)
-            heavy.d_logits = router.d_logits(policy, pass.routed, heavy.d_scores.const_view(), pass.mask);
     }
 
     template <Viewable D>
     Out backward_light(Beside<P>& beside, const Pass& pass, const HeavyGradients& heavy, const D& d_out,
                        Gradients& gradients) const {
-        SharedGradient<Scalar, P, routes> shared{detail::residual_of(pass.residual, d_out), {}, &beside};
+        SharedGradient<Scalar, P, routes> shared{
+            detail::residual_of(pass.residual, d_out), {}, routes > 0 ? &beside : nullptr};
         if constexpr (routes > 0) add_routes(shared, 0, router, heavy.d_logits.const_view(), gradients.router);
         auto d_x = tensor_like(policy_, pass.tokens);
         light_ff.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, gradients.light_ff, shared);

@@ -33,10 +33,10 @@ template <typename T, Policy P, std::size_t routes = 0>
 struct SharedGradient {
     TokensView<const T> add{};  // (b, n, d), such as a residual's, or absent
     std::array<RouteGradient<T>, routes> of_routes{};
-    Beside<P>* beside = nullptr;  // what computes d_logits, if anything does: joined before they are read
+    Beside<P>* beside = nullptr;  // where d_logits are computed, if anywhere, up to its mark
 
     void wait() const {
-        if (beside != nullptr) beside->join();
+        if (beside != nullptr) beside->wait_for_mark();
     }
 };
 

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include <colt5/cuda/attention_tile.cuh>
+
+/// How the keys that queries see, or the queries that see keys, pass through shared memory: by groups of 16 rows.
+namespace colt5::cuda {
+
+/// How the rows of the other side pass through shared memory: blocks of them in turn, one stage ahead; the whole window
+/// at once; or tiles on which a block of the kernel marches along, which reads each of them only once.
+enum class Passing { in_turn, at_once, marching };
+
+/// Rows of a tile, which a window must not reach beyond, and places for passing tiles.
+inline constexpr int marching_rows = 64, marching_places = 3;
+
+/// The part of [0, limit) that the tile [first, first + rows) sees, from a multiple of 16 on.
+struct Sight {
+    int begin, end;
+
+    __device__ Sight(int first, int rows, int reach, int limit)
+        : begin(::max(0, first - reach) / 16 * 16), end(::min(limit, first + rows + reach)) {}
+};
+
+/// The groups of 16 rows of a block of the other side, which starts at `block` and reaches at most to `limit`, that the
+/// 16 rows from `first` on see.
+struct Groups {
+    int begin, end;
+
+    __device__ Groups(int first, int block, int size, int limit, int reach)
+        : begin(::max(0, first - reach - block) / 16),
+          end(::min(::min(size, limit - block) + 15, first + reach - block + 31) / 16) {}
+};
+
+/// 16 rows of the other side: where they are in a stage of it.
+template <typename Stage>
+struct Group {
+    const Stage& stage;
+    int row;
+};
+
+/// Which rows of a stage are visible, a bit each.
+template <int rows>
+struct Visibility {
+    std::uint32_t words[(rows + 31) / 32];
+
+    /// Whole warps call it: `row` is visible if `visible`.
+    __device__ void set(int row, bool visible) {
+        const std::uint32_t word = __ballot_sync(0xffffffffu, visible);
+        if (row % 32 == 0) words[row / 32] = word;
+    }
+    /// Of the 16 rows from `row`, a multiple of 16, on.
+    __device__ std::uint32_t of_group(int row) const { return words[row / 32] >> row % 32 & 0xffffu; }
+};
+inline constexpr std::uint32_t whole_group = 0xffffu;
+
+/// How many rows of a window a kernel stages at once, as a multiple of 16: those of the flagship's ±64 if they fit into
+/// shared memory beside `fixed_rows` others. Rows come in pairs of tiles.
+template <typename T>
+constexpr int window_rows(int own, int fixed_rows, int stride) {
+    constexpr int available = shared_bytes - 2048, beside = 2 * static_cast<int>(sizeof(accumulate_t<T>)) + 1;
+    const int row_bytes = stride * static_cast<int>(sizeof(T));
+    return std::min(own + 128, (available - fixed_rows * (row_bytes + 8)) / (2 * row_bytes + beside) / 16 * 16);
+}
+
+/// Calls `run(std::integral_constant<int, chunk>(), group)` for one chunk of groups after the other, then for single
+/// ones.
+template <int chunk, typename Run>
+__device__ void for_each_chunk(const Groups& groups, const Run& run) {
+    int group = groups.begin;
+    for (; group + chunk <= groups.end; group += chunk) run(std::integral_constant<int, chunk>(), group);
+    if constexpr (chunk > 1)
+        for (; group < groups.end; ++group) run(std::integral_constant<int, 1>(), group);
+}
+
+/// Runs `compute(i)` for blocks 0 … blocks − 1 behind `load(i)`, which starts copies to stage i % stages and ends a
+/// copy group. Block 0 must have arrived or be under way.
+template <int stages, typename Load, typename Compute>
+__device__ void pipeline(int blocks, const Load& load, const Compute& compute) {
+    for (int i = 0; i < blocks; ++i) {
+        if (stages == 1 && i > 0) load(i);
+        const bool more = stages > 1 && i + 1 < blocks;
+        if (more) load(i + 1);
+        if (more)
+            wait_for_copies<1>();
+        else
+            wait_for_copies<0>();
+        __syncthreads();
+        compute(i);
+        if (i + 1 < blocks) __syncthreads();
+    }
+}
+
+/// For `tiles` tiles of a block's own rows: begin(t), compute(t, false) with the passing tile t − 1, compute(t, true)
+/// with t and t + 1, and end(t), behind load_own(t) and load_passing(p) for the next ones, which start copies.
+/// settle(p) puts in place what load_passing(p) has read otherwise. Passing tile p is at place (p + 3) % 3, a tile of
+/// own rows at t % 2.
+template <typename LoadOwn, typename LoadPassing, typename Settle, typename Begin, typename Compute, typename End>
+__device__ void march(int tiles, const LoadOwn& load_own, const LoadPassing& load_passing, const Settle& settle,
+                      const Begin& begin, const Compute& compute, const End& end) {
+    load_own(0);
+    for (int p = -1; p <= 1; ++p) {
+        load_passing(p);
+        settle(p);
+    }
+    end_copy_group();
+    for (int t = 0; t < tiles; ++t) {
+        wait_for_copies<0>();
+        settle(t + 1);
+        __syncthreads();
+        begin(t);
+        compute(t, false);
+        __syncthreads();
+        if (t + 1 < tiles) {
+            load_own(t + 1);
+            load_passing(t + 2);  // where t − 1 was
+            end_copy_group();
+        }
+        compute(t, true);
+        end(t);
+    }
+}
+
+/// What 16 own rows at `position` see of the three passing tiles around tile t, of which the first begins at row
+/// `first`: of that one, or of the `rest`.
+struct MarchingWindow : Groups {
+    static constexpr int of_tile = marching_rows / 16;
+
+    __device__ MarchingWindow(int t, bool rest, int first_row, int position, int reach, int limit)
+        : Groups(position, first_row, marching_places * marching_rows, limit, reach), first(first_row), place(t - 1) {
+        if (rest)
+            begin = ::max(begin, of_tile);
+        else
+            end = ::min(end, of_tile);
+    }
+    __device__ bool is_incomplete(int limit) const {
+        return first < 0 || first + marching_places * marching_rows > limit;
+    }
+    template <typename Stage>
+    __device__ auto groups_of(const Stage (&stages)[marching_places]) const {
+        const int first_place = (place + marching_places) % marching_places;
+        return [&stages, first_place](int group) {
+            const int at = first_place + group / of_tile;
+            return Group<Stage>{stages[at < marching_places ? at : at - marching_places], group % of_tile * 16};
+        };
+    }
+    int first, place;
+};
+
+/// Calls `run.template operator()<Arithmetic, width, passing>()` with how to multiply and how to pass: blocks march
+/// along a window of short rows of 16 bits that their tiles cover, as the flagship's ±64, and take a window of rows of
+/// 256 bytes at once if tensor cores multiply.
+template <bool window, typename T, typename Run>
+void with_passing(const Cuda& policy, const Attention<T>& a, const Run& run) {
+    with_arithmetic<T>(policy, [&]<typename Arithmetic>() {
+        with_width(a.dim_head, [&]<int width>() {
+            constexpr bool may_march = window && HalfPrecision<T> && width * sizeof(T) <= 128;
+            constexpr bool at_once = window && Arithmetic::has_tensor_cores && width * sizeof(T) == 256;
+            if constexpr (may_march) {
+                if (a.reach <= marching_rows && a.vectors)
+                    return run.template operator()<Arithmetic, width, Passing::marching>();
+            }
+            run.template operator()<Arithmetic, width, at_once ? Passing::at_once : Passing::in_turn>();
+        });
+    });
+}
+
+/// How many tiles of `tile_rows` of the `rows` rows of each head a block has: one, or so many to march over that the
+/// blocks just fill the GPU.
+template <typename Shape, typename T>
+int tiles_of_block(const Cuda& policy, const Attention<T>& a, Index rows, Index tile_rows) {
+    if (!Shape::marches) return 1;
+    int multiprocessors = 0;
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, policy.device()),
+          "cudaDeviceGetAttribute");
+    constexpr Index most = 32;
+    const Index blocks = Index{multiprocessors} * Shape::blocks_per_multiprocessor;
+    const Index tiles = divide_up(rows, tile_rows) * a.heads() * a.batch;
+    return static_cast<int>(std::clamp(divide_up(tiles, blocks), Index{1}, most));
+}
+
+}  // namespace colt5::cuda
