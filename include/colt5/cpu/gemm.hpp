@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/cpu/parallel.hpp>
@@ -166,13 +167,20 @@ void pack_strip(const T* b, Index ldb, Index k, Index depth, Index first, Index 
 /// The left side aᵀ as tiles of (depth, GemmTile::rows): eight rows of a at a time, which fill whole lines of a tile.
 template <typename T>
 void pack_transposed(const T* a, Index lda, Index depth, Index count, T* tiles) {
-    constexpr Index height = GemmTile<T>::rows, together = 8;
+    constexpr int height = GemmTile<T>::rows, together = 8;
     for (Index first = 0; first < depth; first += together) {
         const Index last = std::min(depth, first + together);
-        Index i = 0;
-        for (; i + height <= count; i += height)
-            for (Index k = first; k < last; ++k) std::copy_n(a + k * lda + i, height, tiles + i * depth + k * height);
-        for (Index k = first; k < last; ++k) std::copy_n(a + k * lda + i, count - i, tiles + i * depth + k * height);
+        for (Index i = 0; i < count; i += height)
+            for (Index k = first; k < last; ++k) {
+                T* const to = tiles + i * depth + k * height;
+                const T* const from = a + k * lda + i;
+                // Rows are far apart, which the processor does not foresee.
+                __builtin_prefetch(from + (k + together < depth ? together * lda : 0));
+                if (i + height <= count)
+                    std::memcpy(to, from, height * sizeof(T));  // of a constant size: no call
+                else
+                    unroll<height>([&](auto r) { to[r] = from[std::min<Index>(r, count - 1 - i)]; });
+            }
     }
 }
 
