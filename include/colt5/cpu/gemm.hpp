@@ -23,7 +23,7 @@ extern "C" [[gnu::weak]] void openblas_set_num_threads(int);
 /// products are the BLAS's, and so is what they promise.)
 ///
 /// Why not Eigen's kernel: this one needs no packed copy of the left side, writes results instead of adding to zeros,
-/// and keeps 24 sums in the 32 registers of AVX-512 and NEON where Eigen 3.4 keeps 12 (bench/op/matmul.cpp compares).
+/// and keeps 24 sums in the 32 registers of AVX-512 and NEON where Eigen 3.4 keeps 12 (bench/sgemm.cpp compares).
 namespace colt5::cpu {
 
 enum class Op { none, transpose };
