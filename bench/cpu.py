@@ -20,9 +20,11 @@ How it is measured
 - Routing tokens are scaled by 1/√d, so that logits have unit deviation. At the package's own initialization, with logits
   of deviation √d, many scores saturate at 1 and which of them the package routes is arbitrary: rows `… (own init)` are
   timed, but their results may differ.
-- The floor of a row is its number of floating-point operations at the rate of the best BLAS at hand: Eigen or OpenBLAS, on
-  matrices of 2048 × 2048, or PyTorch's in the `linear` rows of the same run, on the same number of threads. Our own products
-  may beat it. Routing and choosing have no floor.
+- The floor of a row is its number of floating-point operations at the rate of the best BLAS at hand, OpenBLAS or else
+  Eigen, on matrices of 2048 × 2048 and the same number of threads. It takes turns with the two sides: the rate is the
+  median of the products made between their calls, since the clock of a processor that others use, too, wanders. Our own
+  products may beat it. Routing and choosing have no floor.
+- The rows `block_k16_…` route 16 tokens whatever the length, so that the work of a token does not depend on it.
 - A row without PyTorch's columns is only ours.
 
 --json FILE writes a list of rows {name, ours_s, peer_s, floor_s, ours_mib, peer_mib, …} with null for what is not there.
@@ -61,6 +63,7 @@ class Case:
     backward: bool = True
     wide_logits: bool = False
     peer: bool = True
+    one_thread: bool = False  # ours on one thread takes turns, too
     threads: int = 0  # 0: as many as --threads says
 
     @property
@@ -77,9 +80,10 @@ def linear(batch, length, width, out, name='linear', **options):
                 linear_kernels(batch * length, width, out), **options)
 
 
-def block(name, batch, length, width=512, **options):
-    kernels = block_kernels(batch, length, width, **(SMALL if width == 128 else FLAGSHIP))
-    return Case(name, 'conditional_routed_transformer_block', batch, length, width, (width, 50), kernels, **options)
+def block(name, batch, length, width=512, k=None, **options):
+    config = (SMALL if width == 128 else FLAGSHIP) | ({} if k is None else {'k': k})
+    return Case(name, 'conditional_routed_transformer_block', batch, length, width, (width, 50, k or 0),
+                block_kernels(batch, length, width, **config), **options)
 
 
 def cases(quick, shrink):
@@ -105,13 +109,12 @@ def cases(quick, shrink):
     for n in (1024, 8192) if quick else (1024, 4096, 16384, 32768):
         yield block(f'block_n{n}', 1, max(1024, n // shrink))
     yield block('block', 2, full)
-    if quick:
-        yield block('block_n32768', 1, full, peer=False)
-    else:
+    if not quick:
         yield block('block_own_init', 2, full, wide_logits=True)
-    yield block('block_n32768_one_thread', 1, full, peer=False, threads=1)
-    for n in (131072,) if quick else (131072, 262144, 524288, 1048576):
-        yield block(f'block_n{n}', 1, n // shrink, peer=False)
+        yield block('block_n131072', 1, 131072 // shrink, peer=False)
+    lengths = (1024, 8192, 32768, 131072) if quick else (1024, 4096, 16384, 32768, 131072, 262144, 524288, 1048576)
+    for n in lengths:
+        yield block(f'block_k16_n{n}', 1, max(1024, n // shrink), k=16, peer=False, one_thread=n == 32768)
 
 
 def difference(ours, peer):
@@ -125,7 +128,7 @@ class Bench:
         self.build_dir, self.threads, self.quick, self.folder = build_dir, threads, quick, folder
         self.rows = []
         self.libraries = {}
-        self.measured_rates = {}
+        self.products = {}  # by the number of threads: one process for each program that multiplies
 
     def run(self, case):
         threads = case.threads or self.threads
@@ -140,8 +143,11 @@ class Bench:
                 peer.end()  # it has written the inputs
             ours = stack.enter_context(
                 Process([self.build_dir / 'bench' / case.program, inputs, threads, *case.numbers], environment))
+            sides = {'ours': ours} | ({'peer': peer} if case.peer else {})
+            if case.one_thread:
+                sides['one_thread'] = stack.enter_context(
+                    Process([self.build_dir / 'bench' / case.program, inputs, 1, *case.numbers], {'OMP_NUM_THREADS': '1'}))
             inputs.unlink()
-            sides = {'ours': ours, 'peer': peer} if case.peer else {'ours': ours}
             self.libraries |= {'ours': ours.library, 'peer': peer.library}
             for mode in case.modes:
                 self.rows.append(self.measure(case, mode, threads, sides))
@@ -158,17 +164,22 @@ class Bench:
         counts = {side: math.ceil(0.05 / seconds) for side, seconds in first.items()}
         round_s = sum(counts[side] * first[side] for side in taking_turns)
         least, most, budget_s = (1, 5, 1) if self.quick else (5 if case.name == 'block' else 3, 9, 6)
-        for _ in range(min(most, max(least, round(budget_s / round_s)))):
+        rates = [self.rates(threads)]
+        for _ in range(min(most, max(1 if round_s > 20 else least, round(budget_s / round_s)))):
             for side in taking_turns:
                 samples[side] += sides[side].ask('time', mode, counts[side])
+            rates.append(self.rates(threads))
         row = {'name': f'{case.name}_{mode}'}
+        if case.one_thread:
+            row['one_thread_s'] = statistics.median(samples['one_thread'])
+        flop, rate = case.mode_flop(mode), {name: statistics.median(each[name] for each in rates) for name in rates[0]}
         for field, value in (('s', lambda side: statistics.median(samples[side])), ('mib', mib.get),
                              ('spread_s', lambda side: max(samples[side]) - min(samples[side]))):
             row |= {f'{side}_{field}': value(side) if side in sides else None for side in ('ours', 'peer')}
         return row | {
-            'floor_s': None, 'difference': difference(self.folder / 'ours', self.folder / 'peer') if case.peer else None,
+            'floor_s': flop and flop / rate.get('OpenBLAS', rate['Eigen']), 'rates': rate, 'difference': difference(self.folder / 'ours', self.folder / 'peer') if case.peer else None,
             'repetitions': len(samples['ours']), 'batch': case.batch, 'length': case.length, 'width': case.width,
-            'threads': threads, 'flop': case.mode_flop(mode)}
+            'threads': threads, 'flop': flop}
 
     def fits(self, case):
         """Whether the next longer block fits into memory, judging by the shorter ones before it."""
@@ -181,23 +192,28 @@ class Bench:
         return not mib_per_token or mib_per_token[-1] * case.length + inputs_mib < 0.85 * available_mib
 
     def rates(self, threads):
-        """Operations per second by what multiplies, on that many threads."""
-        if threads not in self.measured_rates:
-            lines = [line.split() for program in ('sgemm', 'sgemm_openblas') if (self.build_dir / 'bench' / program).exists()
-                     for line in subprocess.run([self.build_dir / 'bench' / program, str(threads)], check=True, text=True,
-                                                capture_output=True).stdout.splitlines()]
-            self.measured_rates[threads] = {name: float(rate) * 1e9 for name, rate in lines}
-        rates = dict(self.measured_rates[threads])
-        rows = [row for row in self.rows if row['name'].startswith('linear') and row['threads'] == threads]
-        if rows:
-            rates['PyTorch'] = max(row['flop'] / row['peer_s'] for row in rows)
-            rates['colt5'] = max(rates['colt5'], *(row['flop'] / row['ours_s'] for row in rows))
+        """Operations per second by what multiplies, now, on that many threads."""
+        if threads not in self.products:
+            self.products[threads] = [subprocess.Popen([program, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                                       text=True, bufsize=1)
+                                      for program in map((self.build_dir / 'bench').joinpath, ('sgemm', 'sgemm_openblas'))
+                                      if program.exists()]
+            self.rates(threads)  # the first products are slower
+        rates = {}
+        for process in self.products[threads]:
+            process.stdin.write('\n')
+            words = process.stdout.readline().split()
+            rates |= {name: float(rate) * 1e9 for name, rate in zip(words[::2], words[1::2])}
         return rates
 
-    def set_floors(self):
-        for row in self.rows:
-            if row['flop']:
-                row['floor_s'] = row['flop'] / max(rate for name, rate in self.rates(row['threads']).items() if name != 'colt5')
+    def end(self):
+        for process in sum(self.products.values(), []):
+            process.communicate()
+
+
+def growth(bench, k, mode):
+    """The rows of one block and lengths that grow, with the flagship's k or 16."""
+    return [row for row in bench.rows if re.fullmatch(rf'block{"_k16" if k == 16 else ""}_n\d+_{mode}', row['name'])]
 
 
 def goals(bench):
@@ -229,7 +245,7 @@ def goals(bench):
         add(f'small block, {words}: times faster than the package',
             of((f'small_{row}', 'peer_s'), (f'small_{row}', 'ours_s')), least=10)
         add(f'block, {words}: {bench.threads} threads over one, times faster',
-            of((f'block_n32768_one_thread_{mode}', 'ours_s'), (f'block_n32768_{mode}', 'ours_s')),
+            of((f'block_k16_n32768_{mode}', 'one_thread_s'), (f'block_k16_n32768_{mode}', 'ours_s')),
             least=1.9 if bench.threads == 2 else None, most=None if bench.threads == 2 else bench.threads)
     add('block: memory over that of the package', of(('block_forward_backward', 'ours_mib'),
                                                      ('block_forward_backward', 'peer_mib')), most=0.2)
@@ -237,10 +253,11 @@ def goals(bench):
         seconds = number(f'routing_50_{name}', 'ours_s')
         add(f'routing of 2 × 32768 on one core, {text}, ms', seconds and seconds * 1e3, most=most)
     for mode in ('forward', 'forward_backward'):
-        at_32k = quotient(number(f'block_n32768_{mode}', 'ours_s'), number(f'block_n32768_{mode}', 'length'))
-        for row in bench.rows:
-            if re.fullmatch(rf'block_n\d+_{mode}', row['name']) and row['length'] != number(f'block_n32768_{mode}', 'length'):
-                add(f'{row["name"]}: time a token over that at 32768', quotient(row['ours_s'] / row['length'], at_32k),
+        # In time of the machine's own products: a run takes minutes, in which its clock wanders.
+        at_32k = of((f'block_k16_n32768_{mode}', 'ours_s'), (f'block_k16_n32768_{mode}', 'floor_s'))
+        for row in growth(bench, 16, mode):
+            if at_32k and '_n32768_' not in row['name']:
+                add(f'{row["name"]}: time a token over that at 32768', row['ours_s'] / row['floor_s'] / at_32k,
                     most=1.1, least=0.9)
     return table
 
@@ -251,8 +268,9 @@ def report(bench):
     print(f'\n{model}, {os.cpu_count()} cores; ours multiplies by {bench.libraries["ours"]}, '
           f'the other side is colt5-attention 0.2.3 with {bench.libraries["peer"]}.\n')
     for threads in sorted({row['threads'] for row in bench.rows}, reverse=True):
-        print(f'sgemm, threads {threads}, GFLOP/s: ' +
-              ', '.join(f'{name} {rate / 1e9:.0f}' for name, rate in bench.rates(threads).items()))
+        rates = [row['rates'] for row in bench.rows if row['threads'] == threads]
+        print(f'sgemm, threads {threads}, GFLOP/s: ' + ', '.join(
+            f'{name} {statistics.median(rate[name] for rate in rates) / 1e9:.0f}' for name in rates[0]))
     print()
     table = []
     for row in bench.rows:
@@ -266,13 +284,18 @@ def report(bench):
     print_table(['', 'b × n × d', 'threads', 'ours', 'PyTorch', 'faster', 'floor', 'ours / floor', 'ours MiB', 'PyTorch MiB',
                  'less', 'differs'], table)
     print_table(['goal', 'wanted', 'measured', 'reached'], goals(bench))
-    for mode in ('forward', 'forward_backward'):
-        growth = [row for row in bench.rows if re.fullmatch(rf'block_n\d+_{mode}', row['name'])]
-        if growth:
-            print_table(['growth', 'µs a token', 'bytes a token', 'ours / floor'],
-                        [[row['name'], f'{row["ours_s"] / row["length"] * 1e6:.2f}',
-                          f'{row["ours_mib"] / row["length"] * 2 ** 20:.0f}',
-                          ratio(row['ours_s'], row['floor_s'], '{:.2f}')] for row in growth])
+    for k in (16, FLAGSHIP['k']):
+        for mode in ('forward', 'forward_backward'):
+            rows = growth(bench, k, mode)
+            lines, before = [], None
+            for row in rows:
+                more = (row['ours_mib'] - before['ours_mib']) / (row['length'] - before['length']) if before else None
+                lines.append([row['name'], f'{row["ours_s"] / row["length"] * 1e6:.2f}',
+                              ratio(row['ours_s'], row['floor_s'], '{:.2f}'), mib_text(row['ours_mib']),
+                              '' if more is None else f'{more * 2 ** 20:.0f}'])
+                before = row
+            if rows:
+                print_table([f'growth, k = {k}', 'µs a token', 'ours / floor', 'MiB', 'bytes a further token'], lines)
 
 
 def main():
@@ -282,7 +305,7 @@ def main():
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--quick', action='store_true', help='2 minutes: shorter pieces, the flagship once')
     parser.add_argument('--json', type=pathlib.Path, metavar='FILE')
-    parser.add_argument('--only', metavar='PATTERN', help='cases by name, such as "block*"; with the linear rows, for the floors')
+    parser.add_argument('--only', metavar='PATTERN', help='cases by name, such as "block*"')
     parser.add_argument('--shrink', type=int, default=1, metavar='N', help='divides lengths by N, to try this program itself')
     args = parser.parse_args()
     start = time.monotonic()
@@ -290,7 +313,7 @@ def main():
     with tempfile.TemporaryDirectory(dir=args.build_dir) as folder:  # not in /tmp, which may be memory
         bench = Bench(args.build_dir, args.threads, args.quick, pathlib.Path(folder))
         for case in cases(args.quick, args.shrink):
-            if args.only and not case.name.startswith('linear') and not fnmatch.fnmatch(case.name, args.only):
+            if args.only and not fnmatch.fnmatch(case.name, args.only):
                 continue
             if not case.peer and not bench.fits(case):
                 case = dataclasses.replace(case, backward=False)
@@ -304,7 +327,7 @@ def main():
             except ProcessEnded as error:
                 print(error, file=sys.stderr)
                 failed = True
-    bench.set_floors()
+    bench.end()
     report(bench)
     print(f'{time.monotonic() - start:.0f} s')
     if args.json:

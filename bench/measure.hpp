@@ -47,6 +47,7 @@ public:
     }
 
     double number(std::size_t i) const { return numbers_.at(i); }
+    double number(std::size_t i, double otherwise) const { return i < numbers_.size() ? numbers_[i] : otherwise; }
 
     /// A tensor of the file; empty if it has none of that name.
     template <typename Result>
@@ -136,15 +137,15 @@ inline int serve(const Policy& policy, const Call& call) {
     return 0;
 }
 
-/// Serves a conditional module: out = module(x, mask).
-template <typename Module>
-int serve_module(const Inputs& inputs, Module module) {
+/// Serves a conditional module: out = module(x, mask), perhaps with other numbers of routed tokens.
+template <typename Module, typename... Counts>
+int serve_module(const Inputs& inputs, Module module, const Counts&... counts) {
     inputs.load(module);
     const Tokens x = inputs.tokens("x"), d_out = inputs.tokens("d_out");
     const auto mask = all_true_mask(inputs.policy, x.extent(0), x.extent(1));
     return serve(inputs.policy, [&](bool backward, const Keep& keep) {
-        if (!backward) return keep(module(x, mask.const_view()));
-        auto pass = module.forward(x, mask.const_view());
+        if (!backward) return keep(module(x, mask.const_view(), counts...));
+        auto pass = module.forward(x, mask.const_view(), counts...);
         auto gradients = module.make_gradients();
         keep(module.backward(std::move(pass), d_out ? d_out : x, gradients));
     });

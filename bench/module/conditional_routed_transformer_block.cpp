@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The block of the reference's README. Numbers: its width, or 128 for a small one; the steps of the descent, 50 or 20.
+// The block of the reference's README. Numbers: its width, or 128 for a small one; the steps of the descent, 50 or 20;
+// how many tokens each router chooses, if not as many as configured.
 #include "../measure.hpp"
 
 namespace {
@@ -39,8 +40,11 @@ int main(int argc, char** argv) {
     const bench::Inputs inputs(argc, argv);
     const auto& policy = inputs.policy;
     const bool is_small = inputs.number(0) == small.dim, has_fifty_steps = inputs.number(1) == 50;
-    if (is_small) return serve_module(inputs, ConditionalRoutedTransformerBlock<small, Scalar, Policy>(policy));
+    colt5::TransformerBlockTokens counts;
+    if (const auto chosen = static_cast<colt5::Index>(inputs.number(2, 0)); chosen > 0)
+        counts = {chosen, chosen, chosen};
+    if (is_small) return serve_module(inputs, ConditionalRoutedTransformerBlock<small, Scalar, Policy>(policy), counts);
     if (has_fifty_steps)
-        return serve_module(inputs, ConditionalRoutedTransformerBlock<flagship, Scalar, Policy>(policy));
-    return serve_module(inputs, ConditionalRoutedTransformerBlock<of_twenty_steps, Scalar, Policy>(policy));
+        return serve_module(inputs, ConditionalRoutedTransformerBlock<flagship, Scalar, Policy>(policy), counts);
+    return serve_module(inputs, ConditionalRoutedTransformerBlock<of_twenty_steps, Scalar, Policy>(policy), counts);
 }

@@ -25,6 +25,7 @@
 #include <colt5/cpu/local_attention.hpp>
 #include <colt5/cpu/norm_linear.hpp>
 #include <colt5/cpu/pick.hpp>
+#include <colt5/cpu/projected_local_attention.hpp>
 #include <colt5/cpu/rms_norm.hpp>
 #include <colt5/cpu/route_logits.hpp>
 #include <colt5/cpu/sinkhorn.hpp>

@@ -3,14 +3,15 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
+#include <colt5/cpu/transpose.hpp>
 
 #ifdef EIGEN_USE_BLAS
-#include <Eigen/Core>
 extern "C" [[gnu::weak]] void openblas_set_num_threads(int);
 #endif
 
@@ -22,7 +23,7 @@ extern "C" [[gnu::weak]] void openblas_set_num_threads(int);
 /// products are the BLAS's, and so is what they promise.)
 ///
 /// Why not Eigen's kernel: this one needs no packed copy of the left side, writes results instead of adding to zeros,
-/// and keeps 24 sums in the 32 registers of AVX-512 and NEON where Eigen 3.4 keeps 12 (bench/op/matmul.cpp compares).
+/// and keeps 24 sums in the 32 registers of AVX-512 and NEON where Eigen 3.4 keeps 12 (bench/sgemm.cpp compares).
 namespace colt5::cpu {
 
 enum class Op { none, transpose };
@@ -82,33 +83,31 @@ inline constexpr bool uses_blas = false;
 
 namespace detail {
 
-/// c = alpha · a · b + add for one tile; b is packed, (depth, GemmTile::columns). Of the tile only `rows` × `columns`
-/// are written.
-template <typename T>
-[[gnu::noinline, gnu::flatten]] void multiply_tile(Index depth, T alpha, const LeftSide<T>& a, const T* b,
-                                                   const Addend<T>& add, T* c, Index ldc, Index rows, Index columns) {
-    using Tile = GemmTile<T>;
-    constexpr int vectors = Tile::vectors;
-    std::array<const T*, Tile::rows> row;
-    unroll<Tile::rows>([&](auto i) { row[i] = a.data + std::min<Index>(i, rows - 1) * a.row_stride; });
-    Batch<T> sum[Tile::rows][vectors];
-    unroll<Tile::rows>([&](auto i) { unroll<vectors>([&](auto v) { sum[i][v] = Batch<T>(T(0)); }); });
+/// sum += a · b in registers: of a's rows the entries are depth_stride apart, of b the rows ldb.
+template <typename T, std::size_t rows, int vectors>
+void accumulate(Batch<T> (&sum)[rows][vectors], Index depth, const std::array<const T*, rows>& row, Index depth_stride,
+                const T* b, Index ldb) {
     Index at = 0;
     for (Index k = 0; k < depth; ++k) {
         Batch<T> right[vectors];
         unroll<vectors>([&](auto v) { right[v] = load(b + v * lanes<T>); });
-        unroll<Tile::rows>([&](auto i) {
+        unroll<static_cast<int>(rows)>([&](auto i) {
             const Batch<T> left(row[i][at]);
             unroll<vectors>([&](auto v) { sum[i][v] = xsimd::fma(left, right[v], sum[i][v]); });
         });
-        b += Tile::columns;
-        at += a.depth_stride;
+        b += ldb;
+        at += depth_stride;
     }
+}
+
+/// c = alpha · sum + add for a tile in registers, of which only `rows` × `columns` are written; `whole`: all of it.
+template <bool whole, typename T, typename Sums>
+void store_tile(const Sums& sum, T alpha, const Addend<T>& add, T* c, Index ldc, Index rows, Index columns) {
     const Batch<T> scale(alpha);
-    unroll<Tile::rows>([&](auto i) {
-        if (i >= rows) return;
-        unroll<vectors>([&](auto v) {
-            const Index j = v * lanes<T>, width = std::min(lanes<T>, columns - j);
+    unroll<GemmTile<T>::rows>([&](auto i) {
+        if (!whole && i >= rows) return;
+        unroll<GemmTile<T>::vectors>([&](auto v) {
+            const Index j = v * lanes<T>, width = whole ? lanes<T> : std::min(lanes<T>, columns - j);
             if (width <= 0) return;
             Batch<T> result = sum[i][v] * scale;
             if (add.row != nullptr) result += load(add.row + j, width);
@@ -116,6 +115,29 @@ template <typename T>
             store(c + i * ldc + j, result, width);
         });
     });
+}
+
+/// c = alpha · a · b + add for one tile; b is packed, (depth, GemmTile::columns). Of the tile only `rows` × `columns`
+/// are written.
+template <typename T>
+[[gnu::noinline, gnu::flatten]] void multiply_tile(Index depth, T alpha, const LeftSide<T>& a, const T* b,
+                                                   const Addend<T>& add, T* c, Index ldc, Index rows, Index columns) {
+    using Tile = GemmTile<T>;
+    constexpr int vectors = Tile::vectors;
+    const bool whole = rows == Tile::rows && columns >= Tile::columns;
+    std::array<const T*, Tile::rows> row;
+    unroll<Tile::rows>([&](auto i) {
+        row[i] = a.data + std::min<Index>(i, rows - 1) * a.row_stride;
+        if (whole && add.matrix != nullptr) __builtin_prefetch(add.matrix + i * add.stride);
+        if (whole) __builtin_prefetch(c + i * ldc, 1);
+    });
+    Batch<T> sum[Tile::rows][vectors];
+    unroll<Tile::rows>([&](auto i) { unroll<vectors>([&](auto v) { sum[i][v] = Batch<T>(T(0)); }); });
+    accumulate(sum, depth, row, a.depth_stride, b, Tile::columns);
+    if (whole)
+        store_tile<true>(sum, alpha, add, c, ldc, rows, columns);
+    else
+        store_tile<false>(sum, alpha, add, c, ldc, rows, columns);
 }
 
 /// Rows k … k + depth of op(b) from column `first` on as (depth, GemmTile::columns), with zeros behind the last column.
@@ -126,10 +148,18 @@ void pack_strip(const T* b, Index ldb, Index k, Index depth, Index first, Index 
     if (count < width) std::fill_n(strip, depth * width, T(0));
     if constexpr (op == Op::none) {
         const T* const from = b + k * ldb + first;
-        for (Index i = 0; i < depth; ++i) std::copy_n(from + i * ldb, count, strip + i * width);
+        if (count == width) {
+            for (Index i = 0; i < depth; ++i)
+                unroll<GemmTile<T>::vectors>(
+                    [&](auto v) { store(strip + i * width + v * lanes<T>, load(from + i * ldb + v * lanes<T>)); });
+        } else {
+            for (Index i = 0; i < depth; ++i) std::copy_n(from + i * ldb, count, strip + i * width);
+        }
     } else {
         const T* const from = b + first * ldb + k;
-        for (Index i = 0; i < depth; ++i)
+        const Index blocks = count == width ? depth / lanes<T> * lanes<T> : 0;  // what consists of whole batches
+        cpu::transpose(width, blocks, from, ldb, strip, width);
+        for (Index i = blocks; i < depth; ++i)
             for (Index j = 0; j < count; ++j) strip[i * width + j] = from[j * ldb + i];
     }
 }
@@ -137,13 +167,20 @@ void pack_strip(const T* b, Index ldb, Index k, Index depth, Index first, Index 
 /// The left side aᵀ as tiles of (depth, GemmTile::rows): eight rows of a at a time, which fill whole lines of a tile.
 template <typename T>
 void pack_transposed(const T* a, Index lda, Index depth, Index count, T* tiles) {
-    constexpr Index height = GemmTile<T>::rows, together = 8;
+    constexpr int height = GemmTile<T>::rows, together = 8;
     for (Index first = 0; first < depth; first += together) {
         const Index last = std::min(depth, first + together);
-        Index i = 0;
-        for (; i + height <= count; i += height)
-            for (Index k = first; k < last; ++k) std::copy_n(a + k * lda + i, height, tiles + i * depth + k * height);
-        for (Index k = first; k < last; ++k) std::copy_n(a + k * lda + i, count - i, tiles + i * depth + k * height);
+        for (Index i = 0; i < count; i += height)
+            for (Index k = first; k < last; ++k) {
+                T* const to = tiles + i * depth + k * height;
+                const T* const from = a + k * lda + i;
+                // Rows are far apart, which the processor does not foresee.
+                __builtin_prefetch(from + (k + together < depth ? together * lda : 0));
+                if (i + height <= count)
+                    std::memcpy(to, from, height * sizeof(T));  // of a constant size: no call
+                else
+                    unroll<height>([&](auto r) { to[r] = from[std::min<Index>(r, count - 1 - i)]; });
+            }
     }
 }
 

@@ -11,6 +11,7 @@
 #include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/cpu/tile_product.hpp>
+#include <colt5/cpu/transpose.hpp>
 #include <colt5/op/local_attention.hpp>
 
 namespace colt5 {
@@ -42,14 +43,14 @@ void prefetch_rows(const T* rows, Index count, Index stride, Index length) {
         for (Index e = 0; e < length; e += line) __builtin_prefetch(rows + i * stride + e, 0, 2);
 }
 
-/// The sizes of tiles: queries lie along the lanes of batches, so that the softmax of 32 rows runs down their keys
+/// The sizes of tiles: queries lie along the lanes of batches, so that the softmax of many rows runs down their keys
 /// without a sum across lanes. Groups are the queries that see a block of keys together or not at all.
 template <typename T>
 struct LocalTile {
-    static constexpr Index queries = 32, batches = queries / lanes<T>;
-    static constexpr Index group = std::max<Index>(lanes<T>, block_rows), groups = queries / group;
-    static constexpr Index keys = 512;  // at once; a window that is wider comes in turn
-    static_assert(queries % group == 0 && keys % block_rows == 0);
+    static constexpr Index group = std::max(lanes<T>, Index{8});
+    static constexpr Index queries = block_rows == 6 ? 48 : 32, batches = queries / lanes<T>, groups = queries / group;
+    static constexpr Index keys = 504;  // at once; a window that is wider comes in turn
+    static_assert(queries % group == 0 && queries % block_rows == 0 && keys % block_rows == 0);
 
     static Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
     /// The length of a row of dim entries, in whole batches.
@@ -74,17 +75,20 @@ public:
 
 private:
     const T* pack(const T* from, const LocalHead<T>& head, T* to) const {
-        for (Index j = first; j < last; ++j)
+        constexpr Index ahead = 16;  // rows
+        for (Index j = first; j < last; ++j) {
+            prefetch_rows(from + (j + ahead) * head.stride, j + ahead < last ? 1 : 0, head.stride, head.dim);
             for_each_batch<T>(head.dim, [&](Index e, Index width) {
                 store(to + (j - first) * stride + e, load(from + j * head.stride + e, width));
             });
+        }
         std::fill(to + (last - first) * stride, to + rows * stride, T(0));
         return to;
     }
 };
 
-/// 32 queries of one head and what they see. Scores and probabilities are stored key by key: entry (j, i) at
-/// (j − key) · 32 + i, where `key` is the first of the keys at hand.
+/// A tile of queries of one head and what they see. Scores and probabilities are stored key by key: entry (j, i) at
+/// (j − key) · Tile::queries + i, where `key` is the first of the keys at hand.
 template <typename T>
 class LocalQueries {
 public:
@@ -101,16 +105,16 @@ public:
           stride_(stride),
           scale_(T(1) / std::sqrt(static_cast<T>(head.dim))) {}
 
-    /// out and log_sum_exp are assigned.
+    /// out and log_sum_exp are assigned. What backward needs of it stays at hand if it all fits into one block of keys.
     void forward(T* out, T* log_sum_exp) const {
         const T* const q = transposed<struct Queries>(rows<struct QueryRows>(q_, scale_));
-        T* const p = thread_scratch<T, struct Scores>(Tile::keys * Tile::queries);
+        T* const p = scores();
         T* const sums = thread_scratch<T, struct Sums>(Tile::queries * window_.stride);
         std::array<Batch<T>, Tile::batches> largest, total;
         largest.fill(Batch<T>(-infinity));
         total.fill(Batch<T>(T(0)));
-        for (Index key = begin; key < end; key += Tile::keys) {
-            const Index until = std::min(end, key + Tile::keys);
+        for (Index key = begin, until; key < end; key = until) {
+            until = block_end(key);
             products(window_.k, q, key, until, p);
             alignas(64) std::array<T, Tile::queries> shrink;
             for (Index c = 0; c < Tile::batches; ++c) {
@@ -126,6 +130,7 @@ public:
                     sum += e;
                     store(entry, e);
                 });
+                clear_beside(c, key, until, p);
             }
             if (key > begin)
                 for (Index i = 0; i < count; ++i)
@@ -136,11 +141,11 @@ public:
             const Batch<T> sum = total[static_cast<std::size_t>(c)];
             const Batch<T> zero(T(0)), one(T(1));
             const Index width = std::clamp(count - c * lanes<T>, Index{0}, lanes<T>);
-            alignas(64) std::array<T, static_cast<std::size_t>(lanes<T>)> factor;
-            store(factor.data(), xsimd::select(sum > zero, one / sum, zero));
+            T* const factor = inverse_sums() + c * lanes<T>;
+            store(factor, xsimd::select(sum > zero, one / sum, zero));
             for (Index i = 0; i < width; ++i) {
                 const Index row = c * lanes<T> + i;
-                const Batch<T> f(factor[static_cast<std::size_t>(i)]);
+                const Batch<T> f(factor[i]);
                 for_each_batch<T>(head_.dim, [&](Index e, Index w) {
                     store(out + row * stride_ + e, load(sums + row * window_.stride + e) * f, w);
                 });
@@ -150,14 +155,16 @@ public:
     }
 
     /// d_q, whose rows are d_q_stride apart, is assigned; d_k and d_v, which have the layout of the window, are added
-    /// to.
-    void backward(T* d_q, Index d_q_stride, T* d_k, T* d_v, const T* out, const T* d_out, const T* log_sum_exp) const {
+    /// to. `after_forward`: what came last on this thread is forward of these queries.
+    void backward(bool after_forward, T* d_q, Index d_q_stride, T* d_k, T* d_v, const T* out, const T* d_out,
+                  const T* log_sum_exp) const {
+        const bool at_hand = after_forward && one_block();
         const Index stride = window_.stride;
         const T* const q_rows = rows<struct QueryRows>(q_, scale_);
         const T* const d_o_rows = rows<struct OutGradientRows>(d_out, T(1));
         const T* const q = transposed<struct Queries>(q_rows);
         const T* const d_o = transposed<struct OutGradients>(d_o_rows);
-        T* const p = thread_scratch<T, struct Scores>(Tile::keys * Tile::queries);
+        T* const p = scores();
         T* const d_s = thread_scratch<T, struct ScoreGradients>(Tile::keys * Tile::queries);
         T* const sums = thread_scratch<T, struct Sums>(Tile::queries * stride);
         // Rows that saw no key get weights exp(s − ∞) = 0.
@@ -168,19 +175,21 @@ public:
             if (log_sum_exp[i] != -infinity) shift[static_cast<std::size_t>(i)] = log_sum_exp[i];
             out_dot[static_cast<std::size_t>(i)] = dot(out + i * stride_, d_out + i * stride_, head_.dim);
         }
-        for (Index key = begin; key < end; key += Tile::keys) {
-            const Index until = std::min(end, key + Tile::keys);
-            products(window_.k, q, key, until, p);
+        for (Index key = begin, until; key < end; key = until) {
+            until = block_end(key);
+            if (!at_hand) products(window_.k, q, key, until, p);
             products(window_.v, d_o, key, until, d_s);
             for (Index c = 0; c < Tile::batches; ++c) {
-                hide(c, key, until, p, Batch<T>(-infinity));
+                if (!at_hand) hide(c, key, until, p, Batch<T>(-infinity));
                 const Batch<T> log_sum = load(shift.data() + c * lanes<T>), mean = load(out_dot.data() + c * lanes<T>);
+                const Batch<T> inverse_sum = load(inverse_sums() + c * lanes<T>);
                 for_each_key(c, key, until, p, [&](Index j, T* entry) {
                     T* const d_entry = d_s + (j - key) * Tile::queries + c * lanes<T>;
-                    const Batch<T> e = cpu::exp(load(entry) - log_sum);
+                    const Batch<T> e = at_hand ? load(entry) * inverse_sum : cpu::exp(load(entry) - log_sum);
                     store(entry, e);
                     store(d_entry, e * (load(d_entry) - mean));
                 });
+                clear_beside(c, key, until, d_s);
             }
             combine(key > begin, d_s, key, until, window_.k, sums);
             spread(p, key, until, d_o_rows, d_v);
@@ -198,6 +207,15 @@ private:
     using Tile = LocalTile<T>;
     static constexpr T infinity = std::numeric_limits<T>::infinity();
 
+    /// Whether the keys of any tile fit into one block.
+    bool one_block() const { return 2 * head_.reach + Tile::queries + block_rows <= Tile::keys; }
+    /// Where the block of keys from `key` on ends: at places that do not depend on the tile, nor does the order of
+    /// sums.
+    Index block_end(Index key) const { return one_block() ? end : std::min(end, (key / Tile::keys + 1) * Tile::keys); }
+    /// Entries (j, i) for a block of keys: forward leaves exp(score − largest) where backward takes it up.
+    static T* scores() { return thread_scratch<T, struct Scores>(Tile::keys * Tile::queries); }
+    /// One over the sum of exponentials, for each query of the tile.
+    static T* inverse_sums() { return thread_scratch<T, struct InverseSums>(Tile::queries); }
     static Batch<T> finite_or_zero(const Batch<T>& x) {
         return xsimd::select(x == Batch<T>(-infinity), Batch<T>(T(0)), x);
     }
@@ -205,7 +223,7 @@ private:
         for (Index e = 0; e < length; ++e) row[e] *= factor;
     }
 
-    /// factor · rows (32, window.stride), with zeros for what is not there
+    /// factor · rows (Tile::queries, window.stride), with zeros for what is not there
     template <typename Use>
     const T* rows(const T* from, T factor) const {
         T* const to = thread_scratch<T, Use>(Tile::queries * window_.stride);
@@ -216,7 +234,7 @@ private:
         std::fill(to + count * window_.stride, to + Tile::queries * window_.stride, T(0));
         return to;
     }
-    /// (window.stride, 32)
+    /// (window.stride, Tile::queries)
     template <typename Use>
     const T* transposed(const T* rows) const {
         T* const to = thread_scratch<T, Use>(window_.stride * Tile::queries);
@@ -283,6 +301,16 @@ private:
             top = xsimd::max(top, score);
         });
         return top;
+    }
+
+    /// Zeros for a batch of queries where `combine` reads what its group does not see and others of a block do.
+    void clear_beside(Index c, Index key, Index until, T* weights) const {
+        const Index i = c * lanes<T> / Tile::group * Tile::group, block = i / block_rows * block_rows;
+        const Keys written = blocks_seen_by(i, Tile::group, key, until);
+        const Keys read = seen_by(block, Tile::round_up(i + Tile::group, block_rows) - block, key, until);
+        const auto clear = [&](Index j) { store(weights + (j - key) * Tile::queries + c * lanes<T>, Batch<T>(T(0))); };
+        for (Index j = read.begin; j < std::min(read.end, written.begin); ++j) clear(j);
+        for (Index j = std::max(read.begin, written.end); j < read.end; ++j) clear(j);
     }
 
     /// sums (i, ·) = or += Σ_j weights (j, i) rows[j] over the keys of [key, until)
@@ -364,6 +392,17 @@ void add_window_mean_gradient(const LocalHead<T>& head, Index window, Index j, I
             for (Index e = 0; e < head.dim; ++e) d_v[e] += d_out[i * stride + e] / static_cast<T>(3 * window);
 }
 
+/// Forward of a tile of queries, whose rows of outputs are `stride` apart.
+template <typename T>
+void attend(const LocalAttention& attention, const LocalHead<T>& head, const LocalQueries<T>& queries, T* out,
+            Index stride, T* log_sum_exp) {
+    queries.forward(out, log_sum_exp);
+    if (attention.masked_rows == MaskedRows::zero) return;
+    for (Index i = 0; i < queries.count; ++i)
+        if (log_sum_exp[i] == -std::numeric_limits<T>::infinity())
+            window_mean(head, attention.reach, queries.first + i, out + i * stride);
+}
+
 }  // namespace cpu
 
 template <typename T>
@@ -376,8 +415,8 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
     const Index segment = cpu::local_segment<T>(attention.reach, queries), limit = first + queries;
     const Index segments = cpu::divide_up(queries, segment);
     parallel_for(policy, batch * segments * heads, [&](Index task) {
-        const Index b = task / (segments * heads), h = task % heads;
-        const Index begin = first + task / heads % segments * segment, end = std::min(limit, begin + segment);
+        const Index b = task / (heads * segments), h = task / segments % heads;
+        const Index begin = first + task % segments * segment, end = std::min(limit, begin + segment);
         const cpu::LocalHead<T> head(kv, mask, b, h, attention.reach);
         const cpu::LocalWindow<T> window(head, begin, end);
         for (Index i = begin; i < end; i += tile) {
@@ -385,26 +424,25 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
             T* const log_sum = log_sum_exp ? &log_sum_exp(b, h, i - first) : kept;
             const cpu::LocalQueries<T> rows(head, window, i, end, &q(b, i - first, h, 0), row);
             cpu::prefetch_rows(&q(b, i + tile - first, h, 0), std::min(tile, end - i - tile), row, head.dim);
-            rows.forward(&out(b, i - first, h, 0), log_sum);
-            if (attention.masked_rows == MaskedRows::zero) continue;
-            for (Index r = 0; r < rows.count; ++r)
-                if (log_sum[r] == -std::numeric_limits<T>::infinity())
-                    cpu::window_mean(head, attention.reach, i + r, &out(b, i + r - first, h, 0));
+            cpu::attend(attention, head, rows, &out(b, i - first, h, 0), row, log_sum);
         }
     });
 }
 
-template <typename T>
-void local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
-                                View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
-                                View<const T, dynamic, dynamic, dynamic, dynamic> out, TokensView<const T> log_sum_exp,
-                                View<const T, dynamic, dynamic, dynamic, dynamic> q,
-                                View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
-                                const LocalAttention& attention) {
+namespace cpu {
+
+/// The gradients of queries, keys and values, as local_attention_vjp says. `again`: out and log_sum_exp are computed on
+/// the way, where what backward needs of it is at hand; otherwise they are read.
+template <bool again, typename T, typename Out, typename LogSumExp>
+void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
+                               View<const T, dynamic, dynamic, dynamic, dynamic> d_out, const Out& out,
+                               const LogSumExp& log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                               View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
+                               const LocalAttention& attention) {
     const Index batch = q.extent(0), queries = q.extent(1), heads = q.extent(2), dim = q.extent(3);
-    constexpr Index tile = cpu::LocalTile<T>::queries;
-    const Index segment = cpu::local_segment<T>(attention.reach, queries), limit = first + queries;
-    const Index segments = cpu::divide_up(queries, segment);
+    constexpr Index tile = LocalTile<T>::queries;
+    const Index segment = local_segment<T>(attention.reach, queries), limit = first + queries;
+    const Index segments = divide_up(queries, segment);
     // Row j of d_qkv is that of token origin + j.
     const Index origin = attention.window_begin(first);
     const Index row = heads * dim, d_row = 3 * row;
@@ -416,29 +454,31 @@ void local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
     for (Index colour = 0; colour < 2; ++colour) {
         const Index of_colour = (segments + 1 - colour) / 2;
         parallel_for(policy, batch * of_colour * heads, [&](Index task) {
-            const Index b = task / (of_colour * heads), h = task % heads;
-            const Index begin = first + (2 * (task / heads % of_colour) + colour) * segment;
+            const Index b = task / (heads * of_colour), h = task / of_colour % heads;
+            const Index begin = first + (2 * (task % of_colour) + colour) * segment;
             const Index end = std::min(limit, begin + segment);
-            const cpu::LocalHead<T> head(kv, mask, b, h, attention.reach);
-            const cpu::LocalWindow<T> window(head, begin, end);
-            T* const d_k = cpu::thread_scratch<T, struct KeyGradients>(window.rows * window.stride);
-            T* const d_v = cpu::thread_scratch<T, struct ValueGradients>(window.rows * window.stride);
+            const LocalHead<T> head(kv, mask, b, h, attention.reach);
+            const LocalWindow<T> window(head, begin, end);
+            T* const d_k = thread_scratch<T, struct KeyGradients>(window.rows * window.stride);
+            T* const d_v = thread_scratch<T, struct ValueGradients>(window.rows * window.stride);
             std::fill_n(d_k, window.rows * window.stride, T(0));
             std::fill_n(d_v, window.rows * window.stride, T(0));
             for (Index i = begin; i < end; i += tile) {
                 const Index next = i + tile - first, count = std::min(tile, limit - i - tile);
-                cpu::prefetch_rows(&q(b, next, h, 0), count, row, dim);
-                cpu::prefetch_rows(&d_out(b, next, h, 0), count, row, dim);
-                cpu::prefetch_rows(&out(b, next, h, 0), count, row, dim);
-                cpu::LocalQueries<T>(head, window, i, end, &q(b, i - first, h, 0), row)
-                    .backward(d_token(b, i, h), d_row, d_k, d_v, &out(b, i - first, h, 0), &d_out(b, i - first, h, 0),
-                              &log_sum_exp(b, h, i - first));
+                prefetch_rows(&q(b, next, h, 0), count, row, dim);
+                prefetch_rows(&d_out(b, next, h, 0), count, row, dim);
+                if (!again) prefetch_rows(&out(b, next, h, 0), count, row, dim);
+                const LocalQueries<T> rows(head, window, i, end, &q(b, i - first, h, 0), row);
+                if constexpr (again)
+                    attend(attention, head, rows, &out(b, i - first, h, 0), row, &log_sum_exp(b, h, i - first));
+                rows.backward(again, d_token(b, i, h), d_row, d_k, d_v, &out(b, i - first, h, 0),
+                              &d_out(b, i - first, h, 0), &log_sum_exp(b, h, i - first));
             }
             for (Index j = std::max(Index{0}, begin - head.reach); j < window.last; ++j) {
                 const bool met = colour == 1 && (j < begin + head.reach || (end < limit && j >= end - head.reach));
                 const bool add = met || earlier_part_reached(j);
-                cpu::copy_row(add, d_k + (j - window.first) * window.stride, dim, d_token(b, j, h) + row);
-                cpu::copy_row(add, d_v + (j - window.first) * window.stride, dim, d_token(b, j, h) + 2 * row);
+                copy_row(add, d_k + (j - window.first) * window.stride, dim, d_token(b, j, h) + row);
+                copy_row(add, d_v + (j - window.first) * window.stride, dim, d_token(b, j, h) + 2 * row);
             }
         });
     }
@@ -453,9 +493,21 @@ void local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
             std::fill_n(d_v, dim, T(0));
         }
         if (!mask) return;
-        cpu::add_window_mean_gradient(cpu::LocalHead<T>(kv, mask, b, h, attention.reach), attention.reach, j, first,
-                                      limit, &d_out(b, 0, h, 0), row, &log_sum_exp(b, h, 0), d_v);
+        add_window_mean_gradient(LocalHead<T>(kv, mask, b, h, attention.reach), attention.reach, j, first, limit,
+                                 &d_out(b, 0, h, 0), row, &log_sum_exp(b, h, 0), d_v);
     });
+}
+
+}  // namespace cpu
+
+template <typename T>
+void local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> out, TokensView<const T> log_sum_exp,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
+                                const LocalAttention& attention) {
+    cpu::local_attention_gradients<false>(policy, d_qkv, d_out, out, log_sum_exp, q, kv, mask, first, attention);
 }
 
 }  // namespace colt5

@@ -19,18 +19,15 @@ class Panels {
 public:
     Panels(Index batch, Index length, Index largest, bool contiguous = true) : batch_(batch), length_(length) {
         if (contiguous && !uses_blas) length_ *= std::exchange(batch_, 1);
-        if (length_ == 0) return;
-        constexpr Index unit = GemmTile<float>::rows;
-        rows_ = divide_up(divide_up(length_, divide_up(length_, largest)), unit) * unit;
-        per_sequence_ = divide_up(length_, rows_);
+        per_sequence_ = divide_up(length_, largest);
     }
 
     Index count() const { return batch_ * per_sequence_; }
     /// Calls body(sequence, first row, rows) for one of them.
     template <typename Body>
     void visit(Index i, Body&& body) const {
-        const Index first = i % per_sequence_ * rows_;
-        body(i / per_sequence_, first, std::min(rows_, length_ - first));
+        const Index first = begin(i % per_sequence_);
+        body(i / per_sequence_, first, begin(i % per_sequence_ + 1) - first);
     }
     /// The same for all, in parallel.
     template <typename Body>
@@ -39,7 +36,13 @@ public:
     }
 
 private:
-    Index batch_, length_, per_sequence_ = 0, rows_ = 0;
+    /// Whole tiles of rows, shared out evenly: threads would wait for the one whose panels are larger.
+    Index begin(Index panel) const {
+        constexpr Index unit = GemmTile<float>::rows;
+        return std::min(length_, divide_up(length_, unit) * panel / per_sequence_ * unit);
+    }
+
+    Index batch_, length_, per_sequence_;
 };
 
 /// Panels in which tokens go through an operation: few enough rows to share out short sequences, and otherwise as many

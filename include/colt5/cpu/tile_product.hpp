@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <Eigen/Core>
+#include <array>
+
 #include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/simd.hpp>
 
@@ -13,32 +14,21 @@ namespace colt5::cpu {
 #if defined(__AVX512F__) || defined(__aarch64__)
 inline constexpr int block_rows = 8, block_batches = 2;
 #else
-inline constexpr int block_rows = 4, block_batches = 2;
+inline constexpr int block_rows = 6, block_batches = 2;
 #endif
 
 namespace detail {
 template <Op op_a, int batches, typename T>
-void block_product(bool add, Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc) {
+[[gnu::flatten]] void block_product(bool add, Index depth, const T* a, Index lda, const T* b, Index ldb, T* c,
+                                    Index ldc) {
+    std::array<const T*, block_rows> row;
+    unroll<block_rows>([&](auto r) { row[r] = a + r * (op_a == Op::none ? lda : 1); });
     Batch<T> sum[block_rows][batches];
-#pragma GCC unroll 8
-    for (int r = 0; r < block_rows; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < batches; ++v) sum[r][v] = add ? load(c + r * ldc + v * lanes<T>) : Batch<T>(T(0));
-    for (Index t = 0; t < depth; ++t) {
-        Batch<T> right[batches];
-#pragma GCC unroll 8
-        for (int v = 0; v < batches; ++v) right[v] = load(b + t * ldb + v * lanes<T>);
-#pragma GCC unroll 8
-        for (int r = 0; r < block_rows; ++r) {
-            const Batch<T> left(op_a == Op::none ? a[r * lda + t] : a[t * lda + r]);
-#pragma GCC unroll 8
-            for (int v = 0; v < batches; ++v) sum[r][v] = xsimd::fma(left, right[v], sum[r][v]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < block_rows; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < batches; ++v) store(c + r * ldc + v * lanes<T>, sum[r][v]);
+    unroll<block_rows>([&](auto r) {
+        unroll<batches>([&](auto v) { sum[r][v] = add ? load(c + r * ldc + v * lanes<T>) : Batch<T>(T(0)); });
+    });
+    accumulate(sum, depth, row, op_a == Op::none ? 1 : lda, b, ldb);
+    unroll<block_rows>([&](auto r) { unroll<batches>([&](auto v) { store(c + r * ldc + v * lanes<T>, sum[r][v]); }); });
 }
 }  // namespace detail
 
@@ -52,23 +42,5 @@ void rows_product(bool add, Index batches, Index depth, const T* a, Index lda, c
     for (; v < batches; ++v)
         detail::block_product<op_a, 1>(add, depth, a, lda, b + v * lanes<T>, ldb, c + v * lanes<T>, ldc);
 }
-
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wignored-attributes"  // Eigen's packets as template arguments
-/// to (columns, rows) = fromᵀ, where the numbers of rows and columns are divisible by the size of Eigen's packets.
-template <typename T>
-void transpose(Index rows, Index columns, const T* from, Index stride, T* to, Index to_stride) {
-    using namespace Eigen::internal;
-    using Packet = typename packet_traits<T>::type;
-    constexpr Index size = unpacket_traits<Packet>::size;
-    for (Index i = 0; i < rows; i += size)
-        for (Index j = 0; j < columns; j += size) {
-            PacketBlock<Packet, size> block;
-            for (Index r = 0; r < size; ++r) block.packet[r] = ploadu<Packet>(from + (i + r) * stride + j);
-            ptranspose(block);
-            for (Index c = 0; c < size; ++c) pstoreu(to + (j + c) * to_stride + i, block.packet[c]);
-        }
-}
-#pragma GCC diagnostic pop
 
 }  // namespace colt5::cpu

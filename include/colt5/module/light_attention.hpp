@@ -7,7 +7,7 @@
 
 #include <colt5/module/layers.hpp>
 #include <colt5/module/parts.hpp>
-#include <colt5/op/local_attention.hpp>
+#include <colt5/op/projected_local_attention.hpp>
 
 namespace colt5 {
 
@@ -72,9 +72,9 @@ struct LightAttention {
         auto q = project(0);
         for (Index i = 0; i < parts.count(); ++i) {
             const Part part = parts[i];
-            auto next = project(i + 1);                                       // queries see keys of the next part
-            auto attended = attend(policy, part, q, pass.kv, mask);           // (b, n, h, dim_head)
-            to_out(policy, part.of(out), merge(attended.out), part.of(add));  // (b, n, d)
+            auto next = project(i + 1);                              // queries see keys of the next part
+            auto attended = attend(policy, part, q, pass.kv, mask);  // (b, n, h, dim_head)
+            to_out(policy, part.of(out), detail::merge_heads(attended.out), part.of(add));  // (b, n, d)
             if (keep) pass.parts.push_back({std::move(q), std::move(attended)});
             q = std::move(next);
         }
@@ -97,17 +97,18 @@ struct LightAttention {
             const Index window = attention.window(part.first, part.tokens, length);
             const Index complete = part.is_last ? window : part.first + part.tokens - halo - begin;
             const auto d_window = TokensView<Scalar>::unchecked(d_qkv.data(), {part.sequences, window, 3 * inner()});
-            {
-                typename Pass::OfPart again;
-                if (pass.parts.empty()) {
-                    again.q = norm_linear(policy, part.of(x), norm.parameters(), q_weight());
-                    again.attended = attend(policy, part, again.q, pass.kv, mask);
-                }
-                const auto& [q, attended] = pass.parts.empty() ? again : pass.parts[static_cast<std::size_t>(i)];
-                const auto d_attended = to_out.backward(policy, part.of(d_out), merge(attended.out), gradients.to_out);
+            const auto kv = split(part.sequences_of(pass.kv), 2);
+            if (pass.parts.empty()) {
+                const auto q = norm_linear(policy, part.of(x), norm.parameters(), q_weight());
+                projected_local_attention_vjp(policy, split(d_window, 3), attention, part.of(d_out), split_heads(q), kv,
+                                              part.sequences_of(mask), part.first, to_out.weight,
+                                              gradients.to_out.weight.view());
+            } else {
+                const auto& [q, attended] = pass.parts[static_cast<std::size_t>(i)];
+                const auto d_attended =
+                    to_out.backward(policy, part.of(d_out), detail::merge_heads(attended.out), gradients.to_out);
                 local_attention_vjp(policy, split(d_window, 3), attention, attended, split_heads(d_attended),
-                                    split_heads(q), split(part.sequences_of(pass.kv), 2), part.sequences_of(mask),
-                                    part.first);
+                                    split_heads(q), kv, part.sequences_of(mask), part.first);
             }
             const Part done{part.sequence, part.sequences, begin, complete, part.is_last};
             norm_linear_vjp(policy, done.of(d_x), first_tokens(d_window, complete), done.of(x), norm.parameters(),
@@ -154,10 +155,6 @@ private:
     template <typename T>
     auto split_heads(const T& x) const {  // (b, n, h, dim_head)
         return x.view().reshape(std::array<Index, 4>{x.extent(0), x.extent(1), heads, dim_head});
-    }
-    template <typename T>
-    static auto merge(const T& x) {  // (b, n, h, dim_head) → (b, n, h · dim_head)
-        return x.view().reshape(std::array<Index, 3>{x.extent(0), x.extent(1), x.extent(2) * x.extent(3)});
     }
     /// The first tokens of one sequence, or all tokens.
     static auto first_tokens(const TokensView<Scalar>& x, Index count) {
