@@ -191,6 +191,7 @@ void scatter_kernel(const Cuda& policy, Scatter how, TokensView<T> out, TokensVi
     VectorTensor<cuda::TokenPicks, Cuda> table;
     if (picks > cuda::most_searched_picks) {
         table = VectorTensor<cuda::TokenPicks, Cuda>(policy, {out.extent(0) * length});
+        const cuda::DeviceGuard guard(policy.device());
         cuda::check(cudaMemsetAsync(table.data(), 0, static_cast<std::size_t>(table.size()) * sizeof(cuda::TokenPicks),
                                     policy.stream()),
                     "cudaMemsetAsync");

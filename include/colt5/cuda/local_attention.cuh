@@ -98,13 +98,13 @@ __global__ void window_mean_gradient(const Attention<T> a, const accumulate_t<T>
     }
 }
 
-/// Adds to the keys' and values' part of each row of (rows, 3 · columns) what stood there in a copy of the rows.
+/// Adds to the keys' and values' part of each row of (rows, 3 · columns) what stood there, (rows, 2 · columns).
 template <typename T>
 __global__ void add_keys_and_values(T* to, const T* copy, Index rows, Index columns) {
     using Sum = accumulate_t<T>;
     for (Index item = global_thread(); item < rows * 2 * columns; item += all_threads()) {
         const Index at = item / (2 * columns) * 3 * columns + columns + item % (2 * columns);
-        to[at] = static_cast<T>(static_cast<Sum>(to[at]) + static_cast<Sum>(copy[at]));
+        to[at] = static_cast<T>(static_cast<Sum>(to[at]) + static_cast<Sum>(copy[item]));
     }
 }
 
@@ -151,11 +151,14 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
     };
 
     const Index rows_to_add = std::min(reached, key_end) - key;
-    MatrixTensor<T, Cuda> earlier(policy, {std::max(Index{0}, rows_to_add), row});
-    if (earlier.size() > 0)
-        cuda::check(cudaMemcpyAsync(earlier.data(), row_of(key), static_cast<std::size_t>(earlier.size()) * sizeof(T),
-                                    cudaMemcpyDeviceToDevice, policy.stream()),
-                    "cudaMemcpyAsync");
+    MatrixTensor<T, Cuda> earlier(policy, {std::max(Index{0}, rows_to_add), 2 * all});
+    if (earlier.size() > 0) {
+        const cuda::DeviceGuard guard(policy.device());
+        const std::size_t bytes = static_cast<std::size_t>(all) * sizeof(T);
+        cuda::check(cudaMemcpy2DAsync(earlier.data(), 2 * bytes, row_of(key) + all, 3 * bytes, 2 * bytes,
+                                      static_cast<std::size_t>(rows_to_add), cudaMemcpyDeviceToDevice, policy.stream()),
+                    "cudaMemcpy2DAsync");
+    }
     const Index untouched = std::max(reached, key_end);  // within the halo, but out of reach
     if (untouched < last) {
         VectorView<T> rest(row_of(untouched), {(last - untouched) * row});

@@ -159,11 +159,13 @@ inline constexpr bool is_module_scalar<Scalar, Cuda> = true;
 
 inline void upload(const Cuda& policy, void* to, const void* from, std::size_t bytes) {
     if (bytes == 0) return;
+    const cuda::DeviceGuard guard(policy.device());  // the only one that may touch its policies' memory
     cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, policy.stream()), "cudaMemcpyAsync");
     policy.synchronize();
 }
 inline void download(const Cuda& policy, void* to, const void* from, std::size_t bytes) {
     if (bytes == 0) return;
+    const cuda::DeviceGuard guard(policy.device());
     cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, policy.stream()), "cudaMemcpyAsync");
     policy.synchronize();
 }

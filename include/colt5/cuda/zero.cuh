@@ -12,6 +12,7 @@ template <typename T>
 void zero_kernel(const Cuda& policy, VectorView<T> x) {
     static_assert(std::is_trivially_copyable_v<T>);  // and 0 is all bits 0
     if (x.size() == 0) return;
+    const cuda::DeviceGuard guard(policy.device());
     cuda::check(cudaMemsetAsync(x.data(), 0, static_cast<std::size_t>(x.size()) * sizeof(T), policy.stream()),
                 "cudaMemsetAsync");
 }
