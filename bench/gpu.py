@@ -25,7 +25,7 @@ How it is measured
 - Routing tokens are scaled by 1/√d, so that logits have unit deviation. At the package's own initialization, with logits
   of deviation √d, which of many saturated scores it routes is arbitrary: `block_own_init` is timed but not compared.
 - The floor of a row is the sum over its kernels of the larger of operations at 790 (bf16), 400 (tf32) or 60 TFLOP/s (fp32)
-  and bytes at 4.3 TB/s, what an H200 reaches.
+  and bytes at the rate of a large copy: 4.3 TB/s on an H200, 3.0 on an H100. On other GPUs there is none.
 
 --json FILE writes {device, driver, …, rows}, rows being {name, dtype, ours_ms, peer, peer_ms, floor_ms, ours_mib, …}.
 """
@@ -52,7 +52,7 @@ from common import (FLAGSHIP, Kernel, Process, ProcessEnded, Refused, block_kern
                     light_attention_kernels, linear_kernels, local_attention_kernels, mib_text, print_table, ratio, time_text)
 
 FLOP_PER_S = {'bf16': 790e12, 'tf32': 400e12, 'fp32': 60e12}
-BYTES_PER_S = 4.3e12
+BYTES_PER_S = {'H200': 4.3e12, 'H100': 3.0e12}  # read and written
 LARGEST_DIFFERENCE = {'bf16': 2e-2, 'tf32': 2e-3, 'fp32': 1e-4}
 
 
@@ -89,11 +89,14 @@ class Case:
     def modes(self):
         return ('forward', 'forward_backward') if self.backward else ('forward',)
 
-    def floor_ms(self, mode, dtype):
+    def floor_ms(self, mode, dtype, device):
         forward, backward = self.kernels
+        bytes_per_s = next((rate for name, rate in BYTES_PER_S.items() if name in device), None)
+        if bytes_per_s is None:
+            return None
         element = 2 if dtype == 'bf16' else 4
         kernels = forward + backward if mode == 'forward_backward' else forward
-        return 1e3 * sum(max(kernel.flop / FLOP_PER_S[dtype], kernel.elements * element / BYTES_PER_S)
+        return 1e3 * sum(max(kernel.flop / FLOP_PER_S[dtype], kernel.elements * element / bytes_per_s)
                          for kernel in kernels) or None
 
 
@@ -188,8 +191,8 @@ def summary(samples):
 
 
 class Bench:
-    def __init__(self, build_dir, servers, folder):
-        self.build_dir, self.servers, self.folder = build_dir, servers, folder
+    def __init__(self, device, build_dir, servers, folder):
+        self.device, self.build_dir, self.servers, self.folder = device, build_dir, servers, folder
         self.rows = []
         self.failed = False
 
@@ -244,7 +247,8 @@ class Bench:
                                   otherwise, dtype)
                     self.failed |= side == 'ours' and not right
             row |= {f'{side}_{field}': value for field, value in figures.items()}
-        row |= {'floor_ms': case.floor_ms(mode, dtype), 'batch': case.batch, 'length': case.length, 'width': case.width}
+        row |= {'floor_ms': case.floor_ms(mode, dtype, self.device), 'batch': case.batch, 'length': case.length,
+                'width': case.width}
         self.rows.append(row)
         print('        ' + ', '.join(filter(None, line_of(row)[:6])), file=sys.stderr)
 
@@ -296,7 +300,7 @@ def warm_up(cases, peers_dir):
     """Lets PyTorch compile the first case, each type in a process of its own: later processes find that on the disk."""
     with contextlib.ExitStack() as stack:
         case, folder = cases[0], pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=peers_dir)))
-        Bench(None, {'package': stack.enter_context(start_server('package', peers_dir))}, folder).prepare(case, PACKAGE, 'fp32')
+        Bench('', None, {'package': stack.enter_context(start_server('package', peers_dir))}, folder).prepare(case, PACKAGE, 'fp32')
         servers = {dtype: stack.enter_context(start_server('tuned', peers_dir)) for dtype in case.dtypes}
         for dtype, server in servers.items():
             server.send('prepare', Bench.fields(case, OUR_DESCENT, dtype, folder))
@@ -329,7 +333,7 @@ def main():
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.build_dir)))
         servers = {server: stack.enter_context(start_server(server, args.peers_dir)) for server in ('package', 'tuned')}
         about['peers'] = servers['package'].library
-        bench = Bench(args.build_dir, servers, folder)
+        bench = Bench(about['device'], args.build_dir, servers, folder)
         for case in chosen:
             print(f'{time.monotonic() - start:4.0f} s  {case.name}', file=sys.stderr)
             try:
