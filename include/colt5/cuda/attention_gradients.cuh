@@ -55,26 +55,12 @@ struct BackwardShape {
     /// Groups of 16 passing rows at a time, for independent work behind the latency of each product.
     static constexpr int chunk = marches || (at_once && sums == 2 && registers <= 128) ? 2 : 1;
 
-    struct alignas(16) Stage {  // its rows are copied in 16 bytes
-        T first[passing * Tile::stride], second[passing * Tile::stride];
-        Sum of_row[2][passing];
-        Visibility<passing> visible;  // filled if there is a mask, or if keys begin or end in this block
-    };
+    using Stage = PassingStage<Tile, Sum, passing, 2>;
     struct Shared {
         T first[own_tiles][own * Tile::stride], second[own_tiles][own * Tile::stride];
         Sum of_row[own];
         Stage stage[stages];
     };
 };
-
-/// Starts copying a tile of own rows.
-template <typename Shape>
-__device__ void load_own_rows(typename Shape::T* tile, const Rows<const typename Shape::T>& from, int first, int limit,
-                              const Attention<typename Shape::T>& a) {
-    if constexpr (Shape::marches)
-        Shape::Tile::template load_whole<Shape::threads, Shape::own>(tile, from, first, limit, a.dim_head);
-    else
-        Shape::Tile::template load<Shape::threads>(tile, from, first, Shape::own, limit, a.dim_head, a.vectors);
-}
 
 }  // namespace colt5::cuda

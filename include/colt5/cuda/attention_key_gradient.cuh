@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         };
         for_each_chunk<Shape::chunk>(which, add);
     };
-    const auto end = [&](int) {
+    const auto end = [&] {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int row = accumulator_row() + 8 * half;
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 },
                 Groups(position, at, Shape::passing, sight.end, a.reach), at);
         });
-        end(0);
+        end();
     }
 }
 

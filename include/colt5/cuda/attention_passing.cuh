@@ -57,6 +57,14 @@ struct Visibility {
 };
 inline constexpr std::uint32_t whole_group = 0xffffu;
 
+/// Rows of the other side in shared memory: keys and values, or queries and gradients of the output.
+template <typename Tile, typename Sum, int rows, int numbers>
+struct alignas(16) PassingStage {  // rows are copied in 16 bytes
+    typename Tile::T first[rows * Tile::stride], second[rows * Tile::stride];
+    Sum of_row[numbers][rows];
+    Visibility<rows> visible;  // of keys, filled if there is a mask, or if keys begin or end in this block
+};
+
 /// How many rows of a window a kernel stages at once, as a multiple of 16: those of the flagship's ±64 if they fit into
 /// shared memory beside `fixed_rows` others. Rows come in pairs of tiles.
 template <typename T>
@@ -95,7 +103,7 @@ __device__ void pipeline(int blocks, const Load& load, const Compute& compute) {
 }
 
 /// For `tiles` tiles of a block's own rows: begin(t), compute(t, false) with the passing tile t − 1, compute(t, true)
-/// with t and t + 1, and end(t), behind load_own(t) and load_passing(p) for the next ones, which start copies.
+/// with t and t + 1, and end(), behind load_own(t) and load_passing(p) for the next ones, which start copies.
 /// settle(p) puts in place what load_passing(p) has read otherwise. Passing tile p is at place (p + 3) % 3, a tile of
 /// own rows at t % 2.
 template <typename LoadOwn, typename LoadPassing, typename Settle, typename Begin, typename Compute, typename End>
@@ -120,7 +128,7 @@ __device__ void march(int tiles, const LoadOwn& load_own, const LoadPassing& loa
             end_copy_group();
         }
         compute(t, true);
-        end(t);
+        end();
     }
 }
 
@@ -140,15 +148,109 @@ struct MarchingWindow : Groups {
         return first < 0 || first + marching_places * marching_rows > limit;
     }
     template <typename Stage>
-    __device__ auto groups_of(const Stage (&stages)[marching_places]) const {
+    __device__ auto groups_of(const Stage* stages) const {
         const int first_place = (place + marching_places) % marching_places;
-        return [&stages, first_place](int group) {
+        return [stages, first_place](int group) {
             const int at = first_place + group / of_tile;
             return Group<Stage>{stages[at < marching_places ? at : at - marching_places], group % of_tile * 16};
         };
     }
     int first, place;
 };
+
+/// Starts copying a tile of own rows.
+template <typename Shape>
+__device__ void load_own_rows(typename Shape::T* tile, const Rows<const typename Shape::T>& from, int first, int limit,
+                              const Attention<typename Shape::T>& a) {
+    if constexpr (Shape::marches)
+        Shape::Tile::template load_whole<Shape::threads, Shape::own>(tile, from, first, limit, a.dim_head);
+    else
+        Shape::Tile::template load<Shape::threads>(tile, from, first, Shape::own, limit, a.dim_head, a.vectors);
+}
+
+/// Lets keys and values pass by the queries of a block of the kernel, which has `tiles` tiles of them:
+///
+///     load_queries(t)                           starts copying a tile of queries
+///     begin(t)                                  its rows have arrived; returns where the warp's 16 queries are among
+///     the keys see(at, groups, block_first, incomplete)  groups of keys of which at(i) is the i-th from the key
+///     block_first on, some
+///                                               of them invisible if `incomplete`
+///     end()                                     all that the tile sees has passed
+template <typename Shape, typename T, typename LoadQueries, typename Begin, typename See, typename End>
+__device__ void pass_keys(const Attention<T>& a, const AttentionBlock<T>& block, typename Shape::Stage* stages,
+                          int tiles, const LoadQueries& load_queries, const Begin& begin, const See& see,
+                          const End& end) {
+    using Stage = typename Shape::Stage;
+    using Tile = typename Shape::Tile;
+    using Sum = typename Shape::Sum;
+    const int thread = static_cast<int>(threadIdx.x);
+    const Rows<const T> k = block.rows(a, a.k), v = block.rows(a, a.v);
+    // As it is in memory: a comparison would wait for it.
+    const std::uint8_t* const mask = reinterpret_cast<const std::uint8_t*>(a.mask) + block.of_keys(a);
+    const auto is_visible = [&](int key, int limit) {
+        unsigned visible = key >= 0 && key < limit;
+        if (a.mask != nullptr && visible != 0) visible = mask[key];
+        return visible;
+    };
+    if constexpr (Shape::marches) {
+        const auto first_key = [&](int p) { return a.first + block.first + p * Shape::passing; };
+        const auto place = [&](int p) -> Stage& { return stages[(p + marching_places) % marching_places]; };
+        unsigned visible = 0;  // of one key, until it can be written
+        int position = 0;
+        march(
+            ::min(tiles, (a.queries - block.first + Shape::own - 1) / Shape::own), load_queries,
+            [&](int p) {
+                Stage& stage = place(p);
+                const int at = first_key(p);
+                Tile::template load_whole<Shape::threads, Shape::passing>(stage.first, k, at, a.keys, a.dim_head);
+                Tile::template load_whole<Shape::threads, Shape::passing>(stage.second, v, at, a.keys, a.dim_head);
+                if (thread < Shape::passing) visible = is_visible(at + thread, a.keys);
+            },
+            [&](int p) {
+                if (thread < Shape::passing) place(p).visible.set(thread, visible != 0);
+            },
+            [&](int t) { position = begin(t); },
+            [&](int t, bool rest) {
+                const MarchingWindow window(t, rest, first_key(t - 1), position, a.reach, a.keys);
+                see(window.groups_of(stages), window, window.first, a.mask != nullptr || window.is_incomplete(a.keys));
+            },
+            end);
+    } else {
+        const Sight sight(a.first + block.first, Shape::own, a.reach, a.keys);
+        const auto is_incomplete = [&](int i) {
+            return a.mask != nullptr || sight.begin + (i + 1) * Shape::passing > sight.end;
+        };
+        const auto load = [&](int i) {
+            Stage& stage = stages[i % Shape::stages];
+            const int at = sight.begin + i * Shape::passing;
+            const int rows = ::min(Shape::passing, (sight.end - at + 15) / 16 * 16);
+            Tile::template load<Shape::threads>(stage.first, k, at, rows, sight.end, a.dim_head, a.vectors);
+            Tile::template load<Shape::threads>(stage.second, v, at, rows, sight.end, a.dim_head, a.vectors);
+            if (is_incomplete(i))
+                for (int row = thread; row < (rows + 31) / 32 * 32; row += Shape::threads)
+                    stage.visible.set(row, is_visible(at + row, sight.end) != 0);
+            if (a.value_scale != nullptr)
+                for (int row = thread; row < rows; row += Shape::threads)
+                    stage.of_row[0][row] = at + row < sight.end ? a.value_scale[block.of_keys(a) + at + row] : Sum(0);
+            end_copy_group();
+        };
+        load_queries(0);
+        load(0);
+        wait_for_copies<0>();
+        __syncthreads();
+        const int position = begin(0);
+        pipeline<Shape::stages>((sight.end - sight.begin + Shape::passing - 1) / Shape::passing, load, [&](int i) {
+            const Stage& stage = stages[i % Shape::stages];
+            const int at = sight.begin + i * Shape::passing;
+            see(
+                [&](int group) {
+                    return Group<Stage>{stage, 16 * group};
+                },
+                Groups(position, at, Shape::passing, sight.end, a.reach), at, is_incomplete(i));
+        });
+        end();
+    }
+}
 
 /// Calls `run.template operator()<Arithmetic, width, passing>()` with how to multiply and how to pass: blocks march
 /// along a window of short rows of 16 bits that their tiles cover, as the flagship's ±64, and take a window of rows of

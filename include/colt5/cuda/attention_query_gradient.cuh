@@ -61,20 +61,13 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     extern __shared__ __align__(16) unsigned char memory[];
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
 
-    const int thread = static_cast<int>(threadIdx.x), own_row = 16 * warp_id();
+    const int own_row = 16 * warp_id();
     const AttentionBlock<T> block(a, Shape::own * tiles);
-    const Rows<const T> q_rows = block.rows(a, a.q), k_rows = block.rows(a, a.k), v_rows = block.rows(a, a.v);
+    const Rows<const T> q_rows = block.rows(a, a.q);
     const Rows<const T> out_rows = block.rows(a, a.out.with(d.out)), d_out_rows = block.rows(a, a.out.with(d.d_out));
     const Index of_queries = block.of_queries(a);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     const bool vectors = Shape::marches || a.vectors, has_value_scale = !Shape::marches && a.value_scale != nullptr;
-    // As it is in memory: a comparison would wait for it.
-    const std::uint8_t* const mask = reinterpret_cast<const std::uint8_t*>(a.mask) + block.of_keys(a);
-    const auto is_visible = [&](int key, int limit) {
-        unsigned visible = key >= 0 && key < limit;
-        if (a.mask != nullptr && visible != 0) visible = mask[key];
-        return visible;
-    };
     // Of the next tile's queries, what is not copied into shared memory.
     Half next_out;
     Sum next_log_sum_exp[2];
@@ -129,8 +122,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         for (int j = 0; j < width / 8; ++j)
 #pragma unroll
             for (int e = 0; e < 4; ++e) sum[j][e] = 0;
+        return position;
     };
-    // Groups of keys, of which at(i) is the i-th from the key at block_first on.
     const auto see = [&](const auto& at, const Groups& which, int block_first, bool incomplete) {
         const auto add = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
@@ -172,68 +165,11 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         };
         for_each_chunk<Shape::chunk>(which, add);
     };
-    const auto end = [&](int) {
+    const auto end = [&] {
         Tile::store(own, sum, a.scale, a.scale, block.rows(a, d.d_q), first, a.queries, a.dim_head, vectors);
     };
 
-    if constexpr (Shape::marches) {
-        const auto first_key = [&](int p) { return a.first + block.first + p * Shape::passing; };
-        const auto place = [&](int p) -> Stage& { return shared.stage[(p + Shape::stages) % Shape::stages]; };
-        unsigned visible = 0;  // of one key, until it can be written
-        march(
-            ::min(tiles, (a.queries - block.first + Shape::own - 1) / Shape::own), load_queries,
-            [&](int p) {
-                Stage& stage = place(p);
-                const int at = first_key(p);
-                Tile::template load_whole<Shape::threads, Shape::passing>(stage.first, k_rows, at, a.keys, a.dim_head);
-                Tile::template load_whole<Shape::threads, Shape::passing>(stage.second, v_rows, at, a.keys, a.dim_head);
-                if (thread < Shape::passing) visible = is_visible(at + thread, a.keys);
-            },
-            [&](int p) {
-                if (thread < Shape::passing) place(p).visible.set(thread, visible != 0);
-            },
-            begin,
-            [&](int t, bool rest) {
-                const MarchingWindow window(t, rest, first_key(t - 1), position, a.reach, a.keys);
-                see(window.groups_of(shared.stage), window, window.first,
-                    a.mask != nullptr || window.is_incomplete(a.keys));
-            },
-            end);
-    } else {
-        const Sight sight(a.first + block.first, Shape::own, a.reach, a.keys);
-        const auto is_incomplete = [&](int i) {
-            return a.mask != nullptr || sight.begin + (i + 1) * Shape::passing > sight.end;
-        };
-        const auto load = [&](int i) {
-            Stage& stage = shared.stage[i % Shape::stages];
-            const int at = sight.begin + i * Shape::passing;
-            const int rows = ::min(Shape::passing, (sight.end - at + 15) / 16 * 16);
-            Tile::template load<Shape::threads>(stage.first, k_rows, at, rows, sight.end, a.dim_head, vectors);
-            Tile::template load<Shape::threads>(stage.second, v_rows, at, rows, sight.end, a.dim_head, vectors);
-            if (is_incomplete(i))
-                for (int row = thread; row < (rows + 31) / 32 * 32; row += Shape::threads)
-                    stage.visible.set(row, is_visible(at + row, sight.end) != 0);
-            if (has_value_scale)
-                for (int row = thread; row < rows; row += Shape::threads)
-                    stage.of_row[0][row] = at + row < sight.end ? a.value_scale[block.of_keys(a) + at + row] : Sum(0);
-            end_copy_group();
-        };
-        load_queries(0);
-        load(0);
-        wait_for_copies<0>();
-        __syncthreads();
-        begin(0);
-        pipeline<Shape::stages>((sight.end - sight.begin + Shape::passing - 1) / Shape::passing, load, [&](int i) {
-            const Stage& stage = shared.stage[i % Shape::stages];
-            const int at = sight.begin + i * Shape::passing;
-            see(
-                [&](int group) {
-                    return Group<Stage>{stage, 16 * group};
-                },
-                Groups(position, at, Shape::passing, sight.end, a.reach), at, is_incomplete(i));
-        });
-        end(0);
-    }
+    pass_keys<Shape>(a, block, shared.stage, tiles, load_queries, begin, see, end);
 }
 
 }  // namespace colt5::cuda
