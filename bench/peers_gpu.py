@@ -250,11 +250,11 @@ def serve(peer):
                 answer = []
             else:
                 answer = getattr(peer, command)(*rest.split())
-            print(*answer, file=answers, flush=True)
         except Exception as error:
-            print('refused', type(error).__name__, ' '.join(str(error).split())[:300], file=answers, flush=True)
-            if DEVICE == 'cuda':
-                torch.cuda.empty_cache()
+            answer = ['refused', type(error).__name__, ' '.join(str(error).split())[:300]]
+        if answer[:1] == ['refused'] and DEVICE == 'cuda':  # here the error, which held what had been computed, is gone
+            torch.cuda.empty_cache()
+        print(*answer, file=answers, flush=True)
 
 
 if __name__ == '__main__':
