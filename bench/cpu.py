@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Times the flagship block and its pieces on this machine's CPU: ours, and the published PyTorch package beside it.
 
-    ./dev bench cpu [--quick] [--json FILE] [--threads N] [--only TEXT] [--shrink N]
+    ./dev bench cpu [--quick] [--json FILE] [--threads N] [--only PATTERN] [--shrink N]
 
 The flagship is the block of the reference's README: b 2, n 32768, d 512, 8 × 64 light heads with window 128, 8 × 64 heavy
 heads, 1024 routed queries, keys and feedforward tokens, all-true mask, float.
@@ -13,7 +13,8 @@ How it is measured
   gradients of all parameters and of the input, on both sides. The result of every row is compared: `differs` is the
   largest difference over the largest entry.
 - The two take turns, one call at a time or, if a call is short, as many as take a twentieth of a second. Times are medians
-  after a first call of the same size; ± is half of the range over the median. Only with --quick is a first call that takes
+  after a first call of the same size; ± is half of the range over the median. Where a turn of both takes more than 20 s,
+  there is one. Only with --quick is a first call that takes
   more than 2 s timed itself; PyTorch then had a shorter call before it.
 - Memory is the peak of the resident memory in that first call over what the process held before any: weights and inputs,
   and on PyTorch's side what a short call left behind, such as loaded kernels.
@@ -133,7 +134,7 @@ class Bench:
 
     def run(self, case):
         threads = case.threads or self.threads
-        environment = {'OMP_NUM_THREADS': str(threads)}
+        environment = {'OMP_NUM_THREADS': str(threads), 'OMP_PROC_BIND': 'true'}
         inputs = self.folder / 'inputs.safetensors'
         reference = pathlib.Path(__file__).with_name('reference_cpu.py')
         options = ['--wide-logits'] * case.wide_logits + ['--forward-only'] * (not case.backward)

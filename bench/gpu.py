@@ -14,7 +14,7 @@ heads, 1024 routed queries, keys and feedforward tokens, all-true mask. The othe
 How it is measured
 - All sides have the same weights and inputs; the package draws them. Inputs are random normal; a backward pass starts
   from a random gradient and gives the gradients of all parameters and of the input.
-- Before anything is timed, results are held against the package in fp32: `differs` is the norm of the difference over that
+- Results are held against the package in fp32: `differs` is the norm of the difference over that
   of the result, for output or gradient of the input. With fewer bits a few tokens close to the threshold are routed
   otherwise: tokens more than 5 % off are counted instead, and more than 0.5 % of them fail, as does too large a difference.
 - The sides take turns. A sample is one call between two CUDA events, the host waiting after each; once as the host

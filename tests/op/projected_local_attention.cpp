@@ -14,10 +14,11 @@ TEST_CASE("projected_local_attention: the gradient is that of its steps") {
     const Cpu policy(2);
     constexpr Index heads = 2, dim_head = 5, out = 3;
     const auto weight = normal<double>(policy, std::array{out, heads * dim_head}, 1);
-    for (const auto& [length, reach] : {std::array<Index, 2>{1, 1}, {70, 3}, {300, 64}, {700, 300}})
+    for (const auto& size : {std::array<Index, 2>{1, 1}, {70, 3}, {300, 64}, {700, 300}})
         for (const Index batch : {1, 2})
             for (const bool masked : {false, true})
                 for (const MaskedRows masked_rows : {MaskedRows::zero, MaskedRows::window_mean}) {
+                    const Index length = size[0], reach = size[1];
                     CAPTURE(length);
                     CAPTURE(reach);
                     CAPTURE(batch);

@@ -423,7 +423,8 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
             T kept[tile];
             T* const log_sum = log_sum_exp ? &log_sum_exp(b, h, i - first) : kept;
             const cpu::LocalQueries<T> rows(head, window, i, end, &q(b, i - first, h, 0), row);
-            cpu::prefetch_rows(&q(b, i + tile - first, h, 0), std::min(tile, end - i - tile), row, head.dim);
+            if (i + tile < end)
+                cpu::prefetch_rows(&q(b, i + tile - first, h, 0), std::min(tile, end - i - tile), row, head.dim);
             cpu::attend(attention, head, rows, &out(b, i - first, h, 0), row, log_sum);
         }
     });
@@ -464,10 +465,12 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
             std::fill_n(d_k, window.rows * window.stride, T(0));
             std::fill_n(d_v, window.rows * window.stride, T(0));
             for (Index i = begin; i < end; i += tile) {
-                const Index next = i + tile - first, count = std::min(tile, limit - i - tile);
-                prefetch_rows(&q(b, next, h, 0), count, row, dim);
-                prefetch_rows(&d_out(b, next, h, 0), count, row, dim);
-                if (!again) prefetch_rows(&out(b, next, h, 0), count, row, dim);
+                if (i + tile < end) {
+                    const Index next = i + tile - first, count = std::min(tile, end - i - tile);
+                    prefetch_rows(&q(b, next, h, 0), count, row, dim);
+                    prefetch_rows(&d_out(b, next, h, 0), count, row, dim);
+                    if (!again) prefetch_rows(&out(b, next, h, 0), count, row, dim);
+                }
                 const LocalQueries<T> rows(head, window, i, end, &q(b, i - first, h, 0), row);
                 if constexpr (again)
                     attend(attention, head, rows, &out(b, i - first, h, 0), row, &log_sum_exp(b, h, i - first));

@@ -14,17 +14,14 @@ struct ForwardShape {
     using Tile = cuda::Tile<Arithmetic, width_>;
     static constexpr bool marches = passing_mode == Passing::marching, at_once = passing_mode == Passing::at_once;
     static constexpr int width = width_, row_bytes = width * sizeof(T);
-    static constexpr int warps = row_bytes > 512 ? 2 : row_bytes <= 128 && at_once ? 8 : 4;
+    static constexpr int warps = row_bytes > 512 ? 2 : 4;
     static constexpr int own = 16 * warps, threads = warp_size * warps, own_tiles = marches ? 2 : 1;
     static constexpr int in_turn = row_bytes <= 256 ? 64 : row_bytes <= 512 ? 32 : 16;
     static constexpr int passing = marches ? own : at_once ? window_rows<T>(own, own, Tile::stride) : in_turn;
     static constexpr int stages = marches ? marching_places : at_once || row_bytes > 256 ? 1 : 2;
     /// Groups of 16 keys per step of the softmax.
     static constexpr int chunk = marches ? 2 : at_once ? 3 : passing / 16;
-    static constexpr int blocks_per_multiprocessor = marches                      ? 3
-                                                     : row_bytes > 256            ? 1
-                                                     : row_bytes > 128 || at_once ? 2
-                                                                                  : 4;
+    static constexpr int blocks_per_multiprocessor = marches ? 3 : row_bytes > 256 ? 1 : row_bytes > 128 ? 2 : 4;
 
     using Stage = PassingStage<Tile, Sum, passing, 1>;
     struct Shared {

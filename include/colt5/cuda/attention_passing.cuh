@@ -65,7 +65,7 @@ struct alignas(16) PassingStage {  // rows are copied in 16 bytes
     Visibility<rows> visible;  // of keys, filled if there is a mask, or if keys begin or end in this block
 };
 
-/// How many rows of a window a kernel stages at once, as a multiple of 16: those of the flagship's ±64 if they fit into
+/// How many rows of a window a kernel stages at once, as a multiple of 16: those of ±64 if they fit into
 /// shared memory beside `fixed_rows` others. Rows come in pairs of tiles.
 template <typename T>
 constexpr int window_rows(int own, int fixed_rows, int stride) {
@@ -170,12 +170,13 @@ __device__ void load_own_rows(typename Shape::T* tile, const Rows<const typename
 
 /// Lets keys and values pass by the queries of a block of the kernel, which has `tiles` tiles of them:
 ///
-///     load_queries(t)                           starts copying a tile of queries
-///     begin(t)                                  its rows have arrived; returns where the warp's 16 queries are among
-///     the keys see(at, groups, block_first, incomplete)  groups of keys of which at(i) is the i-th from the key
-///     block_first on, some
-///                                               of them invisible if `incomplete`
-///     end()                                     all that the tile sees has passed
+///     load_queries(t)    starts copying tile t
+///     begin(t)           its rows have arrived; returns where the warp's 16 queries are among the keys
+///     see(at, groups, block_first, incomplete)
+///                        the warp's queries see some groups of 16 keys
+///     end()              they have seen them all
+///
+/// at(i) is the i-th group from the key block_first on; some keys of the groups are invisible only if `incomplete`.
 template <typename Shape, typename T, typename LoadQueries, typename Begin, typename See, typename End>
 __device__ void pass_keys(const Attention<T>& a, const AttentionBlock<T>& block, typename Shape::Stage* stages,
                           int tiles, const LoadQueries& load_queries, const Begin& begin, const See& see,
@@ -253,7 +254,7 @@ __device__ void pass_keys(const Attention<T>& a, const AttentionBlock<T>& block,
 }
 
 /// Calls `run.template operator()<Arithmetic, width, passing>()` with how to multiply and how to pass: blocks march
-/// along a window of short rows of 16 bits that their tiles cover, as the flagship's ±64, and take a window of rows of
+/// along a window of short rows of 16 bits that their tiles cover, one of ±64 or less, and take a window of rows of
 /// 256 bytes at once if tensor cores multiply.
 template <bool window, typename T, typename Run>
 void with_passing(const Cuda& policy, const Attention<T>& a, const Run& run) {
@@ -262,7 +263,7 @@ void with_passing(const Cuda& policy, const Attention<T>& a, const Run& run) {
             constexpr bool may_march = window && HalfPrecision<T> && width * sizeof(T) <= 128;
             constexpr bool at_once = window && Arithmetic::has_tensor_cores && width * sizeof(T) == 256;
             if constexpr (may_march) {
-                if (a.reach <= marching_rows && a.vectors)
+                if (a.reach <= marching_rows && a.vectors && a.value_scale == nullptr)
                     return run.template operator()<Arithmetic, width, Passing::marching>();
             }
             run.template operator()<Arithmetic, width, at_once ? Passing::at_once : Passing::in_turn>();

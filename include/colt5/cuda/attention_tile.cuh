@@ -56,6 +56,7 @@ struct Attention {
 /// Blocks for all tiles of `tile_rows` of the `rows` rows of every head: see AttentionBlock.
 template <typename T>
 dim3 attention_grid(const Attention<T>& a, Index rows, Index tile_rows) {
+    expect_value(a.batch <= 65535, "batch", "at most 65535 on a GPU", a.batch);
     return grid(divide_up(rows, tile_rows) * a.heads(), a.batch);
 }
 

@@ -175,8 +175,9 @@ public:
 private:
     struct HeavyGradients {
         typename HeavyAttention<Scalar, P>::InputGradients d;
-        TokensTensor<accumulate_t<Scalar>, P> d_scores_q;                 // (b, 1, q)
-        TokensTensor<accumulate_t<Scalar>, P> d_logits_q, d_logits_kv{};  // (b, 1, n), (b, r, n): as in the feedforward
+        TokensTensor<accumulate_t<Scalar>, P> d_scores_q;  // (b, 1, q)
+        // (b, 1, n) and (b, r, n), if the light branch adds what the routers do
+        TokensTensor<accumulate_t<Scalar>, P> d_logits_q, d_logits_kv;
     };
 
     HeavyGradients heavy_gradients(const P& policy, const Pass& pass) const {

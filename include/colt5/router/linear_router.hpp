@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <string>
@@ -57,11 +56,21 @@ protected:
     }
 };
 
-/// How many routing tokens' gradients a light branch adds on the way: those of all these routers of its tokens, or
-/// none.
+namespace detail {
+template <typename Self, RouterConfig config, typename Scalar, typename P>
+void derives_from_linear_router(const LinearRouter<Self, config, Scalar, P>&);
+}  // namespace detail
+
+template <typename R>
+concept IsLinearRouter = requires(const R& router) {
+    detail::derives_from_linear_router(router);
+};
+
+/// The number of routing tokens of some routers of the same tokens, if a light branch adds all their gradients on the
+/// way; otherwise 0, and each router's gradient is a pass of its own.
 template <typename P, typename... Routers>
 inline constexpr std::size_t routes_on_the_way = [] {
-    if constexpr (((requires { Routers::logit_scale; }) && ...)) {
+    if constexpr ((IsLinearRouter<Routers> && ...)) {
         constexpr auto all = static_cast<std::size_t>((Routers::num_routing_tokens + ...));
         return all <= most_routes_on_the_way<P> ? all : 0;
     } else {
