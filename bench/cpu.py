@@ -12,10 +12,11 @@ How it is measured
   threads, weights, inputs and mask. Inputs are random normal; a backward pass starts from a random gradient and gives the
   gradients of all parameters and of the input, on both sides. The result of every row is compared: `differs` is the
   largest difference over the largest entry.
-- The two take turns, one call at a time or, if a call is short, as many as take a twentieth of a second. Times are medians
-  after a first call of the same size; ± is half of the range over the median. Where a turn of both takes more than 20 s,
-  there is one. Only with --quick is a first call that takes
-  more than 2 s timed itself; PyTorch then had a shorter call before it.
+- The two take turns, one call at a time or, if a call is short, as many as take a twentieth of a second. Before a turn of
+  calls of less than half a second come as many that are not counted: the other side has left its own data in the caches.
+  Times are medians after a first call of the same size; ± is half of the range over the median. Where a turn of both takes
+  more than a minute, there is one. Only with --quick is a first call that takes more than 2 s timed itself; PyTorch then
+  had a shorter call before it.
 - Memory is the peak of the resident memory in that first call over what the process held before any: weights and inputs,
   and on PyTorch's side what a short call left behind, such as loaded kernels.
 - Routing tokens are scaled by 1/√d, so that logits have unit deviation. At the package's own initialization, with logits
@@ -28,11 +29,13 @@ How it is measured
 - The rows `block_k16_…` route 16 tokens whatever the length, so that the work of a token does not depend on it.
 - A row without PyTorch's columns is only ours.
 
---json FILE writes a list of rows {name, ours_s, peer_s, floor_s, ours_mib, peer_mib, …} with null for what is not there.
+--json FILE writes {processor, cores, threads, …, rows}, rows being {name, ours_s, peer_s, floor_s, ours_mib, peer_mib, …}
+with null for what is not there.
 """
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import fnmatch
 import json
 import math
@@ -40,6 +43,7 @@ import os
 import pathlib
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -167,8 +171,10 @@ class Bench:
         round_s = sum(counts[side] * first[side] for side in taking_turns)
         least, most, budget_s = (1, 5, 1) if self.quick else (5 if case.name == 'block' else 3, 9, 4)
         rates = [self.rates(threads)]
-        for _ in range(min(most, max(1 if round_s > 20 else least, round(budget_s / round_s)))):
+        for _ in range(min(most, max(1 if round_s > 60 else least, round(budget_s / round_s)))):
             for side in taking_turns:
+                if first[side] < 0.5:
+                    sides[side].ask('time', mode, counts[side])
                 samples[side] += sides[side].ask('time', mode, counts[side])
             rates.append(self.rates(threads))
         row = {'name': f'{case.name}_{mode}'}
@@ -219,6 +225,11 @@ def growth(bench, k, mode):
     return [row for row in bench.rows if re.fullmatch(rf'block{"_k16" if k == 16 else ""}_n\d+_{mode}', row['name'])]
 
 
+def time_of_token(row):
+    """In operations that the machine's own products do meanwhile: a run takes minutes, in which its clock wanders."""
+    return row['ours_s'] * row['flop'] / row['floor_s'] / row['length']
+
+
 def goals(bench):
     """What is wanted, what was measured, and whether it is enough: whatever of it this run has measured."""
     by_name = {row['name']: row for row in bench.rows}
@@ -258,20 +269,35 @@ def goals(bench):
             words = mode.replace('_backward', ' and backward')
             add(f'routing of 2 × 32768 on one core, {n_iters} iterations, {words}, ms', seconds and seconds * 1e3, most=most)
     for mode in ('forward', 'forward_backward'):
-        # In time of the machine's own products: a run takes minutes, in which its clock wanders.
-        at_32k = of((f'block_k16_n32768_{mode}', 'ours_s'), (f'block_k16_n32768_{mode}', 'floor_s'))
-        for row in growth(bench, 16, mode):
-            if at_32k and '_n32768_' not in row['name']:
-                add(f'{row["name"]}: time a token over that at 32768', row['ours_s'] / row['floor_s'] / at_32k,
+        a_token = {row['length']: time_of_token(row) for row in growth(bench, 16, mode)}
+        for length in a_token:
+            if length != 32768 and 32768 in a_token:
+                add(f'block_k16_n{length}_{mode}: time a token over that at 32768', a_token[length] / a_token[32768],
                     most=1.1, least=0.9)
     return table
 
 
-def report(bench):
+def about(bench):
+    """Where and with what the rows were measured."""
+    fields = {}
     with open('/proc/cpuinfo') as info:
-        model = next((line.split(':')[1].strip() for line in info if line.startswith('model name')), platform.machine())
-    print(f'\n{model}, {os.cpu_count()} cores; ours multiplies by {bench.libraries["ours"]}, '
-          f'the other side is colt5-attention 0.2.3 with {bench.libraries["peer"]}.\n')
+        for line in info:
+            name, _, value = line.partition(':')
+            fields.setdefault(name.strip(), value.strip())
+    compiler = subprocess.run(['c++', '--version'], capture_output=True, text=True, check=False).stdout.partition('\n')[0]
+    return {'processor': fields.get('model name', platform.machine()),
+            'family_model': ' '.join(fields.get(name, '?') for name in ('cpu family', 'model')),
+            'vectors': [name for name in ('avx2', 'avx512f', 'asimd')
+                        if name in fields.get('flags', fields.get('Features', '')).split()],
+            'cores': os.cpu_count(), 'threads': bench.threads, 'compiler': compiler,
+            'ours_multiplies_by': bench.libraries['ours'], 'peer': f'colt5-attention 0.2.3, {bench.libraries["peer"]}',
+            'command': shlex.join(['./dev', 'bench', 'cpu', *sys.argv[1:]]), 'date': datetime.date.today().isoformat()}
+
+
+def report(bench):
+    where = about(bench)
+    print(f'\n{where["processor"]}, {where["cores"]} cores; ours multiplies by {where["ours_multiplies_by"]}, '
+          f'the other side is {where["peer"]}.\n')
     for threads in sorted({row['threads'] for row in bench.rows}, reverse=True):
         rates = [row['rates'] for row in bench.rows if row['threads'] == threads]
         print(f'sgemm, threads {threads}, GFLOP/s: ' + ', '.join(
@@ -336,7 +362,7 @@ def main():
     report(bench)
     print(f'{time.monotonic() - start:.0f} s')
     if args.json:
-        args.json.write_text(json.dumps(bench.rows, indent=1) + '\n')
+        args.json.write_text(json.dumps(about(bench) | {'rows': bench.rows}, indent=1) + '\n')
     return 1 if failed else 0
 
 

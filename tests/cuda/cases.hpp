@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 /// The same computations on two policies: cpu.cpp makes them in double, a file for each scalar type on the GPU, and
@@ -54,10 +55,13 @@ std::vector<Case> on_cuda_in_float16();
 /// Whether there is a GPU.
 bool has_gpu();
 
-/// For compute-sanitizer, with the environment variable COLT5_SANITIZE: small shapes, few seeds, and an allocation of
-/// its own for each tensor, so that what leaves one is seen.
+/// With the environment variable COLT5_SANITIZE, a tool of compute-sanitizer or `nan`: small shapes, few seeds, and an
+/// allocation of its own for each tensor, filled with NaN for `nan`.
 inline bool sanitized() {
     return std::getenv("COLT5_SANITIZE") != nullptr;
+}
+inline bool sanitized(std::string_view tool) {
+    return sanitized() && std::getenv("COLT5_SANITIZE") == tool;
 }
 
 }  // namespace cases

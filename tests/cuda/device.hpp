@@ -15,7 +15,9 @@ namespace cases {
 inline Cuda cuda_policy(Precision precision, const MemoryPlan& plan) {
     return Cuda({.math = precision == Precision::tf32 ? MathMode::tf32 : MathMode::fp32,
                  .memory_plan = plan,
-                 .separate_allocations = sanitized()});
+                 .allocations = !sanitized()       ? Allocations::together
+                                : sanitized("nan") ? Allocations::separate_with_nan
+                                                   : Allocations::separate});
 }
 
 template <typename T>

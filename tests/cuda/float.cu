@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <iostream>
 
@@ -58,6 +59,15 @@ TEST_CASE("cuda: out of memory in float" * doctest::skip(!cases::has_gpu())) {
 }
 TEST_CASE("cuda: exceptions in float" * doctest::skip(!cases::has_gpu())) {
     cases::check_exceptions<float>();
+}
+TEST_CASE("cuda: what was never written is NaN where a policy is asked for it" * doctest::skip(!cases::has_gpu())) {
+    const colt5::Cuda policy({.allocations = colt5::Allocations::separate_with_nan});
+    for (int again = 0; again < 2; ++again) {  // the second time in memory that held zeros
+        colt5::Tensor<float, colt5::Cuda, colt5::dynamic> tensor(policy, {1000});
+        for (const float value : to_host(policy, tensor)) CHECK(std::isnan(value));
+        set_zero(policy, tensor);
+        for (const float value : to_host(policy, tensor)) CHECK(value == 0);
+    }
 }
 TEST_CASE("cuda: errors have a call and a place" * doctest::skip(!cases::has_gpu())) {
     cases::check_errors();

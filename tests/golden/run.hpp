@@ -93,20 +93,20 @@ void each_router(Module& module, const std::string& prefix, const F& f) {
     }
 }
 
-/// Calls f(routing) for each of a pass.
+/// Calls f(name, routing) for each of a pass.
 template <typename Pass, typename F>
-void each_routing(const Pass& pass, const F& f) {
+void each_routing(const Pass& pass, const std::string& prefix, const F& f) {
     if constexpr (requires { pass.attn; }) {
-        each_routing(pass.attn, f);
-        each_routing(pass.ff, f);
+        each_routing(pass.attn, prefix + "conditional_attn.", f);
+        each_routing(pass.ff, prefix + "conditional_ff.", f);
     } else if constexpr (requires { pass.routed; }) {
-        f(pass.routed.routing);
+        f(prefix + "router", pass.routed.routing);
     } else if constexpr (requires { pass.routed_q->routing; }) {  // cross attention may leave either out
-        if (pass.routed_q) f(pass.routed_q->routing);
-        if (pass.routed_kv) f(pass.routed_kv->routing);
+        if (pass.routed_q) f(prefix + "q_router", pass.routed_q->routing);
+        if (pass.routed_kv) f(prefix + "kv_router", pass.routed_kv->routing);
     } else {
-        f(pass.routed_q.routing);
-        f(pass.routed_kv.routing);
+        f(prefix + "q_router", pass.routed_q.routing);
+        f(prefix + "kv_router", pass.routed_kv.routing);
     }
 }
 
@@ -128,7 +128,7 @@ auto give_noise(const P& policy, File& file, Module& module) {
 }
 
 /// Outputs and gradients under the names of the file; also `out.y, inference` of a call that keeps nothing for
-/// backward, and `routing.*`, the indices of each routing.
+/// backward, and `routing.` with the name of each router, the indices that it chose.
 template <typename Module, Policy P>
 Arrays run_module(const P& policy, File& file, Rounding rounded) {
     using Scalar = typename Module::Out::value_type;
@@ -147,8 +147,8 @@ Arrays run_module(const P& policy, File& file, Rounding rounded) {
         results["out.y, inference"] = array_of(policy, module(arguments...));
         const auto pass = module.forward(arguments...);
         results["out.y"] = array_of(policy, pass.out);
-        each_routing(pass, [&](const auto& routing) {
-            results["routing." + std::to_string(results.size())] = array_of(policy, routing.indices);
+        each_routing(pass, "routing.", [&](const std::string& router, const auto& routing) {
+            results[router] = array_of(policy, routing.indices);
         });
         return module.backward(pass, cotangent, gradients);
     };

@@ -81,13 +81,6 @@ public:
         if (blocks_.back().bytes == 0) blocks_.pop_back();
     }
 
-    bool is_separate() const {
-        if constexpr (can_be_separate)
-            return memory_.separate();
-        else
-            return false;
-    }
-
     WorkspaceStatistics statistics() const {
         const std::lock_guard lock(mutex_);
         return statistics_;

@@ -47,8 +47,10 @@ void feed_forward_kernel(const Cpu& policy, TokensView<T> y, TokensView<T> befor
                          const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
     using cpu::Op;
     const Index length = x.extent(1), dim = x.extent(2), hidden = parameters.hidden_weight.extent(0);
-    const cpu::PackedMatrix<Op::transpose, T> to_hidden(policy, dim, hidden, parameters.hidden_weight.data(), dim);
-    const cpu::PackedMatrix<Op::transpose, T> to_out(policy, hidden, dim, parameters.project_weight.data(), hidden);
+    const Index tokens = x.extent(0) * length;
+    const T *const hidden_weight = parameters.hidden_weight.data(), *const weight = parameters.project_weight.data();
+    const cpu::PackedMatrix<Op::transpose, T> to_hidden(policy, dim, hidden, hidden_weight, dim, tokens);
+    const cpu::PackedMatrix<Op::transpose, T> to_out(policy, hidden, dim, weight, hidden, tokens);
     const cpu::Addend<T> added{parameters.project_bias.data(), add.data(), dim};
     cpu::panels(x.extent(0), length).for_each(policy, [&](Index sequence, Index first, Index rows) {
         const Index row = sequence * length + first;
@@ -68,10 +70,12 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
                              const FeedForwardParameters<const T>& parameters, const SharedGradient<T, Cpu>& shared) {
     using cpu::Op;
     const Index length = x.extent(1), dim = x.extent(2), hidden = parameters.hidden_weight.extent(0);
-    const cpu::PackedMatrix<Op::none, T> from_out(policy, dim, hidden, parameters.project_weight.data(), hidden);
-    const cpu::PackedMatrix<Op::none, T> from_hidden(policy, hidden, dim, parameters.hidden_weight.data(), dim);
+    const Index tokens = x.extent(0) * length;
+    const T *const hidden_weight = parameters.hidden_weight.data(), *const weight = parameters.project_weight.data();
+    const cpu::PackedMatrix<Op::none, T> from_out(policy, dim, hidden, weight, hidden, tokens);
+    const cpu::PackedMatrix<Op::none, T> from_hidden(policy, hidden, dim, hidden_weight, dim, tokens);
     cpu::PackedMatrix<Op::transpose, T> to_hidden;
-    if (!before) to_hidden = {policy, dim, hidden, parameters.hidden_weight.data(), dim};
+    if (!before) to_hidden = {policy, dim, hidden, hidden_weight, dim, tokens};
     const auto add_chunk = [&](Index sequence, Index first, Index chunk) {
         const Index row = sequence * length + first;
         const T *const x_rows = x.data() + row * dim, *const d_y_rows = d_y.data() + row * dim;

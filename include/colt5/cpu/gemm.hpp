@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/cpu/parallel.hpp>
@@ -47,6 +48,9 @@ struct GemmTile {
     /// Rows of a that one strip of b serves in turn: together they stay in the second cache.
     static constexpr Index panel_rows = 32 * rows;
 };
+
+/// Rows that one task takes: fewer are not shared out.
+inline constexpr Index few_rows = 4 * GemmTile<float>::rows;
 
 /// What is added to a product: a row to all rows, a matrix, which may be the result itself, both or nothing.
 template <typename T>
@@ -230,23 +234,26 @@ void blas_gemm(Index m, Index n, Index k, T alpha, const T* a, Index lda, const 
 }  // namespace detail
 
 /// The right side of many products, op(b) as (k, n): packed once, in parallel, and read by all threads.
-/// With EIGEN_USE_BLAS it refers to b instead.
+///
+/// For a product of few rows in all, it stays where it is: threads share out its columns instead, and pack the strip at
+/// hand. With EIGEN_USE_BLAS it refers to b, too.
 template <Op op, typename T>
 class PackedMatrix {
 public:
     PackedMatrix() = default;
-    PackedMatrix(const Cpu& policy, Index k, Index n, const T* b, Index ldb) : k_(k), n_(n), b_(b), ldb_(ldb) {
-        if constexpr (uses_blas) return;
+    PackedMatrix(const Cpu& policy, Index k, Index n, const T* b, Index ldb,
+                 Index rows = std::numeric_limits<Index>::max())
+        : policy_(&policy), k_(k), n_(n), b_(b), ldb_(ldb) {
+        if (uses_blas || rows <= few_rows) return;
         const Index strips = divide_up(n, Tile::columns), blocks = divide_up(k, Tile::depth);
         packed_ = {policy, {k * strips * Tile::columns}};
         parallel_for(policy, strips * blocks, [&](Index i) {
             const Index first = i / blocks * Tile::columns, at = i % blocks * Tile::depth;
-            const Index depth = std::min(Tile::depth, k - at);
-            detail::pack_strip<op>(b, ldb, at, depth, first, n, block(at) + first * depth);
+            pack(at, first, block(at) + first * depth_from(at));
         });
     }
 
-    /// c = a · op(b) + add for rows of a (m, k) on the calling thread.
+    /// c = a · op(b) + add for rows of a (m, k): on the calling thread, unless the rows are few.
     void multiply(Index m, const T* a, Index lda, const Addend<T>& add, T* c, Index ldc) const {
         if (m == 0 || n_ == 0) return;
 #ifdef EIGEN_USE_BLAS
@@ -260,13 +267,22 @@ public:
         }
         if (k_ > 0) detail::blas_gemm<Op::none, op>(m, n_, k_, T(1), a, lda, b_, ldb_, c, ldc);
 #else
-        Index at = 0;
-        do {  // once at least: a sum over nothing is zero
-            const Index depth = std::min(Tile::depth, k_ - at);
-            detail::multiply_strips(m, n_, depth, T(1), LeftSide<T>{a + at, lda, 1, lda}, block(at),
-                                    at == 0 ? add : Addend<T>{nullptr, c, ldc}, c, ldc);
-            at += depth;
-        } while (at < k_);
+        if (packed_.size() > 0)
+            for_each_block([&](Index at) {
+                detail::multiply_strips(m, n_, depth_from(at), T(1), LeftSide<T>{a + at, lda, 1, lda}, block(at),
+                                        at == 0 ? add : Addend<T>{nullptr, c, ldc}, c, ldc);
+            });
+        else
+            parallel_for(*policy_, divide_up(n_, Tile::columns), [&](Index strip) {
+                const Index first = strip * Tile::columns, width = std::min(Tile::columns, n_ - first);
+                T* const packed = thread_scratch<T, struct PackedStrips>(Tile::depth * Tile::columns);
+                for_each_block([&](Index at) {
+                    pack(at, first, packed);
+                    detail::multiply_strips(m, width, depth_from(at), T(1), LeftSide<T>{a + at, lda, 1, lda}, packed,
+                                            at == 0 ? add.part(0, first) : Addend<T>{nullptr, c + first, ldc},
+                                            c + first, ldc);
+                });
+            });
 #endif
     }
 
@@ -276,15 +292,28 @@ public:
 #ifdef EIGEN_USE_BLAS
         detail::blas_gemm<Op::transpose, op>(m, n_, k_, T(1), a, lda, b_, ldb_, c, ldc);
 #else
-        for (Index at = 0; at < k_; at += Tile::depth) {
-            const Index depth = std::min(Tile::depth, k_ - at);
-            detail::add_transposed_block(m, n_, depth, T(1), a + at * lda, lda, block(at), c, ldc);
-        }
+        for_each_block([&](Index at) {
+            detail::add_transposed_block(m, n_, depth_from(at), T(1), a + at * lda, lda, block(at), c, ldc);
+        });
 #endif
     }
 
 private:
     using Tile = GemmTile<T>;
+
+    /// Calls body(first of its steps along k) for each block; once at least, for a sum over nothing is zero.
+    template <typename Body>
+    void for_each_block(Body&& body) const {
+        Index at = 0;
+        do body(at);
+        while ((at += Tile::depth) < k_);
+    }
+    Index depth_from(Index at) const {
+        return std::min(Tile::depth, k_ - at);
+    }
+    void pack(Index at, Index first, T* strip) const {
+        detail::pack_strip<op>(b_, ldb_, at, depth_from(at), first, n_, strip);
+    }
     T* block(Index at) {
         return packed_.data() + at * divide_up(n_, Tile::columns) * Tile::columns;
     }
@@ -292,6 +321,7 @@ private:
         return packed_.data() + at * divide_up(n_, Tile::columns) * Tile::columns;
     }
 
+    const Cpu* policy_ = nullptr;
     Index k_ = 0, n_ = 0;
     const T* b_ = nullptr;
     Index ldb_ = 0;

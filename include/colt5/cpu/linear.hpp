@@ -15,7 +15,8 @@ void linear_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic
     const Index routes = x.extent(1), length = x.extent(2), in = x.extent(3), out = y.extent(3);
     const cpu::Panels panels = cpu::panels(x.extent(0), length, routes == 1);
     for (Index r = 0; r < routes; ++r) {
-        const cpu::PackedMatrix<cpu::Op::transpose, T> packed(policy, in, out, weight[r * out].data(), in);
+        const cpu::PackedMatrix<cpu::Op::transpose, T> packed(policy, in, out, weight[r * out].data(), in,
+                                                              x.extent(0) * length);
         const cpu::Addend<T> added{bias ? bias.data() + r * out : nullptr, add.data(), out};
         panels.for_each(policy, [&](Index sequence, Index first, Index rows) {
             const Index row = (sequence * routes + r) * length + first;
@@ -38,7 +39,7 @@ void linear_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dyn
     const Index routes = x.extent(1), length = x.extent(2), in = x.extent(3), out = d_y.extent(3);
     const cpu::Panels chunks = cpu::chunks(x.extent(0), length, routes == 1);
     for (Index r = 0; r < routes; ++r) {
-        const cpu::PackedMatrix<Op::none, T> packed(policy, out, in, weight[r * out].data(), in);
+        const cpu::PackedMatrix<Op::none, T> packed(policy, out, in, weight[r * out].data(), in, x.extent(0) * length);
         const auto add_chunk = [&](Index sequence, Index first, Index chunk) {
             const Index row = (sequence * routes + r) * length + first;
             const T* const d_y_rows = d_y.data() + row * out;

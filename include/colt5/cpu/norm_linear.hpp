@@ -19,7 +19,8 @@ void norm_linear_kernel(const Cpu& policy, const std::array<Projection<T>, Count
     const Index length = x.extent(1), in = x.extent(2);
     std::array<cpu::PackedMatrix<cpu::Op::transpose, T>, Count> packed;
     for (std::size_t i = 0; i < Count; ++i)
-        packed[i] = {policy, in, projections[i].weight.extent(0), projections[i].weight.data(), in};
+        packed[i] = {
+            policy, in, projections[i].weight.extent(0), projections[i].weight.data(), in, x.extent(0) * length};
     cpu::panels(x.extent(0), length).for_each(policy, [&](Index sequence, Index first, Index rows) {
         const Index row = sequence * length + first;
         T* const normed = cpu::thread_scratch<T, struct Normed>(rows * in);
@@ -38,7 +39,7 @@ void norm_linear_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const NormGrad
                             VectorView<T> d_bias, TokensView<const T> d_y, TokensView<const T> x, const Norm& norm,
                             MatrixView<const T> weight, const SharedGradient<T, Cpu>& shared) {
     const Index length = x.extent(1), in = x.extent(2), out = d_y.extent(2);
-    const cpu::PackedMatrix<cpu::Op::none, T> packed(policy, out, in, weight.data(), in);
+    const cpu::PackedMatrix<cpu::Op::none, T> packed(policy, out, in, weight.data(), in, x.extent(0) * length);
     const auto add_chunk = [&](Index sequence, Index first, Index chunk) {
         const Index row = sequence * length + first;
         const T *const x_rows = x.data() + row * in, *const d_y_rows = d_y.data() + row * out;

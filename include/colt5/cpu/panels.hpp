@@ -48,9 +48,8 @@ private:
 /// Panels in which tokens go through an operation: few enough rows to share out short sequences, and otherwise as many
 /// as one strip of packed weights serves before the next one comes.
 inline Panels panels(Index batch, Index length, bool contiguous = true) {
-    const Index least = 4 * GemmTile<float>::rows, most = GemmTile<float>::panel_rows;
     const Index rows = contiguous && !uses_blas ? batch * length : length;
-    return {batch, length, std::clamp(rows / 16, least, most), contiguous};
+    return {batch, length, std::clamp(rows / 16, few_rows, GemmTile<float>::panel_rows), contiguous};
 }
 
 /// What a backward pass works on at a time: first panel by panel the gradients of the rows, then those of the weights,

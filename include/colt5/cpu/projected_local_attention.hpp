@@ -21,7 +21,7 @@ void projected_local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dy
     const Index inner = heads * dim_head, dim = d_y.extent(2), length = queries;
     LocalAttentionPass<T, Cpu> pass{{policy, q.shape()}, {policy, {batch, heads, queries}}};
     auto d_out = tensor_like(policy, pass.out);
-    const cpu::PackedMatrix<Op::none, T> packed(policy, dim, inner, weight.data(), inner);
+    const cpu::PackedMatrix<Op::none, T> packed(policy, dim, inner, weight.data(), inner, batch * length);
     cpu::panels(batch, length).for_each(policy, [&](Index sequence, Index begin, Index rows) {
         const Index row = sequence * length + begin;
         packed.multiply(rows, d_y.data() + row * dim, dim, {}, d_out.data() + row * inner, inner);

@@ -3,13 +3,16 @@
 
 #include <algorithm>
 
+#include <colt5/cpu/parallel.hpp>
 #include <colt5/op/zero.hpp>
 
 namespace colt5 {
 
 template <typename T>
-void zero_kernel(const Cpu&, VectorView<T> x) {
-    std::fill_n(x.data(), x.size(), T(0));
+void zero_kernel(const Cpu& policy, VectorView<T> x) {
+    constexpr Index chunk = Index{1} << 16;
+    parallel_for(policy, (x.size() + chunk - 1) / chunk,
+                 [&](Index i) { std::fill_n(x.data() + i * chunk, std::min(chunk, x.size() - i * chunk), T(0)); });
 }
 
 }  // namespace colt5

@@ -11,7 +11,17 @@
 
 #include <colt5/cuda/error.cuh>
 
-namespace colt5::cuda {
+namespace colt5 {
+
+/// How tensors get their memory on a device. All but the first are there to find faults: slow, and nothing can be
+/// captured into a graph.
+enum class Allocations {
+    together,          ///< in one range of addresses, which grows once
+    separate,          ///< each by a cudaMalloc of its own, so that compute-sanitizer sees what leaves it
+    separate_with_nan  ///< the same, filled with NaN, which spread from what is read and was never written
+};
+
+namespace cuda {
 
 /// Makes a device current for the lifetime of the guard.
 class DeviceGuard {
@@ -66,8 +76,7 @@ inline void check(CUresult status, const char* call, const std::source_location&
 /// A range of a device's addresses, as large as its memory, of which the first `resize(bytes)` may be used.
 class DeviceMemory {
 public:
-    /// `separate`: see Cuda::Options::separate_allocations.
-    DeviceMemory(int device, bool separate) : device_(device), separate_(separate) {
+    DeviceMemory(int device, Allocations allocations) : device_(device), allocations_(allocations) {
         const DeviceGuard guard(device);
         std::size_t free = 0;
         check(cudaMemGetInfo(&free, &capacity_), "cudaMemGetInfo");
@@ -81,7 +90,7 @@ public:
     }
     DeviceMemory(DeviceMemory&& other) noexcept
         : device_(other.device_),
-          separate_(other.separate_),
+          allocations_(other.allocations_),
           properties_(other.properties_),
           granularity_(other.granularity_),
           capacity_(other.capacity_),
@@ -114,14 +123,20 @@ public:
         }
     }
 
-    bool separate() const { return separate_; }
+    bool separate() const { return allocations_ != Allocations::together; }
     /// Apart from the range. Throws OutOfMemory.
     void* allocate(std::size_t bytes) const {
         const DeviceGuard guard(device_);
         void* data = nullptr;
-        if (cudaMalloc(&data, bytes) == cudaSuccess) return data;
-        cudaGetLastError();  // or the next kernel would be blamed for it
-        fail_to_grow(bytes);
+        if (cudaMalloc(&data, bytes) != cudaSuccess) {
+            cudaGetLastError();  // or the next kernel would be blamed for it
+            fail_to_grow(bytes);
+        }
+        if (allocations_ == Allocations::separate_with_nan) {
+            check(cudaMemset(data, 0xFF, bytes), "cudaMemset");
+            check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+        }
+        return data;
     }
     void deallocate(void* data) const {
         int current = 0;
@@ -173,11 +188,12 @@ private:
     }
 
     int device_;
-    bool separate_;
+    Allocations allocations_;
     CUmemAllocationProp properties_{};
     std::size_t granularity_ = 0, capacity_ = 0, size_ = 0;
     CUdeviceptr begin_ = 0;
     std::vector<Piece> pieces_;
 };
 
-}  // namespace colt5::cuda
+}  // namespace cuda
+}  // namespace colt5

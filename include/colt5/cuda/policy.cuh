@@ -53,9 +53,7 @@ public:
         MemoryPlan memory_plan{.tokens_at_a_time = 32768, .recompute = false};
         /// Null: the policy makes a stream of its own.
         cudaStream_t stream = nullptr;
-        /// Every tensor is a cudaMalloc of its own, so that compute-sanitizer sees what leaves it. Slow, and cannot be
-        /// captured into a graph.
-        bool separate_allocations = false;
+        Allocations allocations = Allocations::together;
     };
 
     Cuda() : Cuda(Options{}) {}
@@ -87,10 +85,8 @@ public:
     /// The policy of what runs beside this one's work, with a stream and a workspace of its own: see Beside.
     const Cuda& beside() const {
         if (!state_->beside) {
-            const Options options{.device = device(),
-                                  .math = math(),
-                                  .memory_plan = memory_plan(),
-                                  .separate_allocations = workspace()->is_separate()};
+            const Options options{
+                .device = device(), .math = math(), .memory_plan = memory_plan(), .allocations = state_->allocations};
             state_->beside.reset(new Cuda(std::make_shared<State>(options, true)));
         }
         return *state_->beside;
@@ -121,7 +117,8 @@ private:
             : device(options.device),
               math(options.math),
               memory_plan(options.memory_plan),
-              workspace(std::make_shared<Workspace>(cuda::DeviceMemory(options.device, options.separate_allocations))),
+              allocations(options.allocations),
+              workspace(std::make_shared<Workspace>(cuda::DeviceMemory(options.device, options.allocations))),
               plans(make_matmul_plans()) {
             const cuda::DeviceGuard guard(device);
             cuda::check(cublasLtCreate(&blas.handle), "cublasLtCreate");
@@ -139,6 +136,7 @@ private:
         int device;
         MathMode math;
         MemoryPlan memory_plan;
+        Allocations allocations;
         cuda::Owned<cudaStream_t, cudaStreamDestroy> own_stream;
         cudaStream_t stream = nullptr;
         cuda::Owned<cudaEvent_t, cudaEventDestroy> event;
