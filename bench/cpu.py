@@ -9,7 +9,7 @@ heads, 1024 routed queries, keys and feedforward tokens, all-true mask, float.
 
 How it is measured
 - Each case starts one process of ours (op/, module/) and one of PyTorch (reference_cpu.py), with the same number of
-  threads, weights, inputs and mask. Inputs are random normal; a backward pass starts from a random gradient and gives the
+  threads, which are bound to cores, weights, inputs and mask. Inputs are random normal; a backward pass starts from a random gradient and gives the
   gradients of all parameters and of the input, on both sides. The result of every row is compared: `differs` is the
   largest difference over the largest entry.
 - The two take turns, one call at a time or, if a call is short, as many as take a twentieth of a second. Before a turn of
@@ -129,6 +129,11 @@ def difference(ours, peer):
     return float(numpy.abs(ours - peer).max() / numpy.abs(peer).max())
 
 
+def bound(threads):
+    """The environment of a process: its threads stay on the cores that they start on."""
+    return {'OMP_NUM_THREADS': str(threads), 'OMP_PROC_BIND': 'true'}
+
+
 class Bench:
     def __init__(self, build_dir, threads, quick, folder):
         self.build_dir, self.threads, self.quick, self.folder = build_dir, threads, quick, folder
@@ -138,7 +143,7 @@ class Bench:
 
     def run(self, case):
         threads = case.threads or self.threads
-        environment = {'OMP_NUM_THREADS': str(threads), 'OMP_PROC_BIND': 'true'}
+        environment = bound(threads)
         inputs = self.folder / 'inputs.safetensors'
         reference = pathlib.Path(__file__).with_name('reference_cpu.py')
         options = ['--wide-logits'] * case.wide_logits + ['--forward-only'] * (not case.backward)
@@ -152,7 +157,7 @@ class Bench:
             sides = {'ours': ours} | ({'peer': peer} if case.peer else {})
             if case.one_thread:
                 sides['one_thread'] = stack.enter_context(
-                    Process([self.build_dir / 'bench' / case.program, inputs, 1, *case.numbers], {'OMP_NUM_THREADS': '1'}))
+                    Process([self.build_dir / 'bench' / case.program, inputs, 1, *case.numbers], bound(1)))
             inputs.unlink()
             self.libraries |= {'ours': ours.library, 'peer': peer.library}
             for mode in case.modes:
@@ -204,7 +209,7 @@ class Bench:
         """Operations per second by what multiplies, now, on that many threads."""
         if threads not in self.products:
             self.products[threads] = [subprocess.Popen([program, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                                       text=True, bufsize=1)
+                                                       text=True, bufsize=1, env=os.environ | bound(threads))
                                       for program in map((self.build_dir / 'bench').joinpath, ('sgemm', 'sgemm_openblas'))
                                       if program.exists()]
             self.rates(threads)  # the first products are slower
@@ -284,19 +289,16 @@ def about(bench):
         for line in info:
             name, _, value = line.partition(':')
             fields.setdefault(name.strip(), value.strip())
-    compiler = subprocess.run(['c++', '--version'], capture_output=True, text=True, check=False).stdout.partition('\n')[0]
     return {'processor': fields.get('model name', platform.machine()),
             'family_model': ' '.join(fields.get(name, '?') for name in ('cpu family', 'model')),
-            'vectors': [name for name in ('avx2', 'avx512f', 'asimd')
-                        if name in fields.get('flags', fields.get('Features', '')).split()],
-            'cores': os.cpu_count(), 'threads': bench.threads, 'compiler': compiler,
-            'ours_multiplies_by': bench.libraries['ours'], 'peer': f'colt5-attention 0.2.3, {bench.libraries["peer"]}',
+            'cores': os.cpu_count(), 'threads': bench.threads, 'ours': bench.libraries['ours'],
+            'peer': f'colt5-attention 0.2.3, {bench.libraries["peer"]}',
             'command': shlex.join(['./dev', 'bench', 'cpu', *sys.argv[1:]]), 'date': datetime.date.today().isoformat()}
 
 
 def report(bench):
     where = about(bench)
-    print(f'\n{where["processor"]}, {where["cores"]} cores; ours multiplies by {where["ours_multiplies_by"]}, '
+    print(f'\n{where["processor"]}, {where["cores"]} cores; ours multiplies by {where["ours"]}, '
           f'the other side is {where["peer"]}.\n')
     for threads in sorted({row['threads'] for row in bench.rows}, reverse=True):
         rates = [row['rates'] for row in bench.rows if row['threads'] == threads]
@@ -359,6 +361,9 @@ def main():
                 print(error, file=sys.stderr)
                 failed = True
     bench.end()
+    if not bench.rows:
+        print('No case was measured.', file=sys.stderr)
+        return 1
     report(bench)
     print(f'{time.monotonic() - start:.0f} s')
     if args.json:

@@ -20,9 +20,9 @@
 /// makes a program for the CPU of each, nvcc one for the GPU in each type of element. reference_cpu.py and peers_gpu.py
 /// answer the same commands with PyTorch.
 ///
-///     PROGRAM INPUTS.safetensors POLICY [NUMBER...]        POLICY: the number of threads; on the GPU, fp32, tf32 or
-///     bf16
+///     PROGRAM INPUTS.safetensors POLICY [NUMBER...]
 ///
+/// POLICY is the number of threads; on the GPU, fp32, tf32 or bf16.
 /// Weights are the tensors `module.NAME` of the file, the input is `x` and the gradient of the output `d_out`, or `x`
 /// again where the file has none.
 /// Commands on the standard input, where MODE is `forward` or `forward_backward`:

@@ -24,11 +24,22 @@ inline Policy make_policy(const std::string& threads) {
 
 class Meter {
 public:
+    static constexpr const char* library =
 #if defined(EIGEN_USE_BLAS)
-    static constexpr const char* library = "OpenBLAS";
+        "OpenBLAS"
 #else
-    static constexpr const char* library = "our own kernel";
+        "our own kernel"
 #endif
+#if defined(__AVX512F__)
+        " (AVX-512)"
+#elif defined(__AVX2__)
+        " (AVX2)"
+#endif
+        ", compiled by "
+#if !defined(__clang__)
+        "g++ "
+#endif
+        __VERSION__;
 
     explicit Meter(const Policy& policy) : policy_(policy) {
         forget_memory();

@@ -40,9 +40,9 @@ HostTensor<double, 4> naive(const Cpu& policy, const Case<double>& c, bool with_
     return y;
 }
 
-// Sizes around the panels (64 to 1024 rows of a sequence), the blocks of the weight gradient (64 or 256 columns), the
-// chunks of the bias gradient (256 rows), and Eigen's blocks (in).
-constexpr std::array<std::array<Index, 5>, 14> shapes{{{1, 1, 1, 1, 1},
+// Sizes around what a task takes (24 to 192 rows), a chunk of the backward pass (1024 rows) and a block of products
+// (512 steps along in, 16 to 64 columns).
+constexpr std::array<std::array<Index, 5>, 18> shapes{{{1, 1, 1, 1, 1},
                                                        {2, 1, 3, 5, 7},
                                                        {3, 2, 17, 16, 3},
                                                        {1, 3, 63, 9, 65},
@@ -53,6 +53,10 @@ constexpr std::array<std::array<Index, 5>, 14> shapes{{{1, 1, 1, 1, 1},
                                                        {1, 1, 4200, 3, 2},
                                                        {1, 1, 5, 700, 9},
                                                        {1, 1, 3, 2, 1030},
+                                                       {1, 1, 24, 600, 70},
+                                                       {1, 1, 25, 600, 70},
+                                                       {8, 1, 3, 600, 70},
+                                                       {8, 2, 3, 600, 70},
                                                        {0, 1, 3, 4, 5},
                                                        {2, 1, 0, 4, 5},
                                                        {2, 1, 3, 4, 0}}};
@@ -160,7 +164,7 @@ TEST_CASE("linear: the gradients are those of finite differences; those of param
 TEST_CASE("linear: the same bits with 1 and 2 threads, and for each sequence alone") {
     const Cpu one(1), two(2);
     for (const auto& [batch, routes, length, in, out] :
-         {std::array<Index, 5>{3, 2, 301, 40, 37}, {2, 1, 70, 513, 64}}) {
+         {std::array<Index, 5>{3, 2, 301, 40, 37}, {2, 1, 70, 513, 64}, {16, 1, 20, 600, 70}, {3, 2, 20, 600, 70}}) {
         const Case<float> c(one, batch, routes, length, in, out);
         auto d_weight = filled<float>(one, c.weight.shape(), 0), d_weight2 = copy_of(one, d_weight);
         auto d_bias = filled<float>(one, c.bias.shape(), 0), d_bias2 = copy_of(one, d_bias);

@@ -49,7 +49,7 @@ inline constexpr bool is_module_scalar = std::same_as<Scalar, float> || std::sam
 template <typename>
 inline constexpr bool has_kernel = false;
 
-/// Runs on the host: Eigen for products, xsimd for everything elementwise, OpenMP over `threads` threads.
+/// Runs on the host: vectors by xsimd, products by a kernel of our own or by OpenBLAS, OpenMP over `threads` threads.
 /// Results do not depend on the number of threads, bit for bit. One policy serves one thread at a time.
 class Cpu {
 public:

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <cstring>
 #include <limits>
 
@@ -16,15 +17,16 @@
 extern "C" [[gnu::weak]] void openblas_set_num_threads(int);
 #endif
 
-/// Matrix products on the calling thread. Panels are row-major; `lda`, `ldb`, `ldc` are the distances between stored
-/// rows.
+/// Matrix products on the calling thread, unless said. Panels are row-major; `lda`, `ldb`, `ldc` are the distances
+/// between stored rows.
 ///
 /// Every entry of a result is one chain of fused multiply-adds for each `GemmTile::depth` steps along k, whatever its
 /// place and whatever is computed beside it: the same row gives the same bits in any panel. (With EIGEN_USE_BLAS the
 /// products are the BLAS's, and so is what they promise.)
 ///
-/// Why not Eigen's kernel: this one needs no packed copy of the left side, writes results instead of adding to zeros,
-/// and keeps 24 sums in the 32 registers of AVX-512 and NEON where Eigen 3.4 keeps 12 (bench/sgemm.cpp compares).
+/// Why not Eigen's kernel: this one needs no packed copy of the left side of a · b, writes results instead of adding to
+/// zeros, and keeps 24 sums in the 32 registers of AVX-512 and NEON where Eigen 3.4 keeps 12 (bench/sgemm.cpp
+/// compares).
 namespace colt5::cpu {
 
 enum class Op { none, transpose };
@@ -49,8 +51,9 @@ struct GemmTile {
     static constexpr Index panel_rows = 32 * rows;
 };
 
-/// Rows that one task takes: fewer are not shared out.
+/// The fewest rows that are worth a task of their own. A product of no more rows shares out columns instead.
 inline constexpr Index few_rows = 4 * GemmTile<float>::rows;
+inline constexpr Index many_rows = std::numeric_limits<Index>::max();
 
 /// What is added to a product: a row to all rows, a matrix, which may be the result itself, both or nothing.
 template <typename T>
@@ -235,14 +238,14 @@ void blas_gemm(Index m, Index n, Index k, T alpha, const T* a, Index lda, const 
 
 /// The right side of many products, op(b) as (k, n): packed once, in parallel, and read by all threads.
 ///
-/// For a product of few rows in all, it stays where it is: threads share out its columns instead, and pack the strip at
-/// hand. With EIGEN_USE_BLAS it refers to b, too.
+/// `rows` says how many rows will be multiplied in all. Up to few_rows, nothing is packed ahead: `multiply` shares out
+/// columns among the threads, which pack the strip at hand, and add_transposed must not be called. The policy and b
+/// must outlive the object. With EIGEN_USE_BLAS nothing is packed, either.
 template <Op op, typename T>
 class PackedMatrix {
 public:
     PackedMatrix() = default;
-    PackedMatrix(const Cpu& policy, Index k, Index n, const T* b, Index ldb,
-                 Index rows = std::numeric_limits<Index>::max())
+    PackedMatrix(const Cpu& policy, Index k, Index n, const T* b, Index ldb, Index rows = many_rows)
         : policy_(&policy), k_(k), n_(n), b_(b), ldb_(ldb) {
         if (uses_blas || rows <= few_rows) return;
         const Index strips = divide_up(n, Tile::columns), blocks = divide_up(k, Tile::depth);
@@ -292,6 +295,7 @@ public:
 #ifdef EIGEN_USE_BLAS
         detail::blas_gemm<Op::transpose, op>(m, n_, k_, T(1), a, lda, b_, ldb_, c, ldc);
 #else
+        assert(packed_.size() > 0);
         for_each_block([&](Index at) {
             detail::add_transposed_block(m, n_, depth_from(at), T(1), a + at * lda, lda, block(at), c, ldc);
         });

@@ -8,15 +8,24 @@
 
 namespace colt5 {
 
+namespace cpu {
+/// Rows (b, r, n, ·) that one product can take. Those of a route lie apart: its sequences come one after the other, and
+/// should not each pack the same weights.
+template <typename T>
+Index rows_together(const View<const T, dynamic, dynamic, dynamic, dynamic>& x) {
+    return x.extent(0) == 1 || x.extent(1) == 1 ? x.extent(0) * x.extent(2) : many_rows;
+}
+}  // namespace cpu
+
 template <typename T>
 void linear_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> y,
                    View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight,
                    VectorView<const T> bias, View<const T, dynamic, dynamic, dynamic, dynamic> add = {}) {
     const Index routes = x.extent(1), length = x.extent(2), in = x.extent(3), out = y.extent(3);
     const cpu::Panels panels = cpu::panels(x.extent(0), length, routes == 1);
+    const Index together = cpu::rows_together(x);
     for (Index r = 0; r < routes; ++r) {
-        const cpu::PackedMatrix<cpu::Op::transpose, T> packed(policy, in, out, weight[r * out].data(), in,
-                                                              x.extent(0) * length);
+        const cpu::PackedMatrix<cpu::Op::transpose, T> packed(policy, in, out, weight[r * out].data(), in, together);
         const cpu::Addend<T> added{bias ? bias.data() + r * out : nullptr, add.data(), out};
         panels.for_each(policy, [&](Index sequence, Index first, Index rows) {
             const Index row = (sequence * routes + r) * length + first;
@@ -38,8 +47,9 @@ void linear_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dyn
     using cpu::Op;
     const Index routes = x.extent(1), length = x.extent(2), in = x.extent(3), out = d_y.extent(3);
     const cpu::Panels chunks = cpu::chunks(x.extent(0), length, routes == 1);
+    const Index together = cpu::rows_together(x);
     for (Index r = 0; r < routes; ++r) {
-        const cpu::PackedMatrix<Op::none, T> packed(policy, out, in, weight[r * out].data(), in, x.extent(0) * length);
+        const cpu::PackedMatrix<Op::none, T> packed(policy, out, in, weight[r * out].data(), in, together);
         const auto add_chunk = [&](Index sequence, Index first, Index chunk) {
             const Index row = (sequence * routes + r) * length + first;
             const T* const d_y_rows = d_y.data() + row * out;

@@ -11,8 +11,9 @@ namespace colt5 {
 /// Calls body(i) for every i in [0, count), on up to `policy.threads()` threads with a static schedule, or one after
 /// the other when one thread is enough or the compiler has no OpenMP.
 ///
-/// Calls must not depend on each other. If some throw, the exception of the smallest such i leaves parallel_for, after
-/// every thread has finished; which of the other calls were made is unspecified.
+/// A loop in a loop makes its calls one after the other. Calls must not depend on each other. If some throw, the
+/// exception of the smallest such i leaves parallel_for, after every thread has finished; which of the other calls were
+/// made is unspecified.
 template <typename Body>
 void parallel_for(const Cpu& policy, Index count, Body&& body) {
 #if defined(_OPENMP)

@@ -11,7 +11,7 @@ namespace colt5::cpu {
 
 /// Memory of one thread that grows once and is given back when the thread ends: packing buffers and tiles of the
 /// kernels. `Use` is any type; it tells apart buffers that are in use at the same time: thread_scratch<float, struct
-/// Scores>(n).
+/// Scores>(n). Named so in a function, the type is that function's own, and so is the buffer.
 template <typename T, typename Use>
 T* thread_scratch(Index count) {
     constexpr std::size_t alignment = 64;

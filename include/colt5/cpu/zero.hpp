@@ -10,7 +10,7 @@ namespace colt5 {
 
 template <typename T>
 void zero_kernel(const Cpu& policy, VectorView<T> x) {
-    constexpr Index chunk = Index{1} << 16;
+    constexpr Index chunk = Index{1} << 16;  // of one task: smaller tensors stay on one thread
     parallel_for(policy, (x.size() + chunk - 1) / chunk,
                  [&](Index i) { std::fill_n(x.data() + i * chunk, std::min(chunk, x.size() - i * chunk), T(0)); });
 }

@@ -16,9 +16,10 @@ namespace colt5 {
 /// How tensors get their memory on a device. All but the first are there to find faults: slow, and nothing can be
 /// captured into a graph.
 enum class Allocations {
-    together,          ///< in one range of addresses, which grows once
+    together,          ///< in one range of addresses, which grows to the largest need
     separate,          ///< each by a cudaMalloc of its own, so that compute-sanitizer sees what leaves it
-    separate_with_nan  ///< the same, filled with NaN, which spread from what is read and was never written
+    separate_with_nan  ///< the same, filled with NaN (integers: −1), which spread from what is read and was never
+                       ///< written
 };
 
 namespace cuda {

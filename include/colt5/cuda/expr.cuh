@@ -20,10 +20,10 @@ namespace cuda {
 
 /// Computes a node's entries on the device, `width` neighbours of a row at a time. An evaluator has
 ///
-///     prepare(row)              before any entry of a row with reductions is asked for: by all lanes of a warp
-///     together get<width>(row, column)   Pack of entries from `column` on, which is a multiple of width fits(width) on
-///     the host: whether leaves can be read in packs is_flat(columns)          on the host: whether entry (i, j) is
-///     entry (0, i · columns + j)
+/// - prepare(row): before any entry of a row with reductions is asked for, by all lanes of a warp together;
+/// - get<width>(row, column): a Pack of entries from `column` on, which is a multiple of width;
+/// - fits(width), on the host: whether leaves can be read in packs;
+/// - is_flat(columns), on the host: whether entry (i, j) is entry (0, i · columns + j).
 template <typename Node>
 class Evaluator;
 

@@ -295,8 +295,8 @@ private:
     unsigned meetings_ = 0;  // times blocks
 };
 
-/// Launches a kernel (Meeting, RowPart, parameters…) for teams over `rows` rows of `length`
-/// Elements, which each block may keep in dynamic shared memory. The kernel comes twice: for either kind of team.
+/// Launches a kernel (Meeting, RowPart, parameters…) for teams over `rows` rows of `length` Elements, which each block
+/// may keep in dynamic shared memory. The kernel comes twice: for either kind of team.
 template <typename Element, typename... Parameters, typename... Arguments>
 void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(Meeting, RowPart, Parameters...),
                   void (*grid_kernel)(Meeting, RowPart, Parameters...), Index rows, Index length,

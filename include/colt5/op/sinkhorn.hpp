@@ -83,8 +83,8 @@ void check_noise_and_mask(TokensView<const Logit> noise, Mask mask, const std::a
 /// With z_ij = (log max(s_j, 1e-20) + noise_ij) / temperature for slot i and token j, and v⁰ = 0:
 ///
 ///     u_i = log Σ_j exp(z_ij − v_j),   v_j = log Σ_i exp(z_ij − u_i)       n_iters times
-///     P_ij = exp(z_ij − u_i − v_j),    index_i = argmax_j P_ij over real tokens (ties: lower index),   score_i =
-///     P_i,index_i
+///     P_ij = exp(z_ij − u_i − v_j)
+///     index_i = argmax_j P_ij over real tokens (ties: lower index),   score_i = P_i,index_i
 ///
 ///     logits (b, r, n), noise (b · r, k, n) or absent (none), mask (b, n) or absent;  k = min(slots, n)
 ///

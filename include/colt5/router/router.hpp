@@ -23,8 +23,9 @@ struct CoordinateDescentKwargs {
     /// Multiplies the logits. At the reference's initialization they have a deviation of about √dim, at which the
     /// descent saturates and the router has no gradient: 1/√dim is what to train with.
     double score_scale = 1;
-    /// Solves for the threshold instead of making n_iters steps; see CoordinateDescent. What to train with, too, with a
-    /// fetch_k_ratio of 1: more, where logits spread widely, puts all the chosen tokens above the threshold again.
+    /// Solves for the threshold instead of making n_iters steps; see CoordinateDescent. What to train with, too. Where
+    /// logits come to spread widely, a fetch_k_ratio above 1 puts all the chosen tokens above the threshold again, and
+    /// 1 does not.
     bool iterate_to_convergence = false;
 };
 
