@@ -174,7 +174,7 @@ class Bench:
             taking_turns.remove('peer')
         counts = {side: math.ceil(0.05 / seconds) for side, seconds in first.items()}
         round_s = sum(counts[side] * first[side] for side in taking_turns)
-        least, most, budget_s = (1, 5, 1) if self.quick else (5 if case.name == 'block' else 3, 9, 4)
+        least, most, budget_s = (1, 5, 1) if self.quick else (5 if case.name == 'block' or case.one_thread else 3, 9, 4)
         rates = [self.rates(threads)]
         for _ in range(min(most, max(1 if round_s > 60 else least, round(budget_s / round_s)))):
             for side in taking_turns:
@@ -230,11 +230,6 @@ def growth(bench, k, mode):
     return [row for row in bench.rows if re.fullmatch(rf'block{"_k16" if k == 16 else ""}_n\d+_{mode}', row['name'])]
 
 
-def time_of_token(row):
-    """In operations that the machine's own products do meanwhile: a run takes minutes, in which its clock wanders."""
-    return row['ours_s'] * row['flop'] / row['floor_s'] / row['length']
-
-
 def goals(bench):
     """What is wanted, what was measured, and whether it is enough: whatever of it this run has measured."""
     by_name = {row['name']: row for row in bench.rows}
@@ -274,7 +269,7 @@ def goals(bench):
             words = mode.replace('_backward', ' and backward')
             add(f'routing of 2 × 32768 on one core, {n_iters} iterations, {words}, ms', seconds and seconds * 1e3, most=most)
     for mode in ('forward', 'forward_backward'):
-        a_token = {row['length']: time_of_token(row) for row in growth(bench, 16, mode)}
+        a_token = {row['length']: row['ours_s'] / row['length'] for row in growth(bench, 16, mode)}
         for length in a_token:
             if length != 32768 and 32768 in a_token:
                 add(f'block_k16_n{length}_{mode}: time a token over that at 32768', a_token[length] / a_token[32768],

@@ -49,7 +49,9 @@ private:
 /// as one strip of packed weights serves before the next one comes.
 inline Panels panels(Index batch, Index length, bool contiguous = true) {
     const Index rows = contiguous && !uses_blas ? batch * length : length;
-    return {batch, length, std::clamp(rows / 16, few_rows, GemmTile<float>::panel_rows), contiguous};
+    const Index count = divide_up(rows, std::clamp(divide_up(rows, 16), few_rows, GemmTile<float>::panel_rows));
+    const Index even = count > 1 ? count + count % 2 : 1;  // after an odd last one, the second thread would wait
+    return {batch, length, std::max(Index{1}, divide_up(rows, even)), contiguous};
 }
 
 /// What a backward pass works on at a time: first panel by panel the gradients of the rows, then those of the weights,

@@ -22,11 +22,10 @@ void add_weight_gradient(const Cpu& policy, T* d_weight, Index out, Index in, co
     if (out == 0) return;
     constexpr Index unit = GemmTile<T>::rows, most = GemmTile<T>::panel_rows;
     const Index threads = uses_blas ? 1 : policy.threads();
-    const Index blocks = divide_up(out, threads * most) * threads;
-    const Index height = divide_up(divide_up(out, blocks), unit) * unit;
-    parallel_for(policy, divide_up(out, height), [&](Index block) {
-        const Index first = block * height;
-        x.add_transposed(std::min(height, out - first), d_y + first, out, d_weight + first * in, in);
+    const Index tiles = divide_up(out, unit), blocks = std::min(tiles, divide_up(out, threads * most) * threads);
+    parallel_for(policy, blocks, [&](Index block) {
+        const Index first = tiles * block / blocks * unit, end = std::min(out, tiles * (block + 1) / blocks * unit);
+        x.add_transposed(end - first, d_y + first, out, d_weight + first * in, in);
     });
 }
 
