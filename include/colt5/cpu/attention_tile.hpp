@@ -60,8 +60,8 @@ public:
                 const T shrink = std::exp(largest[static_cast<std::size_t>(i)] - top);
                 T& total = sum[static_cast<std::size_t>(i)];
                 total = total * shrink + exponentiate(row, keys, top);
-                if (head_.value_scale) multiply(row, head_.value_scale + key, keys);
-                if (key > begin_ && shrink != T(1)) scale_row(out + i * out_stride, shrink);
+                if (head_.value_scale) multiply_row(row, head_.value_scale + key, keys);
+                if (key > begin_ && shrink != T(1)) scale_row(out + i * out_stride, head_.dim_head, shrink);
                 largest[static_cast<std::size_t>(i)] = top;
             }
             gemm<Op::none, Op::none>(queries_, head_.dim_head, keys, T(1), scores_, key_tile,
@@ -69,7 +69,7 @@ public:
         }
         for (Index i = 0; i < queries_; ++i) {
             const T total = sum[static_cast<std::size_t>(i)];
-            scale_row(out + i * out_stride, total > T(0) ? T(1) / total : T(0));
+            scale_row(out + i * out_stride, head_.dim_head, total > T(0) ? T(1) / total : T(0));
             if (log_sum_exp) log_sum_exp[i] = largest[static_cast<std::size_t>(i)] + std::log(total);
         }
     }
@@ -148,16 +148,13 @@ private:
         });
         return reduce_add(total);
     }
-    static void multiply(T* row, const T* factor, Index count) {
-        for (Index j = 0; j < count; ++j) row[j] *= factor[j];
-    }
-    void scale_row(T* row, T factor) const {
-        for (Index j = 0; j < head_.dim_head; ++j) row[j] *= factor;
-    }
     /// d_scores, which holds d_out · vᵀ, becomes scale · p ∘ (value_scale ∘ d_scores − D)
     void finish_d_scores(T* d_scores, const T* p, Index key, Index keys, T out_dot) const {
-        if (head_.value_scale) multiply(d_scores, head_.value_scale + key, keys);
-        for (Index j = 0; j < keys; ++j) d_scores[j] = head_.scale * p[j] * (d_scores[j] - out_dot);
+        if (head_.value_scale) multiply_row(d_scores, head_.value_scale + key, keys);
+        for_each_batch<T>(keys, [&](Index j, Index width) {
+            const Batch<T> d_p = load(d_scores + j, width) - Batch<T>(out_dot);
+            store(d_scores + j, Batch<T>(head_.scale) * load(p + j, width) * d_p, width);
+        });
     }
 
     const AttentionHead<T>& head_;

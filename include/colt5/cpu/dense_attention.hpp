@@ -81,7 +81,7 @@ void dense_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
         for (Index j = 0; j < keys; ++j) {
             T* const d_v = d.d_v + j * dense.head.kv_stride;
             d_scale_of_head.view()(b, h, j) = cpu::dot(d_v, dense.head.v + j * dense.head.kv_stride, dim);
-            for (Index e = 0; e < dim; ++e) d_v[e] *= dense.head.value_scale[j];
+            cpu::scale_row(d_v, dim, dense.head.value_scale[j]);
         }
     });
     if (!value_scale) return;

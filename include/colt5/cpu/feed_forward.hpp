@@ -94,7 +94,7 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
                 cpu::gelu_row_with_slope(before ? before.data() + (row + at) * hidden : h_rows, rows * hidden, h_rows,
                                          slope);
                 from_out.multiply(rows, d_y_rows + at * dim, dim, {}, d_h_rows, hidden);
-                for (Index j = 0; j < rows * hidden; ++j) d_h_rows[j] *= slope[j];
+                cpu::multiply_row(d_h_rows, slope, rows * hidden);
 
                 T* const d_normed = cpu::thread_scratch<T, struct NormedGradient>(rows * dim);
                 from_hidden.multiply(rows, d_h_rows, hidden, {}, d_normed, dim);

@@ -63,7 +63,7 @@ template <typename T>
 void scatter_mean_weights_kernel(const Cpu& policy, TokensView<T> rows, MatrixView<const TokenIndex> indices) {
     parallel_for(policy, rows.extent(0), [&](Index b) {
         cpu::for_each_mean_weight(indices[b], [&](Index i, double weight) {
-            for (Index j = 0; j < rows.extent(2); ++j) rows(b, i, j) *= static_cast<T>(weight);
+            cpu::scale_row(rows[b][i].data(), rows.extent(2), static_cast<T>(weight));
         });
     });
 }
@@ -83,7 +83,7 @@ void scatter_kernel(const Cpu& policy, Scatter how, TokensView<T> out, TokensVie
             if (how == Scatter::overwrite)
                 std::copy_n(from, count, to);
             else
-                for (Index j = 0; j < count; ++j) to[j] += weight * from[j];
+                cpu::add_row(to, from, count, weight);
         };
         if (how == Scatter::mean)
             cpu::for_each_mean_weight(indices[b], [&](Index i, double weight) { put(i, static_cast<T>(weight)); });

@@ -219,9 +219,6 @@ private:
     static Batch<T> finite_or_zero(const Batch<T>& x) {
         return xsimd::select(x == Batch<T>(-infinity), Batch<T>(T(0)), x);
     }
-    static void scale_row(T* row, Index length, T factor) {
-        for (Index e = 0; e < length; ++e) row[e] *= factor;
-    }
 
     /// factor · rows (Tile::queries, window.stride), with zeros for what is not there
     template <typename Use>

@@ -9,6 +9,7 @@
 #include <colt5/cpu/layer_norm.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/rms_norm.hpp>
+#include <colt5/cpu/simd.hpp>
 
 /// Gradients of parameters, which grow by what a chunk of rows adds to them. Their bits do not depend on the number of
 /// threads.
@@ -29,6 +30,12 @@ void add_weight_gradient(const Cpu& policy, T* d_weight, Index out, Index in, co
     });
 }
 
+/// sum += Σ of rows
+template <typename T>
+void add_rows(const T* rows, Index count, Index columns, T* sum) {
+    for (Index i = 0; i < count; ++i) add_row(sum, rows + i * columns, columns);
+}
+
 /// One row of sums for each panel of a chunk, which are added up in order: gradients of parameters that all rows share.
 template <typename T>
 class PanelSums {
@@ -41,19 +48,12 @@ public:
     /// total += the sums of columns from `first` on; an absent total is left alone.
     void add_to(VectorView<T> total, Index first = 0) const {
         for (Index panel = 0; panel < sums_.extent(0); ++panel)
-            for (Index j = 0; j < total.size(); ++j) total(j) += sums_.data()[panel * sums_.extent(1) + first + j];
+            add_row(total.data(), sums_.data() + panel * sums_.extent(1) + first, total.size());
     }
 
 private:
     MatrixTensor<T, Cpu> sums_;
 };
-
-/// sum += Σ of rows
-template <typename T>
-void add_rows(const T* rows, Index count, Index columns, T* sum) {
-    for (Index i = 0; i < count; ++i)
-        for (Index j = 0; j < columns; ++j) sum[j] += rows[i * columns + j];
-}
 
 /// The sums of a norm's parameters, which lie one after the other.
 template <typename T, typename Norm>

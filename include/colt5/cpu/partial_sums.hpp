@@ -5,6 +5,7 @@
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/simd.hpp>
 
 namespace colt5::cpu {
 
@@ -31,7 +32,7 @@ public:
     T* part(Index chunk) { return parts_.data() + chunk * parts_.extent(1); }
     void add_to(VectorView<T> total) const {
         for (Index chunk = 0; chunk < parts_.extent(0); ++chunk)
-            for (Index j = 0; j < parts_.extent(1); ++j) total(j) += parts_.data()[chunk * parts_.extent(1) + j];
+            add_row(total.data(), parts_.data() + chunk * parts_.extent(1), parts_.extent(1));
     }
 
 private:

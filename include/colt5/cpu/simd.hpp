@@ -127,6 +127,25 @@ T dot(const T* a, const T* b, Index count) {
     return reduce_add(total);
 }
 
+/// to += factor · row
+template <typename T>
+void add_row(T* to, const T* row, Index count, T factor = T(1)) {
+    for_each_batch<T>(count, [&](Index j, Index width) {
+        store(to + j, xsimd::fma(Batch<T>(factor), load(row + j, width), load(to + j, width)), width);
+    });
+}
+/// row = row ∘ factors
+template <typename T>
+void multiply_row(T* row, const T* factors, Index count) {
+    for_each_batch<T>(
+        count, [&](Index j, Index width) { store(row + j, load(row + j, width) * load(factors + j, width), width); });
+}
+template <typename T>
+void scale_row(T* row, Index count, T factor) {
+    for_each_batch<T>(count,
+                      [&](Index j, Index width) { store(row + j, load(row + j, width) * Batch<T>(factor), width); });
+}
+
 // Functions. The stated errors were measured against twice the precision with SSE2, AVX2, AVX-512 and NEON, and are
 // tested; a NaN gives a NaN. For 1/√x divide: xsimd's rsqrt is an estimate of 12 bits.
 
