@@ -162,13 +162,16 @@ Results routing_case(const P& policy, const Setting& setting) {
     return record.results;
 }
 
-/// Rows that several blocks share: a cluster of them, or, where that has no room, more that meet in global memory.
+/// Rows that several blocks share: a cluster of them, or, where that has no room, more that meet in global memory; and
+/// the longest that we promise.
 template <typename T, typename P>
 Results long_rows_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
     Recorder record(policy);
     const Index in_cluster = draw.size(5000, sanitized() ? 20'000 : 200'000), longer = draw.size(480'000, 600'000);
-    record_routing(record, draw, {draw.size(1, 2), 1, setting.seed % 2 == 0 ? in_cluster : longer}, draw.length(5000));
+    const Index length = std::array{in_cluster, longer, Index{1} << 24}[setting.seed % 3];
+    const Index batch = setting.seed % 3 == 2 ? 1 : draw.size(1, 2), k = draw.length(5000);
+    record_routing(record, draw, {batch, 1, length}, k);
     return record.results;
 }
 
