@@ -8,14 +8,13 @@ The flagship is the block of the reference's README: b 2, n 32768, d 512, 8 × 6
 heads, 1024 routed queries, keys and feedforward tokens, all-true mask, float.
 
 How it is measured
-- Each case starts one process of ours (op/, module/) and one of PyTorch (reference_cpu.py), with the same number of
-  threads, which are bound to cores, weights, inputs and mask. Inputs are random normal; a backward pass starts from a random gradient and gives the
-  gradients of all parameters and of the input, on both sides. The result of every row is compared: `differs` is the
-  largest difference over the largest entry.
+- Each case starts one process of ours (op/, module/) and one of PyTorch (reference_cpu.py), with the same weights, inputs and
+  mask, and the same number of threads, bound to cores. Inputs are random normal; a backward pass starts from a random
+  gradient and gives the gradients of all parameters and of the input, on both sides. The result of every row is compared:
+  `differs` is the largest difference over the largest entry.
 - The two take turns, one call at a time or, if a call is short, as many as take a twentieth of a second. Before a turn
   come as many calls that are not counted, unless we are alone with calls of more than half a second: the other side has left
-  its own data in the caches, and a virtual machine takes back memory that PyTorch has freed meanwhile.
-  Times are medians after a first call of the same size; ± is half of the range over the median. Where a turn of both takes
+  its own data in the caches, and a virtual machine takes back memory that PyTorch has freed meanwhile. Times are medians after a first call of the same size; ± is half of the range over the median. Where a turn of both takes
   more than a minute, there is one. Only with --quick is a first call that takes more than 2 s timed itself; PyTorch then
   had a shorter call before it.
 - Memory is the peak of the resident memory in that first call over what the process held before any: weights and inputs,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // A CoLT5 encoder block, x = attn(x) + x; x = ff(x) + x, at the size of the reference's README.
 
-// [block]
 #include <colt5/colt5.hpp>
 
 #include <chrono>
@@ -29,4 +28,3 @@ int main() {
     const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
     std::printf("%td parameters, %td tokens, %.2f s\n", count_parameters(block), out.extent(1), time.count());
 }
-// [block]

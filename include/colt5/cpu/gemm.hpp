@@ -270,22 +270,22 @@ public:
         }
         if (k_ > 0) detail::blas_gemm<Op::none, op>(m, n_, k_, T(1), a, lda, b_, ldb_, c, ldc);
 #else
-        if (packed_.size() > 0)
+        const auto multiply_columns = [&](Index first, Index columns, const auto& packed_at) {
             for_each_block([&](Index at) {
-                detail::multiply_strips(m, n_, depth_from(at), T(1), LeftSide<T>{a + at, lda, 1, lda}, block(at),
-                                        at == 0 ? add : Addend<T>{nullptr, c, ldc}, c, ldc);
+                detail::multiply_strips(
+                    m, columns, depth_from(at), T(1), LeftSide<T>{a + at, lda, 1, lda}, packed_at(at),
+                    at == 0 ? add.part(0, first) : Addend<T>{nullptr, c + first, ldc}, c + first, ldc);
             });
-        else
-            parallel_for(*policy_, divide_up(n_, Tile::columns), [&](Index strip) {
-                const Index first = strip * Tile::columns, width = std::min(Tile::columns, n_ - first);
+        };
+        if (packed_.size() > 0) return multiply_columns(0, n_, [&](Index at) { return block(at); });
+        parallel_for(*policy_, divide_up(n_, Tile::columns), [&](Index strip) {
+            const Index first = strip * Tile::columns;
+            multiply_columns(first, std::min(Tile::columns, n_ - first), [&](Index at) {
                 T* const packed = thread_scratch<T, struct PackedStrips>(Tile::depth * Tile::columns);
-                for_each_block([&](Index at) {
-                    pack(at, first, packed);
-                    detail::multiply_strips(m, width, depth_from(at), T(1), LeftSide<T>{a + at, lda, 1, lda}, packed,
-                                            at == 0 ? add.part(0, first) : Addend<T>{nullptr, c + first, ldc},
-                                            c + first, ldc);
-                });
+                pack(at, first, packed);
+                return packed;
             });
+        });
 #endif
     }
 

@@ -134,8 +134,13 @@ public:
             fail_to_grow(bytes);
         }
         if (allocations_ == Allocations::separate_with_nan) {
-            check(cudaMemset(data, 0xFF, bytes), "cudaMemset");
-            check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+            try {
+                check(cudaMemset(data, 0xFF, bytes), "cudaMemset");
+                check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+            } catch (const CudaError&) {
+                cudaFree(data);
+                throw;
+            }
         }
         return data;
     }
