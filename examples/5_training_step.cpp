@@ -38,9 +38,9 @@ int main() {
         loss = d_out.matrix().squaredNorm() / 2;
         if (step == 0) first = loss;
 
-        zero_gradients<Block>(policy, gradients);
+        zero_gradients(policy, gradients);
         auto d_tokens = block.backward(std::move(pass), d_out, gradients);  // frees the pass as it reads it
-        clip_gradient_norm<Block>(policy, gradients, 1.0);
+        clip_gradient_norm(policy, gradients, 1.0);
         optimizer.step(block, gradients);
     }
     // [training]

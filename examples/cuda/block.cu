@@ -19,7 +19,7 @@ int main() {
 
     auto gradients = block.make_gradients();  // float
     for (int step = 0; step < 10; ++step) {
-        zero_gradients<decltype(block)>(policy, gradients);
+        zero_gradients(policy, gradients);
         auto pass = block.forward(tokens);
         auto d_out = tensor_like(policy, pass.out);
         assign(policy, d_out, pass.out - tokens);  // the gradient of ½ ‖block(x) − x‖²

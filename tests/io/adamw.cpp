@@ -111,3 +111,16 @@ TEST_CASE("adamw: a file keeps the master copy of parameters of 16 bits") {
     const auto values = to_host(policy, module.weight), loaded = to_host(policy, resumed.weight);
     for (std::size_t i = 0; i < values.size(); ++i) CHECK(loaded[i].bits() == values[i].bits());
 }
+
+TEST_CASE("adamw: parameters of 16 bits that are loaded after the optimizer was made are trained from there") {
+    const TemporaryFolder folder;
+    using SmallModule = TinyModule<bfloat16>;
+    SmallModule saved(policy, 3, 4), module(policy, 3, 4);
+    fill(policy, saved.weight, 5);
+    save_parameters(policy, folder / "module", saved);
+    AdamW<SmallModule> optimizer(policy, module, {.weight_decay = 0});
+    load_parameters(policy, folder / "module", module);
+    optimizer.step(module, module.make_gradients());  // zeros: nothing moves
+    for (const bfloat16 value : to_host(policy, module.weight)) CHECK(static_cast<float>(value) == 5);
+    CHECK(to_host(policy, optimizer.state().master.weight) == std::vector<float>(12, 5));
+}

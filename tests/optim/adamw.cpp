@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -220,15 +221,72 @@ TEST_CASE("adamw: options out of range") {
     CHECK(optimizer.learning_rate() == 1e-3);
 }
 
-TEST_CASE("adamw: gradients of another shape") {
+TEST_CASE("adamw: a step that cannot be made changes nothing and does not count") {
     const Cpu policy{1};
-    TinyModule<> module(policy, 2, 3), other(policy, 3, 3);
-    AdamW optimizer(policy, module);
-    try {
-        optimizer.step(module, other.make_gradients());
-        FAIL("accepted");
-    } catch (const ShapeError& error) {
-        CHECK(std::string(error.what()) == "colt5: `gradient` must have shape (2, 3), but has (3, 3)");
+    TinyModule<> module(policy, 2, 3), other(policy, 2, 4);
+    AdamW optimizer(policy, module, {.decays = [](std::string_view name) -> bool {
+                        if (name == "norm.gamma") throw std::runtime_error("no opinion");
+                        return true;
+                    }});
+    auto gradients = module.make_gradients();
+    fill(policy, gradients.weight, 1);
+    fill(policy, gradients.gamma, 1);
+    const auto weight = to_host(policy, module.weight), other_weight = to_host(policy, other.weight);
+    const auto refusal = [&]<typename Error>(std::type_identity<Error>, TinyModule<>& of,
+                                             const auto& with) -> std::string {
+        std::string message;
+        try {
+            optimizer.step(of, with);
+        } catch (const Error& error) {
+            message = error.what();
+        }
+        CHECK(optimizer.state().steps == 0);
+        CHECK(to_host(policy, module.weight) == weight);
+        CHECK(to_host(policy, other.weight) == other_weight);
+        CHECK(to_host(policy, optimizer.state().mean.weight) == std::vector<float>(6));
+        CHECK(to_host(policy, optimizer.state().square.weight) == std::vector<float>(6));
+        return message;
+    };
+    const std::type_identity<ShapeError> shape;
+    const std::type_identity<ValueError> value;
+    // What does not fit comes last, behind a weight that does.
+    auto wrong = module.make_gradients();
+    wrong.gamma = {policy, {4}};
+    CHECK(refusal(shape, module, wrong) == "colt5: `gradients.norm.gamma` must have shape (3), but has (4)");
+    CHECK(refusal(shape, other, gradients) == "colt5: `module.to_q.weight` must have shape (2, 3), but has (2, 4)");
+    wrong.gamma = {};
+    CHECK(refusal(value, module, wrong) ==
+          "colt5: `gradients.norm.gamma` must be a tensor, as of make_gradients(), but is empty");
+    CHECK(refusal(value, module, TinyModule<>::Gradients()) ==
+          "colt5: `gradients.to_q.weight` must be a tensor, as of make_gradients(), but is empty");
+    CHECK(refusal(std::type_identity<std::runtime_error>(), module, gradients) == "no opinion");
+}
+
+TEST_CASE_TEMPLATE("adamw: what is written into parameters of 16 bits between steps is what the next step updates", T,
+                   bfloat16, float16) {
+    const Cpu policy{1};
+    for (const Index size : {1, 40}) {
+        TinyModule<T> module(policy, 1, size), fresh(policy, 1, size);
+        AdamW optimizer(policy, module, {.lr = 1e-4, .weight_decay = 0});
+        auto gradients = module.make_gradients();
+        fill_normal(policy, gradients.gamma, Random(Seed{5}));
+        optimizer.step(module, gradients);
+        const auto master = to_host(policy, optimizer.state().master.gamma);
+
+        // Every second one is written, the last one with zero.
+        for (Index i = 0; i < size; i += 2) module.gamma.data()[i] = T(0.1 * static_cast<double>(i + 1));
+        module.gamma.data()[size - 1] = T(0);
+        assign(policy, fresh.gamma, module.gamma);
+        optimizer.set_learning_rate(0);
+        optimizer.step(module, gradients);
+        const auto after = to_host(policy, optimizer.state().master.gamma);
+        for (Index i = 0; i < size; ++i) {
+            CAPTURE(i);
+            const auto at = static_cast<std::size_t>(i);
+            const bool written = i % 2 == 0 || i == size - 1;
+            CHECK(module.gamma.data()[i].bits() == fresh.gamma.data()[i].bits());
+            CHECK(after[at] == (written ? static_cast<float>(fresh.gamma.data()[i]) : master[at]));
+        }
     }
 }
 

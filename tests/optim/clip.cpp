@@ -120,3 +120,24 @@ TEST_CASE("zero_gradients: zeros, whatever was there") {
     zero_gradients<TinyModule<>>(test.policy, test.gradients);
     CHECK(test.values() == std::vector<float>(16, 0.0f));
 }
+
+TEST_CASE("gradients: their type says whose they are, and the module can be named") {
+    Case<float> test(Cpu{1}, 3, 4);
+    const double norm = test.naive_norm();
+    CHECK(gradient_norm(test.policy, test.gradients) == doctest::Approx(norm).epsilon(1e-14));
+    CHECK(clip_gradient_norm(test.policy, test.gradients, 1) == doctest::Approx(norm).epsilon(1e-14));
+    CHECK(gradient_norm<TinyModule<>>(test.policy, test.gradients) == doctest::Approx(1).epsilon(1e-6));
+    zero_gradients(test.policy, test.gradients);
+    CHECK(test.values() == std::vector<float>(16, 0.0f));
+}
+
+TEST_CASE("gradients: those that nobody has made are refused before any of them changes") {
+    Case<float> test(Cpu{1}, 3, 4);
+    test.gradients.gamma = {};
+    const auto before = test.values();
+    const char* const message = "colt5: `gradients.norm.gamma` must be a tensor, as of make_gradients(), but is empty";
+    CHECK_THROWS_WITH_AS(gradient_norm(test.policy, test.gradients), message, ValueError);
+    CHECK_THROWS_WITH_AS(clip_gradient_norm(test.policy, test.gradients, 1e-3), message, ValueError);
+    CHECK_THROWS_WITH_AS(zero_gradients(test.policy, test.gradients), message, ValueError);
+    CHECK(test.values() == before);
+}

@@ -13,6 +13,7 @@ struct TinyModule {
     colt5::VectorTensor<T, colt5::Cpu> gamma;   // (columns)
 
     struct Gradients {
+        using Module = TinyModule;
         colt5::MatrixTensor<colt5::accumulate_t<T>, colt5::Cpu> weight;
         colt5::VectorTensor<colt5::accumulate_t<T>, colt5::Cpu> gamma;
     };

@@ -9,23 +9,54 @@
 
 namespace colt5 {
 
+namespace cpu {
+
+/// Parameters of 16 bits: their master where it rounds to them, their own value where somebody has written them since.
+template <HalfPrecision T>
+Batch<float> load_parameter(const T* parameter, const float* master, Index count) {
+    detail::Lanes<float> lane{};
+    for (Index i = 0; i < count; ++i)
+        lane.values[i] = T(master[i]).bits() == parameter[i].bits() ? master[i] : static_cast<float>(parameter[i]);
+    return Batch<float>::load_aligned(lane.values);
+}
+template <HalfPrecision T>
+void store_parameter(T* parameter, float* master, const Batch<float>& values, Index count) {
+    store(master, values, count);
+    for (Index i = 0; i < count; ++i) parameter[i] = T(master[i]);
+}
+
+template <std::floating_point T>
+Batch<T> load_parameter(const T* parameter, const T*, Index count) {
+    return load(parameter, count);
+}
+template <std::floating_point T>
+void store_parameter(T* parameter, T*, const Batch<T>& values, Index count) {
+    store(parameter, values, count);
+}
+
+}  // namespace cpu
+
 /// Each element by itself, so that threads change nothing.
 template <typename T>
-void adamw_kernel(const Cpu& policy, VectorView<T> parameter, VectorView<const T> gradient, VectorView<T> mean,
-                  VectorView<T> square, const AdamWCoefficients& c) {
-    using Batch = cpu::Batch<T>;
-    const Batch keep(static_cast<T>(c.keep)), mean_rate(static_cast<T>(1 - c.beta1)), beta2(static_cast<T>(c.beta2)),
-        square_rate(static_cast<T>(1 - c.beta2)), step_size(static_cast<T>(c.step_size)),
-        square_bias(static_cast<T>(c.square_bias)), eps(static_cast<T>(c.eps));
+void adamw_kernel(const Cpu& policy, VectorView<T> parameter, VectorView<accumulate_t<T>> master,
+                  VectorView<const accumulate_t<T>> gradient, VectorView<accumulate_t<T>> mean,
+                  VectorView<accumulate_t<T>> square, const AdamWCoefficients& c) {
+    using Real = accumulate_t<T>;
+    using Batch = cpu::Batch<Real>;
+    const Batch keep(static_cast<Real>(c.keep)), mean_rate(static_cast<Real>(1 - c.beta1)),
+        beta2(static_cast<Real>(c.beta2)), square_rate(static_cast<Real>(1 - c.beta2)),
+        step_size(static_cast<Real>(c.step_size)), square_bias(static_cast<Real>(c.square_bias)),
+        eps(static_cast<Real>(c.eps));
 
     constexpr Index piece = Index{1} << 14;
     const Index size = parameter.size();
     parallel_for(policy, (size + piece - 1) / piece, [&](Index i) {
         const Index first = i * piece;
-        cpu::for_each_batch<T>(std::min(piece, size - first), [&](Index offset, Index count) {
+        cpu::for_each_batch<Real>(std::min(piece, size - first), [&](Index offset, Index count) {
             const Index at = first + offset;
+            Real* const of_master = HalfPrecision<T> ? master.data() + at : nullptr;
             const Batch g = cpu::load(gradient.data() + at, count);
-            Batch p = cpu::load(parameter.data() + at, count);
+            Batch p = cpu::load_parameter(parameter.data() + at, of_master, count);
             Batch m = cpu::load(mean.data() + at, count);
             Batch s = cpu::load(square.data() + at, count);
             m = m + mean_rate * (g - m);
@@ -33,7 +64,7 @@ void adamw_kernel(const Cpu& policy, VectorView<T> parameter, VectorView<const T
             p = keep * p - step_size * (m / (xsimd::sqrt(s) / square_bias + eps));
             cpu::store(mean.data() + at, m, count);
             cpu::store(square.data() + at, s, count);
-            cpu::store(parameter.data() + at, p, count);
+            cpu::store_parameter(parameter.data() + at, of_master, p, count);
         });
     });
 }

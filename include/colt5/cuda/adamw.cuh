@@ -16,21 +16,31 @@ struct AdamWFactors {
 };
 
 template <typename T>
-__global__ void adamw(T* parameter, const T* gradient, accumulate_t<T>* mean, accumulate_t<T>* square, Index size,
-                      AdamWFactors<accumulate_t<T>> c, bool packed) {
+__global__ void adamw(T* parameter, accumulate_t<T>* master, const accumulate_t<T>* gradient, accumulate_t<T>* mean,
+                      accumulate_t<T>* square, Index size, AdamWFactors<accumulate_t<T>> c, bool packed) {
     using Real = accumulate_t<T>;
     for_each_pack<pack_size<Real>>(size, packed, [&]<int width>(Index i, std::integral_constant<int, width>) {
         const auto gradients = load_pack<width>(gradient + i);
         auto parameters = load_pack<width>(parameter + i);
         auto means = load_pack<width>(mean + i), squares = load_pack<width>(square + i);
+        Pack<Real, width> values;
+        if constexpr (HalfPrecision<T>) {
+            values = load_pack<width>(master + i);
+            for (int e = 0; e < width; ++e)  // what somebody has written since the last step
+                if (T(values.values[e]).bits() != parameters.values[e].bits())
+                    values.values[e] = static_cast<Real>(parameters.values[e]);
+        } else {
+            values = parameters;
+        }
         for (int e = 0; e < width; ++e) {
-            const Real g = static_cast<Real>(gradients.values[e]);
+            const Real g = gradients.values[e];
             Real &m = means.values[e], &s = squares.values[e];
             m += c.mean_rate * (g - m);
             s = c.beta2 * s + c.square_rate * (g * g);
-            parameters.values[e] = static_cast<T>(c.keep * static_cast<Real>(parameters.values[e]) -
-                                                  c.step_size * (m / (::sqrt(s) / c.square_bias + c.eps)));
+            values.values[e] = c.keep * values.values[e] - c.step_size * (m / (::sqrt(s) / c.square_bias + c.eps));
+            parameters.values[e] = static_cast<T>(values.values[e]);
         }
+        if constexpr (HalfPrecision<T>) store_pack(master + i, values);
         store_pack(parameter + i, parameters);
         store_pack(mean + i, means);
         store_pack(square + i, squares);
@@ -40,8 +50,9 @@ __global__ void adamw(T* parameter, const T* gradient, accumulate_t<T>* mean, ac
 }  // namespace cuda
 
 template <typename T>
-void adamw_kernel(const Cuda& policy, VectorView<T> parameter, VectorView<const T> gradient,
-                  VectorView<accumulate_t<T>> mean, VectorView<accumulate_t<T>> square, const AdamWCoefficients& c) {
+void adamw_kernel(const Cuda& policy, VectorView<T> parameter, VectorView<accumulate_t<T>> master,
+                  VectorView<const accumulate_t<T>> gradient, VectorView<accumulate_t<T>> mean,
+                  VectorView<accumulate_t<T>> square, const AdamWCoefficients& c) {
     using Real = accumulate_t<T>;
     const cuda::AdamWFactors<Real> factors{static_cast<Real>(c.keep),      static_cast<Real>(1 - c.beta1),
                                            static_cast<Real>(c.beta2),     static_cast<Real>(1 - c.beta2),
@@ -49,8 +60,9 @@ void adamw_kernel(const Cuda& policy, VectorView<T> parameter, VectorView<const 
                                            static_cast<Real>(c.eps)};
     constexpr int threads = 256;
     cuda::launch(policy, "adamw", cuda::adamw<T>, cuda::blocks_for(parameter.size(), threads), threads, 0,
-                 parameter.data(), gradient.data(), mean.data(), square.data(), parameter.size(), factors,
-                 cuda::fits_packs<T>(0, parameter.data(), gradient.data(), mean.data(), square.data()));
+                 parameter.data(), master.data(), gradient.data(), mean.data(), square.data(), parameter.size(),
+                 factors,
+                 cuda::fits_packs<T>(0, parameter.data(), master.data(), gradient.data(), mean.data(), square.data()));
 }
 
 }  // namespace colt5

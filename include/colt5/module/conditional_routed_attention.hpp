@@ -50,6 +50,7 @@ public:
     HeavyAttention<Scalar, P> heavy_attn;
 
     struct Gradients {
+        using Module = ConditionalRoutedAttention;
         typename LightAttention<Scalar, P>::Gradients light_attn;
         typename QRouter::Gradients q_router;
         typename KVRouter::Gradients kv_router;

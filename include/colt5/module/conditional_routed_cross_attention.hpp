@@ -43,6 +43,7 @@ public:
     HeavyAttention<Scalar, P> heavy_attn;
 
     struct Gradients {
+        using Module = ConditionalRoutedCrossAttention;
         typename QRouter::Gradients q_router;
         typename KVRouter::Gradients kv_router;
         typename HeavyAttention<Scalar, P>::Gradients heavy_attn;

@@ -38,6 +38,7 @@ public:
     FeedForward<Scalar, P> light_ff, heavy_ff;
 
     struct Gradients {
+        using Module = ConditionalRoutedFeedForward;
         typename RouterType::Gradients router;
         typename FeedForward<Scalar, P>::Gradients light_ff, heavy_ff;
     };

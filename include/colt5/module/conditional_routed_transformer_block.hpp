@@ -50,6 +50,7 @@ public:
     Attention conditional_attn;
 
     struct Gradients {
+        using Module = ConditionalRoutedTransformerBlock;
         typename FeedForward::Gradients conditional_ff;
         typename Attention::Gradients conditional_attn;
     };

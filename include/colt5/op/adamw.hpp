@@ -32,20 +32,24 @@ struct AdamWCoefficients {
 ///     mean += (1 − beta1)(g − mean),  square = beta2 · square + (1 − beta2) g²
 ///     p −= step_size · mean / (√square / square_bias + eps)
 ///
-/// All four tensors have the same shape and are float, or all double. Throws ShapeError.
-template <Policy P, Viewable G, typename Parameter, typename Moment>
-void adamw_update(const P& policy, Parameter& parameter, const G& gradient, Moment& mean, Moment& square,
-                  const AdamWCoefficients& coefficients) {
-    static_assert(std::same_as<typename Parameter::value_type, accumulate_t<typename Parameter::value_type>>,
-                  "colt5: adamw_update trains float and double; see AdamW for parameters of 16 bits");
-    static_assert(std::same_as<typename Moment::value_type, typename Parameter::value_type>,
-                  "colt5: adamw_update takes `mean` and `square` in the parameter's scalar");
+/// A parameter of bfloat16 or float16 is the rounding of its `master` in float, which is what the update is made on.
+/// Where it is not, somebody has written it since, and the master takes over its value first. Parameters of float and
+/// double have no master. All tensors have the same shape, and all but the parameter are float, or all double. Throws
+/// ShapeError.
+template <Policy P, typename Parameter, Viewable G, typename Moment>
+void adamw_update(const P& policy, Parameter& parameter,
+                  VectorView<accumulate_t<typename Parameter::value_type>> master, const G& gradient, Moment& mean,
+                  Moment& square, const AdamWCoefficients& coefficients) {
+    using T = typename Parameter::value_type;
+    static_assert(std::same_as<typename Moment::value_type, accumulate_t<T>>,
+                  "colt5: adamw_update takes `mean` and `square` in double for double and in float for all others");
     expect_shape("gradient", gradient.shape(), parameter.shape());
     expect_shape("mean", mean.shape(), parameter.shape());
     expect_shape("square", square.shape(), parameter.shape());
     const std::array<Index, 1> flat{parameter.size()};
-    adamw_kernel(policy, parameter.view().reshape(flat), gradient.const_view().reshape(flat), mean.view().reshape(flat),
-                 square.view().reshape(flat), coefficients);
+    expect_shape("master", master.shape(), {HalfPrecision<T> ? parameter.size() : 0});
+    adamw_kernel(policy, parameter.view().reshape(flat), master, gradient.const_view().reshape(flat),
+                 mean.view().reshape(flat), square.view().reshape(flat), coefficients);
 }
 
 }  // namespace colt5

@@ -8,8 +8,10 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include <colt5/core/error.hpp>
+#include <colt5/core/parameters.hpp>
 #include <colt5/core/policy.hpp>
 #include <colt5/expr/assign.hpp>
 #include <colt5/op/adamw.hpp>
@@ -37,7 +39,8 @@ struct AdamWOptions {
 ///     optimizer.step(block, gradients);
 ///
 /// Parameters of bfloat16 or float16 are trained in float: the optimizer keeps such a master copy, made when it is
-/// constructed, and every step rounds it into the module.
+/// constructed, and every step rounds it into the module. A parameter that is written between steps, such as by
+/// load_parameters, no longer is the rounding of its master, which takes over the new value in the next step.
 ///
 /// The results do not depend on the number of threads. To save and restore the state, see <colt5/io/adamw.hpp>.
 template <typename Module, Policy P = Cpu>
@@ -82,30 +85,36 @@ public:
         options_.lr = lr;
     }
 
-    /// Updates every parameter of `module`; `gradients` stay as they are (see zero_gradients).
+    /// Updates every parameter of `module`; `gradients` stay as they are (see zero_gradients). Throws ShapeError, or
+    /// ValueError for gradients that are empty, before anything has changed.
     void step(Module& module, const Gradients& gradients) {
-        ++state_.steps;
+        expect_like<Module>("module", state_.mean, module);
+        expect_like<Module>("gradients", module, gradients);
+        std::vector<double> keep;
+        Module::each_parameter(
+            [&](const std::string& name, const auto&) {
+                const bool decays = !options_.decays || options_.decays(name);
+                keep.push_back(decays ? 1 - options_.lr * options_.weight_decay : 1);
+            },
+            "", module);
+
         const auto [beta1, beta2] = options_.betas;
-        const auto t = static_cast<double>(state_.steps);
+        const auto t = static_cast<double>(state_.steps + 1);
         AdamWCoefficients coefficients{.keep = 1,
                                        .beta1 = beta1,
                                        .beta2 = beta2,
                                        .step_size = options_.lr / (1 - std::pow(beta1, t)),
                                        .square_bias = std::sqrt(1 - std::pow(beta2, t)),
                                        .eps = options_.eps};
+        std::size_t i = 0;
         Module::each_parameter(
-            [&]<typename T>(const std::string& name, T& parameter, const auto& gradient, auto& mean, auto& square,
-                            auto& master) {
-                const bool decays = !options_.decays || options_.decays(name);
-                coefficients.keep = decays ? 1 - options_.lr * options_.weight_decay : 1;
-                if constexpr (HalfPrecision<typename T::value_type>) {
-                    adamw_update(policy_, master, gradient, mean, square, coefficients);
-                    assign(policy_, parameter, master);
-                } else {
-                    adamw_update(policy_, parameter, gradient, mean, square, coefficients);
-                }
+            [&](const std::string&, auto& parameter, const auto& gradient, auto& mean, auto& square, auto& master) {
+                coefficients.keep = keep[i++];
+                adamw_update(policy_, parameter, master.view().reshape(std::array{master.size()}), gradient, mean,
+                             square, coefficients);
             },
             "", module, gradients, state_.mean, state_.square, state_.master);
+        ++state_.steps;
     }
 
     /// Whether there is a master copy of anything.

@@ -5,21 +5,26 @@
 #include <string>
 
 #include <colt5/core/error.hpp>
+#include <colt5/core/parameters.hpp>
 #include <colt5/core/policy.hpp>
 #include <colt5/op/global_norm.hpp>
 #include <colt5/op/zero.hpp>
 
 namespace colt5 {
 
+// Gradients of a module know whose they are: gradient_norm(policy, gradients). Those of a type without a member
+// `Module` need its name: gradient_norm<Model>(policy, gradients). All of these throw ValueError, before anything has
+// changed, for gradients that are empty.
+
 /// The Euclidean norm of all gradients of a module taken as one vector. Computed in double; the same bits for any
 /// number of threads.
-///
-///     const double norm = gradient_norm<Block>(policy, gradients);
-template <typename Module, Policy P, typename Gradients>
+template <typename Module = void, Policy P, typename Gradients>
 double gradient_norm(const P& policy, const Gradients& gradients) {
+    using Of = module_of_t<Module, Gradients>;
+    expect_gradients<Of>(gradients);
     double squares = 0;
-    Module::each_parameter(
-        [&](const std::string&, const auto& gradient) { squares += sum_of_squares(policy, gradient); }, "", gradients);
+    Of::each_parameter([&](const std::string&, const auto& gradient) { squares += sum_of_squares(policy, gradient); },
+                       "", gradients);
     return std::sqrt(squares);
 }
 
@@ -28,21 +33,23 @@ double gradient_norm(const P& policy, const Gradients& gradients) {
 /// that is not finite stay as they are: test the returned norm and leave the step out.
 ///
 /// Throws ValueError when `max_norm` is negative.
-template <typename Module, Policy P, typename Gradients>
+template <typename Module = void, Policy P, typename Gradients>
 double clip_gradient_norm(const P& policy, Gradients& gradients, double max_norm) {
+    using Of = module_of_t<Module, Gradients>;
     expect_value(max_norm >= 0, "max_norm", ">= 0", max_norm);
-    const double norm = gradient_norm<Module>(policy, gradients);
+    const double norm = gradient_norm<Of>(policy, gradients);
     const double factor = max_norm / (norm + 1e-6);
     if (std::isfinite(norm) && factor < 1)
-        Module::each_parameter([&](const std::string&, auto& gradient) { scale(policy, gradient, factor); }, "",
-                               gradients);
+        Of::each_parameter([&](const std::string&, auto& gradient) { scale(policy, gradient, factor); }, "", gradients);
     return norm;
 }
 
 /// Sets all gradients to zero, before the backward passes that accumulate into them.
-template <typename Module, Policy P, typename Gradients>
+template <typename Module = void, Policy P, typename Gradients>
 void zero_gradients(const P& policy, Gradients& gradients) {
-    Module::each_parameter([&](const std::string&, auto& gradient) { set_zero(policy, gradient); }, "", gradients);
+    using Of = module_of_t<Module, Gradients>;
+    expect_gradients<Of>(gradients);
+    Of::each_parameter([&](const std::string&, auto& gradient) { set_zero(policy, gradient); }, "", gradients);
 }
 
 }  // namespace colt5

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <concepts>
+#include <string>
+#include <string_view>
+
+#include <colt5/core/error.hpp>
+#include <colt5/core/tensor.hpp>
+
+/// Walks over the parameters of modules and over their gradients (see module/layers.hpp) that change nothing.
+namespace colt5 {
+
+namespace detail {
+
+template <typename Module, typename Gradients>
+struct ModuleOf {
+    using type = Module;
+};
+template <typename Gradients>
+requires requires {
+    typename Gradients::Module;
+}
+struct ModuleOf<void, Gradients> {
+    using type = typename Gradients::Module;
+};
+template <typename Gradients>
+requires(!requires { typename Gradients::Module; }) struct ModuleOf<void, Gradients> {
+    static_assert(!std::same_as<Gradients, Gradients>,
+                  "colt5: these gradients do not say whose they are: name the module, as in "
+                  "zero_gradients<Module>(policy, gradients), or give its Gradients a `using Module = …`");
+};
+
+}  // namespace detail
+
+/// Whose gradients they are: `Module`, or what `Gradients::Module` says where it is void.
+template <typename Module, typename Gradients>
+using module_of_t = typename detail::ModuleOf<Module, Gradients>::type;
+
+/// Throws unless `other`, of the structure of a module, holds a tensor of the same shape for each of `module`.
+template <typename Module, typename Of, typename Other>
+void expect_like(std::string_view argument, const Of& module, const Other& other) {
+    Module::each_parameter(
+        [&](const std::string& name, const auto& parameter, const auto& value) {
+            if (value && value.shape() == parameter.shape()) return;
+            const std::string full_name = std::string(argument) + '.' + name;
+            expect_value(static_cast<bool>(value), full_name, "a tensor, as of make_gradients()", "empty");
+            throw_shape_error(full_name, parameter.shape(), value.shape());
+        },
+        "", module, other);
+}
+
+/// Throws if any of `gradients` is empty, as those are that make_gradients() has not made.
+template <typename Module, typename Gradients>
+void expect_gradients(const Gradients& gradients) {
+    Module::each_parameter(
+        [](const std::string& name, const auto& value) {
+            if (!value) expect_value(false, "gradients." + name, "a tensor, as of make_gradients()", "empty");
+        },
+        "", gradients);
+}
+
+}  // namespace colt5
