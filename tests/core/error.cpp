@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <array>
+#include <limits>
 #include <stdexcept>
 #include <type_traits>
 
@@ -39,4 +40,32 @@ TEST_CASE("error: expect_value names the argument and prints the condition and t
     CHECK_NOTHROW(expect_value(true, "k", ">= 1", 0));
     CHECK_THROWS_WITH_AS(expect_value(false, "k", ">= 1", 0), "colt5: `k` must be >= 1, but is 0", ValueError);
     CHECK_THROWS_WITH_AS(expect_value(false, "eps", "> 0", -0.5), "colt5: `eps` must be > 0, but is -0.5", ValueError);
+}
+
+TEST_CASE("error: expect_bytes counts, and refuses what a signed number cannot count") {
+    constexpr Index large = Index{1} << 40;
+    CHECK(expect_bytes("x", std::array<Index, 3>{2, 3, 4}, 4) == 96);
+    CHECK(expect_bytes("x", std::array<Index, 2>{large, Index{1} << 20}, 4) == Index{1} << 62);
+    CHECK(expect_bytes("x", std::array<Index, 3>{large, 0, 4}, 4) == 0);
+    CHECK_THROWS_WITH_AS(expect_bytes("x", std::array<Index, 2>{3, -1}, 4),
+                         "colt5: `x` must be non-negative in every dimension, but is -1", ValueError);
+    CHECK_THROWS_WITH_AS(expect_bytes("x", std::array<Index, 2>{large, Index{1} << 20}, 8),
+                         "colt5: `x` must be of less than 2^63 bytes, but is (1099511627776, 1048576)", ValueError);
+    for (const auto& shape : {std::array<Index, 3>{0, large, large}, {large, 0, large}, {large, large, 0}}) {
+        CAPTURE(shape_string(shape));
+        CHECK_THROWS_AS(expect_bytes("x", shape, 1), ValueError);  // strides between its slices would overflow
+    }
+}
+
+TEST_CASE("error: is_range_of does not overflow") {
+    constexpr Index most = std::numeric_limits<Index>::max();
+    CHECK(is_range_of(0, 0, 0));
+    CHECK(is_range_of(2, 3, 5));
+    CHECK(is_range_of(5, 0, 5));
+    CHECK_FALSE(is_range_of(3, 3, 5));
+    CHECK_FALSE(is_range_of(6, 0, 5));
+    CHECK_FALSE(is_range_of(-1, 2, 5));
+    CHECK_FALSE(is_range_of(2, -1, 5));
+    CHECK_FALSE(is_range_of(2, most, 5));
+    CHECK_FALSE(is_range_of(most, most, 5));
 }

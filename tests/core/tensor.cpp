@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -37,12 +38,16 @@ TEST_CASE("tensor: a shape that contradicts the type, or is negative, is an erro
     const Cpu policy(1);
     using Wide = Tensor<float, Cpu, dynamic, 5>;
     using Matrix = MatrixTensor<float, Cpu>;
+    using Bytes = VectorTensor<bool, Cpu>;
     CHECK_THROWS_WITH_AS(Wide(policy, {2, 6}), "colt5: `shape` must have shape (any, 5), but has (2, 6)", ShapeError);
     CHECK_THROWS_WITH_AS(Matrix(policy, {2, -6}), "colt5: `shape` must be non-negative in every dimension, but is -6",
                          ValueError);
     CHECK_THROWS_WITH_AS(Matrix(policy, {Index{1} << 40, Index{1} << 40}),
                          "colt5: `shape` must be of less than 2^63 bytes, but is (1099511627776, 1099511627776)",
                          ValueError);
+    for (const auto& shape : {std::array<Index, 2>{0, Index{1} << 62}, {Index{1} << 62, 0}})
+        CHECK_THROWS_AS(Matrix(policy, shape), ValueError);  // its strides would overflow
+    CHECK_THROWS_AS(Bytes(policy, {std::numeric_limits<Index>::max()}), OutOfMemory);
     CHECK(policy.workspace()->statistics().in_use == 0);
 }
 

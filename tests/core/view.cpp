@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include <array>
+#include <limits>
 #include <numeric>
 #include <type_traits>
 #include <vector>
@@ -58,6 +59,36 @@ TEST_CASE("view: reshape keeps the elements and checks the size") {
     CHECK(other(1, 2, 3) == 23);
     CHECK_THROWS_WITH_AS(view.reshape(std::array<Index, 2>{5, 5}),
                          "colt5: `reshape` must have shape (5, 5), but has (4, 6)", ShapeError);
+    CHECK_THROWS_AS(view.reshape(std::array<Index, 2>{-4, -6}), ValueError);
+    CHECK_THROWS_AS(view.reshape(std::array<Index, 2>{8, (Index{1} << 61) + 3}), ValueError);  // 24 modulo 2^64
+}
+
+TEST_CASE("view: ranges of slices are those that are there") {
+    auto values = numbers(24);
+    const View<int, dynamic, 3, 2> view(values.data(), {4, 3, 2});
+    const auto range = view.range(1, 2);
+    CHECK(std::is_same_v<decltype(range), const View<int, dynamic, dynamic, dynamic>>);
+    CHECK(range.shape() == std::array<Index, 3>{2, 3, 2});
+    CHECK(range.data() == values.data() + 6);
+    CHECK(view.range(4, 0).size() == 0);
+    CHECK(view.range(0, 4).size() == 24);
+    CHECK_FALSE(Mask().range(3, 5));  // what is absent stays absent
+    CHECK_THROWS_WITH_AS(view.range(1, 4), "colt5: `range` must be within 4 slices, but is 4 from slice 1 on",
+                         ValueError);
+    CHECK_THROWS_AS(view.range(5, 0), ValueError);
+    CHECK_THROWS_AS(view.range(-1, 2), ValueError);
+    CHECK_THROWS_AS(view.range(2, -1), ValueError);
+    CHECK_THROWS_AS(view.range(2, std::numeric_limits<Index>::max()), ValueError);
+}
+
+TEST_CASE("view: its extents are not negative, and its bytes can be counted") {
+    int value = 0;
+    CHECK_THROWS_WITH_AS(MatrixView<int>(&value, {2, -6}),
+                         "colt5: `view` must be non-negative in every dimension, but is -6", ValueError);
+    CHECK_THROWS_WITH_AS(MatrixView<int>(&value, {Index{1} << 40, Index{1} << 40}),
+                         "colt5: `view` must be of less than 2^63 bytes, but is (1099511627776, 1099511627776)",
+                         ValueError);
+    CHECK_THROWS_AS(MatrixView<int>(&value, {0, Index{1} << 62}), ValueError);
 }
 
 TEST_CASE("view: converts to const and between static and dynamic extents, which it checks") {

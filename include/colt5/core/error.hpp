@@ -4,6 +4,7 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
+#include <limits>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -75,6 +76,13 @@ constexpr void expect_shape(std::string_view argument, const std::array<Index, R
         if (expected[i] >= 0 && expected[i] != actual[i]) throw_shape_error(argument, expected, actual);
 }
 
+/// The same for an argument called `prefix` + `name`, which are put together only when it is wrong.
+template <std::size_t Rank>
+void expect_shape(std::string_view prefix, std::string_view name, const std::array<Index, Rank>& actual,
+                  const std::array<Index, Rank>& expected) {
+    if (actual != expected) throw_shape_error(std::string(prefix).append(name), expected, actual);
+}
+
 /// Throws ValueError: "colt5: `argument` must be CONDITION, but is VALUE".
 template <typename Value>
 void expect_value(bool holds, std::string_view argument, std::string_view condition, const Value& value) {
@@ -82,6 +90,27 @@ void expect_value(bool holds, std::string_view argument, std::string_view condit
     std::ostringstream text;
     text << "colt5: `" << argument << "` must be " << condition << ", but is " << value;
     throw ValueError(text.str());
+}
+
+/// The bytes of a tensor of this shape. Throws ValueError when an extent is negative, or when there are 2^63 bytes or
+/// more, where an extent of 0 counts as 1: the strides of an empty tensor are numbers, too.
+template <std::size_t Rank>
+constexpr Index expect_bytes(std::string_view argument, const std::array<Index, Rank>& shape,
+                             std::size_t bytes_of_element) {
+    auto bytes = static_cast<Index>(bytes_of_element);
+    bool is_empty = false, fits = true;
+    for (const Index extent : shape) {
+        if (extent < 0) expect_value(false, argument, "non-negative in every dimension", extent);
+        is_empty = is_empty || extent == 0;
+        fits = fits && !__builtin_mul_overflow(bytes, extent == 0 ? 1 : extent, &bytes);
+    }
+    if (!fits) expect_value(false, argument, "of less than 2^63 bytes", shape_string(shape));
+    return is_empty ? 0 : bytes;
+}
+
+/// first + count <= size, without overflow.
+constexpr bool is_range_of(Index first, Index count, Index size) {
+    return first >= 0 && count >= 0 && first <= size && count <= size - first;
 }
 
 }  // namespace colt5

@@ -3,7 +3,6 @@
 
 #include <array>
 #include <cstddef>
-#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -47,15 +46,9 @@ public:
     /// entry or too many elements, OutOfMemory.
     Tensor(const P& policy, const Shape& shape) : shape_(shape) {
         expect_shape("shape", shape, ViewType::extents);
-        Index bytes = static_cast<Index>(sizeof(T));
-        for (const Index extent : shape) {
-            expect_value(extent >= 0, "shape", "non-negative in every dimension", extent);
-            const bool fits = extent == 0 || bytes <= std::numeric_limits<Index>::max() / extent;
-            if (!fits) expect_value(false, "shape", "of less than 2^63 bytes", shape_string(shape));
-            bytes *= extent;
-        }
+        const Index bytes = expect_bytes("shape", shape, sizeof(T));
         try {
-            buffer_ = Buffer(policy.workspace(), static_cast<std::size_t>(size()) * sizeof(T));
+            buffer_ = Buffer(policy.workspace(), static_cast<std::size_t>(bytes));
         } catch (const OutOfMemory& error) {
             detail::throw_out_of_memory(error, shape_string(shape), bytes);
         }

@@ -4,6 +4,7 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
+#include <string>
 #include <string_view>
 #include <type_traits>
 #include <utility>
@@ -15,6 +16,13 @@ namespace colt5 {
 
 /// Marks an extent that is known at run time only.
 inline constexpr Index dynamic = -1;
+
+namespace detail {
+[[noreturn]] inline void throw_range_error(Index first, Index count, Index size) {
+    throw ValueError("colt5: `range` must be within " + std::to_string(size) + " slices, but is " +
+                     std::to_string(count) + " from slice " + std::to_string(first) + " on");
+}
+}  // namespace detail
 
 /// Non-owning, contiguous, row-major tensor. Each extent is a number known at compile time, or `dynamic`.
 ///
@@ -37,7 +45,12 @@ public:
 
     constexpr View() = default;
 
-    constexpr View(T* data, const Shape& shape) : data_(data), shape_(shape) { expect_shape("view", shape, extents); }
+    /// Throws ShapeError when `shape` contradicts a static extent, ValueError when it has a negative entry or too many
+    /// elements.
+    constexpr View(T* data, const Shape& shape) : data_(data), shape_(shape) {
+        expect_shape("view", shape, extents);
+        expect_bytes("view", shape, sizeof(T));
+    }
 
     template <typename U, Index... Others>
     requires(sizeof...(Others) == rank && std::convertible_to<U (*)[], T (*)[]> &&
@@ -74,12 +87,13 @@ public:
             return slice(i, std::make_index_sequence<rank - 1>{});
     }
 
-    /// The slices [first, first + count) along the first axis, all extents dynamic; unchecked. Absent views stay
-    /// absent.
-    COLT5_HOST_DEVICE constexpr auto range(Index first, Index count) const {
+    /// The slices [first, first + count) along the first axis, all extents dynamic. Absent views stay absent. Throws
+    /// ValueError when there are no such slices.
+    constexpr auto range(Index first, Index count) const {
         auto part = view();
         if (data_ == nullptr) return part;
         Shape shape = shape_;
+        if (!is_range_of(first, count, shape[0])) detail::throw_range_error(first, count, shape[0]);
         const Index stride = shape[0] > 0 ? size() / shape[0] : 0;
         shape[0] = count;
         return decltype(part)::unchecked(data_ + first * stride, shape);
@@ -93,7 +107,8 @@ public:
         return View<T, dynamic, extents[rank - 1]>::unchecked(data_, {count, columns});
     }
 
-    /// The same elements under another shape of the same size.
+    /// The same elements under another shape of the same size; throws ShapeError when it is not, ValueError when an
+    /// entry is negative.
     template <std::size_t Rank>
     constexpr auto reshape(const std::array<Index, Rank>& shape) const {
         return reshape_to(shape, std::make_index_sequence<Rank>{});
@@ -124,9 +139,8 @@ private:
     }
     template <std::size_t Rank, std::size_t... I>
     constexpr auto reshape_to(const std::array<Index, Rank>& shape, std::index_sequence<I...>) const {
-        Index wanted = 1;
-        for (const Index e : shape) wanted *= e;
-        if (wanted != size()) throw_shape_error("reshape", shape, shape_);
+        const Index bytes = expect_bytes("reshape", shape, sizeof(T));
+        if (bytes != size() * static_cast<Index>(sizeof(T))) throw_shape_error("reshape", shape, shape_);
         return View<T, (static_cast<void>(I), dynamic)...>::unchecked(data_, shape);
     }
 

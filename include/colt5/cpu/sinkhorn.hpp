@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include <colt5/cpu/gather.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
@@ -196,6 +197,7 @@ void sinkhorn_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, TokensView<c
                          View<const double, dynamic, dynamic, dynamic, dynamic> token_potential,
                          TokensView<const T> logits, TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn) {
     const Index batch = logits.extent(0), routes = logits.extent(1), length = logits.extent(2);
+    cpu::check_indices(indices, length);
     VectorTensor<double, Cpu> d_log_z(policy, {length}), d_u(policy, {indices.extent(2)}), d_v(policy, {length}),
         d_v_before(policy, {length});
     for (Index task = 0; task < batch * routes; ++task) {

@@ -61,7 +61,7 @@ struct CoordinateDescent {
         for (int i = 1; i < t; ++i) current = std::max(current * eps_decay, eps);
         return current;
     }
-    int steps() const { return iterate_to_convergence ? 1 : n_iters; }
+    Index steps() const { return iterate_to_convergence ? 1 : n_iters; }
 };
 
 /// The scores, and what the vector-Jacobian product reads besides: 2T + 1 numbers a row.
@@ -100,14 +100,20 @@ auto coordinate_descent_forward(const P& policy, const CoordinateDescent& descen
 ///     ds_i = ĝ_i − Σ_t [s_i ≤ τ_{t−1}] (α_t / k) exp((s_i − τ_t) / ε_t),    dk = (1 / k) Σ_t ε_t α_t
 ///
 /// and for the converged solution, with Y the sum of the scores below 1:  ds_i = ĝ_i − α y_i / Y,  dk = ε α / Y.
+/// Throws ShapeError unless the pass is one of these logits and of as many steps.
 template <Policy P, typename Logit, Viewable D, Viewable L>
 auto coordinate_descent_vjp(const P& policy, const CoordinateDescent& descent, double k,
                             const CoordinateDescentPass<Logit, P>& pass, const D& d_scores, const L& logits,
                             Mask mask) {
+    const auto [batch, routes, length] = logits.shape();
+    descent.check();
+    expect_value(k > 0, "k", "> 0", k);
     expect_shape("logits", logits.shape(), pass.scores.shape());
+    expect_shape("pass.threshold", pass.threshold.shape(), {batch, routes, descent.steps() + 1});
+    expect_shape("pass.saturated", pass.saturated.shape(), {batch, routes, descent.steps()});
     expect_shape("d_scores", d_scores.shape(), logits.shape());
-    if (mask) expect_shape("mask", mask.shape(), {logits.extent(0), logits.extent(2)});
-    CoordinateDescentGradients<Logit, P> d{{policy, logits.shape()}, {policy, {logits.extent(0), logits.extent(1)}}};
+    if (mask) expect_shape("mask", mask.shape(), {batch, length});
+    CoordinateDescentGradients<Logit, P> d{{policy, logits.shape()}, {policy, {batch, routes}}};
     coordinate_descent_vjp_kernel(policy, d.d_logits.view(), d.d_k.view(), d_scores.const_view(),
                                   pass.scores.const_view(), pass.threshold.const_view(), pass.saturated.const_view(),
                                   logits.const_view(), mask, k, descent);

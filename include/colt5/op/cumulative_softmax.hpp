@@ -27,6 +27,7 @@ void check_cumulative_softmax(double temperature, const L& logits, const I& indi
     expect_value(temperature > 0, "temperature", "> 0", temperature);
     if (mask) expect_shape("mask", mask.shape(), {logits.extent(0), logits.extent(2)});
     expect_shape("indices", indices.shape(), {logits.extent(0), logits.extent(1), dynamic});
+    expect_length("logits", logits.extent(2));
 }
 }  // namespace detail
 
@@ -37,7 +38,8 @@ void check_cumulative_softmax(double temperature, const L& logits, const I& indi
 ///
 ///     logits (b, r, n), mask (b, n) or absent, indices (b, r, k) as top_k returns them  →  scores (b, r, k)
 ///
-/// No sort of the whole row is needed: what is not chosen enters as one sum. Masked tokens have e = 0.
+/// No sort of the whole row is needed: what is not chosen enters as one sum. Masked tokens have e = 0. Throws
+/// ValueError when n is 2^31 or more, and on the CPU when an index is not in [0, n).
 template <Policy P, Viewable L, Viewable I>
 auto cumulative_softmax(const P& policy, double temperature, const L& logits, const I& indices, Mask mask) {
     detail::check_cumulative_softmax(temperature, logits, indices, mask);

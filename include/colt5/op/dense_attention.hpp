@@ -2,6 +2,7 @@
 #pragma once
 
 #include <colt5/core/tensor.hpp>
+#include <colt5/core/token_index.hpp>
 
 namespace colt5 {
 
@@ -44,6 +45,8 @@ void check_dense_attention(const Q& q, const KV& kv, KeyMask mask, const Scale& 
     expect_shape("kv", kv.shape(), {dynamic, dynamic, dynamic, dynamic, 2, dynamic});
     if (mask) expect_shape("mask", mask.shape(), {batch, routes, keys});
     if (value_scale) expect_shape("value_scale", value_scale.shape(), {batch, routes, keys});
+    expect_length("q", q.extent(1));
+    expect_length("kv", keys);
 }
 }  // namespace detail
 
@@ -54,7 +57,8 @@ void check_dense_attention(const Q& q, const KV& kv, KeyMask mask, const Scale& 
 ///     q (b, n, h, dim_head), kv (b, r, k, h / r, 2, dim_head): keys and values, head = route · (h / r) + head in
 ///     route, mask and value_scale (b, r, k), each may be absent  →  out (b, n, h, dim_head)
 ///
-/// A query that sees no key gets zeros and no gradient. Nothing of size n × k is stored.
+/// A query that sees no key gets zeros and no gradient. Nothing of size n × k is stored. Throws ShapeError when the
+/// inputs do not fit together, ValueError when n or k is 2^31 or more.
 template <Policy P, Viewable Q, Viewable KV>
 auto dense_attention_forward(const P& policy, const Q& q, const KV& kv, KeyMask mask,
                              TokensView<const accumulate_t<typename Q::value_type>> value_scale) {
@@ -74,6 +78,7 @@ auto dense_attention_vjp(const P& policy, const DenseAttentionPass<Scalar, P>& p
                          const KV& kv, KeyMask mask, TokensView<const accumulate_t<Scalar>> value_scale) {
     detail::check_dense_attention(q, kv, mask, value_scale);
     expect_shape("q", q.shape(), pass.out.shape());
+    expect_shape("pass.log_sum_exp", pass.log_sum_exp.shape(), {q.extent(0), q.extent(2), q.extent(1)});
     expect_shape("d_out", d_out.shape(), pass.out.shape());
     DenseAttentionGradients<Scalar, P> d{{policy, q.shape()}, {policy, kv.shape()}, {}};
     if (value_scale) d.d_value_scale = {policy, value_scale.shape()};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <string_view>
 #include <utility>
 
 #include <colt5/expr/expr.hpp>
@@ -56,14 +57,13 @@ void feed_forward_vjp_kernel(const P& policy, TokensView<T> d_x,
 }
 
 namespace detail {
-template <typename T, typename X>
-void check_feed_forward(const FeedForwardParameters<T>& parameters, const X& x) {
-    const Index dim = x.extent(2), hidden = parameters.hidden_weight.extent(0);
-    expect_shape("norm", parameters.norm.gamma.shape(), {dim});
-    expect_shape("hidden_weight", parameters.hidden_weight.shape(), {hidden, dim});
-    expect_shape("hidden_bias", parameters.hidden_bias.shape(), {hidden});
-    expect_shape("project_weight", parameters.project_weight.shape(), {dim, hidden});
-    expect_shape("project_bias", parameters.project_bias.shape(), {dim});
+template <typename T>
+void check_feed_forward(std::string_view prefix, const FeedForwardParameters<T>& parameters, Index dim, Index hidden) {
+    expect_shape(prefix, "norm", parameters.norm.gamma.shape(), {dim});
+    expect_shape(prefix, "hidden_weight", parameters.hidden_weight.shape(), {hidden, dim});
+    expect_shape(prefix, "hidden_bias", parameters.hidden_bias.shape(), {hidden});
+    expect_shape(prefix, "project_weight", parameters.project_weight.shape(), {dim, hidden});
+    expect_shape(prefix, "project_bias", parameters.project_bias.shape(), {dim});
 }
 }  // namespace detail
 
@@ -76,7 +76,7 @@ template <Policy P, Viewable Y, Viewable X>
 void feed_forward(const P& policy, const Y& y, const X& x,
                   const FeedForwardParameters<const typename X::value_type>& parameters,
                   TokensView<typename X::value_type> before = {}, TokensView<const typename X::value_type> add = {}) {
-    detail::check_feed_forward(parameters, x);
+    detail::check_feed_forward("", parameters, x.extent(2), parameters.hidden_weight.extent(0));
     expect_shape("y", y.shape(), x.shape());
     if (before) expect_shape("before", before.shape(), {x.extent(0), x.extent(1), parameters.hidden_weight.extent(0)});
     if (add) expect_shape("add", add.shape(), x.shape());
@@ -100,12 +100,13 @@ void feed_forward_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x,
                       const FeedForwardParameters<const typename X::value_type>& parameters,
                       const FeedForwardParameters<accumulate_t<typename X::value_type>>& gradients,
                       const SharedGradient<typename X::value_type, P, routes>& shared = {}) {
-    detail::check_feed_forward(parameters, x);
-    detail::check_feed_forward(gradients, x);
+    const Index hidden = parameters.hidden_weight.extent(0);
+    detail::check_feed_forward("", parameters, x.extent(2), hidden);
+    detail::check_feed_forward("gradients.", gradients, x.extent(2), hidden);
     expect_shape("d_x", d_x.shape(), x.shape());
     expect_shape("d_y", d_y.shape(), x.shape());
-    if (before) expect_shape("before", before.shape(), {x.extent(0), x.extent(1), parameters.hidden_weight.extent(0)});
-    if (shared.add) expect_shape("add", shared.add.shape(), x.shape());
+    if (before) expect_shape("before", before.shape(), {x.extent(0), x.extent(1), hidden});
+    detail::check_shared_gradient(shared, x);
     feed_forward_vjp_kernel(policy, d_x.view(), gradients, d_y.const_view(), x.const_view(), before, parameters,
                             shared);
 }

@@ -2,15 +2,12 @@
 #pragma once
 
 #include <array>
-#include <cstdint>
 #include <type_traits>
 
 #include <colt5/core/tensor.hpp>
+#include <colt5/core/token_index.hpp>
 
 namespace colt5 {
-
-/// Position of a token in its sequence.
-using TokenIndex = std::int32_t;
 
 template <typename P>
 void gather_kernel(const P&, ...) {
@@ -56,6 +53,7 @@ auto picked_shape(const I& indices, Index dim) {
 /// Indices of any rank as (b, picks)
 template <typename I>
 auto flat_indices(const I& indices, Index batch) {
+    static_assert(std::is_same_v<typename I::value_type, TokenIndex>, "colt5: indices are of TokenIndex");
     auto expected = indices.shape();
     expected.fill(dynamic);
     expected[0] = batch;
@@ -64,13 +62,20 @@ auto flat_indices(const I& indices, Index batch) {
 }
 }  // namespace detail
 
+// Indices that are out of their range: every operation that takes indices looks at all of them before anything else on
+// the CPU and throws ValueError. On a GPU they are not looked at, because the host would have to wait for them; what a
+// kernel does with them is undefined.
+
 /// The chosen rows of each sequence:  out[b, …, i] = x[b, indices[b, …, i]]
 ///
 ///     x (b, n, d), indices (b, k) or (b, r, k), each in [0, n)  →  (b, k, d) or (b, r, k, d)
+///
+/// Throws ValueError when n is 2^31 or more, and on the CPU when an index is out of its range.
 template <Policy P, Viewable X, Viewable I>
 auto gather(const P& policy, const X& x, const I& indices) {
     using Scalar = typename X::value_type;
     const auto [batch, length, dim] = x.shape();
+    expect_length("x", length);
     const auto flat = detail::flat_indices(indices, batch);
     using Out = std::conditional_t<I::rank == 2, TokensTensor<Scalar, P>,
                                    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>>;
@@ -85,6 +90,7 @@ template <Policy P, Viewable I>
 auto gather_mask(const P& policy, Mask mask, const I& indices) {
     if (!mask) return Tensor<bool, P, dynamic, dynamic, dynamic>();
     expect_shape("mask", mask.shape(), {indices.extent(0), dynamic});
+    expect_length("mask", mask.extent(1));
     Tensor<bool, P, dynamic, dynamic, dynamic> out(policy, indices.shape());
     gather_mask_kernel(policy, out.view(), mask, indices.const_view());
     return out;
@@ -94,12 +100,15 @@ auto gather_mask(const P& policy, Mask mask, const I& indices) {
 ///
 ///     out (b, n, d), rows (b, k, d), indices (b, k), each in [0, n)
 ///
-/// Rows that meet in one place are combined in the order of i: the result does not depend on threads.
+/// Rows that meet in one place are combined in the order of i: the result does not depend on threads. Throws ValueError
+/// when n or k is 2^31 or more, and on the CPU, before anything is written, when an index is out of its range.
 template <Policy P, Viewable Rows, Viewable I>
 void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type> out, const Rows& rows,
              const I& indices) {
     expect_shape("rows", rows.shape(), {out.extent(0), indices.extent(1), out.extent(2)});
     expect_shape("indices", indices.shape(), {out.extent(0), dynamic});
+    expect_length("out", out.extent(1));
+    expect_length("rows", rows.extent(1));
     scatter_kernel(policy, how, out, rows.const_view(), indices.const_view());
 }
 

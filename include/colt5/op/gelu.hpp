@@ -20,6 +20,7 @@ auto gelu_forward(const P& policy, const X& x) {
 template <Policy P, Viewable X, Viewable D>
 void gelu_vjp(const P& policy, D& d_y, const X& x) {
     using Scalar = accumulate_t<typename X::value_type>;
+    expect_shape("d_y", d_y.shape(), x.shape());
     constexpr auto half_root = static_cast<Scalar>(1 / std::numbers::sqrt2);
     constexpr auto density = static_cast<Scalar>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
     const auto cumulative = Scalar(0.5) * (Scalar(1) + erf(as_expression(x) * half_root));

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include <colt5/core/tensor.hpp>
+#include <colt5/core/token_index.hpp>
 
 namespace colt5 {
 
@@ -65,9 +66,11 @@ void check_local_attention(const LocalAttention& attention, const Q& q, const KV
     expect_shape("kv", kv.shape(), {dynamic, dynamic, 2, dynamic, dynamic});
     expect_value(attention.reach >= 1, "reach", ">= 1", attention.reach);
     expect_value(first >= 0 && first <= length, "first", "a token of kv", first);
+    if (batch != 1) expect_value(first == 0, "first", "0 unless there is one sequence", first);
     const Index queries = batch == 1 ? q.extent(1) : length;
     expect_shape("q", q.shape(), {batch, std::min(queries, length - first), heads, dim_head});
     if (mask) expect_shape("mask", mask.shape(), {batch, length});
+    expect_length("kv", length);
 }
 }  // namespace detail
 
@@ -113,6 +116,7 @@ void local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttentio
     detail::check_local_attention(attention, q, kv, mask, first);
     const auto [batch, queries, heads, dim_head] = q.shape();
     expect_shape("pass", pass.out.shape(), q.shape());
+    expect_shape("pass.log_sum_exp", pass.log_sum_exp.shape(), {batch, heads, queries});
     expect_shape("d_out", d_out.shape(), q.shape());
     expect_shape("d_qkv", d_qkv.shape(), {batch, attention.window(first, queries, kv.extent(1)), 3, heads, dim_head});
     local_attention_vjp_kernel(policy, d_qkv.view(), d_out.const_view(), pass.out.const_view(),

@@ -78,7 +78,7 @@ void norm_linear_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, c
     expect_shape("d_y", d_y.shape(), {batch, length, weight.extent(0)});
     expect_shape("d_weight", d_weight.shape(), weight.shape());
     if (d_bias) expect_shape("d_bias", d_bias.shape(), {weight.extent(0)});
-    if (shared.add) expect_shape("add", shared.add.shape(), x.shape());
+    detail::check_shared_gradient(shared, x);
     norm_linear_vjp_kernel(policy, d_x.view(), d_norm, d_weight, d_bias, d_y.const_view(), x.const_view(), norm,
                            weight.const_view(), shared);
 }

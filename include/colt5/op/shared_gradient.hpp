@@ -40,6 +40,23 @@ struct SharedGradient {
     }
 };
 
+namespace detail {
+/// What is added to the gradient of these tokens (b, n, d).
+template <typename T, Policy P, std::size_t routes, typename X>
+void check_shared_gradient(const SharedGradient<T, P, routes>& shared, const X& x) {
+    const auto [batch, length, dim] = x.shape();
+    if (shared.add) expect_shape("add", shared.add.shape(), x.shape());
+    for (const auto& route : shared.of_routes) {
+        expect_shape("d_logits", route.d_logits.shape(), {batch, dynamic, dynamic});
+        expect_value(is_range_of(route.route, 1, route.d_logits.extent(1)), "route", "one of d_logits", route.route);
+        expect_value(is_range_of(route.first, length, route.d_logits.extent(2)), "first", "a token of d_logits",
+                     route.first);
+        expect_shape("token", route.token.shape(), {dim});
+        expect_shape("d_token", route.d_token.shape(), {dim});
+    }
+}
+}  // namespace detail
+
 /// For any policy: a norm's vector-Jacobian product to d_x (b, n, d), then what else goes there. A policy that can add
 /// it on the way overloads this.
 template <Policy P, typename T, typename Norm, typename NormGradients, std::size_t routes>

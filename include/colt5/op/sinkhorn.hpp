@@ -75,6 +75,7 @@ struct SinkhornPass {
 namespace detail {
 template <typename Logit>
 void check_noise_and_mask(TokensView<const Logit> noise, Mask mask, const std::array<Index, 3>& logits, Index k) {
+    expect_length("logits", logits[2]);
     if (noise) expect_shape("noise", noise.shape(), {logits[0] * logits[1], k, logits[2]});
     if (mask) expect_shape("mask", mask.shape(), {logits[0], logits[2]});
 }
@@ -112,13 +113,20 @@ auto sinkhorn_forward(const P& policy, const Sinkhorn& sinkhorn, const L& logits
 }
 
 /// Vector-Jacobian product: the normalizations in reverse, each of them one pass over exp(z − u − v).
-/// `indices` are those of the pass. Returns d_logits (b, r, n).
+/// `indices` are those of the pass. Returns d_logits (b, r, n). Throws ShapeError unless the pass is one of these
+/// logits and of as many iterations, and on the CPU ValueError when an index is not in [0, n).
 template <Policy P, typename Logit, Viewable D, Viewable I, Viewable L>
 auto sinkhorn_vjp(const P& policy, const Sinkhorn& sinkhorn, const SinkhornPass<Logit, P>& pass, const D& d_scores,
                   const I& indices, const L& logits, TokensView<const Logit> noise, Mask mask) {
+    const auto [batch, routes, length] = logits.shape();
+    const Index k = pass.scores.extent(2), steps = sinkhorn.n_iters;
+    sinkhorn.check();
+    expect_shape("pass.scores", pass.scores.shape(), {batch, routes, dynamic});
+    expect_shape("pass.slot_potential", pass.slot_potential.shape(), {batch, routes, steps, k});
+    expect_shape("pass.token_potential", pass.token_potential.shape(), {batch, routes, steps, length});
     expect_shape("d_scores", d_scores.shape(), pass.scores.shape());
     expect_shape("indices", indices.shape(), pass.scores.shape());
-    detail::check_noise_and_mask(noise, mask, logits.shape(), pass.scores.extent(2));
+    detail::check_noise_and_mask(noise, mask, logits.shape(), k);
     auto d_logits = tensor_like(policy, logits);
     sinkhorn_vjp_kernel(policy, d_logits.view(), d_scores.const_view(), indices.const_view(), pass.scores.const_view(),
                         pass.slot_potential.const_view(), pass.token_potential.const_view(), logits.const_view(), noise,

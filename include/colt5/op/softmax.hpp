@@ -17,6 +17,7 @@ auto softmax(const P& policy, const X& x) {
 /// Vector-Jacobian product of softmax, from its output y:  dx = y ∘ (dy − Σ dy ∘ y).
 template <Policy P, Viewable D, Viewable Y>
 auto softmax_vjp(const P& policy, const D& d_y, const Y& y) {
+    expect_shape("d_y", d_y.shape(), y.shape());
     auto d_x = tensor_like(policy, y);
     assign(policy, d_x, y * (d_y - row_sum(d_y * y)));
     return d_x;

@@ -18,12 +18,13 @@ void top_k_kernel(const P&, ...) {
 ///
 ///     logits (b, r, n), mask (b, n) or absent  →  indices (b, r, min(k, n))
 ///
-/// Throws ValueError when k < 1.
+/// Throws ValueError when k < 1, or when n is 2^31 or more.
 template <Policy P, Viewable L>
 auto top_k(const P& policy, const L& logits, Mask mask, Index k) {
     const auto [batch, routes, length] = logits.shape();
     if (mask) expect_shape("mask", mask.shape(), {batch, length});
     expect_value(k >= 1, "k", ">= 1", k);
+    expect_length("logits", length);
     Tensor<TokenIndex, P, dynamic, dynamic, dynamic> indices(policy, {batch, routes, std::min(k, length)});
     top_k_kernel(policy, indices.view(), logits.const_view(), mask);
     return indices;
