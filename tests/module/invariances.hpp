@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "module/checks.hpp"
 
@@ -9,7 +11,7 @@
 /// not depend on threads.
 namespace support {
 
-using colt5::GumbelNoise, colt5::RouterType, colt5::Seed, colt5::TransformerBlockConfig;
+using colt5::RouterType, colt5::Seed, colt5::TransformerBlockConfig;
 
 constexpr TransformerBlockConfig invariance_config(RouterType type) {
     return {.dim = 12,
@@ -30,41 +32,19 @@ constexpr TransformerBlockConfig invariance_config(RouterType type) {
 template <typename Block>
 constexpr Index longest = Block::Attention::QRouter::picks_repeat ? 200 : 1300;
 
-/// Every router of a block starts its noise again from one seed; without Sinkhorn routing there is none.
+/// Every router of a block starts its noise again from one seed, with the number of the first sample of a batch;
+/// without Sinkhorn routing there is none.
 template <typename Block>
-void restart_noise(const Block& block) {
+void restart_noise(const Block& block, Index first_sample = 0) {
     if constexpr (Block::Attention::QRouter::picks_repeat) {
-        using Logit = typename Block::Attention::QRouter::Logit;
-        block.conditional_ff.router.noise = GumbelNoise<Logit>::seeded(Seed{11});
-        block.conditional_attn.q_router.noise = GumbelNoise<Logit>::seeded(Seed{12});
-        block.conditional_attn.kv_router.noise = GumbelNoise<Logit>::seeded(Seed{13});
+        std::uint64_t seed = 11;
+        for (auto* const noise : {&block.conditional_ff.router.noise, &block.conditional_attn.q_router.noise,
+                                  &block.conditional_attn.kv_router.noise}) {
+            *noise = std::remove_pointer_t<decltype(noise)>::seeded(Seed{seed++});
+            noise->first_sample = first_sample;
+        }
     }
 }
-
-/// The noise that the routers of a block draw next, for one sequence of the batch at a time.
-template <typename Block>
-struct NoiseOfSequences {
-    using Logit = colt5::accumulate_t<typename Block::Out::value_type>;
-    NoiseOfSequences(const Cpu& policy, Index batch, Index length)
-        : ff(draw(policy, 11, batch, 30, length)),
-          q(draw(policy, 12, batch, 20, length)),
-          kv(draw(policy, 13, batch * 2, 70, length)) {}
-    void set(const Block& block, Index b) const {
-        block.conditional_ff.router.noise = GumbelNoise<Logit>::given(rows(ff, b, 1));
-        block.conditional_attn.q_router.noise = GumbelNoise<Logit>::given(rows(q, b, 1));
-        block.conditional_attn.kv_router.noise = GumbelNoise<Logit>::given(rows(kv, 2 * b, 2));
-    }
-
-private:
-    using Noise = TokensTensor<Logit, Cpu>;
-    static Noise draw(const Cpu& policy, std::uint64_t seed, Index rows, Index slots, Index length) {
-        return colt5::gumbel_noise<Logit>(policy, colt5::Random(Seed{seed}), rows, std::min(slots, length), length);
-    }
-    static TokensView<const Logit> rows(const Noise& noise, Index first, Index count) {
-        return {noise.const_view()[first].data(), {count, noise.extent(1), noise.extent(2)}};
-    }
-    Noise ff, q, kv;
-};
 
 template <typename Block>
 struct Results {
@@ -90,7 +70,8 @@ void check_same_bits(const Results<Block>& a, const Results<Block>& b) {
         "", a.gradients, b.gradients);
 }
 
-/// A batch gives each sequence the bits that it gets alone: outputs and gradients of the tokens.
+/// A batch gives each sequence the bits that it gets alone, in evaluation and in training: outputs and gradients of the
+/// tokens. Where training draws noise, a sample has the number that it has in the batch.
 template <typename Block>
 void check_batched_equals_alone() {
     using T = typename Block::Out::value_type;
@@ -101,22 +82,22 @@ void check_batched_equals_alone() {
         const std::array<Index, 3> shape{3, length, 12};
         const auto x = normal<T>(policy, shape, 0), d_out = normal<T>(policy, shape, 1);
         const auto some = mask_of_lengths(policy, {length, length * 2 / 3, 0}, length);
-        const NoiseOfSequences<Block> noise(policy, 3, length);
         for (const Mask mask : {Mask(), some.const_view()}) {
             restart_noise(block);
-            const auto inference = block(x, mask);
-            restart_noise(block);
             const auto together = run(block, x, d_out, mask);
-            CHECK(same_bits(inference, together.out));
+            const auto evaluated = block(x, mask);
+            CHECK(same_bits(block(x, mask), evaluated));
+            without_noise(block, [&] { CHECK(same_bits(block(x, mask), block.forward(x, mask).out)); });
             CHECK(all_finite(together.out));
             CHECK(all_finite(together.d_tokens));
             for (Index b = 0; b < 3; ++b) {
                 CAPTURE(b);
-                if constexpr (Block::Attention::QRouter::picks_repeat) noise.set(block, b);
+                restart_noise(block, b);
                 const auto x_alone = copy_of(policy, sequence(x, b)), d_alone = copy_of(policy, sequence(d_out, b));
                 const auto alone = run(block, x_alone, d_alone, mask ? sequence(mask, b) : Mask());
                 CHECK(same_bits(alone.out, sequence(together.out, b)));
                 CHECK(same_bits(alone.d_tokens, sequence(together.d_tokens, b)));
+                CHECK(same_bits(block(x_alone, mask ? sequence(mask, b) : Mask()), sequence(evaluated, b)));
             }
         }
     }

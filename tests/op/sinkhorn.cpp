@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <limits>
+#include <set>
 #include <vector>
 
 #include <colt5/cpu/sinkhorn.hpp>
@@ -277,4 +279,37 @@ TEST_CASE("sinkhorn: errors name the argument") {
                          "colt5: `noise` must have shape (2, 3, 5), but has (2, 3, 6)", ShapeError);
     CHECK_THROWS_WITH_AS(sinkhorn_vjp(policy, Sinkhorn{}, pass, c.d_scores, pass.indices, c.logits, c.noise, wide.mask),
                          "colt5: `mask` must have shape (2, 5), but has (2, 6)", ShapeError);
+}
+
+TEST_CASE(
+    "gumbel noise: every row, slot and token of a stream has a number of its own, to the last that an index holds") {
+    const Random random(Seed{3}, 5);
+    const Index last_token = (Index{1} << 31) - 1;
+    const std::uint64_t last_row = (std::uint64_t{1} << 32) - 1;
+    std::set<double> numbers;
+    std::size_t count = 0;
+    const std::vector<Index> places{0, 1, (Index{1} << 20), (Index{1} << 24), (Index{1} << 24) + 1, last_token};
+    for (const std::uint64_t stream : {0, 1, 20, 24, 44})
+        for (const std::uint64_t row :
+             {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{1} << 20, std::uint64_t{1} << 31, last_row})
+            for (const Index slot : places)
+                for (const Index token : places) {
+                    numbers.insert(gumbel_of(Random(Seed{3}, stream), row, slot, token));
+                    ++count;
+                }
+    CHECK(numbers.size() == count);
+
+    const Cpu policy(1);
+    const auto noise = gumbel_noise<double>(policy, random, 5, 1, 2, {(Index{1} << 32) - 2, 2});
+    for (Index row = 0; row < 5; ++row)
+        for (Index token = 0; token < 2; ++token)
+            CHECK(noise.const_view()(row, 0, token) ==
+                  gumbel_of(random, last_row - 1 + static_cast<std::uint64_t>(row % 2), 0, token));
+    CHECK_THROWS_WITH_AS(gumbel_noise<double>(policy, random, 3, 1, 2, {(Index{1} << 32) - 2}),
+                         "colt5: `rows` must be at most 2^32, counted from the first row of the stream, but is 3",
+                         ValueError);
+    CHECK_THROWS_WITH_AS(gumbel_noise<double>(policy, Random(Seed{3}, std::uint64_t{1} << 32), 1, 1, 2),
+                         "colt5: `random` must be a stream below 2^32, but is 4294967296", ValueError);
+    CHECK_THROWS_AS(gumbel_noise<double>(policy, random, 1, 1, last_token + 2), ValueError);
+    CHECK_THROWS_AS(gumbel_noise<double>(policy, random, 1, last_token + 2, 1), ValueError);
 }

@@ -170,20 +170,103 @@ TEST_CASE("SinkhornRouter: the same seed draws the same noise, call by call") {
     const auto a = make_router<Slots<float, config>>(policy, 7), b = make_router<Slots<float, config>>(policy, 7);
     const auto other = make_router<Slots<float, config>>(policy, 8);
     const auto x = normal<float>(policy, std::array<Index, 3>{2, 60, 5}, 0);
-    const auto first = a.forward(policy, x.const_view(), {}, 10), second = a.forward(policy, x.const_view(), {}, 10);
-    CHECK(same_bits(b.forward(policy, x.const_view(), {}, 10).drawn, first.drawn));
-    CHECK(same_bits(b.route(policy, x.const_view(), {}, 10).indices, second.routing.indices));
-    CHECK_FALSE(same_bits(second.drawn, first.drawn));
-    CHECK_FALSE(same_bits(other.forward(policy, x.const_view(), {}, 10).drawn, first.drawn));
+    const auto noise = [&](const auto& router) { return router.forward(policy, x.const_view(), {}, 10).drawn; };
+    const auto first = noise(a), second = noise(a);
+    CHECK(same_bits(noise(b), first));
+    CHECK(same_bits(noise(b), second));
+    CHECK_FALSE(same_bits(second, first));
+    CHECK_FALSE(same_bits(noise(other), first));
 
     a.noise = GumbelNoise<float>::seeded(Seed{3});
     const auto again = a.forward(policy, x.const_view(), {}, 10);
     a.noise = GumbelNoise<float>::seeded(Seed{3});
-    CHECK(same_bits(a.forward(policy, x.const_view(), {}, 10).drawn, again.drawn));
+    CHECK(same_bits(noise(a), again.drawn));
     a.noise = GumbelNoise<float>::given(again.drawn.const_view());
     CHECK(same_bits(a.route(policy, x.const_view(), {}, 10).indices, again.routing.indices));
-    a.noise = GumbelNoise<float>::none();
-    CHECK(same_bits(a.route(policy, x.const_view(), {}, 10).indices, a.route(policy, x.const_view(), {}, 10).indices));
+    CHECK(same_bits(a.forward(policy, x.const_view(), {}, 10).routing.indices, again.routing.indices));
+}
+
+TEST_CASE("SinkhornRouter: evaluation is the same at every call, in every batch, and changes no training") {
+    const Cpu policy(2);
+    constexpr RouterConfig config = with(false);
+    const auto a = make_router<Slots<float, config>>(policy, 7), b = make_router<Slots<float, config>>(policy, 7);
+    const auto x = normal<float>(policy, std::array<Index, 3>{3, 60, 5}, 0);
+    const auto noise = [&](const auto& router) { return router.forward(policy, x.const_view(), {}, 10).drawn; };
+    const auto evaluated = a.route(policy, x.const_view(), {}, 10);
+    CHECK(same_bits(a.route(policy, x.const_view(), {}, 10).scores, evaluated.scores));
+    CHECK(same_bits(noise(a), noise(b)));
+    CHECK(same_bits(a.route(policy, x.const_view(), {}, 10).scores, evaluated.scores));
+    CHECK(same_bits(noise(a), noise(b)));
+    for (Index sample = 0; sample < 3; ++sample) {
+        const auto alone = a.route(policy, x.const_view().range(sample, 1), {}, 10);
+        CHECK(same_bits(alone.indices, evaluated.indices.const_view().range(sample, 1)));
+        CHECK(same_bits(alone.scores, evaluated.scores.const_view().range(sample, 1)));
+    }
+
+    // The noise of evaluation is none that training draws, and the samples of a batch share it; training gives each
+    // sample its own.
+    const auto rows = [&](bool training, Index batch) {
+        const auto drawn = a.noise.draw(policy, training, batch, 2, 10, 60);
+        std::vector<std::vector<float>> values;
+        for (Index row = 0; row < 2 * batch; ++row) values.push_back(to_host(policy, drawn.const_view()[row]));
+        return values;
+    };
+    const auto of_evaluation = rows(false, 3), of_training = rows(true, 3);
+    for (std::size_t row = 0; row < 6; ++row) {
+        CHECK(of_evaluation[row] == of_evaluation[row % 2]);
+        for (std::size_t of = 0; of < 6; ++of) {
+            CHECK(of_training[row] != of_evaluation[of]);
+            CHECK((of_training[row] == of_training[of]) == (row == of));
+        }
+    }
+    CHECK(of_evaluation[0] != of_evaluation[1]);
+}
+
+TEST_CASE("SinkhornRouter: without noise all slots of a row choose the same token") {
+    const Cpu policy(1);
+    auto router = make_router<Slots<float, with(true)>>(policy);
+    const auto x = normal<float>(policy, std::array<Index, 3>{2, 60, 5}, 0);
+    const auto chosen = [&](const Routing<float, Cpu>& routing) {
+        std::set<TokenIndex> tokens;
+        for (const TokenIndex index : to_host(policy, routing.indices.const_view()[0][0])) tokens.insert(index);
+        return tokens.size();
+    };
+    CHECK(chosen(router.route(policy, x.const_view(), {}, 10)) > 5);
+    without_noise(router, [&] {
+        CHECK(chosen(router.route(policy, x.const_view(), {}, 10)) == 1);
+        CHECK(chosen(router.forward(policy, x.const_view(), {}, 10).routing) == 1);
+    });
+    CHECK(chosen(router.route(policy, x.const_view(), {}, 10)) > 5);
+    CHECK_THROWS_AS(without_noise(router, [&] { router.route(policy, x.const_view(), {}, 0); }), ValueError);
+    CHECK(router.noise.source == GumbelNoise<float>::Source::seeded);
+}
+
+TEST_CASE("SinkhornRouter: part of a batch is trained as in the batch, by the number of its first sample") {
+    const Cpu policy(2);
+    auto router = make_router<Slots<float, with(false)>>(policy, 7);
+    const auto x = normal<float>(policy, std::array<Index, 3>{3, 60, 5}, 0);
+    const auto together = router.forward(policy, x.const_view(), {}, 10).routing;
+    for (Index sample = 0; sample < 3; ++sample) {
+        router.noise.calls = 0;
+        router.noise.first_sample = sample;
+        const auto alone = router.forward(policy, x.const_view().range(sample, 1), {}, 10).routing;
+        CHECK(same_bits(alone.indices, together.indices.const_view().range(sample, 1)));
+        CHECK(same_bits(alone.scores, together.scores.const_view().range(sample, 1)));
+    }
+    router.noise.first_sample = (Index{1} << 30) - 2;  // times two routes
+    CHECK_THROWS_WITH_AS(router.forward(policy, x.const_view(), {}, 10),
+                         "colt5: `first_sample` must be so small that the batch ends before 2^31 samples times routes, "
+                         "but is 1073741822",
+                         ValueError);
+}
+
+TEST_CASE("SinkhornRouter: a call that fails does not count") {
+    const Cpu policy(1);
+    const auto router = make_router<Slots<float, with(true)>>(policy);
+    const auto x = normal<float>(policy, std::array<Index, 3>{2, 6, 5}, 0);
+    router.forward(policy, x.const_view(), {}, 3);
+    CHECK_THROWS_AS(router.forward(policy, x.const_view(), {}, 0), ValueError);
+    CHECK(router.noise.calls == 1);
 }
 
 TEST_CASE("SinkhornRouter: noise follows the Gumbel distribution, and padding leaves it as it was") {

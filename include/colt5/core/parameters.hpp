@@ -33,6 +33,32 @@ requires(!requires { typename Gradients::Module; }) struct ModuleOf<void, Gradie
 
 }  // namespace detail
 
+/// A visitor of parameters that sees the state of a module, too. Of a call Module::each_parameter(f, prefix, m...)
+/// where `f` has a function `state`, every part of the module that has a state calls f.state(prefix + name, number...)
+/// for each of its numbers, std::uint64_t: what a run needs beside parameters to go on as if it had not stopped.
+template <typename OnParameter, typename OnState>
+struct StateVisitor {
+    OnParameter on_parameter;
+    OnState on_state;
+
+    template <typename... T>
+    void operator()(const std::string& name, T&... tensors) const {
+        on_parameter(name, tensors...);
+    }
+    template <typename... T>
+    void state(const std::string& name, T&... numbers) const {
+        on_state(name, numbers...);
+    }
+};
+
+/// Calls f(prefix + name, number...) for each number of the state of some modules, side by side.
+template <typename Module, typename F, typename... M>
+void each_state(F&& f, const std::string& prefix, M&... m) {
+    Module::each_parameter(StateVisitor{[](const std::string&, auto&...) {},
+                                        [&](const std::string& name, auto&... numbers) { f(name, numbers...); }},
+                           prefix, m...);
+}
+
 /// Whose gradients they are: `Module`, or what `Gradients::Module` says where it is void.
 template <typename Module, typename Gradients>
 using module_of_t = typename detail::ModuleOf<Module, Gradients>::type;

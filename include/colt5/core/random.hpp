@@ -59,6 +59,11 @@ public:
     /// Standard Gumbel: −log(−log u).
     COLT5_HOST_DEVICE double gumbel(std::uint64_t i) const { return -std::log(-std::log(uniform(i))); }
 
+    /// The numbers of a stream below 2³² in 2³² parts, of which this is one: no part and no such stream has a number of
+    /// another.
+    COLT5_HOST_DEVICE Random part(std::uint64_t i) const { return Random(Seed{seed_}, stream_ + (i << 32)); }
+    std::uint64_t stream() const { return stream_; }
+
 private:
     COLT5_HOST_DEVICE std::array<std::uint32_t, 4> draw(std::uint64_t block) const {
         return philox({static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32),

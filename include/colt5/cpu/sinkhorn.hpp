@@ -14,12 +14,12 @@
 namespace colt5 {
 
 template <typename T>
-void gumbel_noise_kernel(const Cpu& policy, TokensView<T> noise, Random random) {
+void gumbel_noise_kernel(const Cpu& policy, TokensView<T> noise, Random random, GumbelRows which) {
     const Index rows = noise.extent(0), slots = noise.extent(1), length = noise.extent(2);
     parallel_for(policy, rows * slots, [&](Index task) {
         const Index row = task / slots, slot = task % slots;
         for (Index j = 0; j < length; ++j)
-            noise(row, slot, j) = static_cast<T>(random.gumbel(gumbel_counter(row, slot, j)));
+            noise(row, slot, j) = static_cast<T>(gumbel_of(random, which[row], slot, j));
     });
 }
 

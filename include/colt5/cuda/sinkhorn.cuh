@@ -12,9 +12,9 @@ namespace colt5 {
 namespace cuda {
 
 template <typename T>
-__global__ void gumbel_noise(T* noise, Random random, Index slots, Index length, Index count) {
+__global__ void gumbel_noise(T* noise, Random random, GumbelRows which, Index slots, Index length, Index count) {
     for (Index i = global_thread(); i < count; i += all_threads())
-        noise[i] = static_cast<T>(random.gumbel(gumbel_counter(i / length / slots, i / length % slots, i % length)));
+        noise[i] = static_cast<T>(gumbel_of(random, which[i / length / slots], i / length % slots, i % length));
 }
 
 inline constexpr int sinkhorn_threads = 256;
@@ -254,10 +254,10 @@ struct PreparedSinkhorn {
 }  // namespace cuda
 
 template <typename T>
-void gumbel_noise_kernel(const Cuda& policy, TokensView<T> noise, Random random) {
+void gumbel_noise_kernel(const Cuda& policy, TokensView<T> noise, Random random, GumbelRows which) {
     constexpr int threads = 256;
     cuda::launch(policy, "gumbel_noise", cuda::gumbel_noise<T>, cuda::blocks_for(noise.size(), threads), threads, 0,
-                 noise.data(), random, noise.extent(1), noise.extent(2), noise.size());
+                 noise.data(), random, which, noise.extent(1), noise.extent(2), noise.size());
 }
 
 /// Each half of an iteration is one pass over z: a block sums over the tokens of one slot, or a warp's lanes over the

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <colt5/core/error.hpp>
+#include <colt5/core/parameters.hpp>
 #include <colt5/core/policy.hpp>
 #include <colt5/core/tensor.hpp>
 #include <colt5/io/dtype.hpp>
@@ -46,12 +47,12 @@ public:
     template <typename Module, typename Object>
     void add(Object& object, const std::string& prefix) {
         std::set<std::string> expected;
+        const auto full_name = [&](const std::string& name) {
+            return *expected.insert(joined_name(prefix, name)).first;
+        };
         Module::each_parameter(
-            [&](const std::string& name, auto& tensor) {
-                const std::string full_name = joined_name(prefix, name);
-                expected.insert(full_name);
-                add_tensor(full_name, tensor);
-            },
+            StateVisitor{[&](const std::string& name, auto& tensor) { add_tensor(full_name(name), tensor); },
+                         [&](const std::string& name, std::uint64_t& number) { add_number(full_name(name), number); }},
             "", object);
         const std::string beginning = joined_name(prefix, "");
         for (const auto& [name, entry] : file_.entries())
@@ -95,6 +96,12 @@ private:
     using Assignment = std::function<void()>;
     using Reader = std::function<Assignment()>;
 
+    /// Of a state: it stays as it is where the file has none.
+    void add_number(const std::string& name, std::uint64_t& number) {
+        if (!file_.contains(name)) return;
+        add_values<std::uint64_t>(name, {},
+                                  [&number](const std::vector<std::uint64_t>& values) { number = values[0]; });
+    }
     template <typename T, Index... Extents>
     void add_tensor(const std::string& name, Tensor<T, P, Extents...>& tensor) {
         add_values<T>(name, {tensor.shape().begin(), tensor.shape().end()},
@@ -118,12 +125,15 @@ public:
     template <typename Module, typename Object>
     void add(const Object& object, const std::string& prefix) {
         Module::each_parameter(
-            [&](const std::string& name, const auto& tensor) { add_tensor(joined_name(prefix, name), tensor); }, "",
-            object);
+            StateVisitor{
+                [&](const std::string& name, const auto& tensor) { add_tensor(joined_name(prefix, name), tensor); },
+                [&](const std::string& name, std::uint64_t number) { add_number(joined_name(prefix, name), number); }},
+            "", object);
     }
 
-    void add_number(const std::string& name, std::int64_t number) {
-        specs_.push_back({name, DType::i64, {}});
+    template <typename Number>
+    void add_number(const std::string& name, Number number) {
+        specs_.push_back({name, dtype_of<Number>(), {}});
         writes_.push_back(
             [name, number](SafetensorsWriter& writer) { writer.write(name, std::as_bytes(std::span(&number, 1))); });
     }
@@ -152,8 +162,9 @@ private:
 }  // namespace detail
 
 /// Reads every parameter of `module` from the file under its name, converting F64, F32, F16 and BF16 to the module's
-/// scalar. If any tensor is missing, unexpected, or of another shape or kind, throws one FileError that lists them all,
-/// and the module stays as it was.
+/// scalar, and the state of routers that draw noise, such as `router.noise.seed` and `router.noise.calls` (U64), where
+/// the file has it: a checkpoint of PyTorch has none, and the state stays as it was. If any tensor is missing,
+/// unexpected, or of another shape or kind, throws one FileError that lists them all, and the module stays as it was.
 ///
 ///     load_parameters(policy, "block.safetensors", block);
 ///     load_parameters(policy, "model.safetensors", block, {.prefix = "layers.0"});
@@ -169,7 +180,9 @@ void load_parameters(const P& policy, const std::filesystem::path& path, Module&
     load_parameters(policy, SafetensorsFile(path), module, options);
 }
 
-/// Saves every parameter of `module` under its name, in the module's scalar, atomically (see SafetensorsWriter).
+/// Saves every parameter of `module` under its name, in the module's scalar, and the state beside them, which PyTorch's
+/// load_state_dict passes over with strict=False; atomically (see SafetensorsWriter). A run that loads it, and the
+/// optimizer (see io/adamw.hpp), goes on as if it had not stopped.
 template <Policy P, typename Module>
 void save_parameters(const P& policy, const std::filesystem::path& path, const Module& module,
                      const SafetensorsMetadata& metadata = {}) {

@@ -88,12 +88,13 @@ public:
     Out operator()(const X& tokens, Mask mask = {}, AttentionTokens counts = {},
                    Residual residual = Residual::none) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        const Index q = num_q(counts), kv = num_kv(counts);
         Beside beside(policy_);
         const P& aside = beside.policy();
-        const auto routed_q = q_router.route(aside, x, mask, num_q(counts));     // indices, scores (b, 1, q)
-        const auto routed_kv = kv_router.route(aside, x, mask, num_kv(counts));  // indices, scores (b, r, kv)
-        const auto queries = single_route(routed_q.indices);                     // (b, q)
-        const auto kv_mask = gather_mask(aside, mask, routed_kv.indices);        // (b, r, kv)
+        const auto routed_q = q_router.route(aside, x, mask, q);           // indices, scores (b, 1, q)
+        const auto routed_kv = kv_router.route(aside, x, mask, kv);        // indices, scores (b, r, kv)
+        const auto queries = single_route(routed_q.indices);               // (b, q)
+        const auto kv_mask = gather_mask(aside, mask, routed_kv.indices);  // (b, r, kv)
         auto heavy = heavy_attn.forward(aside, gather(aside, x, queries), gather(aside, x, routed_kv.indices),
                                         kv_mask.const_view(), routed_kv.scores.const_view());
         assign(aside, heavy.out, heavy.out * column(routed_q.scores));  // (b, q, d)
@@ -109,10 +110,11 @@ public:
     Pass forward(const X& tokens, Mask mask = {}, AttentionTokens counts = {},
                  Residual residual = Residual::none) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        const Index q = num_q(counts), kv = num_kv(counts);
         Beside beside(policy_);
         const P& aside = beside.policy();
-        auto routed_q = q_router.forward(aside, x, mask, num_q(counts));     // indices, scores (b, 1, q)
-        auto routed_kv = kv_router.forward(aside, x, mask, num_kv(counts));  // indices, scores (b, r, kv)
+        auto routed_q = q_router.forward(aside, x, mask, q);                 // indices, scores (b, 1, q)
+        auto routed_kv = kv_router.forward(aside, x, mask, kv);              // indices, scores (b, r, kv)
         const auto queries = single_route(routed_q.routing.indices);         // (b, q)
         auto kv_mask = gather_mask(aside, mask, routed_kv.routing.indices);  // (b, r, kv)
         auto heavy = heavy_attn.forward(aside, gather(aside, x, queries), gather(aside, x, routed_kv.routing.indices),

@@ -49,18 +49,15 @@ public:
         typename HeavyAttention<Scalar, P>::Gradients heavy_attn;
     };
 
-    /// What backward reads. Queries, context and masks must outlive it.
-    struct Pass {
+    /// What there is between the inputs and the output; RoutedQ and RoutedKV have `.routing`.
+    template <typename RoutedQ, typename RoutedKV>
+    struct PassWith {
         Out out;  // (b, n, d)
         TokensView<const Scalar> x, context;
         Mask mask, context_mask;
         using Logit = accumulate_t<Scalar>;
-        std::optional<decltype(std::declval<const QRouter&>().forward(std::declval<const P&>(),
-                                                                      TokensView<const Scalar>(), Mask(), Index()))>
-            routed_q;
-        std::optional<decltype(std::declval<const KVRouter&>().forward(std::declval<const P&>(),
-                                                                       TokensView<const Scalar>(), Mask(), Index()))>
-            routed_kv;
+        std::optional<RoutedQ> routed_q;
+        std::optional<RoutedKV> routed_kv;
         Out picked_q;                                                     // (b, q, d), if queries are routed
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> picked_kv;  // (b, r, kv, d), if the context is routed
         Tensor<bool, P, dynamic, dynamic, dynamic> picked_mask;           // (b, r, kv), if there is a context mask
@@ -78,6 +75,11 @@ public:
             return routed_kv ? routed_kv->routing.scores.const_view() : TokensView<const Logit>();
         }
     };
+    /// What backward reads. Queries, context and masks must outlive it.
+    using Pass = PassWith<decltype(std::declval<const QRouter&>().forward(std::declval<const P&>(),
+                                                                          TokensView<const Scalar>(), Mask(), Index())),
+                          decltype(std::declval<const KVRouter&>().forward(
+                              std::declval<const P&>(), TokensView<const Scalar>(), Mask(), Index()))>;
 
     struct InputGradients {
         Out d_x;        // (b, n, d)
@@ -98,42 +100,23 @@ public:
     template <Viewable X, Viewable C>
     Out operator()(const X& x, const C& context, Mask mask = {}, Mask context_mask = {},
                    CrossAttentionTokens counts = {}) const {
-        return forward(x, context, mask, context_mask, counts).out;
+        struct Routed {
+            Routing<accumulate_t<Scalar>, P> routing;
+        };
+        return attend<PassWith<Routed, Routed>>(x, context, mask, context_mask, counts,
+                                                [&](const auto& router, const auto&... arguments) {
+                                                    return Routed{router.route(policy_, arguments...)};
+                                                })
+            .out;
     }
 
     /// The same, with what backward reads.
     template <Viewable X, Viewable C>
     Pass forward(const X& x, const C& context, Mask mask = {}, Mask context_mask = {},
                  CrossAttentionTokens counts = {}) const {
-        Pass pass;
-        pass.x = detail::expect_tokens<Tokens>("x", x, "mask", mask);
-        pass.context = detail::expect_tokens<Tokens>("context", context, "context_mask", context_mask);
-        expect_shape("context", context.shape(), {x.extent(0), dynamic, config.dim});
-        pass.mask = mask;
-        pass.context_mask = context_mask;
-        const Index num_q = detail::token_count("num_tokens_q", counts.num_tokens_q, config.num_tokens_q);
-        const Index num_kv = detail::token_count("num_tokens_kv", counts.num_tokens_kv, config.num_tokens_kv);
-        if (pass.x.extent(1) > num_q) {
-            pass.routed_q = q_router.forward(policy_, pass.x, mask, num_q);                         // (b, 1, q)
-            pass.picked_q = gather(policy_, pass.x, single_route(pass.routed_q->routing.indices));  // (b, q, d)
-        }
-        if (pass.context.extent(1) > num_kv) {
-            pass.routed_kv = kv_router.forward(policy_, pass.context, context_mask, num_kv);  // (b, r, kv)
-            pass.picked_kv = gather(policy_, pass.context, pass.routed_kv->routing.indices);  // (b, r, kv, d)
-            pass.picked_mask = gather_mask(policy_, context_mask, pass.routed_kv->routing.indices);
-        }
-        pass.heavy = heavy_attn.forward(policy_, pass.queries(), pass.keys(), pass.key_mask(), pass.key_scores());
-        pass.out = tensor_like(policy_, pass.x);
-        if (pass.routed_q) {
-            const auto& [indices, scores] = pass.routed_q->routing;
-            auto scaled = tensor_like(policy_, pass.heavy.out);
-            assign(policy_, scaled, pass.heavy.out * column(scores));
-            set_zero(policy_, pass.out);
-            scatter(policy_, how, pass.out.view(), scaled, single_route(indices));
-        } else {
-            copy_real(pass.out, pass.heavy.out, mask);
-        }
-        return pass;
+        return attend<Pass>(x, context, mask, context_mask, counts, [&](const auto& router, const auto&... arguments) {
+            return router.forward(policy_, arguments...);
+        });
     }
 
     /// The pass reads its inputs again: a temporary would be gone by then.
@@ -195,6 +178,40 @@ public:
     }
 
 private:
+    template <typename SomePass, Viewable X, Viewable C, typename Route>
+    SomePass attend(const X& x, const C& context, Mask mask, Mask context_mask, const CrossAttentionTokens& counts,
+                    const Route& route) const {
+        SomePass pass;
+        pass.x = detail::expect_tokens<Tokens>("x", x, "mask", mask);
+        pass.context = detail::expect_tokens<Tokens>("context", context, "context_mask", context_mask);
+        expect_shape("context", context.shape(), {x.extent(0), dynamic, config.dim});
+        pass.mask = mask;
+        pass.context_mask = context_mask;
+        const Index num_q = detail::token_count("num_tokens_q", counts.num_tokens_q, config.num_tokens_q);
+        const Index num_kv = detail::token_count("num_tokens_kv", counts.num_tokens_kv, config.num_tokens_kv);
+        if (pass.x.extent(1) > num_q) {
+            pass.routed_q = route(q_router, pass.x, mask, num_q);                                   // (b, 1, q)
+            pass.picked_q = gather(policy_, pass.x, single_route(pass.routed_q->routing.indices));  // (b, q, d)
+        }
+        if (pass.context.extent(1) > num_kv) {
+            pass.routed_kv = route(kv_router, pass.context, context_mask, num_kv);            // (b, r, kv)
+            pass.picked_kv = gather(policy_, pass.context, pass.routed_kv->routing.indices);  // (b, r, kv, d)
+            pass.picked_mask = gather_mask(policy_, context_mask, pass.routed_kv->routing.indices);
+        }
+        pass.heavy = heavy_attn.forward(policy_, pass.queries(), pass.keys(), pass.key_mask(), pass.key_scores());
+        pass.out = tensor_like(policy_, pass.x);
+        if (pass.routed_q) {
+            const auto& [indices, scores] = pass.routed_q->routing;
+            auto scaled = tensor_like(policy_, pass.heavy.out);
+            assign(policy_, scaled, pass.heavy.out * column(scores));
+            set_zero(policy_, pass.out);
+            scatter(policy_, how, pass.out.view(), scaled, single_route(indices));
+        } else {
+            copy_real(pass.out, pass.heavy.out, mask);
+        }
+        return pass;
+    }
+
     static constexpr Scatter how = QRouter::picks_repeat ? Scatter::mean : Scatter::add;
 
     /// (b, m, …) seen as (b, 1, m, …)

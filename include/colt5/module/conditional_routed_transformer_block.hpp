@@ -72,15 +72,19 @@ public:
     /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Keeps nothing.
     template <Viewable X>
     Out operator()(const X& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const {
-        const auto x = conditional_attn(tokens, mask, attention_tokens(counts), Residual::tokens);  // (b, n, d)
-        return conditional_ff(x, mask, feed_forward_tokens(counts), Residual::tokens);              // (b, n, d)
+        const auto of_attn = attention_tokens(counts);
+        const auto of_ff = feed_forward_tokens(counts);
+        const auto x = conditional_attn(tokens, mask, of_attn, Residual::tokens);  // (b, n, d)
+        return conditional_ff(x, mask, of_ff, Residual::tokens);                   // (b, n, d)
     }
 
     /// The same, with what backward reads.
     template <Viewable X>
     Pass forward(const X& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const {
-        auto attn = conditional_attn.forward(tokens, mask, attention_tokens(counts), Residual::tokens);
-        auto ff = conditional_ff.forward(attn.out, mask, feed_forward_tokens(counts), Residual::tokens);
+        const auto of_attn = attention_tokens(counts);  // before a router counts its calls
+        const auto of_ff = feed_forward_tokens(counts);
+        auto attn = conditional_attn.forward(tokens, mask, of_attn, Residual::tokens);
+        auto ff = conditional_ff.forward(attn.out, mask, of_ff, Residual::tokens);
         auto out = std::move(ff.out);  // (b, n, d)
         return {std::move(out), std::move(attn), std::move(ff)};
     }

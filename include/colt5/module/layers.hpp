@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <utility>
 
+#include <colt5/core/parameters.hpp>
 #include <colt5/core/random.hpp>
 #include <colt5/expr/expr.hpp>
 #include <colt5/op/layer_norm.hpp>
@@ -35,6 +36,28 @@ typename Module::Gradients zeros_like_parameters(const P& policy, const Module& 
         },
         std::string(), module, zeros);
     return zeros;
+}
+
+/// to = from, parameters and state. Either is a module, or something of its structure, such as the float Gradients of a
+/// module of 16 bits; name the module if `from` is none: copy_parameters<Block>(policy, block, averages). Throws before
+/// anything has changed if their shapes differ.
+template <typename Module = void, Policy P, typename To, typename From>
+void copy_parameters(const P& policy, To& to, const From& from) {
+    using Of = std::conditional_t<std::is_void_v<Module>, From, Module>;
+    expect_like<Of>("to", from, to);
+    Of::each_parameter(StateVisitor{[&]<typename Value>(const std::string&, Value& value, const auto& other) {
+                                        assign(policy, value, cast<accumulate_t<typename Value::value_type>>(other));
+                                    },
+                                    [](const std::string&, auto& number, const auto& other) { number = other; }},
+                       "", to, from);
+}
+
+/// Another module with the same parameters and state, such as for a moving average of them.
+template <typename Module, Policy P>
+Module clone(const P& policy, const Module& module) {
+    Module copy(policy);
+    copy_parameters(policy, copy, module);
+    return copy;
 }
 
 /// Number of parameters of a module.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 
 #include <colt5/core/random.hpp>
 #include <colt5/op/gather.hpp>
@@ -29,19 +30,36 @@ void gumbel_noise_kernel(const P&, ...) {
         "colt5: no `gumbel_noise` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
 }
 
-/// Gumbel noise (rows, slots, n). The number of a (row, slot, token) does not depend on the other sizes, so that
-/// padding a sequence leaves the noise of its tokens as it was.
-template <typename Logit, Policy P>
-auto gumbel_noise(const P& policy, Random random, Index rows, Index slots, Index length) {
-    TokensTensor<Logit, P> noise(policy, {rows, slots, length});
-    gumbel_noise_kernel(policy, noise.view(), random);
-    return noise;
+/// Which rows of a stream of Gumbel noise the rows of a tensor are: its row i is row first + i mod distinct.
+struct GumbelRows {
+    Index first = 0;
+    Index distinct = std::numeric_limits<Index>::max();
+
+    COLT5_HOST_DEVICE std::uint64_t operator[](Index i) const {
+        return static_cast<std::uint64_t>(first + i % distinct);
+    }
+};
+
+/// The Gumbel noise of a (row, slot, token) in a stream: of 2³² rows, 2³¹ slots and 2³¹ tokens, each has its own.
+COLT5_HOST_DEVICE inline double gumbel_of(const Random& random, std::uint64_t row, Index slot, Index token) {
+    return random.part(row).gumbel((static_cast<std::uint64_t>(slot) << 31) + static_cast<std::uint64_t>(token));
 }
 
-/// Place of a (row, slot, token) in the stream of Gumbel noise.
-COLT5_HOST_DEVICE inline std::uint64_t gumbel_counter(Index row, Index slot, Index token) {
-    return (static_cast<std::uint64_t>(row) << 44) + (static_cast<std::uint64_t>(slot) << 24) +
-           static_cast<std::uint64_t>(token);
+/// Gumbel noise (rows, slots, n). The number of a (row, slot, token) does not depend on the other sizes, so that
+/// padding a sequence leaves the noise of its tokens as it was. `random` must be a stream below 2³².
+template <typename Logit, Policy P>
+auto gumbel_noise(const P& policy, Random random, Index rows, Index slots, Index length, GumbelRows which = {}) {
+    constexpr Index most = Index{1} << 31, most_rows = Index{1} << 32;
+    expect_value(random.stream() < std::uint64_t{1} << 32, "random", "a stream below 2^32", random.stream());
+    expect_value(slots <= most, "slots", "at most 2^31", slots);
+    expect_value(length <= most, "length", "at most 2^31", length);
+    expect_value(which.first >= 0 && which.first < most_rows, "first", "in [0, 2^32)", which.first);
+    expect_value(which.distinct >= 1, "distinct", ">= 1", which.distinct);
+    expect_value(std::min(rows, which.distinct) <= most_rows - which.first, "rows",
+                 "at most 2^32, counted from the first row of the stream", rows);
+    TokensTensor<Logit, P> noise(policy, {rows, slots, length});
+    gumbel_noise_kernel(policy, noise.view(), random, which);
+    return noise;
 }
 
 /// Gumbel–Sinkhorn (Mena et al. 2018; Tay et al. 2020, arXiv 2002.11296): every slot chooses one token.

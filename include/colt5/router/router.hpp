@@ -81,13 +81,16 @@ struct VisitNothing {
 ///
 ///     R(policy, seeds)                       draws its parameters from the SeedSequence
 ///     R::picks_repeat                        constant: two picks of a row may be the same token (outputs are averaged)
-///     router.route(policy, x, mask, k)       Routing for x (b, n, d), mask (b, n) or absent: at most k tokens a route
-///     router.forward(policy, x, mask, k)     the same in `.routing`, with what backward reads beside it
+///     router.route(policy, x, mask, k)       Routing for x (b, n, d), mask (b, n) or absent: at most k tokens a route.
+///                                            For evaluation: same inputs, same bits, and nothing changes
+///     router.forward(policy, x, mask, k)     the same in `.routing`, with what backward reads beside it. For training:
+///                                            a router may draw noise, and count its calls
 ///     router.backward(policy, pass, d_scores, x, mask, d_x, gradients)
 ///                                            d_scores (b, r, k); d_x (b, n, d) and the gradients accumulate
 ///     R::Gradients                           default-constructible, with the same members as the parameters of R
 ///     R::each_parameter(f, prefix, r...)     calls f(prefix + name, tensor...) for each parameter of the routers or
-///                                            Gradients r..., side by side
+///                                            Gradients r..., side by side; a router with a state shows it to an f
+///                                            that asks (see StateVisitor)
 ///
 /// Indices are distinct within a row unless picks_repeat. With straight_through the score of a real token is exactly 1
 /// and the gradient that of the score. Logits are float or double whatever x is: accumulate_t<Scalar>.

@@ -2,6 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include <colt5/expr/expr.hpp>
 #include <colt5/op/pick.hpp>
@@ -15,17 +20,70 @@ template <typename Logit>
 struct GumbelNoise {
     enum class Source { seeded, given, none };
 
-    /// Fresh noise at every call: the i-th call after this draws the i-th stream of the seed.
+    /// Training (`forward`) draws fresh noise at every call: that of a token depends on the seed, the number of calls
+    /// before, the sample's number, the route, the slot and the token's place in its sequence, and on nothing else.
+    /// Evaluation (`route`) draws the same noise at every call and for every sample, none of which training draws: a
+    /// sequence alone is routed as in any batch, and nothing changes.
     static GumbelNoise seeded(Seed seed) { return {Source::seeded, seed, {}}; }
     /// This noise at every call; it must outlive the calls.
     static GumbelNoise given(TokensView<const Logit> values) { return {Source::given, {}, values}; }
+    /// None: all slots then choose the same token.
     static GumbelNoise none() { return {Source::none, {}, {}}; }
 
     Source source = Source::none;
     Seed seed{};
     TokensView<const Logit> values{};
-    std::uint64_t calls = 0;
+    std::uint64_t calls = 0;  ///< of forward so far; with the seed, the state that files hold
+    Index first_sample = 0;   ///< number of the first sample of a batch, to train a part of it as the whole would be
+
+    /// Noise of the next call of forward, or of evaluation, for `batch` samples of `routes` routes.
+    template <Policy P>
+    TokensTensor<Logit, P> draw(const P& policy, bool training, Index batch, Index routes, Index slots,
+                                Index length) const {
+        constexpr Index evaluation = Index{1} << 31;  // its rows follow those of training
+        if (!training)
+            return gumbel_noise<Logit>(policy, Random(seed), batch * routes, slots, length, {evaluation, routes});
+        expect_value(first_sample >= 0, "first_sample", ">= 0", first_sample);
+        expect_value(batch <= evaluation / routes - first_sample, "first_sample",
+                     "so small that the batch ends before 2^31 samples times routes", first_sample);
+        const Random random(Seed{seed.value + (calls >> 32)}, calls & 0xFFFFFFFF);
+        return gumbel_noise<Logit>(policy, random, batch * routes, slots, length, {first_sample * routes});
+    }
 };
+
+namespace detail {
+/// Switches noise off from construction to destruction.
+class NoiseOff {
+public:
+    NoiseOff() = default;
+    NoiseOff(const NoiseOff&) = delete;
+    NoiseOff& operator=(const NoiseOff&) = delete;
+    ~NoiseOff() {
+        for (const auto& restore : restores_) restore();
+    }
+
+    template <typename... T>
+    void operator()(const std::string&, const T&...) const {}
+    template <typename Noise>
+    void noise(const std::string&, Noise& noise) {
+        restores_.push_back([&noise, source = noise.source] { noise.source = source; });
+        noise.source = Noise::Source::none;
+    }
+
+private:
+    std::vector<std::function<void()>> restores_;
+};
+}  // namespace detail
+
+/// call() with the noise of all routers of a module off:
+///
+///     const auto out = without_noise(block, [&] { return block(tokens, mask); });
+template <typename Module, typename Call>
+decltype(auto) without_noise(const Module& module, Call&& call) {
+    detail::NoiseOff off;
+    Module::each_parameter(off, "", module);
+    return call();
+}
 
 /// Gumbel–Sinkhorn router: each of num_tokens slots chooses the token that an optimal transport gives it; see Sinkhorn.
 /// Several slots may choose the same token: its outputs are averaged.
@@ -48,30 +106,19 @@ public:
         SinkhornPass<Logit, P> sinkhorn;
     };
 
-    /// Set it to choose another source. Seeded noise makes routing differ from call to call: one call at a time.
+    /// Set it to choose another source. With seeded noise, forward counts its calls: one at a time.
     mutable GumbelNoise<Logit> noise;
 
     SinkhornRouter(const P& policy, SeedSequence& seeds)
         : Base(policy, seeds), noise(GumbelNoise<Logit>::seeded(seeds.next_seed())) {}
 
     Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        return forward(policy, x, mask, num_tokens).routing;
+        return choose(policy, x, mask, num_tokens, false).routing;
     }
 
     Pass forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        Pass pass;
-        pass.logits = this->logits(policy, x);  // (b, r, n)
-        const auto [batch, routes, length] = pass.logits.shape();
-        using Source = typename GumbelNoise<Logit>::Source;
-        if (noise.source == Source::seeded)
-            pass.drawn = gumbel_noise<Logit>(policy, Random(noise.seed, noise.calls++), batch * routes,
-                                             std::min(num_tokens, length), length);
-        pass.noise = noise.source == Source::seeded ? pass.drawn.const_view() : noise.values;
-        pass.sinkhorn = sinkhorn_forward(policy, sinkhorn, pass.logits, pass.noise, mask, num_tokens);
-        auto& [indices, scores] = pass.routing;
-        indices = std::move(pass.sinkhorn.indices);
-        scores = pick_scores<Logit>(policy, {}, indices, mask);  // 1, and 0 for masked tokens
-        if constexpr (!config.straight_through) assign(policy, scores, scores * pass.sinkhorn.scores);
+        Pass pass = choose(policy, x, mask, num_tokens, true);
+        ++noise.calls;
         return pass;
     }
 
@@ -80,7 +127,36 @@ public:
                             mask);
     }
 
+    template <typename F, typename... R>
+    static void each_parameter(F&& f, const std::string& prefix, R&... routers) {
+        Base::each_parameter(f, prefix, routers...);
+        if constexpr (requires { f.state(prefix, routers.noise.calls...); }) {
+            f.state(prefix + "noise.seed", routers.noise.seed.value...);
+            f.state(prefix + "noise.calls", routers.noise.calls...);
+        }
+        if constexpr (requires { f.noise(prefix, routers.noise...); }) f.noise(prefix + "noise", routers.noise...);
+    }
+
 private:
+    Pass choose(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens, bool training) const {
+        Pass pass;
+        pass.logits = this->logits(policy, x);  // (b, r, n)
+        const auto [batch, routes, length] = pass.logits.shape();
+        using Source = typename GumbelNoise<Logit>::Source;
+        if (noise.source == Source::seeded) {
+            pass.drawn = noise.draw(policy, training, batch, routes, std::min(num_tokens, length), length);
+            pass.noise = pass.drawn.const_view();
+        } else if (noise.source == Source::given) {
+            pass.noise = noise.values;
+        }
+        pass.sinkhorn = sinkhorn_forward(policy, sinkhorn, pass.logits, pass.noise, mask, num_tokens);
+        auto& [indices, scores] = pass.routing;
+        indices = std::move(pass.sinkhorn.indices);
+        scores = pick_scores<Logit>(policy, {}, indices, mask);  // 1, and 0 for masked tokens
+        if constexpr (!config.straight_through) assign(policy, scores, scores * pass.sinkhorn.scores);
+        return pass;
+    }
+
     static constexpr Sinkhorn sinkhorn{kwargs.n_iters, kwargs.temperature, kwargs.masked_tokens_take_part};
 };
 
