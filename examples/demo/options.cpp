@@ -14,7 +14,7 @@ Hides notes in documents from TEXT, a file of any kind (by default the one of De
 for them at the end, and trains three small byte-level encoders to answer: with learned routing, with random routing,
 and without the heavy branch. Then writes a page that shows which bytes are routed.
 
-  --quick        a few steps, to see that everything runs
+  --quick        a few steps, too few to learn anything: to see that everything runs
   --steps N      of training (700), the same for each encoder
   --seed N       of models and documents (0); on one machine the same seed and steps give the same answers and routes
   --out FILE     where the page goes (build/demo.html)

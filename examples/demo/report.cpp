@@ -6,6 +6,8 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "models.hpp"
+
 namespace demo {
 namespace {
 
@@ -166,6 +168,15 @@ std::string escaped(const std::string& text) {
     return html;
 }
 
+/// What to say of a training that was too short for the task, or nothing.
+std::string too_short(const std::vector<Result>& results) {
+    if (results.front().accuracy > 0.2) return {};
+    return format(
+        "%zu steps are too few: the learned router is still near a guess, as the others are. The task takes some "
+        "hundred\nsteps; without --quick and --steps there are %td.",
+        results.front().curve.size(), Settings().steps);
+}
+
 }  // namespace
 
 void print_table(std::ostream& out, const std::vector<Result>& results) {
@@ -175,6 +186,7 @@ void print_table(std::ostream& out, const std::vector<Result>& results) {
         out << format("%-17s %10.1f %% %8.3f %12.1f %% %20.0f\n", result.name.c_str(), 100 * result.accuracy,
                       result.loss, 100 * result.heavy_share, result.tokens_per_second);
     out << format("%-17s %10.1f %% %8.3f\n", "a guess", 10.0, std::log(10.0));
+    if (const std::string warning = too_short(results); !warning.empty()) out << '\n' << warning << "\n\n";
     out << "Random routing and light only are chance baselines that cannot solve the task by construction: chance "
            "seldom\n"
            "routes a digit's note and its question together, and the light branch does not see that far.\n\n";
@@ -208,6 +220,7 @@ in 10 is right; what they have above it are the lucky picks and the notes that h
 )",
                full_length, escaped(text_name).c_str(), notes, light_window / 2, full_length / heavy_tokens,
                results.front().curve.size())
+        << (too_short(results).empty() ? "" : "<p><strong>" + too_short(results) + "</strong></p>\n")
         << "<div class=\"top\"><div>";
     write_table(out, results);
     out << "</div><div>";
