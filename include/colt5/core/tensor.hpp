@@ -63,7 +63,7 @@ public:
 
     /// Takes an Eigen expression of the same size as `matrix()`: evaluated in place, without a temporary.
     template <typename Expression>
-    requires requires(const Tensor& t, const Expression& e) { assign_eigen(t.view(), e); }
+    requires requires(const ViewType& to, const Expression& e) { assign_eigen(to, e); }
     Tensor& operator=(const Expression& expression) {
         assign_eigen(view(), expression);
         return *this;
@@ -127,8 +127,8 @@ using TokensTensor = Tensor<T, P, dynamic, dynamic, dynamic>;  // (b, n, d)
 /// An uninitialized tensor of the same type of element and the same shape.
 template <Policy P, Viewable V>
 auto tensor_like(const P& policy, const V& tensor) {
-    return [&]<std::size_t... I>(std::index_sequence<I...>) {
-        return Tensor<typename V::value_type, P, (static_cast<void>(I), dynamic)...>(policy, tensor.shape());
+    return [&]<std::size_t... Axes>(std::index_sequence<Axes...>) {
+        return Tensor<typename V::value_type, P, (static_cast<void>(Axes), dynamic)...>(policy, tensor.shape());
     }
     (std::make_index_sequence<V::rank>{});
 }

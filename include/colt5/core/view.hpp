@@ -71,8 +71,8 @@ public:
     COLT5_HOST_DEVICE constexpr explicit operator bool() const { return data_ != nullptr; }
 
     /// The element at (i, j, …); unchecked.
-    template <std::convertible_to<Index>... I>
-    requires(sizeof...(I) == rank) COLT5_HOST_DEVICE constexpr T& operator()(I... index) const {
+    template <std::convertible_to<Index>... Indices>
+    requires(sizeof...(Indices) == rank) COLT5_HOST_DEVICE constexpr T& operator()(Indices... index) const {
         Index offset = 0;
         std::size_t axis = 0;
         ((offset = offset * shape_[axis++] + static_cast<Index>(index)), ...);
@@ -127,21 +127,21 @@ public:
     }
 
 private:
-    template <std::size_t... I>
-    COLT5_HOST_DEVICE constexpr auto slice(Index i, std::index_sequence<I...>) const {
+    template <std::size_t... Axes>
+    COLT5_HOST_DEVICE constexpr auto slice(Index i, std::index_sequence<Axes...>) const {
         Index stride = 1;
         for (std::size_t axis = 1; axis < rank; ++axis) stride *= shape_[axis];
-        return View<T, extents[I + 1]...>::unchecked(data_ + i * stride, {shape_[I + 1]...});
+        return View<T, extents[Axes + 1]...>::unchecked(data_ + i * stride, {shape_[Axes + 1]...});
     }
-    template <typename U, std::size_t... I>
-    COLT5_HOST_DEVICE constexpr auto erased(std::index_sequence<I...>) const {
-        return View<U, (static_cast<void>(I), dynamic)...>::unchecked(data_, shape_);
+    template <typename U, std::size_t... Axes>
+    COLT5_HOST_DEVICE constexpr auto erased(std::index_sequence<Axes...>) const {
+        return View<U, (static_cast<void>(Axes), dynamic)...>::unchecked(data_, shape_);
     }
-    template <std::size_t Rank, std::size_t... I>
-    constexpr auto reshape_to(const std::array<Index, Rank>& shape, std::index_sequence<I...>) const {
+    template <std::size_t Rank, std::size_t... Axes>
+    constexpr auto reshape_to(const std::array<Index, Rank>& shape, std::index_sequence<Axes...>) const {
         const Index bytes = expect_bytes("reshape", shape, sizeof(T));
         if (bytes != size() * static_cast<Index>(sizeof(T))) throw_shape_error("reshape", shape, shape_);
-        return View<T, (static_cast<void>(I), dynamic)...>::unchecked(data_, shape);
+        return View<T, (static_cast<void>(Axes), dynamic)...>::unchecked(data_, shape);
     }
 
     T* data_ = nullptr;

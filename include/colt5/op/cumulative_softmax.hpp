@@ -22,8 +22,8 @@ void cumulative_softmax_vjp_kernel(const P&, ...) {
 inline constexpr double cumulative_softmax_floor = 1e-6;
 
 namespace detail {
-template <typename L, typename I>
-void check_cumulative_softmax(double temperature, const L& logits, const I& indices, Mask mask) {
+template <typename L, typename Indices>
+void check_cumulative_softmax(double temperature, const L& logits, const Indices& indices, Mask mask) {
     expect_value(temperature > 0, "temperature", "> 0", temperature);
     if (mask) expect_shape("mask", mask.shape(), {logits.extent(0), logits.extent(2)});
     expect_shape("indices", indices.shape(), {logits.extent(0), logits.extent(1), dynamic});
@@ -40,8 +40,8 @@ void check_cumulative_softmax(double temperature, const L& logits, const I& indi
 ///
 /// No sort of the whole row is needed: what is not chosen enters as one sum. Masked tokens have e = 0. Throws
 /// ValueError when n is 2^31 or more, and on the CPU when an index is not in [0, n).
-template <Policy P, Viewable L, Viewable I>
-auto cumulative_softmax(const P& policy, double temperature, const L& logits, const I& indices, Mask mask) {
+template <Policy P, Viewable L, Viewable Indices>
+auto cumulative_softmax(const P& policy, double temperature, const L& logits, const Indices& indices, Mask mask) {
     detail::check_cumulative_softmax(temperature, logits, indices, mask);
     Tensor<typename L::value_type, P, dynamic, dynamic, dynamic> scores(policy, indices.shape());
     cumulative_softmax_kernel(policy, scores.view(), logits.const_view(), indices.const_view(), mask, temperature);
@@ -54,9 +54,9 @@ auto cumulative_softmax(const P& policy, double temperature, const L& logits, co
 ///     ds_i = e_i / temperature · (g_i / max(C_i, 1e-6) [i chosen] + Σ_{j chosen, ranked at or above i} c_j)
 ///
 /// Returns d_logits (b, r, n).
-template <Policy P, Viewable D, Viewable L, Viewable I>
-auto cumulative_softmax_vjp(const P& policy, double temperature, const D& d_scores, const L& logits, const I& indices,
-                            Mask mask) {
+template <Policy P, Viewable D, Viewable L, Viewable Indices>
+auto cumulative_softmax_vjp(const P& policy, double temperature, const D& d_scores, const L& logits,
+                            const Indices& indices, Mask mask) {
     detail::check_cumulative_softmax(temperature, logits, indices, mask);
     expect_shape("d_scores", d_scores.shape(), indices.shape());
     auto d_logits = tensor_like(policy, logits);

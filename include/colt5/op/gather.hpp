@@ -43,17 +43,17 @@ enum class Scatter {
 
 namespace detail {
 /// What gather makes of `indices` (b, k) or (b, r, k): (b, k, d) or (b, r, k, d)
-template <typename I>
-auto picked_shape(const I& indices, Index dim) {
-    if constexpr (I::rank == 2)
+template <typename Indices>
+auto picked_shape(const Indices& indices, Index dim) {
+    if constexpr (Indices::rank == 2)
         return std::array{indices.extent(0), indices.extent(1), dim};
     else
         return std::array{indices.extent(0), indices.extent(1), indices.extent(2), dim};
 }
 /// Indices of any rank as (b, picks)
-template <typename I>
-auto flat_indices(const I& indices, Index batch) {
-    static_assert(std::is_same_v<typename I::value_type, TokenIndex>, "colt5: indices are of TokenIndex");
+template <typename Indices>
+auto flat_indices(const Indices& indices, Index batch) {
+    static_assert(std::is_same_v<typename Indices::value_type, TokenIndex>, "colt5: indices are of TokenIndex");
     auto expected = indices.shape();
     expected.fill(dynamic);
     expected[0] = batch;
@@ -71,13 +71,13 @@ auto flat_indices(const I& indices, Index batch) {
 ///     x (b, n, d), indices (b, k) or (b, r, k), each in [0, n)  →  (b, k, d) or (b, r, k, d)
 ///
 /// Throws ValueError when n is 2^31 or more, and on the CPU when an index is out of its range.
-template <Policy P, Viewable X, Viewable I>
-auto gather(const P& policy, const X& x, const I& indices) {
+template <Policy P, Viewable X, Viewable Indices>
+auto gather(const P& policy, const X& x, const Indices& indices) {
     using Scalar = typename X::value_type;
     const auto [batch, length, dim] = x.shape();
     expect_length("x", length);
     const auto flat = detail::flat_indices(indices, batch);
-    using Out = std::conditional_t<I::rank == 2, TokensTensor<Scalar, P>,
+    using Out = std::conditional_t<Indices::rank == 2, TokensTensor<Scalar, P>,
                                    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>>;
     Out out(policy, detail::picked_shape(indices, dim));
     gather_kernel(policy, out.view().reshape(std::array{batch, flat.extent(1), dim}), x.const_view(), flat);
@@ -86,8 +86,8 @@ auto gather(const P& policy, const X& x, const I& indices) {
 
 /// The mask at the chosen tokens: mask (b, n), indices (b, r, k)  →  (b, r, k), or an empty tensor when there is no
 /// mask.
-template <Policy P, Viewable I>
-auto gather_mask(const P& policy, Mask mask, const I& indices) {
+template <Policy P, Viewable Indices>
+auto gather_mask(const P& policy, Mask mask, const Indices& indices) {
     if (!mask) return Tensor<bool, P, dynamic, dynamic, dynamic>();
     expect_shape("mask", mask.shape(), {indices.extent(0), dynamic});
     expect_length("mask", mask.extent(1));
@@ -102,9 +102,9 @@ auto gather_mask(const P& policy, Mask mask, const I& indices) {
 ///
 /// Rows that meet in one place are combined in the order of i: the result does not depend on threads. Throws ValueError
 /// when n or k is 2^31 or more, and on the CPU, before anything is written, when an index is out of its range.
-template <Policy P, Viewable Rows, Viewable I>
+template <Policy P, Viewable Rows, Viewable Indices>
 void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type> out, const Rows& rows,
-             const I& indices) {
+             const Indices& indices) {
     expect_shape("rows", rows.shape(), {out.extent(0), indices.extent(1), out.extent(2)});
     expect_shape("indices", indices.shape(), {out.extent(0), dynamic});
     expect_length("out", out.extent(1));
@@ -115,16 +115,16 @@ void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type>
 /// Vector-Jacobian product of scatter with respect to `rows`: what gather picks, divided by the number of rows that met
 /// in one place for the mean. (With respect to `out` it is d_out itself; overwritten rows of it are to be zeroed.) For
 /// `overwrite` the indices of a sequence must be distinct. Returns d_rows (b, k, d).
-template <Policy P, Viewable D, Viewable I>
-auto scatter_vjp(const P& policy, Scatter how, const D& d_out, const I& indices) {
+template <Policy P, Viewable D, Viewable Indices>
+auto scatter_vjp(const P& policy, Scatter how, const D& d_out, const Indices& indices) {
     auto d_rows = gather(policy, d_out, indices);
     if (how == Scatter::mean) scatter_mean_weights_kernel(policy, d_rows.view(), indices.const_view());
     return d_rows;
 }
 
 /// Vector-Jacobian product of gather, accumulated into d_x (b, n, d), which other branches share: scatter with add.
-template <Policy P, Viewable D, Viewable I>
-void gather_vjp(const P& policy, TokensView<typename D::value_type> d_x, const D& d_out, const I& indices) {
+template <Policy P, Viewable D, Viewable Indices>
+void gather_vjp(const P& policy, TokensView<typename D::value_type> d_x, const D& d_out, const Indices& indices) {
     const auto flat = detail::flat_indices(indices, d_x.extent(0));
     expect_shape("d_out", d_out.shape(), detail::picked_shape(indices, d_x.extent(2)));
     scatter(policy, Scatter::add, d_x,

@@ -23,8 +23,8 @@ void place_scores_kernel(const P&, ...) {
 ///     scores (b, r, n) or absent, indices (b, r, k), mask (b, n) or absent  →  (b, r, k)
 ///
 /// Throws ValueError when n is 2^31 or more, and on the CPU when an index is not in [0, n).
-template <typename Logit, Policy P, Viewable I>
-auto pick_scores(const P& policy, TokensView<const Logit> scores, const I& indices, Mask mask) {
+template <typename Logit, Policy P, Viewable Indices>
+auto pick_scores(const P& policy, TokensView<const Logit> scores, const Indices& indices, Mask mask) {
     if (scores) expect_shape("scores", scores.shape(), {indices.extent(0), indices.extent(1), dynamic});
     if (mask) expect_shape("mask", mask.shape(), {indices.extent(0), scores ? scores.extent(2) : dynamic});
     if (scores) expect_length("scores", scores.extent(2));
@@ -37,8 +37,8 @@ auto pick_scores(const P& policy, TokensView<const Logit> scores, const I& indic
 /// Vector-Jacobian product of pick_scores: zeros (b, r, n) with the gradients at the chosen tokens that are not masked.
 /// The indices of a row must be distinct. Throws ValueError when `length` is no number of tokens, and on the CPU when
 /// an index is not in [0, length).
-template <Policy P, Viewable D, Viewable I>
-auto place_scores(const P& policy, const D& d_picked, const I& indices, Mask mask, Index length) {
+template <Policy P, Viewable D, Viewable Indices>
+auto place_scores(const P& policy, const D& d_picked, const Indices& indices, Mask mask, Index length) {
     expect_shape("d_picked", d_picked.shape(), indices.shape());
     expect_value(length >= 0, "length", ">= 0", length);
     expect_length("length", length);

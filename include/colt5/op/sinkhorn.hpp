@@ -133,9 +133,9 @@ auto sinkhorn_forward(const P& policy, const Sinkhorn& sinkhorn, const L& logits
 /// Vector-Jacobian product: the normalizations in reverse, each of them one pass over exp(z − u − v).
 /// `indices` are those of the pass. Returns d_logits (b, r, n). Throws ShapeError unless the pass is one of these
 /// logits and of as many iterations, and on the CPU ValueError when an index is not in [0, n).
-template <Policy P, typename Logit, Viewable D, Viewable I, Viewable L>
+template <Policy P, typename Logit, Viewable D, Viewable Indices, Viewable L>
 auto sinkhorn_vjp(const P& policy, const Sinkhorn& sinkhorn, const SinkhornPass<Logit, P>& pass, const D& d_scores,
-                  const I& indices, const L& logits, TokensView<const Logit> noise, Mask mask) {
+                  const Indices& indices, const L& logits, TokensView<const Logit> noise, Mask mask) {
     const auto [batch, routes, length] = logits.shape();
     const Index k = pass.scores.extent(2), steps = sinkhorn.n_iters;
     sinkhorn.check();
