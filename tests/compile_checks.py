@@ -3,7 +3,8 @@
 
 compile_checks.py headers BUILD INCLUDE FOLDER COMPILER...   each header of INCLUDE/colt5/FOLDER compiles alone, without warnings
 compile_checks.py compile_fail BUILD FOLDER COMPILER...      each source fails with the TEXT of its lines `// expect: TEXT`
-                                                             and compiles with COLT5_COMPILE_FAIL_CONTROL defined
+                                                             and compiles with COLT5_COMPILE_FAIL_CONTROL defined; what a line
+                                                             `// flags: FLAG…` says is for the wrong program only
 compile_checks.py budget BUILD SOURCE COMPILER...            the program compiles at -O2 in 10 s of one core and 1.5 GB
 compile_checks.py cuda INCLUDE NVCC FOLDER...                nvcc compiles the headers of each FOLDER, without Eigen and xsimd
 
@@ -62,7 +63,8 @@ def compile_fail(build, folder, *compiler):
     print(f'1..{2 * len(sources)}')
     for number, path in enumerate(sources):
         expected = re.findall('^// expect: (.+)$', path.read_text(), re.MULTILINE)
-        compiled, output = compile(compiler, build, str(path))
+        wrong_flags = ' '.join(re.findall('^// flags: (.+)$', path.read_text(), re.MULTILINE)).split()
+        compiled, output = compile(compiler, build, *wrong_flags, str(path))
         missing = [text for text in expected if text not in output]
         report(2 * number + 1, path.stem, expected and not compiled and not missing,
                'it compiled' if compiled else 'missing: ' + '\n'.join([*missing, output]))

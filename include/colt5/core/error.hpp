@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <colt5/core/macros.hpp>  // first: it removes macros
+
 #include <array>
 #include <concepts>
 #include <cstddef>

@@ -6,7 +6,11 @@
 #include <type_traits>
 #include <utility>
 
+// <complex.h> defines I, which xsimd uses as a name.
+#pragma push_macro("I")
+#undef I
 #include <xsimd/xsimd.hpp>
+#pragma pop_macro("I")
 
 #include <colt5/core/error.hpp>
 

@@ -15,8 +15,7 @@ namespace colt5 {
 /// Keys and values are routed in num_routed_kv sets, each for its share of the heads. Masked tokens are never attended
 /// to and get no heavy output. The router is that of `router_type`, or any template that meets Router.
 template <AttentionConfig config, typename Scalar, Policy P,
-          template <RouterConfig, typename, typename> class RouterTemplate =
-              RouterOf<config.router_type>::template type>
+          template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedAttention {
     static_assert(is_module_scalar<Scalar, P>,
                   "colt5: modules compute in float or double, on Cuda also in bfloat16 or float16");
@@ -38,6 +37,7 @@ public:
     using RouterOfRoutes = RouterTemplate<RouterConfig{.dim = config.dim,
                                                        .num_routing_tokens = num_routing_tokens,
                                                        .straight_through = config.router_straight_through,
+                                                       .router_type = config.router_type,
                                                        .kwargs = config.router_kwargs},
                                           Scalar, P>;
     using QRouter = RouterOfRoutes<1>;

@@ -12,8 +12,7 @@ namespace colt5 {
 /// Queries that were not chosen get zeros, masked queries as well. Keys and values come from the context (the
 /// reference's 0.2.3 gathers them from the queries), with kv_routing_tokens routes, each for its share of the heads.
 template <CrossAttentionConfig config, typename Scalar, Policy P,
-          template <RouterConfig, typename, typename> class RouterTemplate =
-              RouterOf<config.router_type>::template type>
+          template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedCrossAttention {
     static_assert(is_module_scalar<Scalar, P>,
                   "colt5: modules compute in float or double, on Cuda also in bfloat16 or float16");
@@ -32,6 +31,7 @@ public:
     using RouterOfRoutes = RouterTemplate<RouterConfig{.dim = config.dim,
                                                        .num_routing_tokens = num_routing_tokens,
                                                        .straight_through = config.router_straight_through,
+                                                       .router_type = config.router_type,
                                                        .kwargs = config.router_kwargs},
                                           Scalar, P>;
     using QRouter = RouterOfRoutes<1>;

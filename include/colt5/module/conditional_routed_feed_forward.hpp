@@ -13,8 +13,7 @@ namespace colt5 {
 ///
 /// Masked tokens get no heavy output. The router is that of `router_type`, or any template that meets Router.
 template <FeedForwardConfig config, typename Scalar, Policy P,
-          template <RouterConfig, typename, typename> class RouterTemplate =
-              RouterOf<config.router_type>::template type>
+          template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedFeedForward {
     static_assert(is_module_scalar<Scalar, P>,
                   "colt5: modules compute in float or double, on Cuda also in bfloat16 or float16");
@@ -30,6 +29,7 @@ public:
     using Out = TokensTensor<Scalar, P>;
     using RouterType = RouterTemplate<RouterConfig{.dim = config.dim,
                                                    .straight_through = config.router_straight_through,
+                                                   .router_type = config.router_type,
                                                    .kwargs = config.router_kwargs},
                                       Scalar, P>;
     static_assert(Router<RouterType, Scalar, P>, "colt5: the router template does not meet the Router concept");

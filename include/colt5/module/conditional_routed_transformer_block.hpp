@@ -8,8 +8,7 @@ namespace colt5 {
 
 /// A CoLT5 encoder block:  x = attn(x) + x;  x = ff(x) + x
 template <TransformerBlockConfig config, typename Scalar, Policy P,
-          template <RouterConfig, typename, typename> class RouterTemplate =
-              RouterOf<config.router_type>::template type>
+          template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedTransformerBlock {
     // Of what has other names in AttentionConfig and FeedForwardConfig; they check the rest.
     static_assert(config.num_heavy_attn_tokens_q >= 1,

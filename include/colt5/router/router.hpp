@@ -48,11 +48,15 @@ struct RouterKwargs {
     SinkhornKwargs sinkhorn{};
 };
 
+/// The reference's router_type.
+enum class RouterType { coor_descent, cum_softmax, sinkhorn };
+
 /// What a module tells its router at compile time.
 struct RouterConfig {
     Index dim;
     Index num_routing_tokens = 1;
     bool straight_through = true;
+    RouterType router_type = RouterType::coor_descent;  ///< read by ConfiguredRouter only
     RouterKwargs kwargs{};
 };
 

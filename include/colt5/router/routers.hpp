@@ -7,9 +7,6 @@
 
 namespace colt5 {
 
-/// The reference's router_type.
-enum class RouterType { coor_descent, cum_softmax, sinkhorn };
-
 /// The router template of a router type: RouterOf<RouterType::sinkhorn>::type<config, Scalar, Policy>.
 template <RouterType router_type>
 struct RouterOf;
@@ -29,5 +26,10 @@ struct RouterOf<RouterType::sinkhorn> {
     template <RouterConfig config, typename Scalar, typename P>
     using type = SinkhornRouter<config, Scalar, P>;
 };
+
+/// The router that a configuration names, which is what modules route with unless they are given another template. It
+/// is one template for all configurations: g++ 12 fails where the template itself depends on a template parameter.
+template <RouterConfig config, typename Scalar, typename P>
+using ConfiguredRouter = typename RouterOf<config.router_type>::template type<config, Scalar, P>;
 
 }  // namespace colt5
