@@ -167,7 +167,7 @@ TEST_CASE("CoordinateDescentRouter: errors name the argument and both values") {
     const auto mask = random_mask(policy, std::array<Index, 2>{2, 3}, 1);
     CHECK_THROWS_WITH_AS(router.route(policy, x.const_view(), {}, 0), "colt5: `k` must be >= 1, but is 0", ValueError);
     CHECK_THROWS_WITH_AS(router.route(policy, wide.const_view(), {}, 1),
-                         "colt5: `routing_token` must have shape (any, 6), but has (2, 5)", ShapeError);
+                         "colt5: `x` must have shape (any, any, 5), but has (2, 4, 6)", ShapeError);
     CHECK_THROWS_WITH_AS(router.route(policy, x.const_view(), mask.const_view(), 1),
                          "colt5: `mask` must have shape (2, 4), but has (2, 3)", ShapeError);
 }

@@ -22,10 +22,12 @@ class ConditionalRoutedAttention {
     static_assert(config.dim >= 1, "colt5: AttentionConfig.dim must be at least 1");
     static_assert(config.num_heavy_tokens_q >= 1, "colt5: AttentionConfig.num_heavy_tokens_q must be at least 1");
     static_assert(config.num_heavy_tokens_kv >= 1, "colt5: AttentionConfig.num_heavy_tokens_kv must be at least 1");
-    static_assert(config.light_heads >= 1 && config.light_dim_head >= 1,
-                  "colt5: AttentionConfig.light_heads and light_dim_head must be at least 1");
-    static_assert(config.heavy_heads >= 1 && config.heavy_dim_head >= 1,
-                  "colt5: AttentionConfig.heavy_heads and heavy_dim_head must be at least 1");
+    static_assert(
+        detail::is_width(config.light_heads, config.light_dim_head),
+        "colt5: AttentionConfig.light_heads and light_dim_head must be at least 1, their product at most 2^40");
+    static_assert(
+        detail::is_width(config.heavy_heads, config.heavy_dim_head),
+        "colt5: AttentionConfig.heavy_heads and heavy_dim_head must be at least 1, their product at most 2^40");
     static_assert(config.light_window_size >= 2, "colt5: AttentionConfig.light_window_size must be at least 2");
     static_assert(config.num_routed_kv >= 1 && config.heavy_heads % config.num_routed_kv == 0,
                   "colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv");
@@ -88,6 +90,7 @@ public:
     Out operator()(const X& tokens, Mask mask = {}, AttentionTokens counts = {},
                    Residual residual = Residual::none) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        expect_parameters();
         const Index q = num_q(counts), kv = num_kv(counts);
         Beside beside(policy_);
         const P& aside = beside.policy();
@@ -110,6 +113,7 @@ public:
     Pass forward(const X& tokens, Mask mask = {}, AttentionTokens counts = {},
                  Residual residual = Residual::none) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        expect_parameters();
         const Index q = num_q(counts), kv = num_kv(counts);
         Beside beside(policy_);
         const P& aside = beside.policy();
@@ -145,6 +149,7 @@ public:
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
+        expect_backward(pass, d_out, gradients);
         Beside beside(policy_);
         auto heavy = heavy_gradients(beside.policy(), pass);
         backward_heavy(beside, pass, heavy, d_out, gradients);
@@ -155,6 +160,7 @@ public:
     /// d_out must not be that output.
     template <Viewable D>
     Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
+        expect_backward(pass, d_out, gradients);
         Pass taken = std::move(pass);
         Beside beside(policy_);
         auto heavy = heavy_gradients(beside.policy(), taken);  // before a gap opens, which the result is to fill
@@ -176,6 +182,19 @@ public:
     }
 
 private:
+    /// Before anything is touched.
+    void expect_parameters() const {
+        light_attn.expect_parameters("light_attn.", config.dim);
+        heavy_attn.expect_parameters("heavy_attn.", config.dim);
+    }
+    template <Viewable D>
+    void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
+        expect_parameters();
+        expect_like<ConditionalRoutedAttention>("gradients", *this, gradients);
+        expect<Tokens>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), pass.tokens.shape());
+    }
+
     struct HeavyGradients {
         typename HeavyAttention<Scalar, P>::InputGradients d;
         TokensTensor<accumulate_t<Scalar>, P> d_scores_q;  // (b, 1, q)
@@ -194,8 +213,6 @@ private:
     void backward_heavy(Beside<P>& beside, const Pass& pass, HeavyGradients& heavy, const D& d_out,
                         Gradients& gradients) const {
         const P& policy = beside.policy();
-        expect<Tokens>("d_out", d_out);
-        expect_shape("d_out", d_out.shape(), pass.tokens.shape());
         const auto& routing_q = pass.routed_q.routing;
         const auto& routing_kv = pass.routed_kv.routing;
         const auto queries = single_route(routing_q.indices);

@@ -19,8 +19,8 @@ class ConditionalRoutedCrossAttention {
     static_assert(config.dim >= 1, "colt5: CrossAttentionConfig.dim must be at least 1");
     static_assert(config.num_tokens_q >= 1, "colt5: CrossAttentionConfig.num_tokens_q must be at least 1");
     static_assert(config.num_tokens_kv >= 1, "colt5: CrossAttentionConfig.num_tokens_kv must be at least 1");
-    static_assert(config.heads >= 1 && config.dim_head >= 1,
-                  "colt5: CrossAttentionConfig.heads and dim_head must be at least 1");
+    static_assert(detail::is_width(config.heads, config.dim_head),
+                  "colt5: CrossAttentionConfig.heads and dim_head must be at least 1, their product at most 2^40");
     static_assert(config.kv_routing_tokens >= 1 && config.heads % config.kv_routing_tokens == 0,
                   "colt5: CrossAttentionConfig.heads must be divisible by kv_routing_tokens");
 
@@ -130,6 +130,8 @@ public:
     /// Adds to the gradients of the parameters.
     template <Viewable D>
     InputGradients backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
+        heavy_attn.expect_parameters("heavy_attn.", config.dim);
+        expect_like<ConditionalRoutedCrossAttention>("gradients", *this, gradients);
         expect<Tokens>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), pass.x.shape());
         using Logit = accumulate_t<Scalar>;
@@ -185,6 +187,7 @@ private:
         pass.x = detail::expect_tokens<Tokens>("x", x, "mask", mask);
         pass.context = detail::expect_tokens<Tokens>("context", context, "context_mask", context_mask);
         expect_shape("context", context.shape(), {x.extent(0), dynamic, config.dim});
+        heavy_attn.expect_parameters("heavy_attn.", config.dim);
         pass.mask = mask;
         pass.context_mask = context_mask;
         const Index num_q = detail::token_count("num_tokens_q", counts.num_tokens_q, config.num_tokens_q);

@@ -19,10 +19,10 @@ class ConditionalRoutedFeedForward {
                   "colt5: modules compute in float or double, on Cuda also in bfloat16 or float16");
     static_assert(config.dim >= 1, "colt5: FeedForwardConfig.dim must be at least 1");
     static_assert(config.num_heavy_tokens >= 1, "colt5: FeedForwardConfig.num_heavy_tokens must be at least 1");
-    static_assert(config.dim * config.light_ff_mult >= 1,
-                  "colt5: FeedForwardConfig.light_ff_mult times dim must be at least 1");
-    static_assert(config.dim * config.heavy_ff_mult >= 1,
-                  "colt5: FeedForwardConfig.heavy_ff_mult times dim must be at least 1");
+    static_assert(config.dim * config.light_ff_mult >= 1 && config.dim * config.light_ff_mult <= 0x1p40,
+                  "colt5: FeedForwardConfig.light_ff_mult times dim must be at least 1 and at most 2^40");
+    static_assert(config.dim * config.heavy_ff_mult >= 1 && config.dim * config.heavy_ff_mult <= 0x1p40,
+                  "colt5: FeedForwardConfig.heavy_ff_mult times dim must be at least 1 and at most 2^40");
 
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
@@ -69,6 +69,7 @@ public:
     Out operator()(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {},
                    Residual residual = Residual::none) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        expect_parameters();
         Beside beside(policy_);
         const P& aside = beside.policy();
         const auto routed = router.route(aside, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
@@ -87,6 +88,7 @@ public:
     Pass forward(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {},
                  Residual residual = Residual::none) const {
         const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        expect_parameters();
         Beside beside(policy_);
         const P& aside = beside.policy();
         auto routed = router.forward(aside, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
@@ -112,6 +114,7 @@ public:
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
+        expect_backward(pass, d_out, gradients);
         Beside beside(policy_);
         auto heavy = heavy_gradients(beside.policy(), pass);
         backward_heavy(beside, pass, heavy, d_out, gradients);
@@ -122,6 +125,7 @@ public:
     /// d_out must not be that output.
     template <Viewable D>
     Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
+        expect_backward(pass, d_out, gradients);
         Pass taken = std::move(pass);
         Beside beside(policy_);
         auto heavy = heavy_gradients(beside.policy(), taken);  // before a gap opens, which the result is to fill
@@ -143,6 +147,19 @@ public:
     }
 
 private:
+    /// Before anything is touched.
+    void expect_parameters() const {
+        light_ff.expect_parameters("light_ff.", config.dim);
+        heavy_ff.expect_parameters("heavy_ff.", config.dim);
+    }
+    template <Viewable D>
+    void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
+        expect_parameters();
+        expect_like<ConditionalRoutedFeedForward>("gradients", *this, gradients);
+        expect<Tokens>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), pass.tokens.shape());
+    }
+
     struct HeavyGradients {
         Out d_picked;                                    // (b, k, d)
         TokensTensor<accumulate_t<Scalar>, P> d_scores;  // (b, 1, k)
@@ -157,8 +174,6 @@ private:
     void backward_heavy(Beside<P>& beside, const Pass& pass, HeavyGradients& heavy, const D& d_out,
                         Gradients& gradients) const {
         const P& policy = beside.policy();
-        expect<Tokens>("d_out", d_out);
-        expect_shape("d_out", d_out.shape(), pass.tokens.shape());
         const auto& [indices, scores] = pass.routed.routing;
         const auto picks = single_route(indices);
         auto d_heavy = scatter_vjp(policy, how, d_out, picks);  // (b, k, d)

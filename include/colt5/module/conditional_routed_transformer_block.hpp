@@ -95,6 +95,7 @@ public:
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
+        expect_like<ConditionalRoutedTransformerBlock>("gradients", *this, gradients);  // before anything is touched
         const auto d_x = conditional_ff.backward(pass.ff, d_out, gradients.conditional_ff);  // (b, n, d)
         return conditional_attn.backward(pass.attn, d_x, gradients.conditional_attn);
     }
@@ -103,6 +104,8 @@ public:
     /// take their memory. d_out must not be the pass's output.
     template <Viewable D>
     Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
+        expect_like<ConditionalRoutedTransformerBlock>("gradients", *this, gradients);
+        expect_shape("d_out", d_out.shape(), pass.attn.tokens.shape());
         pass.ff.out = std::move(pass.out);
         const auto d_x = conditional_ff.backward(std::move(pass.ff), d_out, gradients.conditional_ff);  // (b, n, d)
         return conditional_attn.backward(std::move(pass.attn), d_x, gradients.conditional_attn);

@@ -104,6 +104,7 @@ template <typename Tokens, typename X>
 Tokens expect_tokens(const char* argument, const X& tokens, const char* mask_argument, Mask mask) {
     const auto x = expect<Tokens>(argument, tokens);
     if (mask) expect_shape(mask_argument, mask.shape(), {x.extent(0), x.extent(1)});
+    expect_length(argument, x.extent(1));
     return x;
 }
 

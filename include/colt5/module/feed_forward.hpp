@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <string_view>
 #include <type_traits>
 
 #include <colt5/module/layers.hpp>
@@ -32,6 +33,16 @@ struct FeedForward {
           hidden(policy, seeds, dim, dim_hidden, true),
           project(policy, seeds, dim_hidden, dim, true) {}
 
+    /// Throws ShapeError, which calls it `prefix` + its name, when a parameter does not fit tokens of `dim` numbers.
+    void expect_parameters(std::string_view prefix, Index dim) const {
+        const Index width = hidden.weight.extent(0);
+        expect_shape(prefix, "norm.gamma", norm.gamma.shape(), {dim});
+        expect_shape(prefix, "hidden.weight", hidden.weight.shape(), {width, dim});
+        expect_shape(prefix, "hidden.bias", hidden.bias.shape(), {width});
+        expect_shape(prefix, "project.weight", project.weight.shape(), {dim, width});
+        expect_shape(prefix, "project.bias", project.bias.shape(), {dim});
+    }
+
     template <Viewable X>
     TokensTensor<Scalar, P> operator()(const P& policy, const X& x) const {
         auto out = tensor_like(policy, x);
@@ -43,6 +54,9 @@ struct FeedForward {
     template <Viewable X>
     Pass forward(const P& policy, TokensView<Scalar> out, const X& x, bool keep,
                  TokensView<const Scalar> add = {}) const {
+        expect_parameters("", x.extent(2));
+        expect_shape("out", out.shape(), x.shape());
+        if (add) expect_shape("add", add.shape(), x.shape());
         Pass pass;
         if (keep) pass.before = {policy, {x.extent(0), x.extent(1), hidden.weight.extent(0)}};
         const Parts parts(policy.memory_plan(), x.extent(0), x.extent(1));
@@ -57,6 +71,13 @@ struct FeedForward {
     template <Viewable D, Viewable X, std::size_t routes = 0>
     void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x,
                   Gradients& gradients, const SharedGradient<Scalar, P, routes>& shared = {}) const {
+        expect_parameters("", x.extent(2));
+        expect_like<FeedForward>("gradients", *this, gradients);
+        if (pass.before)
+            expect_shape("pass.before", pass.before.shape(), {x.extent(0), x.extent(1), hidden.weight.extent(0)});
+        expect_shape("d_x", d_x.shape(), x.shape());
+        expect_shape("d_out", d_out.shape(), x.shape());
+        detail::check_shared_gradient(shared, x);
         const Parts parts(policy.memory_plan(), x.extent(0), x.extent(1));
         for (Index i = 0; i < parts.count(); ++i) {
             const Part part = parts[i];

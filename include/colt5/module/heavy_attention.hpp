@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <string>
+#include <string_view>
+
 #include <colt5/module/layers.hpp>
 #include <colt5/op/dense_attention.hpp>
 
@@ -36,15 +39,24 @@ struct HeavyAttention {
 
     HeavyAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads_, Index dim_head_)
         : norm(policy, dim),
-          to_q(policy, seeds, dim, heads_ * dim_head_, false),
+          to_q(policy, seeds, dim, detail::expect_heads(heads_, dim_head_), false),
           to_kv(policy, seeds, dim, 2 * heads_ * dim_head_, false),
           to_out(policy, seeds, heads_ * dim_head_, dim, false),
           heads(heads_),
           dim_head(dim_head_) {}
 
-    /// x (b, n, d), context (b, r, k, d), mask and scores (b, r, k)
+    /// Throws ShapeError, which calls it `prefix` + its name, when a parameter does not fit tokens of `dim` numbers.
+    void expect_parameters(std::string_view prefix, Index dim) const {
+        expect_shape(prefix, "norm.gamma", norm.gamma.shape(), {dim});
+        expect_shape(prefix, "to_q.weight", to_q.weight.shape(), {inner(), dim});
+        expect_shape(prefix, "to_kv.weight", to_kv.weight.shape(), {2 * inner(), dim});
+        expect_shape(prefix, "to_out.weight", to_out.weight.shape(), {dim, inner()});
+    }
+
+    /// x (b, n, d), context (b, r, k, d), mask and scores (b, r, k), which may be absent
     template <Viewable X, Viewable C>
     Pass forward(const P& policy, const X& x, const C& context, KeyMask mask, Scores scores) const {
+        expect_inputs(x, context, mask, scores);
         auto q = to_q(policy, norm(policy, x));                                // (b, n, h · dim_head)
         auto kv = routed_linear(policy, norm(policy, context), to_kv.weight);  // (b, r, k, h / r · 2 · dim_head)
         auto attended = dense_attention_forward(policy, split_q(q), split_kv(kv), mask, scores);  // (b, n, h, dim_head)
@@ -64,6 +76,17 @@ struct HeavyAttention {
     template <Viewable D, Viewable X, Viewable C>
     void backward(const P& policy, const Pass& pass, InputGradients& d, const D& d_out, const X& x, const C& context,
                   KeyMask mask, Scores scores, Gradients& gradients) const {
+        expect_inputs(x, context, mask, scores);
+        expect_like<HeavyAttention>("gradients", *this, gradients);
+        const auto [batch, routes, keys, dim] = context.shape();
+        expect_shape("pass.q", pass.q.shape(), {batch, x.extent(1), inner()});
+        expect_shape("pass.kv", pass.kv.shape(), {batch, routes, keys, 2 * inner() / routes});
+        expect_shape("pass.attention.out", pass.attention.out.shape(), {batch, x.extent(1), heads, dim_head});
+        expect_shape("pass.attention.log_sum_exp", pass.attention.log_sum_exp.shape(), {batch, heads, x.extent(1)});
+        expect_shape("d_out", d_out.shape(), x.shape());
+        expect_shape("d.d_x", d.d_x.shape(), x.shape());
+        expect_shape("d.d_context", d.d_context.shape(), context.shape());
+        if (scores) expect_shape("d.d_scores", d.d_scores.shape(), scores.shape());
         const auto d_attended = to_out.backward(policy, d_out, merge_q(pass.attention.out), gradients.to_out);
         const auto d_attention = dense_attention_vjp(policy, pass.attention, split_q(d_attended), split_q(pass.q),
                                                      split_kv(pass.kv), mask, scores);
@@ -90,6 +113,19 @@ struct HeavyAttention {
     }
 
 private:
+    Index inner() const { return heads * dim_head; }
+
+    template <Viewable X, Viewable C>
+    void expect_inputs(const X& x, const C& context, KeyMask mask, Scores scores) const {
+        const auto [batch, routes, keys, dim] = context.shape();
+        expect_parameters("", x.extent(2));
+        expect_shape("context", context.shape(), {x.extent(0), dynamic, dynamic, x.extent(2)});
+        if (routes < 1 || heads % routes != 0)
+            expect_value(false, "routes of context", "a divisor of " + std::to_string(heads) + " heads", routes);
+        if (mask) expect_shape("mask", mask.shape(), {batch, routes, keys});
+        if (scores) expect_shape("scores", scores.shape(), {batch, routes, keys});
+    }
+
     auto split_q(const TokensTensor<Scalar, P>& q) const {  // (b, n, h, dim_head)
         return q.view().reshape(std::array<Index, 4>{q.extent(0), q.extent(1), heads, dim_head});
     }

@@ -68,6 +68,21 @@ Index count_parameters(const Module& of) {
     return count;
 }
 
+namespace detail {
+/// Whether a · b is at least 1 and at most 2^40: no size that is made of it overflows.
+constexpr bool is_width(Index a, Index b) {
+    return a >= 1 && b >= 1 && a <= (Index{1} << 40) / b;
+}
+
+/// heads · dim_head. Throws ValueError when it is no width.
+inline Index expect_heads(Index heads, Index dim_head) {
+    expect_value(heads >= 1, "heads", ">= 1", heads);
+    expect_value(dim_head >= 1, "dim_head", ">= 1", dim_head);
+    expect_value(is_width(heads, dim_head), "heads", "at most 2^40 / dim_head", heads);
+    return heads * dim_head;
+}
+}  // namespace detail
+
 /// y = x · weightᵀ + bias, initialized as torch.nn.Linear.
 template <typename Scalar, Policy P>
 struct Linear {

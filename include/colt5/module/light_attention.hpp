@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <string_view>
 #include <vector>
 
 #include <colt5/module/layers.hpp>
@@ -41,11 +42,19 @@ struct LightAttention {
     LightAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads_, Index dim_head_,
                    LocalAttention attention_)
         : norm(policy, dim),
-          to_qkv(policy, seeds, dim, 3 * heads_ * dim_head_, false),
+          to_qkv(policy, seeds, dim, 3 * detail::expect_heads(heads_, dim_head_), false),
           to_out(policy, seeds, heads_ * dim_head_, dim, false),
           heads(heads_),
           dim_head(dim_head_),
           attention(attention_) {}
+
+    /// Throws ShapeError, which calls it `prefix` + its name, when a parameter does not fit tokens of `dim` numbers.
+    void expect_parameters(std::string_view prefix, Index dim) const {
+        expect_shape(prefix, "norm.weight", norm.weight.shape(), {dim});
+        expect_shape(prefix, "norm.bias", norm.bias.shape(), {dim});
+        expect_shape(prefix, "to_qkv.weight", to_qkv.weight.shape(), {3 * inner(), dim});
+        expect_shape(prefix, "to_out.weight", to_out.weight.shape(), {dim, inner()});
+    }
 
     template <Viewable X>
     TokensTensor<Scalar, P> operator()(const P& policy, const X& x, Mask mask) const {
@@ -58,6 +67,10 @@ struct LightAttention {
     template <Viewable X>
     Pass forward(const P& policy, TokensView<Scalar> out, const X& x, Mask mask, bool keep,
                  TokensView<const Scalar> add = {}) const {
+        expect_parameters("", x.extent(2));
+        expect_shape("out", out.shape(), x.shape());
+        if (mask) expect_shape("mask", mask.shape(), {x.extent(0), x.extent(1)});
+        if (add) expect_shape("add", add.shape(), x.shape());
         Pass pass{.kv = {policy, {x.extent(0), x.extent(1), 2 * inner()}}, .parts = {}};
         const Parts parts = parts_of(policy, x);
         const auto project = [&](Index i) {  // keys and values; returns queries
@@ -86,7 +99,16 @@ struct LightAttention {
     void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x, Mask mask,
                   Gradients& gradients, const SharedGradient<Scalar, P, routes>& shared = {}) const {
         const Parts parts = parts_of(policy, x);
-        const Index length = x.extent(1), halo = attention.halo();
+        const Index length = x.extent(1), halo = std::min(attention.halo(), length);
+        expect_parameters("", x.extent(2));
+        expect_like<LightAttention>("gradients", *this, gradients);
+        expect_shape("pass.kv", pass.kv.shape(), {x.extent(0), length, 2 * inner()});
+        const auto kept = static_cast<Index>(pass.parts.size());
+        if (kept > 0 && kept != parts.count()) expect_value(false, "pass.parts", "those of this policy's plan", kept);
+        expect_shape("d_x", d_x.shape(), x.shape());
+        expect_shape("d_out", d_out.shape(), x.shape());
+        if (mask) expect_shape("mask", mask.shape(), {x.extent(0), length});
+        detail::check_shared_gradient(shared, x);
         // What a part does to the keys and values around it is complete when the next part is done: the gradients of a
         // window of tokens move along.
         TokensTensor<Scalar, P> d_qkv(policy,
@@ -134,7 +156,7 @@ private:
     /// to the next does not meet its new place.
     template <Viewable X>
     Parts parts_of(const P& policy, const X& x) const {
-        return {policy.memory_plan(), x.extent(0), x.extent(1), 3 * attention.halo()};
+        return {policy.memory_plan(), x.extent(0), x.extent(1), 3 * std::min(attention.halo(), x.extent(1))};
     }
     auto attend(const P& policy, const Part& part, const TokensTensor<Scalar, P>& q, const TokensTensor<Scalar, P>& kv,
                 Mask mask) const {

@@ -15,7 +15,7 @@ struct Part {
     Index sequence, sequences, first, tokens;
     bool is_last;  ///< of its sequences
 
-    /// Its tokens of a tensor (b, n, …).
+    /// Its tokens of a tensor (b, n, …), all of whose sequences and tokens are those of the batch.
     template <Viewable T>
     auto of(const T& tensor) const {
         return slice(tensor.view());
@@ -57,11 +57,12 @@ private:
 class Parts {
 public:
     Parts(const MemoryPlan& plan, Index batch, Index length, Index least = 1) : batch_(batch), length_(length) {
-        const Index most = std::max(plan.tokens_at_a_time, least);
-        per_sequence_ = std::max(Index{1}, (length + most - 1) / most);
-        tokens_ = std::max(Index{1}, (length + per_sequence_ - 1) / per_sequence_);
-        per_sequence_ = std::max(Index{1}, (length + tokens_ - 1) / tokens_);
-        sequences_ = per_sequence_ > 1 ? 1 : std::max(Index{1}, most / tokens_);
+        const Index most = std::max({plan.tokens_at_a_time, least, Index{1}});
+        const auto divide_up = [](Index a, Index b) { return a / b + (a % b > 0 ? 1 : 0); };  // of any size
+        per_sequence_ = std::max(Index{1}, divide_up(length, most));
+        tokens_ = std::max(Index{1}, divide_up(length, per_sequence_));
+        per_sequence_ = std::max(Index{1}, divide_up(length, tokens_));
+        sequences_ = per_sequence_ > 1 ? 1 : std::clamp(most / tokens_, Index{1}, std::max(Index{1}, batch));
     }
 
     Index count() const { return (batch_ + sequences_ - 1) / sequences_ * per_sequence_; }
