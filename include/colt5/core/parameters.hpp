@@ -4,6 +4,7 @@
 #include <concepts>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include <colt5/core/error.hpp>
 #include <colt5/core/tensor.hpp>
@@ -63,17 +64,31 @@ void each_state(F&& f, const std::string& prefix, M&... m) {
 template <typename Module, typename Gradients>
 using module_of_t = typename detail::ModuleOf<Module, Gradients>::type;
 
+/// A visitor of parameters that wants the names of members: `hidden.weight` where the state_dict says `1.weight`.
+template <typename F>
+concept NamesMembers = requires {
+    typename std::remove_cvref_t<F>::names_members;
+};
+
+namespace detail {
+struct ExpectLike {
+    using names_members = void;
+    std::string_view argument;
+
+    template <typename Parameter, typename Value>
+    void operator()(const std::string& name, const Parameter& parameter, const Value& value) const {
+        if (value && value.shape() == parameter.shape()) return;
+        const std::string full_name = std::string(argument) + '.' + name;
+        expect_value(static_cast<bool>(value), full_name, "a tensor, as of make_gradients()", "empty");
+        throw_shape_error(full_name, parameter.shape(), value.shape());
+    }
+};
+}  // namespace detail
+
 /// Throws unless `other`, of the structure of a module, holds a tensor of the same shape for each of `module`.
 template <typename Module, typename Of, typename Other>
 void expect_like(std::string_view argument, const Of& module, const Other& other) {
-    Module::each_parameter(
-        [&](const std::string& name, const auto& parameter, const auto& value) {
-            if (value && value.shape() == parameter.shape()) return;
-            const std::string full_name = std::string(argument) + '.' + name;
-            expect_value(static_cast<bool>(value), full_name, "a tensor, as of make_gradients()", "empty");
-            throw_shape_error(full_name, parameter.shape(), value.shape());
-        },
-        "", module, other);
+    Module::each_parameter(detail::ExpectLike{argument}, "", module, other);
 }
 
 /// Throws if any of `gradients` is empty, as those are that make_gradients() has not made.

@@ -170,6 +170,11 @@ public:
         return backward_light(beside, taken, heavy, d_out, gradients);
     }
 
+    /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
+    void expect_parameters() const {
+        light_attn.expect_parameters("light_attn.", config.dim);
+        heavy_attn.expect_parameters("heavy_attn.", config.dim);
+    }
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
     const P& policy() const { return policy_; }
 
@@ -183,10 +188,6 @@ public:
 
 private:
     /// Before anything is touched.
-    void expect_parameters() const {
-        light_attn.expect_parameters("light_attn.", config.dim);
-        heavy_attn.expect_parameters("heavy_attn.", config.dim);
-    }
     template <Viewable D>
     void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
         expect_parameters();

@@ -73,6 +73,7 @@ public:
     Out operator()(const X& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const {
         const auto of_attn = attention_tokens(counts);
         const auto of_ff = feed_forward_tokens(counts);
+        conditional_ff.expect_parameters();
         const auto x = conditional_attn(tokens, mask, of_attn, Residual::tokens);  // (b, n, d)
         return conditional_ff(x, mask, of_ff, Residual::tokens);                   // (b, n, d)
     }
@@ -82,6 +83,7 @@ public:
     Pass forward(const X& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const {
         const auto of_attn = attention_tokens(counts);  // before a router counts its calls
         const auto of_ff = feed_forward_tokens(counts);
+        conditional_ff.expect_parameters();
         auto attn = conditional_attn.forward(tokens, mask, of_attn, Residual::tokens);
         auto ff = conditional_ff.forward(attn.out, mask, of_ff, Residual::tokens);
         auto out = std::move(ff.out);  // (b, n, d)
@@ -95,7 +97,7 @@ public:
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
     Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
-        expect_like<ConditionalRoutedTransformerBlock>("gradients", *this, gradients);  // before anything is touched
+        expect_backward(pass, d_out, gradients);
         const auto d_x = conditional_ff.backward(pass.ff, d_out, gradients.conditional_ff);  // (b, n, d)
         return conditional_attn.backward(pass.attn, d_x, gradients.conditional_attn);
     }
@@ -104,8 +106,7 @@ public:
     /// take their memory. d_out must not be the pass's output.
     template <Viewable D>
     Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
-        expect_like<ConditionalRoutedTransformerBlock>("gradients", *this, gradients);
-        expect_shape("d_out", d_out.shape(), pass.attn.tokens.shape());
+        expect_backward(pass, d_out, gradients);
         pass.ff.out = std::move(pass.out);
         const auto d_x = conditional_ff.backward(std::move(pass.ff), d_out, gradients.conditional_ff);  // (b, n, d)
         return conditional_attn.backward(std::move(pass.attn), d_x, gradients.conditional_attn);
@@ -121,6 +122,16 @@ public:
     }
 
 private:
+    /// Before anything is touched.
+    template <Viewable D>
+    void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
+        conditional_attn.expect_parameters();
+        conditional_ff.expect_parameters();
+        expect_like<ConditionalRoutedTransformerBlock>("gradients", *this, gradients);
+        expect<typename Attention::Tokens>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), pass.attn.tokens.shape());
+    }
+
     static AttentionTokens attention_tokens(const TransformerBlockTokens& counts) {
         return {detail::token_count("num_heavy_attn_tokens_q", counts.num_heavy_attn_tokens_q,
                                     config.num_heavy_attn_tokens_q),

@@ -88,9 +88,10 @@ struct FeedForward {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        RMSNorm<Scalar, P>::each_parameter(f, prefix + "0.", m.norm...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "1.", m.hidden...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "3.", m.project...);
+        constexpr bool members = NamesMembers<F>;
+        RMSNorm<Scalar, P>::each_parameter(f, prefix + (members ? "norm." : "0."), m.norm...);
+        Linear<Scalar, P>::each_parameter(f, prefix + (members ? "hidden." : "1."), m.hidden...);
+        Linear<Scalar, P>::each_parameter(f, prefix + (members ? "project." : "3."), m.project...);
     }
 
 private:
