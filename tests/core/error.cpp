@@ -3,7 +3,9 @@
 
 #include <array>
 #include <limits>
+#include <locale>
 #include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include <colt5/core/error.hpp>
@@ -40,6 +42,20 @@ TEST_CASE("error: expect_value names the argument and prints the condition and t
     CHECK_NOTHROW(expect_value(true, "k", ">= 1", 0));
     CHECK_THROWS_WITH_AS(expect_value(false, "k", ">= 1", 0), "colt5: `k` must be >= 1, but is 0", ValueError);
     CHECK_THROWS_WITH_AS(expect_value(false, "eps", "> 0", -0.5), "colt5: `eps` must be > 0, but is -0.5", ValueError);
+}
+
+TEST_CASE("error: numbers in messages do not depend on the program's locale") {
+    struct Grouped : std::numpunct<char> {
+        char do_decimal_point() const override { return ','; }
+        char do_thousands_sep() const override { return '.'; }
+        std::string do_grouping() const override { return "\3"; }
+    };
+    const std::locale before = std::locale::global(std::locale(std::locale::classic(), new Grouped));
+    CHECK(shape_string(std::array<Index, 2>{1234567, -1}) == "(1234567, any)");
+    CHECK_THROWS_WITH_AS(expect_value(false, "n", ">= 0.5", 1234567), "colt5: `n` must be >= 0.5, but is 1234567",
+                         ValueError);
+    CHECK_THROWS_WITH_AS(expect_value(false, "n", ">= 1", 0.5), "colt5: `n` must be >= 1, but is 0.5", ValueError);
+    std::locale::global(before);
 }
 
 TEST_CASE("error: expect_bytes counts, and refuses what a signed number cannot count") {

@@ -100,6 +100,30 @@ TEST_CASE("row_log_sum_exp neither overflows nor makes a NaN of infinities") {
     }
 }
 
+TEST_CASE_TEMPLATE("row_norm neither overflows nor loses small squares", T, float, double) {
+    const Cpu policy(1);
+    const double high = std::is_same_v<T, float> ? 0x1p120 : 0x1p1015;
+    for (const Index columns : {1, 3, 8, 37, 70}) {
+        CAPTURE(columns);
+        const auto x = samples::matrix<T>(policy, 4, columns, -3, 3);
+        MatrixTensor<T, Cpu> scaled(policy, {4, columns});
+        VectorTensor<T, Cpu> plain(policy, {4}), norm(policy, {4});
+        assign(policy, plain, row_norm(x));
+        for (const double scale : {high, std::sqrt(high), 1 / std::sqrt(high), 1 / high}) {
+            assign(policy, scaled, x * static_cast<T>(scale));
+            assign(policy, norm, row_norm(scaled));
+            for (Index i = 0; i < 4; ++i) CHECK(close(norm.view()[i], scale * static_cast<double>(plain.view()[i]), 8));
+        }
+        scaled.view()(1, columns - 1) = std::numeric_limits<T>::infinity();
+        scaled.view()(2, 0) = std::numeric_limits<T>::quiet_NaN();
+        assign(policy, scaled, select(as_expression(scaled) * T(0) == T(0), scaled * T(0), scaled));
+        assign(policy, norm, row_norm(scaled));
+        CHECK(norm.view()[0] == T(0));
+        CHECK(norm.view()[1] == std::numeric_limits<T>::infinity());
+        CHECK(std::isnan(norm.view()[2]));
+    }
+}
+
 TEST_CASE("row reductions of no columns are what leaves the others unchanged") {
     const Cpu policy(1);
     MatrixTensor<double, Cpu> x(policy, {2, 0});

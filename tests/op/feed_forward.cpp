@@ -155,6 +155,22 @@ TEST_CASE("feed_forward: the same bits with 1 and 2 threads, and for each sequen
     }
 }
 
+TEST_CASE("feed_forward: does not change with the scale of its rows, where squares overflow either") {
+    const Cpu policy(1);
+    Case<float> c(policy, 2, 70, 37, 19);
+    const auto y = feed_forward(policy, c.x, c.parameters());
+    const Gradients<float> d = fused(policy, c, {}, false);
+    for (const double scale : {0x1p66, 0x1p124}) {
+        c.x = times(policy, c.x, scale);
+        CHECK(relative_error(feed_forward(policy, c.x, c.parameters()), y) <= 1e-6);
+        const Gradients<float> large = fused(policy, c, {}, false);
+        CHECK(relative_error(times(policy, large.x, scale), d.x) <= 1e-5);
+        CHECK(relative_error(large.gamma, d.gamma) <= 1e-5);
+        CHECK(relative_error(large.hidden_weight, d.hidden_weight) <= 1e-5);
+        c.x = times(policy, c.x, 1 / scale);
+    }
+}
+
 TEST_CASE("feed_forward: errors name the argument and both shapes") {
     const Cpu policy(1);
     const Case<float> c(policy, 2, 3, 4, 5), wide(policy, 2, 3, 6, 5);

@@ -126,6 +126,43 @@ TEST_CASE("layer_norm: a constant row gives the bias") {
         for (Index j = 0; j < 13; ++j) CHECK(y.view()(0, i, j) == doctest::Approx(c.bias.view()(j)).epsilon(1e-6));
 }
 
+TEST_CASE_TEMPLATE("layer_norm: does not change with the scale of its rows, where sums or squares overflow either", T,
+                   float, double) {
+    const Cpu policy(1);
+    constexpr double epsilon = std::numeric_limits<T>::epsilon();
+    for (const auto& shape : shapes) {
+        if (shape[2] == 1) continue;  // y = bias
+        CAPTURE(shape_string(shape));
+        Case<T> c(policy, shape);
+        const auto unscaled = times(policy, c.x, 0x1p30);  // ε is nothing beside these
+        auto d_weight = filled<T>(policy, c.weight.shape(), 0), d_bias = copy_of(policy, d_weight);
+        const auto y = layer_norm(policy, unscaled, c.weight, c.bias);
+        const auto d_x =
+            times(policy, layer_norm_vjp(policy, c.d_y, unscaled, c.weight, d_weight.view(), d_bias.view()), 0x1p30);
+        for (const double scale : large_scales<T>()) {
+            CAPTURE(scale);
+            const auto x = times(policy, c.x, scale);
+            auto large_d_weight = filled<T>(policy, c.weight.shape(), 0),
+                 large_d_bias = copy_of(policy, large_d_weight);
+            CHECK(relative_error(layer_norm(policy, x, c.weight, c.bias), y) <= 16 * epsilon);
+            const auto large_d_x =
+                layer_norm_vjp(policy, c.d_y, x, c.weight, large_d_weight.view(), large_d_bias.view());
+            if (shape[2] > 2)  // in rows of two, z is ±1 whatever x is
+                CHECK(relative_error(times(policy, large_d_x, scale), d_x) <= 64 * epsilon);
+            CHECK(relative_error(large_d_weight, d_weight) <= 64 * epsilon);
+            CHECK(same_bits(large_d_bias, d_bias));
+        }
+    }
+    const T largest = std::numeric_limits<T>::max();
+    const auto ones = filled<T>(policy, std::array<Index, 1>{36}, 1), zeros = filled<T>(policy, ones.shape(), 0);
+    auto x = filled<T>(policy, std::array<Index, 1>{36}, -static_cast<double>(largest));
+    for (Index j = 0; j < 18; ++j) x.data()[2 * j] = largest;
+    const auto y = layer_norm(policy, x, ones, zeros);
+    for (Index j = 0; j < 36; ++j) CHECK(std::abs(y.data()[j] - T(j % 2 == 0 ? 1 : -1)) <= 4 * epsilon);
+    fill(policy, x, static_cast<double>(largest));
+    for (const T value : to_host(policy, layer_norm(policy, x, ones, zeros))) CHECK(std::isfinite(value));
+}
+
 TEST_CASE("layer_norm: the same bits with 1 and 2 threads, and for each sequence alone") {
     const Cpu one(1), two(2);
     const Case<float> c(one, {3, 301, 37});

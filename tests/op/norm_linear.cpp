@@ -129,6 +129,28 @@ TEST_CASE("norm_linear: the same bits with 1 and 2 threads, and for each sequenc
     }
 }
 
+TEST_CASE("norm_linear: does not change with the scale of its rows, where squares overflow either") {
+    const Cpu policy(1);
+    Case<float> c(policy, 2, 70, 37, 19);
+    const auto check = [&](auto norm) {
+        c.x = times(policy, c.x, 0x1p30);  // ε is nothing beside these
+        const auto y = norm_linear(policy, c.x, norm, c.weight, c.bias.const_view());
+        const Gradients<float> d = fused(policy, c, norm, false);
+        for (const double scale : {0x1p36, 0x1p94}) {
+            c.x = times(policy, c.x, scale);
+            CHECK(relative_error(norm_linear(policy, c.x, norm, c.weight, c.bias.const_view()), y) <= 1e-6);
+            const Gradients<float> large = fused(policy, c, norm, false);
+            CHECK(relative_error(times(policy, large.x, scale), d.x) <= 1e-5);
+            CHECK(relative_error(large.weight, d.weight) <= 1e-6);
+            CHECK(relative_error(large.gain, d.gain) <= 1e-5);
+            c.x = times(policy, c.x, 1 / scale);
+        }
+        c.x = times(policy, c.x, 0x1p-30);
+    };
+    check(c.rms_norm());
+    check(c.layer_norm());
+}
+
 TEST_CASE("norm_linear: errors name the argument and both shapes") {
     const Cpu policy(1);
     const Case<float> c(policy, 2, 3, 4, 5), wide(policy, 2, 3, 6, 5);

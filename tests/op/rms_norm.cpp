@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 
 #include <colt5/cpu/rms_norm.hpp>
 
@@ -112,6 +113,44 @@ TEST_CASE("rms_norm: rows of zeros, and rows whose norm is below the floor") {
     const auto zeros = filled<float>(policy, c.x.shape(), 0);
     const auto gamma = filled<float>(policy, c.gamma.shape(), 1);
     for (const float y : to_host(policy, rms_norm(policy, zeros, gamma))) CHECK(y == 0);
+}
+
+TEST_CASE_TEMPLATE("rms_norm: does not change with the scale of its rows, where squares overflow either", T, float,
+                   double) {
+    const Cpu policy(1);
+    constexpr double epsilon = std::numeric_limits<T>::epsilon();
+    for (const auto& shape : shapes) {
+        CAPTURE(shape_string(shape));
+        const Case<T> c(policy, shape);
+        auto d_gamma = filled<T>(policy, c.gamma.shape(), 0);
+        const auto y = rms_norm(policy, c.x, c.gamma);
+        const auto d_x = rms_norm_vjp(policy, c.d_y, c.x, c.gamma, d_gamma.view());
+        for (const double scale : large_scales<T>()) {
+            CAPTURE(scale);
+            const auto x = times(policy, c.x, scale);
+            auto large_d_gamma = filled<T>(policy, c.gamma.shape(), 0);
+            CHECK(relative_error(rms_norm(policy, x, c.gamma), y) <= 4 * epsilon);
+            const auto large_d_x = rms_norm_vjp(policy, c.d_y, x, c.gamma, large_d_gamma.view());
+            if (shape[2] > 1)  // where the entries of a row of one are all the row, its gradient is 0 but for rounding
+                CHECK(relative_error(times(policy, large_d_x, scale), d_x) <= 32 * epsilon);
+            CHECK(relative_error(large_d_gamma, d_gamma) <= 16 * epsilon);
+        }
+    }
+    const auto largest = filled<T>(policy, std::array<Index, 2>{2, 37}, std::numeric_limits<T>::max());
+    const auto ones = filled<T>(policy, std::array<Index, 1>{37}, 1);
+    for (const T y : to_host(policy, rms_norm(policy, largest, ones))) CHECK(std::abs(y - 1) <= 4 * epsilon);
+}
+
+TEST_CASE("rms_norm: rows that are not finite stay so") {
+    const Cpu policy(1);
+    const auto ones = filled<float>(policy, std::array<Index, 1>{5}, 1);
+    for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+        auto x = filled<float>(policy, std::array<Index, 2>{2, 5}, 1e30);
+        x.view()(0, 3) = bad;
+        const auto y = rms_norm(policy, x, ones);
+        CHECK(std::isnan(y.view()(0, 3)));
+        CHECK(y.view()(1, 3) == doctest::Approx(1));
+    }
 }
 
 TEST_CASE("rms_norm: the same bits with 1 and 2 threads, and for each sequence alone") {

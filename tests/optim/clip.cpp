@@ -95,6 +95,32 @@ TEST_CASE("clip: squares that float cannot hold") {
     CHECK(gradient_norm<TinyModule<>>(policy, test.gradients) == doctest::Approx(2e-30).epsilon(1e-6).scale(1e-30));
 }
 
+TEST_CASE("clip: squares that double cannot hold") {
+    const Cpu policy{2};
+    Case<double> unit(policy, 37, 5);
+    const double norm = unit.naive_norm();
+    for (const double scale : {0x1p520, 0x1p1015, 0x1p-560, 0x1p-1000}) {
+        CAPTURE(scale);
+        Case<double> test(policy, 37, 5);
+        colt5::scale(policy, test.gradients.weight, scale);
+        colt5::scale(policy, test.gradients.gamma, scale);
+        CHECK(gradient_norm<TinyModule<>>(policy, test.gradients) / scale == doctest::Approx(norm).epsilon(1e-14));
+        if (scale < 1) continue;
+        clip_gradient_norm<TinyModule<>>(policy, test.gradients, norm);
+        for (std::size_t i = 0; i < test.values().size(); ++i)
+            CHECK(test.values()[i] == doctest::Approx(unit.values()[i]).epsilon(1e-14));
+    }
+}
+
+TEST_CASE("clip: the largest gradients of float, whose factor is not a normal float") {
+    const Cpu policy{1};
+    Case<float> test(policy, 100, 100);
+    fill(policy, test.gradients.gamma, 0);
+    fill(policy, test.gradients.weight, 0x1p127);
+    CHECK(clip_gradient_norm<TinyModule<>>(policy, test.gradients, 1e-3) == doctest::Approx(100 * 0x1p127));
+    CHECK(test.values()[0] == doctest::Approx(1e-5).epsilon(1e-6).scale(1e-5));
+}
+
 TEST_CASE("clip: gradients that are not finite stay as they are") {
     const Cpu policy{1};
     for (const float bad : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {

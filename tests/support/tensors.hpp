@@ -104,6 +104,21 @@ bool same_bits(const A& a, const B& b) {
            (bytes == 0 || std::memcmp(a.const_view().data(), b.const_view().data(), bytes) == 0);
 }
 
+/// factor · tensor
+template <colt5::Viewable V>
+auto times(const Cpu& policy, const V& tensor, double factor) {
+    auto product = copy_of(policy, tensor);
+    for (Index i = 0; i < product.size(); ++i)
+        product.data()[i] = static_cast<typename V::value_type>(static_cast<double>(product.data()[i]) * factor);
+    return product;
+}
+
+/// Powers of two whose products with normal numbers have squares that overflow.
+template <typename T>
+constexpr auto large_scales() {
+    return std::is_same_v<T, float> ? std::array{0x1p66, 0x1p100, 0x1p124} : std::array{0x1p520, 0x1p900, 0x1p1020};
+}
+
 /// ∂loss/∂x, entry by entry, by central differences; `loss()` reads x.
 template <colt5::Viewable X, typename Loss>
 auto finite_differences(const Cpu& policy, X& x, Loss&& loss, double step = 1e-5) {

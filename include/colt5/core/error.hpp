@@ -7,6 +7,7 @@
 #include <concepts>
 #include <cstddef>
 #include <limits>
+#include <locale>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -47,20 +48,24 @@ public:
     using Error::Error;
 };
 
+/// The value as a message shows it, whatever the program's locale: no thousands separators.
+template <typename Value>
+std::string value_string(const Value& value) {
+    std::ostringstream text;
+    text.imbue(std::locale::classic());
+    text << value;
+    return text.str();
+}
+
 /// "(2, any, 512)": dimensions that may take any value are negative.
 template <std::size_t Rank>
 std::string shape_string(const std::array<Index, Rank>& shape) {
-    std::ostringstream text;
-    text << '(';
+    std::string text = "(";
     for (std::size_t i = 0; i < Rank; ++i) {
-        if (i > 0) text << ", ";
-        if (shape[i] < 0)
-            text << "any";
-        else
-            text << shape[i];
+        if (i > 0) text += ", ";
+        text += shape[i] < 0 ? "any" : value_string(shape[i]);
     }
-    text << ')';
-    return text.str();
+    return text += ')';
 }
 
 template <std::size_t Rank, std::size_t ActualRank>
@@ -89,9 +94,8 @@ void expect_shape(std::string_view prefix, std::string_view name, const std::arr
 template <typename Value>
 void expect_value(bool holds, std::string_view argument, std::string_view condition, const Value& value) {
     if (holds) return;
-    std::ostringstream text;
-    text << "colt5: `" << argument << "` must be " << condition << ", but is " << value;
-    throw ValueError(text.str());
+    throw ValueError(std::string("colt5: `").append(argument).append("` must be ").append(condition) + ", but is " +
+                     value_string(value));
 }
 
 /// The bytes of a tensor of this shape. Throws ValueError when an extent is negative, or when there are 2^63 bytes or

@@ -8,6 +8,7 @@
 
 #include <Eigen/Core>
 
+#include <colt5/core/norm.hpp>
 #include <colt5/cpu/pack.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/expr/assign.hpp>
@@ -187,6 +188,14 @@ private:
             const Pack<T, Lanes> shift(largest);
             const auto exponential = [&](Index column, auto count) { return exp(a_(column, count) - shift); };
             return largest + std::log(reduce_row<expr::Sum, T, Lanes>(columns_, exponential));
+        } else if constexpr (std::is_same_v<Reducer, expr::Norm>) {
+            return scaled_norm<T>([&](T scale) {
+                const auto square = [&](Index column, auto count) {
+                    const Pack<T, Lanes> x = a_(column, count) * Pack<T, Lanes>(scale);
+                    return x * x;
+                };
+                return reduce_row<expr::Sum, T, Lanes>(columns_, square);
+            });
         } else {
             return reduce_row<Reducer, T, Lanes>(columns_, a_);
         }

@@ -15,12 +15,12 @@ namespace cpu {
 inline constexpr Index norm_piece = Index{1} << 14;
 
 template <typename T>
-double sum_of_squares(const T* x, Index size) {
+double sum_of_squares(const T* x, Index size, double scale) {
     Batch<double> sum(0.0);
     for_each_batch<double>(size, [&](Index offset, Index count) {
         detail::Lanes<double> wide{};
         std::copy_n(x + offset, count, wide.values);
-        const auto values = Batch<double>::load_aligned(wide.values);
+        const auto values = Batch<double>::load_aligned(wide.values) * Batch<double>(scale);
         sum = sum + values * values;
     });
     return reduce_add(sum);
@@ -30,12 +30,12 @@ double sum_of_squares(const T* x, Index size) {
 
 /// One partial sum for each piece, added up in order.
 template <typename T>
-double sum_of_squares_kernel(const Cpu& policy, VectorView<const T> x) {
+double sum_of_squares_kernel(const Cpu& policy, VectorView<const T> x, double scale) {
     const Index size = x.size(), pieces = (size + cpu::norm_piece - 1) / cpu::norm_piece;
     VectorTensor<double, Cpu> partial(policy, {pieces});
     parallel_for(policy, pieces, [&](Index i) {
         const Index first = i * cpu::norm_piece;
-        partial.data()[i] = cpu::sum_of_squares(x.data() + first, std::min(cpu::norm_piece, size - first));
+        partial.data()[i] = cpu::sum_of_squares(x.data() + first, std::min(cpu::norm_piece, size - first), scale);
     });
     double sum = 0;
     for (Index i = 0; i < pieces; ++i) sum += partial.data()[i];

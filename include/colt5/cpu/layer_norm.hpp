@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
+#include <colt5/core/norm.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/partial_sums.hpp>
+#include <colt5/cpu/rms_norm.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/op/layer_norm.hpp>
 
@@ -12,9 +16,20 @@ namespace colt5 {
 
 namespace cpu {
 
+/// Mean and 1 / √(σ² + ε) of a row. Where its squares overflow they are those of `x`, the row times `unit`.
 template <typename T>
 struct RowMoments {
-    RowMoments(const T* x, Index d) {
+    RowMoments(const T* row, Index d) : x(row) {
+        if (std::isfinite(square_of_deviations(d))) return;
+        x = scaled_row(row, d);
+        unit = scale_of_large<T>;
+        square_of_deviations(d);
+    }
+    const T* x;
+    T unit = 1, mean = 0, inverse_deviation = 0;
+
+private:
+    T square_of_deviations(Index d) {
         Batch<T> sum(T(0));
         for_each_batch<T>(d, [&](Index j, Index width) { sum += load(x + j, width); });
         mean = reduce_add(sum) / static_cast<T>(d);
@@ -24,9 +39,11 @@ struct RowMoments {
             if (width < lanes<T>) centered = pad(centered, width, T(0));
             squares = xsimd::fma(centered, centered, squares);
         });
-        inverse_deviation = T(1) / std::sqrt(reduce_add(squares) / static_cast<T>(d) + static_cast<T>(layer_norm_eps));
+        const T square = reduce_add(squares);
+        const T eps = std::max(static_cast<T>(layer_norm_eps) * unit * unit, std::numeric_limits<T>::min());
+        inverse_deviation = T(1) / std::sqrt(square / static_cast<T>(d) + eps);
+        return square;
     }
-    T mean, inverse_deviation;
 };
 
 /// y = the norm of `rows` rows, on the calling thread
@@ -36,7 +53,7 @@ void normalize_rows(const LayerNormParameters<const T>& norm, const T* x, Index 
     for (Index i = 0; i < rows; ++i, x += d, y += d) {
         const RowMoments<T> row(x, d);
         for_each_batch<T>(d, [&](Index j, Index width) {
-            const Batch<T> z = (load(x + j, width) - Batch<T>(row.mean)) * Batch<T>(row.inverse_deviation);
+            const Batch<T> z = (load(row.x + j, width) - Batch<T>(row.mean)) * Batch<T>(row.inverse_deviation);
             const Batch<T> weight = load(norm.weight.data() + j, width), bias = load(norm.bias.data() + j, width);
             store(y + j, xsimd::fma(z, weight, bias), width);
         });
@@ -50,9 +67,9 @@ void normalize_rows_vjp(const LayerNormParameters<const T>& norm, T* d_x, std::a
     const Index d = norm.weight.size();
     const T* const weight = norm.weight.data();
     for (Index i = 0; i < rows; ++i) {
-        const T *const in = x + i * d, *const g = d_y + i * d;
-        const RowMoments<T> row(in, d);
-        const Batch<T> mean(row.mean), inverse(row.inverse_deviation);
+        const RowMoments<T> row(x + i * d, d);
+        const T *const in = row.x, *const g = d_y + i * d;
+        const Batch<T> mean(row.mean), inverse(row.inverse_deviation), slope(row.inverse_deviation * row.unit);
         Batch<T> h_sum(T(0)), hz_sum(T(0));  // of the padded lanes h is 0
         for_each_batch<T>(d, [&](Index j, Index width) {
             const Batch<T> dy = load(g + j, width), z = (load(in + j, width) - mean) * inverse;
@@ -66,7 +83,7 @@ void normalize_rows_vjp(const LayerNormParameters<const T>& norm, T* d_x, std::a
         for_each_batch<T>(d, [&](Index j, Index width) {
             const Batch<T> z = (load(in + j, width) - mean) * inverse;
             const Batch<T> h = load(g + j, width) * load(weight + j, width);
-            Batch<T> gradient = inverse * (h - h_mean - z * hz_mean);
+            Batch<T> gradient = slope * (h - h_mean - z * hz_mean);
             if (add != nullptr) gradient += load(add + i * d + j, width);
             store(d_x + i * d + j, gradient, width);
         });

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include <colt5/core/norm.hpp>
 #include <colt5/cuda/launch.cuh>
 #include <colt5/cuda/pack.cuh>
 #include <colt5/expr/assign.hpp>
@@ -176,6 +177,15 @@ public:
             T sum = T(0);
             for (Index j = lane; j < columns_; j += warp_size) sum += std::exp(entry(j) - largest);
             value_ = largest + std::log(warp_sum(sum));
+        } else if constexpr (std::is_same_v<Reducer, expr::Norm>) {
+            value_ = scaled_norm<T>([&](T scale) {
+                T sum = 0;
+                for (Index j = lane; j < columns_; j += warp_size) {
+                    const T x = scale * entry(j);
+                    sum += x * x;
+                }
+                return warp_sum(sum);
+            });
         } else {
             T total = Reducer::template identity<T>;
             for (Index j = lane; j < columns_; j += warp_size) total = Reducer()(total, entry(j));

@@ -11,14 +11,15 @@ namespace cuda {
 
 inline constexpr int norm_blocks = 1024, norm_threads = 256;
 
-/// One sum a block: of every gridDim.x-th part. Launched with one block, it adds the sums of a first launch up.
+/// One sum a block: of every gridDim.x-th part, times `scale`. Launched with one block, it adds the sums of a first
+/// launch up.
 template <typename T, bool square>
-__global__ void add_up(double* sums, const T* x, Index size, bool packed) {
+__global__ void add_up(double* sums, const T* x, Index size, double scale, bool packed) {
     double sum = 0;
     for_each_pack<pack_size<T>>(size, packed, [&]<int width>(Index i, std::integral_constant<int, width>) {
         const auto pack = load_pack<width>(x + i);
         for (int e = 0; e < width; ++e) {
-            const auto value = static_cast<double>(pack.values[e]);
+            const double value = scale * static_cast<double>(pack.values[e]);
             sum += square ? value * value : value;
         }
     });
@@ -41,15 +42,15 @@ __global__ void scale(T* x, Index size, T factor, bool packed) {
 
 /// Waits for the result.
 template <typename T>
-double sum_of_squares_kernel(const Cuda& policy, VectorView<const T> x) {
+double sum_of_squares_kernel(const Cuda& policy, VectorView<const T> x, double scale) {
     if (x.size() == 0) return 0;
     using cuda::norm_blocks, cuda::norm_threads;
     const Index blocks = std::min(Index{norm_blocks}, cuda::divide_up(x.size(), norm_threads));
     VectorTensor<double, Cuda> sums(policy, {blocks}), total(policy, {1});
     cuda::launch(policy, "sum_of_squares", cuda::add_up<T, true>, cuda::grid(blocks), norm_threads, 0, sums.data(),
-                 x.data(), x.size(), cuda::fits_packs<T>(0, x.data()));
+                 x.data(), x.size(), scale, cuda::fits_packs<T>(0, x.data()));
     cuda::launch(policy, "sum", cuda::add_up<double, false>, cuda::grid(1), norm_threads, 0, total.data(), sums.data(),
-                 blocks, false);
+                 blocks, 1.0, false);
     double result = 0;
     download(policy, &result, total.data(), sizeof(result));
     return result;

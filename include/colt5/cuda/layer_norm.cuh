@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <colt5/core/norm.hpp>
 #include <colt5/cuda/column_sums.cuh>
 #include <colt5/cuda/launch.cuh>
 #include <colt5/cuda/shared_gradient.cuh>
@@ -11,30 +12,41 @@ namespace colt5 {
 
 namespace cuda {
 
-/// Mean and 1 / √(σ² + ε) of a row, by its warp.
+/// Mean and 1 / √(σ² + ε) of a row, by its warp: of x times `unit`, which is 1 unless squares overflow.
 template <typename Sum>
 struct RowMoments {
     template <typename Row>
     __device__ RowMoments(const Row& x, Index d) {
-        Sum sum = 0, squares = 0;
-        x.for_each([&](Index, const auto& in) {
-            for (const auto value : in.values) sum += static_cast<Sum>(value);
-        });
-        mean = warp_sum(sum) / static_cast<Sum>(d);
-        x.for_each([&](Index, const auto& in) {
-            for (const auto value : in.values) {
-                const Sum centered = static_cast<Sum>(value) - mean;
-                squares += centered * centered;
-            }
-        });
-        inverse = Sum(1) / ::sqrt(warp_sum(squares) / static_cast<Sum>(d) + static_cast<Sum>(layer_norm_eps));
+        if (isfinite(square_of_deviations(x, d))) return;
+        unit = scale_of_large<Sum>;
+        square_of_deviations(x, d);
     }
     /// (x − μ) / √(σ² + ε)
     template <typename T>
     __device__ Sum normalized(T x) const {
-        return (static_cast<Sum>(x) - mean) * inverse;
+        return (static_cast<Sum>(x) * unit - mean) * inverse;
     }
-    Sum mean, inverse;
+    Sum mean, inverse, unit = 1;
+
+private:
+    template <typename Row>
+    __device__ Sum square_of_deviations(const Row& x, Index d) {
+        Sum sum = 0, squares = 0;
+        x.for_each([&](Index, const auto& in) {
+            for (const auto value : in.values) sum += static_cast<Sum>(value) * unit;
+        });
+        mean = warp_sum(sum) / static_cast<Sum>(d);
+        x.for_each([&](Index, const auto& in) {
+            for (const auto value : in.values) {
+                const Sum centered = static_cast<Sum>(value) * unit - mean;
+                squares += centered * centered;
+            }
+        });
+        squares = warp_sum(squares);
+        const Sum eps = ::max(static_cast<Sum>(layer_norm_eps) * unit * unit, std::numeric_limits<Sum>::min());
+        inverse = Sum(1) / ::sqrt(squares / static_cast<Sum>(d) + eps);
+        return squares;
+    }
 };
 
 /// One warp a row.
@@ -93,7 +105,7 @@ __global__ void __launch_bounds__(sum_threads)
                 Sum own[width];
                 for (int e = 0; e < width; ++e) {
                     const Sum h = static_cast<Sum>(dys.values[e]) * static_cast<Sum>(weights.values[e]);
-                    own[e] = of_row.inverse * (h - h_mean - of_row.normalized(xs.values[e]) * hz_mean);
+                    own[e] = of_row.inverse * of_row.unit * (h - h_mean - of_row.normalized(xs.values[e]) * hz_mean);
                 }
                 store_pack(d_x + row * d + j, shared.total(own, adds, d_logits, j));
             },

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <colt5/core/norm.hpp>
 #include <colt5/cuda/column_sums.cuh>
 #include <colt5/cuda/launch.cuh>
 #include <colt5/cuda/shared_gradient.cuh>
@@ -11,22 +12,37 @@ namespace colt5 {
 
 namespace cuda {
 
-/// √d / max(‖x‖, 1e-12) of a row, by its warp.
+/// √d / max(‖x‖, 1e-12) of a row, by its warp: of x times `unit`, which is 1 unless squares overflow.
 template <typename Sum>
 struct RowScale {
     template <typename Row>
     __device__ RowScale(const Row& x, Index d) {
-        square = 0;
-        x.for_each([&](Index, const auto& in) {
-            for (const auto value : in.values) square += static_cast<Sum>(value) * static_cast<Sum>(value);
-        });
-        square = warp_sum(square);
-        const Sum norm = ::sqrt(square), floor = static_cast<Sum>(rms_norm_floor);
+        square = sum_of_squares(x);
+        if (!isfinite(square)) {
+            unit = scale_of_large<Sum>;
+            square = sum_of_squares(x);
+        }
+        const Sum norm = ::sqrt(square), floor = static_cast<Sum>(rms_norm_floor) * unit;
         above_floor = norm > floor;
         scale = ::sqrt(static_cast<Sum>(d)) / (above_floor ? norm : floor);
     }
-    Sum square, scale;
+    /// x in this unit
+    template <typename T>
+    __device__ Sum in_unit(T x) const {
+        return static_cast<Sum>(x) * unit;
+    }
+    Sum square, scale, unit = 1;
     bool above_floor;
+
+private:
+    template <typename Row>
+    __device__ Sum sum_of_squares(const Row& x) const {
+        Sum sum = 0;
+        x.for_each([&](Index, const auto& in) {
+            for (const auto value : in.values) sum += in_unit(value) * in_unit(value);
+        });
+        return warp_sum(sum);
+    }
 };
 
 /// One warp a row.
@@ -41,7 +57,7 @@ __global__ void rms_norm(T* y, const T* x, const T* gamma, Index rows, Index d) 
             Pack<T, width> out;
             for (int e = 0; e < width; ++e)
                 out.values[e] =
-                    static_cast<T>(static_cast<Sum>(xs.values[e]) * of_row.scale * static_cast<Sum>(gammas.values[e]));
+                    static_cast<T>(of_row.in_unit(xs.values[e]) * of_row.scale * static_cast<Sum>(gammas.values[e]));
             store_pack(y + row * d + j, out);
         });
     }
@@ -67,10 +83,11 @@ __global__ void __launch_bounds__(sum_threads)
             [&](int i, Index j, const auto& xs, const auto& dys) {
                 const auto gammas = load_pack<width>(gamma + j);
                 for (int e = 0; e < width; ++e) {
-                    const Sum in_x = static_cast<Sum>(xs.values[e]), along = in_x * static_cast<Sum>(dys.values[e]);
+                    const Sum along = of_row.in_unit(xs.values[e]) * static_cast<Sum>(dys.values[e]);
                     product += along * static_cast<Sum>(gammas.values[e]);
                     of_lane.add(0, i, j, e, along * of_row.scale);
-                    for (int r = 0; r < routes; ++r) of_lane.add(1 + r, i, j, e, d_logits[r] * in_x);
+                    for (int r = 0; r < routes; ++r)
+                        of_lane.add(1 + r, i, j, e, d_logits[r] * static_cast<Sum>(xs.values[e]));
                 }
             },
             d_out);
@@ -82,7 +99,7 @@ __global__ void __launch_bounds__(sum_threads)
                 Sum own[width];
                 for (int e = 0; e < width; ++e) {
                     const Sum h = static_cast<Sum>(dys.values[e]) * static_cast<Sum>(gammas.values[e]);
-                    own[e] = of_row.scale * (h - static_cast<Sum>(xs.values[e]) * along_x);
+                    own[e] = of_row.scale * of_row.unit * (h - of_row.in_unit(xs.values[e]) * along_x);
                 }
                 store_pack(d_x + row * d + j, shared.total(own, adds, d_logits, j));
             },

@@ -31,6 +31,10 @@ struct Smallest : Minimum {
 struct LogSumExp {
     static constexpr const char* name = "row_log_sum_exp";
 };
+/// A fold of squares, and another one where they leave the range.
+struct Norm {
+    static constexpr const char* name = "row_norm";
+};
 
 }  // namespace expr
 
@@ -83,10 +87,10 @@ auto row_mean(const A& a) {
     return sum / sum.columns;
 }
 
-/// ‖x‖₂ = √Σ x²
+/// ‖x‖₂ = √Σ x², also where squares overflow or are too small for the type.
 template <Operand A>
 auto row_norm(const A& a) {
-    return sqrt(row_sum(square(as_expression(a))));
+    return expr::reduction<expr::Norm>(a);
 }
 
 }  // namespace colt5

@@ -53,11 +53,9 @@ inline std::string backquoted(std::string_view text) {
 /// "(2, 512)"; "()" for a single number.
 template <typename Extent>
 std::string list_string(const std::vector<Extent>& numbers) {
-    std::ostringstream text;
-    text << '(';
-    for (std::size_t i = 0; i < numbers.size(); ++i) text << (i > 0 ? ", " : "") << numbers[i];
-    text << ')';
-    return text.str();
+    std::string text = "(";
+    for (std::size_t i = 0; i < numbers.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(numbers[i]);
+    return text += ')';
 }
 
 /// Bytes of a tensor; nothing when that number does not fit.

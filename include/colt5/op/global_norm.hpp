@@ -20,10 +20,10 @@ void scale_kernel(const P&, ...) {
                   "colt5: no `scale` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
 }
 
-/// Σ x², in double whatever the scalar, in an order that does not depend on the number of threads.
+/// Σ (scale · x)², in double whatever the scalar, in an order that does not depend on the number of threads.
 template <Policy P, Viewable X>
-double sum_of_squares(const P& policy, const X& x) {
-    return sum_of_squares_kernel(policy, x.const_view().reshape(std::array{x.const_view().size()}));
+double sum_of_squares(const P& policy, const X& x, double scale = 1) {
+    return sum_of_squares_kernel(policy, x.const_view().reshape(std::array{x.const_view().size()}), scale);
 }
 
 /// x *= factor, the factor rounded to the scalar of x.

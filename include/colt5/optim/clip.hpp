@@ -5,6 +5,7 @@
 #include <string>
 
 #include <colt5/core/error.hpp>
+#include <colt5/core/norm.hpp>
 #include <colt5/core/parameters.hpp>
 #include <colt5/core/policy.hpp>
 #include <colt5/op/global_norm.hpp>
@@ -22,10 +23,13 @@ template <typename Module = void, Policy P, typename Gradients>
 double gradient_norm(const P& policy, const Gradients& gradients) {
     using Of = module_of_t<Module, Gradients>;
     expect_gradients<Of>(gradients);
-    double squares = 0;
-    Of::each_parameter([&](const std::string&, const auto& gradient) { squares += sum_of_squares(policy, gradient); },
-                       "", gradients);
-    return std::sqrt(squares);
+    return scaled_norm<double>([&](double scale) {
+        double squares = 0;
+        Of::each_parameter(
+            [&](const std::string&, const auto& gradient) { squares += sum_of_squares(policy, gradient, scale); }, "",
+            gradients);
+        return squares;
+    });
 }
 
 /// Scales the gradients so that their norm is at most `max_norm`, and returns the norm that they had before. As
@@ -38,9 +42,17 @@ double clip_gradient_norm(const P& policy, Gradients& gradients, double max_norm
     using Of = module_of_t<Module, Gradients>;
     expect_value(max_norm >= 0, "max_norm", ">= 0", max_norm);
     const double norm = gradient_norm<Of>(policy, gradients);
-    const double factor = max_norm / (norm + 1e-6);
-    if (std::isfinite(norm) && factor < 1)
-        Of::each_parameter([&](const std::string&, auto& gradient) { scale(policy, gradient, factor); }, "", gradients);
+    double factor = max_norm / (norm + 1e-6);
+    if (!std::isfinite(norm) || factor >= 1) return norm;
+    const auto multiply = [&](double by) {
+        Of::each_parameter([&](const std::string&, auto& gradient) { scale(policy, gradient, by); }, "", gradients);
+    };
+    constexpr double least = scale_of_large<float>;
+    if (factor > 0 && factor < least) {  // too small a factor for float, while the products are not
+        multiply(least);
+        factor /= least;
+    }
+    multiply(factor);
     return norm;
 }
 
