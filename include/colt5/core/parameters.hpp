@@ -51,6 +51,8 @@ struct StateVisitor {
         on_state(name, numbers...);
     }
 };
+template <typename OnParameter, typename OnState>
+StateVisitor(OnParameter, OnState) -> StateVisitor<OnParameter, OnState>;  // clang 16 does not deduce aggregates
 
 /// Calls f(prefix + name, number...) for each number of the state of some modules, side by side.
 template <typename Module, typename F, typename... M>

@@ -40,7 +40,7 @@ struct CumulativeRow {
                 if (!real[i]) exponential[i] = T(0);
         double total = 0;  // of what is not chosen: the picks are taken out first, nothing is subtracted
         for (Index i = 0; i < picks; ++i) exponential[index[i]] = -exponential[index[i]];
-        for (Index i = 0; i < length; ++i) total += std::max(exponential[i], T(0));
+        for (Index i = 0; i < length; ++i) total += static_cast<double>(std::max(exponential[i], T(0)));
         for (Index i = 0; i < picks; ++i) exponential[index[i]] = -exponential[index[i]];
         for (Index i = picks; i-- > 0;) below[i] = total += static_cast<double>(exponential[index[i]]);
     }

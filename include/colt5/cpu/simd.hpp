@@ -6,11 +6,40 @@
 #include <type_traits>
 #include <utility>
 
+#include <colt5/core/macros.hpp>
+
+// Without optimization, GCC's intrinsics of AVX-512 are macros whose casts do not take the batches that xsimd 8.1 hands
+// over. As functions they do.
+#if defined(__AVX512BW__) && !defined(__OPTIMIZE__) && !defined(__clang__)
+#define COLT5_BLEND_FUNCTIONS
+#include <immintrin.h>
+namespace colt5::cpu::detail {
+inline __m512i blend_epi8(__mmask64 mask, __m512i a, __m512i b) {
+    return _mm512_mask_blend_epi8(mask, a, b);
+}
+inline __m512i blend_epi16(__mmask32 mask, __m512i a, __m512i b) {
+    return _mm512_mask_blend_epi16(mask, a, b);
+}
+}  // namespace colt5::cpu::detail
+#pragma push_macro("_mm512_mask_blend_epi8")
+#pragma push_macro("_mm512_mask_blend_epi16")
+#undef _mm512_mask_blend_epi8
+#undef _mm512_mask_blend_epi16
+#define _mm512_mask_blend_epi8 colt5::cpu::detail::blend_epi8
+#define _mm512_mask_blend_epi16 colt5::cpu::detail::blend_epi16
+#endif
+
 // <complex.h> defines I, which xsimd uses as a name.
 #pragma push_macro("I")
 #undef I
 #include <xsimd/xsimd.hpp>
 #pragma pop_macro("I")
+
+#if defined(COLT5_BLEND_FUNCTIONS)
+#undef COLT5_BLEND_FUNCTIONS
+#pragma pop_macro("_mm512_mask_blend_epi8")
+#pragma pop_macro("_mm512_mask_blend_epi16")
+#endif
 
 #include <colt5/core/error.hpp>
 

@@ -18,8 +18,7 @@ void gumbel_noise_kernel(const Cpu& policy, TokensView<T> noise, Random random, 
     const Index rows = noise.extent(0), slots = noise.extent(1), length = noise.extent(2);
     parallel_for(policy, rows * slots, [&](Index task) {
         const Index row = task / slots, slot = task % slots;
-        for (Index j = 0; j < length; ++j)
-            noise(row, slot, j) = static_cast<T>(gumbel_of(random, which[row], slot, j));
+        for (Index j = 0; j < length; ++j) noise(row, slot, j) = static_cast<T>(gumbel_of(random, which[row], slot, j));
     });
 }
 
@@ -42,7 +41,7 @@ public:
         for (Index j = 0; j < length_; ++j) {
             const bool is_real = real == nullptr || real[j];
             real_ += is_real ? 1 : 0;
-            const double clamped = is_real ? std::max(double{s[j]}, sinkhorn_floor) : sinkhorn_floor;
+            const double clamped = is_real ? std::max(static_cast<double>(s[j]), sinkhorn_floor) : sinkhorn_floor;
             log_logit_.data()[j] = is_real || sinkhorn.masked_tokens_take_part ? std::log(clamped) : -infinity;
         }
     }
@@ -210,7 +209,7 @@ void sinkhorn_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, TokensView<c
         std::fill_n(d_v.data(), length, 0.0);
         for (Index i = 0; i < slots; ++i) {  // P = exp(z − u − v) at the chosen token
             const TokenIndex j = indices(b, r, i);
-            const double g = double{d_scores(b, r, i)} * double{scores(b, r, i)};
+            const double g = static_cast<double>(d_scores(b, r, i)) * static_cast<double>(scores(b, r, i));
             d_log[j] += g;
             d_v.data()[j] -= g;
             d_u.data()[i] = -g;
@@ -229,7 +228,7 @@ void sinkhorn_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, TokensView<c
             std::fill_n(d_u.data(), slots, 0.0);
         }
         for (Index j = 0; j < length; ++j) {
-            const double s = logits(b, r, j);
+            const auto s = static_cast<double>(logits(b, r, j));
             const bool passes = (!mask || mask(b, j)) && s >= sinkhorn_floor;
             d_logits(b, r, j) = passes ? static_cast<T>(d_log[j] / (s * sinkhorn.temperature)) : T(0);
         }

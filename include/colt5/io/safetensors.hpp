@@ -227,11 +227,13 @@ public:
     SafetensorsWriter(const std::filesystem::path& path, const std::vector<SafetensorsSpec>& tensors,
                       const SafetensorsMetadata& metadata = {})
         : file_(path) {
-        // Larger elements first: every tensor is then aligned for readers that map the file into memory.
+        // Larger elements first: every tensor is then aligned for readers that map the file into memory. Otherwise in
+        // the given order, which is that of the pointers.
         std::vector<const SafetensorsSpec*> in_order;
         for (const SafetensorsSpec& tensor : tensors) in_order.push_back(&tensor);
-        std::stable_sort(in_order.begin(), in_order.end(),
-                         [](const auto* a, const auto* b) { return dtype_size(a->dtype) > dtype_size(b->dtype); });
+        std::sort(in_order.begin(), in_order.end(), [](const auto* a, const auto* b) {
+            return std::pair(dtype_size(b->dtype), a) < std::pair(dtype_size(a->dtype), b);
+        });
 
         std::string header = "{";
         const auto field = [&](const std::string& name) -> std::string& {
