@@ -91,16 +91,16 @@ inline constexpr bool uses_blas = false;
 namespace detail {
 
 /// sum += a · b in registers: of a's rows the entries are depth_stride apart, of b the rows ldb.
-template <typename T, std::size_t rows, int vectors>
+template <typename T, std::size_t rows, std::size_t vectors>
 void accumulate(Batch<T> (&sum)[rows][vectors], Index depth, const std::array<const T*, rows>& row, Index depth_stride,
                 const T* b, Index ldb) {
     Index at = 0;
     for (Index k = 0; k < depth; ++k) {
         Batch<T> right[vectors];
-        unroll<vectors>([&](auto v) { right[v] = load(b + v * lanes<T>); });
+        unroll<static_cast<int>(vectors)>([&](auto v) { right[v] = load(b + v * lanes<T>); });
         unroll<static_cast<int>(rows)>([&](auto i) {
             const Batch<T> left(row[i][at]);
-            unroll<vectors>([&](auto v) { sum[i][v] = xsimd::fma(left, right[v], sum[i][v]); });
+            unroll<static_cast<int>(vectors)>([&](auto v) { sum[i][v] = xsimd::fma(left, right[v], sum[i][v]); });
         });
         b += ldb;
         at += depth_stride;
@@ -138,7 +138,7 @@ template <typename T>
         if (whole && add.matrix != nullptr) __builtin_prefetch(add.matrix + i * add.stride);
         if (whole) __builtin_prefetch(c + i * ldc, 1);
     });
-    Batch<T> sum[Tile::rows][vectors];
+    Batch<T> sum[Tile::rows][std::size_t{vectors}];
     unroll<Tile::rows>([&](auto i) { unroll<vectors>([&](auto v) { sum[i][v] = Batch<T>(T(0)); }); });
     accumulate(sum, depth, row, a.depth_stride, b, Tile::columns);
     if (whole)

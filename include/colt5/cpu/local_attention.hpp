@@ -417,7 +417,7 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
         const cpu::LocalHead<T> head(kv, mask, b, h, attention.reach);
         const cpu::LocalWindow<T> window(head, begin, end);
         for (Index i = begin; i < end; i += tile) {
-            T kept[tile];
+            T kept[std::size_t{tile}];
             T* const log_sum = log_sum_exp ? &log_sum_exp(b, h, i - first) : kept;
             const cpu::LocalQueries<T> rows(head, window, i, end, &q(b, i - first, h, 0), row);
             if (i + tile < end)

@@ -24,7 +24,7 @@ struct Pack {
         for (Batch<T>& batch : part) batch = Batch<T>(static_cast<T>(value));
     }
 
-    Batch<T> part[parts];
+    Batch<T> part[std::size_t{parts}];
 };
 
 /// The batch type whose comparisons have `Lanes` lanes.
@@ -41,7 +41,7 @@ struct PackMask {
 /// Lanes in memory.
 template <typename T, Index Lanes>
 struct alignas(64) PackBuffer {
-    T values[Lanes];
+    T values[std::size_t{Lanes}];
 };
 
 /// The number of entries that a load or store covers, as a type if it is all of them.

@@ -23,7 +23,7 @@ template <Op op_a, int batches, typename T>
                                     Index ldc) {
     std::array<const T*, block_rows> row;
     unroll<block_rows>([&](auto r) { row[r] = a + r * (op_a == Op::none ? lda : 1); });
-    Batch<T> sum[block_rows][batches];
+    Batch<T> sum[block_rows][std::size_t{batches}];
     unroll<block_rows>([&](auto r) {
         unroll<batches>([&](auto v) { sum[r][v] = add ? load(c + r * ldc + v * lanes<T>) : Batch<T>(T(0)); });
     });
