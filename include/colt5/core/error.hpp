@@ -6,6 +6,7 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
+#include <initializer_list>
 #include <limits>
 #include <locale>
 #include <sstream>
@@ -57,6 +58,17 @@ std::string value_string(const Value& value) {
     return text.str();
 }
 
+namespace detail {
+
+/// The parts one after the other. Of `"…" + std::to_string(i)`, GCC 12 warns falsely at -O3 (its bug 105651).
+inline std::string concat(std::initializer_list<std::string_view> parts) {
+    std::string text;
+    for (const std::string_view part : parts) text += part;
+    return text;
+}
+
+}  // namespace detail
+
 /// "(2, any, 512)": dimensions that may take any value are negative.
 template <std::size_t Rank>
 std::string shape_string(const std::array<Index, Rank>& shape) {
@@ -71,8 +83,8 @@ std::string shape_string(const std::array<Index, Rank>& shape) {
 template <std::size_t Rank, std::size_t ActualRank>
 [[noreturn]] void throw_shape_error(std::string_view argument, const std::array<Index, Rank>& expected,
                                     const std::array<Index, ActualRank>& actual) {
-    throw ShapeError("colt5: `" + std::string(argument) + "` must have shape " + shape_string(expected) + ", but has " +
-                     shape_string(actual));
+    throw ShapeError(detail::concat(
+        {"colt5: `", argument, "` must have shape ", shape_string(expected), ", but has ", shape_string(actual)}));
 }
 
 /// Throws ShapeError unless `actual` equals `expected`, where negative expected dimensions match anything.

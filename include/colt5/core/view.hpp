@@ -19,8 +19,8 @@ inline constexpr Index dynamic = -1;
 
 namespace detail {
 [[noreturn]] inline void throw_range_error(Index first, Index count, Index size) {
-    throw ValueError("colt5: `range` must be within " + std::to_string(size) + " slices, but is " +
-                     std::to_string(count) + " from slice " + std::to_string(first) + " on");
+    throw ValueError(concat({"colt5: `range` must be within ", std::to_string(size), " slices, but is ",
+                             std::to_string(count), " from slice ", std::to_string(first), " on"}));
 }
 }  // namespace detail
 

@@ -17,7 +17,7 @@ void check_indices(const Indices& indices, Index length) {
     for (Index i = 0; i < indices.size(); ++i) {
         const TokenIndex index = indices.data()[i];
         if (index < 0 || index >= length)
-            expect_value(false, "indices", "in [0, " + std::to_string(length) + ")", index);
+            expect_value(false, "indices", colt5::detail::concat({"in [0, ", std::to_string(length), ")"}), index);
     }
 }
 }  // namespace cpu

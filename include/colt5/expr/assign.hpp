@@ -46,8 +46,8 @@ void assign(const P& policy, Out&& out, const E& expression) {
         rows = MatrixView<T>::unchecked(view.data(), {view.size(), 1});  // one element per row
     for (std::size_t axis = 0; axis < 2; ++axis)
         if (shape[axis] != dynamic && shape[axis] != rows.extent(axis))
-            throw ShapeError("colt5: the expression has shape " + shape_string(shape) + ", but `out` has " +
-                             shape_string(view.shape()));
+            throw ShapeError(detail::concat({"colt5: the expression has shape ", shape_string(shape),
+                                             ", but `out` has ", shape_string(view.shape())}));
     assign_kernel(policy, rows, node);
 }
 

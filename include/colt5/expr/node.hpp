@@ -87,8 +87,9 @@ Shape common_shape(const char* name, const std::array<Shape, Count>& shapes) {
         for (std::size_t axis = 0; axis < 2; ++axis) {
             if (common[axis] == dynamic) common[axis] = shape[axis];
             if (shape[axis] == dynamic || shape[axis] == common[axis]) continue;
-            std::string text = "colt5: the operands of `" + std::string(name) + "` have shapes ";
-            for (std::size_t i = 0; i < Count; ++i) text += (i > 0 ? " and " : "") + shape_string(shapes[i]);
+            std::string text = colt5::detail::concat({"colt5: the operands of `", name, "` have shapes "});
+            for (std::size_t i = 0; i < Count; ++i)
+                text += colt5::detail::concat({i > 0 ? " and " : "", shape_string(shapes[i])});
             throw ShapeError(text + ", which do not match; row(v) and column(v) broadcast a vector");
         }
     }
@@ -182,8 +183,9 @@ public:
     /// Throws ShapeError if the operand has no columns of its own, as a constant or another reduction.
     explicit Reduction(const A& operand) : a(operand), columns(operand.shape()[1]) {
         if (columns == dynamic)
-            throw ShapeError("colt5: the operand of `" + std::string(Reducer::name) + "` has shape " +
-                             shape_string(operand.shape()) + ": it has no columns of its own to reduce");
+            throw ShapeError(
+                colt5::detail::concat({"colt5: the operand of `", Reducer::name, "` has shape ",
+                                       shape_string(operand.shape()), ": it has no columns of its own to reduce"}));
     }
 
     Shape shape() const { return {a.shape()[0], dynamic}; }
