@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <colt5/io/parameters.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -105,6 +106,92 @@ TEST_CASE("parameters: everything that is wrong is reported, and nothing changes
     CHECK(complaint(folder / "c") == "tensor `norm.gamma` must have shape (3), but has (3, 1)");
 
     CHECK(complaint(folder / "d") == "cannot be opened: No such file or directory");
+}
+
+TEST_CASE("parameters: a message lists some of very many problems") {
+    const TemporaryFolder folder;
+    std::vector<SafetensorsSpec> specs;
+    for (int i = 0; i < 12'365; ++i) specs.push_back({"tensor." + std::to_string(i), DType::f32, {0}});
+    write_zeros(folder / "a", specs);
+    const std::string message = complaint(folder / "a");
+    CHECK(message.starts_with("\n  tensor `to_q.weight` is missing\n  tensor `norm.gamma` is missing\n  tensor `"));
+    CHECK(message.ends_with("\n  and 12347 more"));
+    CHECK(std::count(message.begin(), message.end(), '\n') == 21);
+}
+
+TEST_CASE("parameters: a tensor of an unknown type is in the way of nothing but itself") {
+    const TemporaryFolder folder;
+    const TinyModule<> saved(policy, 1, 2);
+    const auto file_with = [&](const std::string& strange) {
+        const std::string header = R"({"layers.0.to_q.weight":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},)"
+                                   R"("layers.0.norm.gamma":{"dtype":"F32","shape":[2],"data_offsets":[8,16]},")" +
+                                   strange + R"(":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[16,20]}})";
+        const std::uint64_t size = header.size();
+        std::string content(reinterpret_cast<const char*>(&size), sizeof(size));
+        content += header;
+        content.append(reinterpret_cast<const char*>(saved.weight.data()), 8);
+        content.append(reinterpret_cast<const char*>(saved.gamma.data()), 8);
+        write_file(folder / "a", content + "\x7F\x7F\x7F\x7F");
+    };
+    file_with("layers.1.scale");
+    TinyModule<> loaded(policy, 1, 2);
+    fill(policy, loaded.weight, 0);
+    load_parameters(policy, folder / "a", loaded, {.prefix = "layers.0"});
+    CHECK(all_values(loaded) == all_values(saved));
+
+    file_with("to_q.weight");
+    CHECK(complaint(folder / "a").find("tensor `to_q.weight` must have shape (2, 3), but has (4)") !=
+          std::string::npos);
+    const SafetensorsFile file(folder / "a");
+    detail::ParameterLoader<Cpu> loader(policy, file);
+    loader.add_values<float>("to_q.weight", {4}, [](const std::vector<float>&) {});
+    CHECK(message_of<FileError>([&] {
+              loader.finish();
+          }).ends_with(": tensor `to_q.weight` must convert to F32, but holds F8_E8M0"));
+}
+
+TEST_CASE("parameters: numbers beside parameters come back exactly, all or nothing") {
+    const TemporaryFolder folder;
+    const TinyModule<> saved(policy, 2, 3);
+    constexpr std::uint64_t seed = 0xFFFF'FFFF'FFFF'FFFF;
+    detail::ParameterSaver<Cpu> saver(policy);
+    saver.template add<TinyModule<>>(saved, "block");
+    saver.add_number("block.seed", seed);
+    saver.add_number("block.calls", std::int64_t{-3});
+    saver.save(folder / "a", {});
+
+    const SafetensorsFile file(folder / "a");
+    CHECK(file.entry("block.seed").dtype == DType::u64);
+    TinyModule<> loaded(policy, 2, 3);
+    fill(policy, loaded.weight, 0);
+    std::uint64_t loaded_seed = 0, calls = 7;
+    const auto load = [&](auto call) {
+        detail::ParameterLoader<Cpu> loader(policy, file);
+        loader.template add<TinyModule<>>(loaded, "block");
+        loader.template add_values<std::uint64_t>("block.seed", {},
+                                                  [&](const auto& values) { loaded_seed = values[0]; });
+        call(loader);
+        loader.finish();
+    };
+    const auto before = all_values(loaded);
+    CHECK(message_of<FileError>([&] {
+              load([](auto&) {});
+          }).ends_with("tensor `block.calls` is unexpected: the module has no such parameter"));
+    CHECK(message_of<FileError>([&] {
+              load([&](auto& loader) {
+                  loader.template add_values<std::uint64_t>("block.calls", {}, [&](const auto& v) { calls = v[0]; });
+              });
+          }).ends_with("tensor `block.calls` holds -3 at position 0, which U64 cannot hold"));
+    CHECK(all_values(loaded) == before);
+    CHECK(loaded_seed == 0);
+    CHECK(calls == 7);
+    std::int64_t signed_calls = 0;
+    load([&](auto& loader) {
+        loader.template add_values<std::int64_t>("block.calls", {}, [&](const auto& v) { signed_calls = v[0]; });
+    });
+    CHECK(all_values(loaded) == all_values(saved));
+    CHECK(loaded_seed == seed);
+    CHECK(signed_calls == -3);
 }
 
 TEST_CASE("parameters: a read that fails late changes nothing either") {

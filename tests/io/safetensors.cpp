@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
 #include <colt5/io/safetensors.hpp>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <random>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <doctest/doctest.h>
@@ -246,13 +249,22 @@ TEST_CASE("safetensors: fields of the wrong kind") {
     CHECK(complaint(R"({"__metadata__":"x"})", 0) == "tensor `__metadata__`: must be an object, but is the string `x`");
     CHECK(complaint(R"({"__metadata__":{"k":true}})", 0) == "the metadata `k` must be a string, but is true or false");
     CHECK(complaint(R"({"a":{"dtype":["F32"]}})", 0) == "tensor `a`: `dtype` must be a string, but is an array");
-    CHECK(complaint(R"({"a":{"dtype":"F31"}})", 0) == "tensor `a`: unknown dtype `F31`");
+    CHECK(complaint(R"({"a":{"dtype":null}})", 0) == "tensor `a`: `dtype` must be a string, but is null");
     CHECK(complaint(R"({"a":{"strides":[1]}})", 0) == "tensor `a`: unknown field `strides`");
     const std::string shape = "tensor `a`: `shape` must be an array of numbers >= 0, but is ";
     CHECK(complaint(R"({"a":{"shape":2}})", 0) == shape + "the number 2");
     CHECK(complaint(R"({"a":{"shape":"2"}})", 0) == shape + "the string `2`");
     CHECK(complaint(R"({"a":{"shape":[-1]}})", 0) == shape + "the number -1");
     CHECK(complaint(R"({"a":{"shape":[1.5]}})", 0) == shape + "the number 1.5");
+    CHECK(complaint(R"({"a":{"shape":[2e0]}})", 0) == shape + "the number 2e0");
+    CHECK(complaint(R"({"a":{"shape":[-0]}})", 0) == shape + "the number 0");
+    CHECK(complaint(R"({"a":{"shape":[null]}})", 0) == shape + "null");
+    CHECK(complaint(R"({"a":{"shape":[NaN]}})", 0).starts_with("the header is not valid JSON: "));
+    CHECK(complaint(R"({"a":{"shape":[1e999]}})", 0).starts_with("the header is not valid JSON: "));
+    CHECK(complaint("{\"a\xFF\":{}}", 0).starts_with("the header is not valid JSON: "));
+    CHECK(complaint(R"({"\ud800":{}})", 0).starts_with("the header is not valid JSON: "));
+    CHECK(complaint(R"({"a":)" + std::string(1'000'000, '['), 0) == "tensor `a`: must be an object, but is an array");
+    CHECK(complaint(R"({"a":{"shape":)" + std::string(1'000'000, '['), 0) == shape + "an array");
     CHECK(complaint(R"({"a":{"shape":[18446744073709551616]}})", 0) == shape + "the number 18446744073709551616");
     CHECK(complaint(R"({"a":{"shape":[[1]]}})", 0) == shape + "an array");
     CHECK(complaint(R"({"a":{"shape":{}}})", 0) == shape + "an object");
@@ -306,10 +318,154 @@ TEST_CASE("safetensors: bytes that overlap, leave a hole or lie outside") {
           "tensor `b` has the bytes [18446744073709551610, 18446744073709551614), but only 8 bytes follow the header");
 }
 
-TEST_CASE("safetensors: messages stay short") {
-    const std::string message = complaint(R"({")" + std::string(1'000'000, 'x') + R"(":3})", 0);
-    CHECK(message.size() < 400);
-    CHECK(message.find("…` (1000000 bytes)") != std::string::npos);
+TEST_CASE("safetensors: a tensor of a type that the library does not know") {
+    const std::string known = R"("a":{"dtype":"U8","shape":[2],"data_offsets":[3,5]})";
+    const TemporaryFolder folder;
+    const auto path = folder / "a";
+    write_file(path, file_content(R"({"__metadata__":{"format":"pt"},)" + known +
+                                      R"(,"scale":{"dtype":"F8_E8M0","shape":[3],"data_offsets":[0,3]},)"
+                                      R"("packed":{"dtype":"F4\n","shape":[2,4],"data_offsets":[5,9]}})",
+                                  9));
+    const SafetensorsFile file(path);
+    CHECK(file.metadata().at("format") == "pt");
+    CHECK(file.read<int>("a") == std::vector<int>{3, 4});
+    const SafetensorsEntry& scale = file.entry("scale");
+    CHECK(scale.dtype == DType::unknown);
+    CHECK(scale.dtype_text == "F8_E8M0");
+    CHECK(scale.shape == std::vector<Index>{3});
+    CHECK(scale.size() == 3);
+    CHECK(file.entry("packed").size() == 8);  // not the number of bytes
+    CHECK(file.entry("packed").bytes() == 4);
+    CHECK(file.read_bytes("scale") == std::vector<std::byte>{std::byte{0}, std::byte{1}, std::byte{2}});
+    CHECK(message_of<FileError>([&] {
+              file.read<float>("scale");
+          }).ends_with(": tensor `scale` holds F8_E8M0, which does not convert to F32"));
+    CHECK(message_of<FileError>([&] {
+              file.read<std::uint8_t>("packed");
+          }).ends_with(": tensor `packed` holds F4\\x0A, which does not convert to U8"));
+
+    // What can be checked still is.
+    const auto strange = [&](const std::string& shape, const std::string& offsets, std::size_t bytes) {
+        return complaint(
+            "{" + known + R"(,"s":{"dtype":"F8_E8M0","shape":)" + shape + R"(,"data_offsets":)" + offsets + "}}",
+            bytes);
+    };
+    CHECK(strange("[1]", "[0,3]", 5) == "opens");
+    CHECK(strange("[1]", "[0,4]", 5) == "tensor `a` has the bytes [3, 5), which overlap [0, 4) of tensor `s`");
+    CHECK(strange("[1]", "[0,2]", 5) == "the bytes [2, 3) before tensor `a` belong to no tensor");
+    CHECK(strange("[1]", "[5,9]", 8).starts_with("the bytes [0, 3) before tensor `a`"));
+    CHECK(strange("[1]", "[3,0]", 5) == "tensor `s`: the bytes [3, 0) end before they begin");
+    CHECK(strange("[-1]", "[0,3]", 5).ends_with("but is the number -1"));
+    CHECK(strange("[4294967296,4294967296]", "[0,3]", 5) ==
+          "tensor `s`: F8_E8M0 of shape (4294967296, 4294967296) has more bytes than a number can count");
+
+    CHECK(message_of<ValueError>([&] {
+              SafetensorsWriter(path, {{"a", DType::unknown, {1}}});
+          }) == "colt5: `dtype` must be one that the library knows, but is DType::unknown");
+    CHECK(SafetensorsFile(path).contains("scale"));
+}
+
+TEST_CASE("safetensors: a file of another kind is called by its name") {
+    const auto of = [](const std::string& beginning) { return complaint(beginning + std::string(100, '\7')); };
+    const auto says = [](const std::string& message, const std::string& words) {
+        CHECK(message.size() < 300);
+        CHECK(message.find('\n') == std::string::npos);
+        return message.find(words) != std::string::npos;
+    };
+    using namespace std::string_literals;
+    CHECK(says(of("PK\3\4\0\0\10\10\0\0"s), "a zip archive with a pickle in it, as torch.save writes"));
+    CHECK(says(of("PK\3\4\0\0\0\0\0\0"s), "as torch.save writes"));  // 67 MB, were it the size of a header
+    CHECK(says(of("\x80\2\x8A\nl\xFC\x9C\x46\xF9 j\xA8P\x19."s), "a Python pickle"));
+    CHECK(says(of("\x80\4\x95\x10\0\0\0\0\0\0\0}"s), "a Python pickle"));
+    CHECK(says(of("GGUF\3\0\0\0"s), "a GGUF file"));
+    CHECK(says(of("\x89HDF\r\n\x1A\n"), "an HDF5 file"));
+    CHECK(says(of("\x93NUMPY\1\0"s), "a NumPy array"));
+    CHECK(says(of("\x1F\x8B\x08\0\x10\x20\x30\x65"s), "compressed with gzip"));
+    CHECK(says(of("version https://git-lfs.github.com/spec/v1\noid sha256:"), "is a Git LFS pointer"));
+    CHECK(says(of("{\n  \"metadata\": {"), "looks like JSON"));
+    CHECK(says(of("\n\n<!DOCTYPE html>\n<html>"), "looks like a web page"));
+    CHECK(says(of("\xEF\xBB\xBF<html lang=\"en\">"), "looks like a web page"));
+    // The size of a header of ours may begin like one of the shorter marks.
+    CHECK(of("\x80\2\0\0\0\0\0\0"s).starts_with("the header claims 640 bytes, but the file has 100"));
+    CHECK(of("<\0\0\0\0\0\0\0"s) == "the header must be a JSON object that begins with `{`");
+}
+
+TEST_CASE("safetensors: messages stay short, on one line, and whole characters") {
+    const std::size_t many = 1'000'000;
+    const auto short_complaint = [](const std::string& header) {
+        const std::string message = complaint(header, 0);
+        CHECK(message.size() < 800);
+        CHECK(message.find('\n') == std::string::npos);
+        return message;
+    };
+    CHECK(short_complaint(R"({")" + std::string(many, 'x') + R"(":3})").find("…` (1000000 bytes)") !=
+          std::string::npos);
+    CHECK(short_complaint(R"({"a\nb":3})") == "tensor `a\\x0Ab`: must be an object, but is the number 3");
+    std::string umlauts = "x";  // so that the limit falls within a character
+    for (int i = 0; i < 200; ++i) umlauts += "ä";
+    CHECK(short_complaint(R"({")" + umlauts + R"(":3})").starts_with("tensor `" + umlauts.substr(0, 199) + "…` ("));
+    short_complaint(R"({"a":{"shape":[)" + std::string(many, '1') + "]}}");
+    short_complaint(R"({"a":{"shape":[)" + std::string(many, '1') + "x]}}");
+    short_complaint(R"({"a":)" + std::string(many, 'x'));
+    short_complaint(R"({"a":{"dtype":")" + std::string(many, 'x') + R"(","shape":[],"data_offsets":[1,0]}})");
+    short_complaint(R"({"__metadata__":{")" + std::string(many, 'x') + R"(":3}})");
+    std::string shape = "1";
+    for (std::size_t i = 1; i < many; ++i) shape += ",1";
+    CHECK(short_complaint(R"({"a":{"dtype":"F32","shape":[)" + shape + R"(],"data_offsets":[0,0]}})") ==
+          "tensor `a`: F32 of shape (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, …: 1000000 numbers) has 4 bytes, "
+          "but `data_offsets` [0, 0) have 0");
+}
+
+TEST_CASE("safetensors: a damaged file is refused or read, and never more than that") {
+    const TemporaryFolder folder;
+    const auto path = folder / "a";
+    save_safetensors(
+        path,
+        {tensor("weight", {2, 3}, std::vector<float>(6, 1.0f)), tensor("steps", {}, std::vector<std::int64_t>{5}),
+         tensor("empty", {0, 4}, std::vector<bfloat16>{})},
+        {{"format", "pt"}});
+    const std::string whole = read_file(path);
+    const std::string bytes = std::string("{}[]\",:-0129eE.\\u\xFF\x80", 20) + '\0';
+    std::mt19937 random(1);
+    const auto below = [&](std::size_t limit) {
+        return std::uniform_int_distribution<std::size_t>(0, limit - 1)(random);
+    };
+    int opened = 0;
+    for (int round = 0; round < 2000; ++round) {
+        std::string damaged = whole;
+        for (std::size_t changes = 1 + below(2); changes > 0; --changes) {
+            const std::size_t at = below(damaged.size());
+            const std::size_t kind = below(4);
+            if (kind == 0) damaged[at] = bytes[below(bytes.size())];
+            if (kind == 1) damaged.erase(at, 1 + below(4));
+            if (kind == 2) damaged.insert(at, damaged.substr(below(damaged.size()), 1 + below(40)));
+            if (kind == 3) damaged.resize(std::max<std::size_t>(at, 1));
+        }
+        // Mostly with a header of the right size, so that what follows is looked at.
+        if (const auto end = damaged.rfind('}'); below(4) > 0 && end != std::string::npos && end >= 8) {
+            const std::uint64_t size = end + 1 - 8;
+            std::memcpy(damaged.data(), &size, sizeof(size));
+        }
+        write_file(path, damaged);
+        try {
+            const SafetensorsFile file(path);
+            ++opened;
+            for (const auto& [name, entry] : file.entries()) {
+                CHECK(file.read_bytes(name).size() == entry.bytes());
+                std::size_t size = entry.size();
+                try {
+                    size = file.read<double>(name).size();
+                } catch (const FileError&) {
+                    CHECK(entry.dtype != DType::f64);
+                }
+                CHECK(size == entry.size());
+            }
+        } catch (const FileError& error) {
+            CHECK(std::string_view(error.what()).size() < 1000);
+        }
+    }
+    CHECK(opened > 10);
+    CHECK(opened < 1900);
 }
 
 TEST_CASE("safetensors: the writer keeps its caller to what was announced") {
@@ -341,6 +497,8 @@ TEST_CASE("safetensors: the writer keeps its caller to what was announced") {
           "colt5: `shape` must be non-negative in every dimension, but is (2, -1)");
     CHECK(refusal({{"a", DType::f32, {Index{1} << 62}}}) ==
           "colt5: `shape` must be of a size that fits into memory, but is (4611686018427387904)");
+    CHECK(refusal({{"a", DType::u8, {std::numeric_limits<Index>::max()}}, {"b", DType::u8, {1}}}) ==
+          "colt5: `tensors` must be of a size that fits into a file, but is more than 2^63 - 1 bytes");
     CHECK(refusal({{"\xFF", DType::f32, {1}}}).starts_with("colt5: names and metadata must be UTF-8: "));
     CHECK(read_file(path) == "old");
     CHECK(folder.number_of_files() == 1);

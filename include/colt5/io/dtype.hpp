@@ -12,8 +12,8 @@
 
 namespace colt5 {
 
-/// Element types of tensors in files.
-enum class DType { f64, f32, f16, bf16, f8_e4m3, f8_e5m2, i64, i32, i16, i8, u64, u32, u16, u8, boolean };
+/// Element types of tensors in files; `unknown` is any that a file may name and this library does not know.
+enum class DType { f64, f32, f16, bf16, f8_e4m3, f8_e5m2, i64, i32, i16, i8, u64, u32, u16, u8, boolean, unknown };
 
 namespace detail {
 
@@ -23,7 +23,7 @@ struct DTypeRow {
     std::size_t bytes;
 };
 
-/// In the order of the enumerators.
+/// In the order of the enumerators, without `unknown`.
 inline constexpr std::array<DTypeRow, 15> dtype_table{{{DType::f64, "F64", 8},
                                                        {DType::f32, "F32", 4},
                                                        {DType::f16, "F16", 2},
@@ -42,13 +42,15 @@ inline constexpr std::array<DTypeRow, 15> dtype_table{{{DType::f64, "F64", 8},
 
 }  // namespace detail
 
-/// As safetensors spells it: "F32", "BF16", "BOOL", ….
+/// As safetensors spells it: "F32", "BF16", "BOOL", …; "unknown" for DType::unknown.
 constexpr std::string_view dtype_name(DType dtype) {
+    if (dtype == DType::unknown) return "unknown";
     return detail::dtype_table[static_cast<std::size_t>(dtype)].name;
 }
 
-/// Bytes of one element.
+/// Bytes of one element; 0 for DType::unknown.
 constexpr std::size_t dtype_size(DType dtype) {
+    if (dtype == DType::unknown) return 0;
     return detail::dtype_table[static_cast<std::size_t>(dtype)].bytes;
 }
 
@@ -96,6 +98,7 @@ constexpr bool dtype_converts_to(DType dtype) {
             return is_file_float<T>;
         case DType::f8_e4m3:
         case DType::f8_e5m2:
+        case DType::unknown:
             return false;
         default:
             return std::integral<T>;

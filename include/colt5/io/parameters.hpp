@@ -3,13 +3,17 @@
 
 // Parameters of modules in safetensors files, under the names of the PyTorch package's state_dict.
 
+#include <algorithm>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <initializer_list>
 #include <set>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -36,8 +40,9 @@ inline std::string joined_name(const std::string& prefix, const std::string& nam
     return prefix.empty() || prefix.ends_with('.') ? prefix + name : prefix + "." + name;
 }
 
-/// Loads several objects from one file, all of them or none: `add` checks names and shapes, `finish` reports everything
-/// that is wrong at once, or reads all data and only then assigns.
+/// Loads several objects from one file, all of them or none: `add` and `add_values` check names and shapes, `finish`
+/// reports everything that is wrong at once, or reads all data and only then assigns. What stands in the file beside
+/// an object, under its prefix, must be named by one of the calls, in any order.
 template <Policy P>
 class ParameterLoader {
 public:
@@ -46,35 +51,29 @@ public:
     /// `Module` visits the parameters of `object`: a module, or something of the same structure such as gradients.
     template <typename Module, typename Object>
     void add(Object& object, const std::string& prefix) {
-        std::set<std::string> expected;
-        const auto full_name = [&](const std::string& name) {
-            return *expected.insert(joined_name(prefix, name)).first;
-        };
+        beginnings_.push_back(joined_name(prefix, ""));
         Module::each_parameter(
-            StateVisitor{[&](const std::string& name, auto& tensor) { add_tensor(full_name(name), tensor); },
-                         [&](const std::string& name, std::uint64_t& number) { add_number(full_name(name), number); }},
+            StateVisitor{
+                [&](const std::string& name, auto& tensor) { add_tensor(joined_name(prefix, name), tensor); },
+                [&](const std::string& name, std::uint64_t& number) { add_number(joined_name(prefix, name), number); }},
             "", object);
-        const std::string beginning = joined_name(prefix, "");
-        for (const auto& [name, entry] : file_.entries())
-            if (name.starts_with(beginning) && !expected.contains(name))
-                problems_.push_back("tensor " + backquoted(name) + " is unexpected: the module has no such parameter");
     }
 
     /// One tensor of the file, to be handed to `assign` as a vector of T.
     template <typename T, typename Assign>
     void add_values(const std::string& name, const std::vector<Index>& shape, Assign assign) {
+        expected_.insert(name);
         if (!file_.contains(name)) {
-            problems_.push_back("tensor " + backquoted(name) + " is missing");
+            add_problem({"tensor ", backquoted(name), " is missing"});
             return;
         }
         const SafetensorsEntry& entry = file_.entry(name);
         if (entry.shape != shape)
-            problems_.push_back("tensor " + backquoted(name) + " must have shape " + list_string(shape) + ", but has " +
-                                list_string(entry.shape));
+            add_problem({"tensor ", backquoted(name), " must have shape ", list_string(shape), ", but has ",
+                         list_string(entry.shape)});
         else if (!dtype_converts_to<T>(entry.dtype))
-            problems_.push_back("tensor " + backquoted(name) + " must convert to " +
-                                std::string(dtype_name(dtype_of<T>())) + ", but holds " +
-                                std::string(dtype_name(entry.dtype)));
+            add_problem({"tensor ", backquoted(name), " must convert to ", dtype_name(dtype_of<T>()), ", but holds ",
+                         printable(entry.dtype_text)});
         else
             readers_.push_back([this, name, assign]() -> Assignment {
                 return [assign, values = file_.read<T>(name)] { assign(values); };
@@ -82,10 +81,14 @@ public:
     }
 
     void finish() {
-        if (!problems_.empty()) {
-            std::string all;
-            for (const std::string& problem : problems_) all += (all.empty() ? "" : "\n  ") + problem;
-            throw_file_error(file_.path(), (problems_.size() > 1 ? "\n  " : "") + all);
+        for (const auto& [name, entry] : file_.entries())
+            if (!expected_.contains(name) && std::any_of(beginnings_.begin(), beginnings_.end(),
+                                                         [&](const std::string& b) { return name.starts_with(b); }))
+                add_problem({"tensor ", backquoted(name), " is unexpected: the module has no such parameter"});
+        if (problems_ > 0) {
+            if (problems_ > most_problems)
+                problem_list_ += concat({"\n  and ", std::to_string(problems_ - most_problems), " more"});
+            throw_file_error(file_.path(), problems_ > 1 ? problem_list_ : problem_list_.substr(3));
         }
         std::vector<Assignment> assignments;
         for (const Reader& read : readers_) assignments.push_back(read());
@@ -102,6 +105,13 @@ private:
         add_values<std::uint64_t>(name, {},
                                   [&number](const std::vector<std::uint64_t>& values) { number = values[0]; });
     }
+    /// A message lists no more of them.
+    static constexpr std::size_t most_problems = 20;
+
+    void add_problem(std::initializer_list<std::string_view> what) {
+        if (++problems_ <= most_problems) problem_list_.append("\n  ").append(concat(what));
+    }
+
     template <typename T, Index... Extents>
     void add_tensor(const std::string& name, Tensor<T, P, Extents...>& tensor) {
         add_values<T>(name, {tensor.shape().begin(), tensor.shape().end()},
@@ -112,7 +122,10 @@ private:
 
     const P& policy_;
     const SafetensorsFile& file_;
-    std::vector<std::string> problems_;
+    std::vector<std::string> beginnings_;  // of the names that belong to the objects
+    std::set<std::string> expected_;
+    std::size_t problems_ = 0;
+    std::string problem_list_;  // the first of them, each on a line
     std::vector<Reader> readers_;
 };
 
@@ -131,7 +144,7 @@ public:
             "", object);
     }
 
-    template <typename Number>
+    template <std::integral Number>
     void add_number(const std::string& name, Number number) {
         specs_.push_back({name, dtype_of<Number>(), {}});
         writes_.push_back(

@@ -17,11 +17,13 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -50,22 +52,23 @@ public:
     explicit SafetensorsFile(const std::filesystem::path& path) : file_(path) {
         constexpr std::uint64_t prefix = sizeof(std::uint64_t);
         if (file_.size() < prefix)
-            fail("has " + std::to_string(file_.size()) + " bytes, but the size of the header alone takes " +
-                 std::to_string(prefix));
+            fail({"has ", std::to_string(file_.size()), " bytes, but the size of the header alone takes ",
+                  std::to_string(prefix)});
         std::uint64_t header_bytes = 0;
         file_.read_at(0, std::as_writable_bytes(std::span(&header_bytes, 1)));
         if (header_bytes > detail::largest_safetensors_header)
-            fail("the header claims " + std::to_string(header_bytes) + " bytes; the format allows " +
-                 std::to_string(detail::largest_safetensors_header));
+            fail_header(header_bytes, {"the header claims ", std::to_string(header_bytes), " bytes; the format allows ",
+                                       std::to_string(detail::largest_safetensors_header)});
         if (header_bytes > file_.size() - prefix)
-            fail("the header claims " + std::to_string(header_bytes) + " bytes, but the file has " +
-                 std::to_string(file_.size() - prefix) + " after the size of the header");
+            fail_header(header_bytes, {"the header claims ", std::to_string(header_bytes), " bytes, but the file has ",
+                                       std::to_string(file_.size() - prefix), " after the size of the header"});
 
         std::string header(static_cast<std::size_t>(header_bytes), '\0');
         file_.read_at(prefix, std::as_writable_bytes(std::span(header)));
-        if (!header.starts_with('{')) fail("the header must be a JSON object that begins with `{`");
+        if (!header.starts_with('{'))
+            fail_header(header_bytes, {"the header must be a JSON object that begins with `{`"});
         // The parser would take a zero byte for the end.
-        if (header.find('\0') != std::string::npos) fail("the header is not valid JSON: it holds a zero byte");
+        if (header.find('\0') != std::string::npos) fail({"the header is not valid JSON: it holds a zero byte"});
         detail::SafetensorsHeaderParser parser(path);
         nlohmann::json::sax_parse(header, &parser);
         entries_ = std::move(parser.entries);
@@ -82,7 +85,7 @@ public:
 
     const SafetensorsEntry& entry(const std::string& name) const {
         const auto found = entries_.find(name);
-        if (found == entries_.end()) fail("has no tensor " + detail::backquoted(name));
+        if (found == entries_.end()) fail({"has no tensor ", detail::backquoted(name)});
         return found->second;
     }
 
@@ -119,8 +122,8 @@ public:
                       "colt5: tensors are read as float, double, bfloat16, float16, bool or integers");
         const SafetensorsEntry& tensor = entry(name);
         if (tensor.size() != values.size())
-            fail("tensor " + detail::backquoted(name) + " has " + std::to_string(tensor.size()) + " elements, but " +
-                 std::to_string(values.size()) + " are wanted");
+            fail({"tensor ", detail::backquoted(name), " has ", std::to_string(tensor.size()), " elements, but ",
+                  std::to_string(values.size()), " are wanted"});
         switch (tensor.dtype) {
             case DType::f64:
                 return convert<double>(name, values, std::identity{});
@@ -149,17 +152,29 @@ public:
                 return convert<std::uint8_t>(name, values, std::identity{});
             case DType::f8_e4m3:
             case DType::f8_e5m2:
+            case DType::unknown:
                 fail_conversion<T>(name);
         }
     }
 
 private:
-    [[noreturn]] void fail(const std::string& what) const { detail::throw_file_error(path(), what); }
+    [[noreturn]] void fail(std::initializer_list<std::string_view> what) const {
+        detail::throw_file_error(path(), detail::concat(what));
+    }
+    /// Says what the file looks like, if it is of another kind, or else `what` is wrong with its header of so many
+    /// bytes.
+    [[noreturn]] void fail_header(std::uint64_t header_bytes, std::initializer_list<std::string_view> what) const {
+        constexpr std::uint64_t longest = 64;
+        std::string beginning(static_cast<std::size_t>(std::min(longest, file_.size())), '\0');
+        file_.read_at(0, std::as_writable_bytes(std::span(beginning)));
+        const std::string_view kind = detail::other_file_kind(beginning, header_bytes);
+        kind.empty() ? fail(what) : fail({kind});
+    }
 
     template <typename T>
     [[noreturn]] void fail_conversion(const std::string& name) const {
-        fail("tensor " + detail::backquoted(name) + " holds " + std::string(dtype_name(entry(name).dtype)) +
-             ", which does not convert to " + std::string(dtype_name(dtype_of<T>())));
+        fail({"tensor ", detail::backquoted(name), " holds ", detail::printable(entry(name).dtype_text),
+              ", which does not convert to ", dtype_name(dtype_of<T>())});
     }
 
     template <typename T, typename Stored>
@@ -191,9 +206,8 @@ private:
                 for (std::size_t i = 0; i < part.size(); ++i) {
                     const Value value = decode(part[i]);
                     if (!fits<T>(value))
-                        fail("tensor " + detail::backquoted(name) + " holds " + std::to_string(value) +
-                             " at position " + std::to_string(done + i) + ", which " +
-                             std::string(dtype_name(dtype_of<T>())) + " cannot hold");
+                        fail({"tensor ", detail::backquoted(name), " holds ", std::to_string(value), " at position ",
+                              std::to_string(done + i), ", which ", dtype_name(dtype_of<T>()), " cannot hold"});
                     values[done + i] = static_cast<T>(value);
                 }
             }
@@ -243,7 +257,7 @@ public:
         if (!metadata.empty()) {
             field(std::string(detail::safetensors_metadata_key)) += '{';
             for (const auto& [key, value] : metadata)
-                header += (header.ends_with('{') ? "" : ",") + json_string(key) + ':' + json_string(value);
+                header += detail::concat({header.ends_with('{') ? "" : ",", json_string(key), ":", json_string(value)});
             header += '}';
         }
         std::uint64_t end = 0;
@@ -251,10 +265,10 @@ public:
             const Pending pending = place(*tensor, end);
             end = pending.end;
             if (!pending_.emplace(tensor->name, pending).second)
-                throw ValueError("colt5: two tensors are called " + detail::backquoted(tensor->name));
-            field(tensor->name) += "{\"dtype\":\"" + std::string(dtype_name(tensor->dtype)) +
-                                   "\",\"shape\":" + json_list(tensor->shape) +
-                                   ",\"data_offsets\":" + json_list(std::vector{pending.begin, pending.end}) + '}';
+                throw ValueError(detail::concat({"colt5: two tensors are called ", detail::backquoted(tensor->name)}));
+            field(tensor->name) +=
+                detail::concat({"{\"dtype\":\"", dtype_name(tensor->dtype), "\",\"shape\":", json_list(tensor->shape),
+                                ",\"data_offsets\":", json_list(std::vector{pending.begin, pending.end}), "}"});
         }
         write_header(header + '}');
     }
@@ -263,18 +277,21 @@ public:
     void write(const std::string& name, std::span<const std::byte> bytes) {
         const auto found = pending_.find(name);
         if (found == pending_.end())
-            throw ValueError("colt5: tensor " + detail::backquoted(name) + " was not announced, or is written already");
+            throw ValueError(detail::concat(
+                {"colt5: tensor ", detail::backquoted(name), " was not announced, or is written already"}));
         const auto [begin, end] = found->second;
-        expect_value(bytes.size() == end - begin, "bytes",
-                     "the " + std::to_string(end - begin) + " bytes of tensor " + detail::backquoted(name),
-                     bytes.size());
+        expect_value(
+            bytes.size() == end - begin, "bytes",
+            detail::concat({"the ", std::to_string(end - begin), " bytes of tensor ", detail::backquoted(name)}),
+            bytes.size());
         file_.write_at(data_begin_ + begin, bytes);
         pending_.erase(found);
     }
 
     void commit() {
         if (!pending_.empty())
-            throw ValueError("colt5: tensor " + detail::backquoted(pending_.begin()->first) + " has not been written");
+            throw ValueError(detail::concat(
+                {"colt5: tensor ", detail::backquoted(pending_.begin()->first), " has not been written"}));
         file_.commit();
     }
 
@@ -285,11 +302,14 @@ private:
 
     static Pending place(const SafetensorsSpec& tensor, std::uint64_t begin) {
         if (tensor.name == detail::safetensors_metadata_key)
-            throw ValueError("colt5: no tensor can be called " + detail::backquoted(tensor.name));
+            throw ValueError(detail::concat({"colt5: no tensor can be called ", detail::backquoted(tensor.name)}));
+        expect_value(tensor.dtype != DType::unknown, "dtype", "one that the library knows", "DType::unknown");
         for (const Index extent : tensor.shape)
             expect_value(extent >= 0, "shape", "non-negative in every dimension", detail::list_string(tensor.shape));
         const std::optional<std::uint64_t> bytes = detail::tensor_bytes(tensor.dtype, tensor.shape);
         expect_value(bytes.has_value(), "shape", "of a size that fits into memory", detail::list_string(tensor.shape));
+        expect_value(*bytes <= detail::largest_count - begin, "tensors", "of a size that fits into a file",
+                     "more than 2^63 - 1 bytes");
         return {begin, begin + *bytes};
     }
 
@@ -297,13 +317,13 @@ private:
         try {
             return nlohmann::json(text).dump();
         } catch (const nlohmann::json::exception& error) {
-            throw ValueError(std::string("colt5: names and metadata must be UTF-8: ") + error.what());
+            throw ValueError(detail::concat({"colt5: names and metadata must be UTF-8: ", error.what()}));
         }
     }
     template <typename Number>
     static std::string json_list(const std::vector<Number>& numbers) {
         std::string text = "[";
-        for (const Number number : numbers) text += (text.size() > 1 ? "," : "") + std::to_string(number);
+        for (const Number number : numbers) text.append(text.size() > 1 ? "," : "").append(std::to_string(number));
         return text + ']';
     }
 
