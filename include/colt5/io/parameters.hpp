@@ -99,12 +99,6 @@ private:
     using Assignment = std::function<void()>;
     using Reader = std::function<Assignment()>;
 
-    /// Of a state: it stays as it is where the file has none.
-    void add_number(const std::string& name, std::uint64_t& number) {
-        if (!file_.contains(name)) return;
-        add_values<std::uint64_t>(name, {},
-                                  [&number](const std::vector<std::uint64_t>& values) { number = values[0]; });
-    }
     /// A message lists no more of them.
     static constexpr std::size_t most_problems = 20;
 
@@ -112,6 +106,12 @@ private:
         if (++problems_ <= most_problems) problem_list_.append("\n  ").append(concat(what));
     }
 
+    /// Of a state: it stays as it is where the file has none.
+    void add_number(const std::string& name, std::uint64_t& number) {
+        if (!file_.contains(name)) return;
+        add_values<std::uint64_t>(name, {},
+                                  [&number](const std::vector<std::uint64_t>& values) { number = values[0]; });
+    }
     template <typename T, Index... Extents>
     void add_tensor(const std::string& name, Tensor<T, P, Extents...>& tensor) {
         add_values<T>(name, {tensor.shape().begin(), tensor.shape().end()},
