@@ -93,23 +93,6 @@ void each_router(Module& module, const std::string& prefix, const F& f) {
     }
 }
 
-/// Calls f(name, routing) for each of a pass.
-template <typename Pass, typename F>
-void each_routing(const Pass& pass, const std::string& prefix, const F& f) {
-    if constexpr (requires { pass.attn; }) {
-        each_routing(pass.attn, prefix + "conditional_attn.", f);
-        each_routing(pass.ff, prefix + "conditional_ff.", f);
-    } else if constexpr (requires { pass.routed; }) {
-        f(prefix + "router", pass.routed.routing);
-    } else if constexpr (requires { pass.routed_q->routing; }) {  // cross attention may leave either out
-        if (pass.routed_q) f(prefix + "q_router", pass.routed_q->routing);
-        if (pass.routed_kv) f(prefix + "kv_router", pass.routed_kv->routing);
-    } else {
-        f(prefix + "q_router", pass.routed_q.routing);
-        f(prefix + "kv_router", pass.routed_kv.routing);
-    }
-}
-
 /// Hands each router the noise that the reference's drew. Returns what holds it.
 template <Policy P, typename Module>
 auto give_noise(const P& policy, File& file, Module& module) {
@@ -147,8 +130,8 @@ Arrays run_module(const P& policy, File& file, Rounding rounded) {
         results["out.y, inference"] = array_of(policy, module(arguments...));
         const auto pass = module.forward(arguments...);
         results["out.y"] = array_of(policy, pass.out);
-        each_routing(pass, "routing.", [&](const std::string& router, const auto& routing) {
-            results[router] = array_of(policy, routing.indices);
+        pass.each_routing([&](const std::string& router, const auto& routing) {
+            results["routing." + router] = array_of(policy, routing.indices);
         });
         return module.backward(pass, cotangent, gradients);
     };

@@ -85,6 +85,6 @@ TEST_CASE("copies: what does not fit changes nothing") {
     to.heavy_ff.project.bias = {policy, {9}};  // the last parameter
     const auto before = to_host(policy, to.router.routing_token);
     CHECK_THROWS_WITH_AS(copy_parameters(policy, to, from),
-                         "colt5: `to.heavy_ff.3.bias` must have shape (8), but has (9)", ShapeError);
+                         "colt5: `to.heavy_ff.project.bias` must have shape (8), but has (9)", ShapeError);
     CHECK(to_host(policy, to.router.routing_token) == before);
 }

@@ -93,6 +93,16 @@ void expect_like(std::string_view argument, const Of& module, const Other& other
     Module::each_parameter(detail::ExpectLike{argument}, "", module, other);
 }
 
+/// Whether expect_like would not throw. Of a part of a module, whose names are short, it asks the system for no memory.
+template <typename Module, typename Of, typename Other>
+bool is_like(const Of& module, const Other& other) {
+    bool same = true;
+    Module::each_parameter([&](const std::string&, const auto& parameter,
+                               const auto& value) { same = same && value && value.shape() == parameter.shape(); },
+                           "", module, other);
+    return same;
+}
+
 /// Throws if any of `gradients` is empty, as those are that make_gradients() has not made.
 template <typename Module, typename Gradients>
 void expect_gradients(const Gradients& gradients) {

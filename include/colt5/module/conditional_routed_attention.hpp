@@ -4,6 +4,7 @@
 #include <colt5/module/config.hpp>
 #include <colt5/module/heavy_attention.hpp>
 #include <colt5/module/light_attention.hpp>
+#include <colt5/module/pass.hpp>
 
 namespace colt5 {
 
@@ -72,6 +73,14 @@ public:
                                                          Index())) routed_kv;
         Tensor<bool, P, dynamic, dynamic, dynamic> kv_mask;  // (b, r, kv), if there is a mask
         typename HeavyAttention<Scalar, P>::Pass heavy;
+        PassOrigin origin;
+
+        /// f(prefix + the router's name, Routing) for each router.
+        template <typename F>
+        void each_routing(F&& f, const std::string& prefix = "") const {
+            f(prefix + "q_router", routed_q.routing);
+            f(prefix + "kv_router", routed_kv.routing);
+        }
     };
 
     explicit ConditionalRoutedAttention(const P& policy, Seed seed = {})
@@ -87,9 +96,9 @@ public:
 
     /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d), plus the tokens if `residual` says so. Keeps nothing.
     template <Viewable X>
-    Out operator()(const X& tokens, Mask mask = {}, AttentionTokens counts = {},
+    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, AttentionTokens counts = {},
                    Residual residual = Residual::none) const {
-        const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        const auto x = detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask);
         expect_parameters();
         const Index q = num_q(counts), kv = num_kv(counts);
         Beside beside(policy_);
@@ -109,10 +118,10 @@ public:
     }
 
     /// The same, with what backward reads.
-    template <Viewable X>
-    Pass forward(const X& tokens, Mask mask = {}, AttentionTokens counts = {},
+    template <typename X>
+    Pass forward(X&& tokens, Kept<Mask, P> mask = {}, AttentionTokens counts = {},
                  Residual residual = Residual::none) const {
-        const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        const auto x = detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask);
         expect_parameters();
         const Index q = num_q(counts), kv = num_kv(counts);
         Beside beside(policy_);
@@ -138,13 +147,9 @@ public:
                 std::move(routed_q),
                 std::move(routed_kv),
                 std::move(kv_mask),
-                std::move(heavy)};
+                std::move(heavy),
+                PassOrigin(policy_, identity(), x)};
     }
-
-    /// The pass reads its tokens again: a temporary would be gone by then.
-    template <typename T, Index... E>
-    Pass forward(Tensor<T, P, E...>&& tokens, Mask mask = {}, AttentionTokens counts = {},
-                 Residual residual = Residual::none) const = delete;
 
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
@@ -161,6 +166,7 @@ public:
     template <Viewable D>
     Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
         expect_backward(pass, d_out, gradients);
+        expect_not_output(d_out, pass.out);
         Pass taken = std::move(pass);
         Beside beside(policy_);
         auto heavy = heavy_gradients(beside.policy(), taken);  // before a gap opens, which the result is to fill
@@ -175,6 +181,14 @@ public:
         light_attn.expect_parameters("light_attn.", config.dim);
         heavy_attn.expect_parameters("heavy_attn.", config.dim);
     }
+    /// Throws ValueError unless forward of this module returned the pass, and nothing has used it up.
+    void expect_pass(const Pass& pass) const { pass.origin.expect(policy_, identity(), pass.tokens); }
+    /// Whether gradients have the shapes of those that make_gradients() makes.
+    bool fits(const Gradients& gradients) const {
+        return is_like<LightAttention<Scalar, P>>(light_attn, gradients.light_attn) &&
+               is_like<QRouter>(q_router, gradients.q_router) && is_like<KVRouter>(kv_router, gradients.kv_router) &&
+               is_like<HeavyAttention<Scalar, P>>(heavy_attn, gradients.heavy_attn);
+    }
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
     const P& policy() const { return policy_; }
 
@@ -187,12 +201,15 @@ public:
     }
 
 private:
+    const void* identity() const { return light_attn.to_out.weight.data(); }
+
     /// Before anything is touched.
     template <Viewable D>
     void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
+        expect_pass(pass);
         expect_parameters();
-        expect_like<ConditionalRoutedAttention>("gradients", *this, gradients);
-        expect<Tokens>("d_out", d_out);
+        if (!fits(gradients)) expect_like<ConditionalRoutedAttention>("gradients", *this, gradients);
+        expect<Tokens, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), pass.tokens.shape());
     }
 

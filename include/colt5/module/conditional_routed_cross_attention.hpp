@@ -3,6 +3,7 @@
 
 #include <colt5/module/config.hpp>
 #include <colt5/module/heavy_attention.hpp>
+#include <colt5/module/pass.hpp>
 
 namespace colt5 {
 
@@ -62,6 +63,7 @@ public:
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> picked_kv;  // (b, r, kv, d), if the context is routed
         Tensor<bool, P, dynamic, dynamic, dynamic> picked_mask;           // (b, r, kv), if there is a context mask
         typename HeavyAttention<Scalar, P>::Pass heavy;
+        PassOrigin origin;
 
         TokensView<const Scalar> queries() const { return routed_q ? picked_q.const_view() : x; }
         View<const Scalar, dynamic, dynamic, dynamic, dynamic> keys() const {  // (b, r, kv, d)
@@ -73,6 +75,13 @@ public:
         }
         TokensView<const Logit> key_scores() const {
             return routed_kv ? routed_kv->routing.scores.const_view() : TokensView<const Logit>();
+        }
+
+        /// f(prefix + the router's name, Routing) for each router that has chosen.
+        template <typename F>
+        void each_routing(F&& f, const std::string& prefix = "") const {
+            if (routed_q) f(prefix + "q_router", routed_q->routing);
+            if (routed_kv) f(prefix + "kv_router", routed_kv->routing);
         }
     };
     /// What backward reads. Queries, context and masks must outlive it.
@@ -98,7 +107,7 @@ public:
 
     /// x (b, n, d), context (b, m, d), mask (b, n) and context_mask (b, m), each may be absent  →  (b, n, d)
     template <Viewable X, Viewable C>
-    Out operator()(const X& x, const C& context, Mask mask = {}, Mask context_mask = {},
+    Out operator()(const X& x, const C& context, Argument<Mask, P> mask = {}, Argument<Mask, P> context_mask = {},
                    CrossAttentionTokens counts = {}) const {
         struct Routed {
             Routing<accumulate_t<Scalar>, P> routing;
@@ -111,28 +120,23 @@ public:
     }
 
     /// The same, with what backward reads.
-    template <Viewable X, Viewable C>
-    Pass forward(const X& x, const C& context, Mask mask = {}, Mask context_mask = {},
+    template <typename X, typename C>
+    Pass forward(X&& x, C&& context, Kept<Mask, P> mask = {}, Kept<Mask, P> context_mask = {},
                  CrossAttentionTokens counts = {}) const {
+        detail::expect_kept_tokens<Tokens, P>("x", std::forward<X>(x), "mask", mask);
+        detail::expect_kept_tokens<Tokens, P>("context", std::forward<C>(context), "context_mask", context_mask);
         return attend<Pass>(x, context, mask, context_mask, counts, [&](const auto& router, const auto&... arguments) {
             return router.forward(policy_, arguments...);
         });
     }
 
-    /// The pass reads its inputs again: a temporary would be gone by then.
-    template <typename T, Index... E, Viewable C>
-    Pass forward(Tensor<T, P, E...>&& x, const C& context, Mask mask = {}, Mask context_mask = {},
-                 CrossAttentionTokens counts = {}) const = delete;
-    template <Viewable X, typename T, Index... E>
-    Pass forward(const X& x, Tensor<T, P, E...>&& context, Mask mask = {}, Mask context_mask = {},
-                 CrossAttentionTokens counts = {}) const = delete;
-
     /// Adds to the gradients of the parameters.
     template <Viewable D>
     InputGradients backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
+        pass.origin.expect(policy_, identity(), pass.x, pass.context);
         heavy_attn.expect_parameters("heavy_attn.", config.dim);
-        expect_like<ConditionalRoutedCrossAttention>("gradients", *this, gradients);
-        expect<Tokens>("d_out", d_out);
+        if (!fits(gradients)) expect_like<ConditionalRoutedCrossAttention>("gradients", *this, gradients);
+        expect<Tokens, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), pass.x.shape());
         using Logit = accumulate_t<Scalar>;
         Out d_heavy;                      // (b, q, d) or (b, n, d)
@@ -169,6 +173,11 @@ public:
         return inputs;
     }
 
+    /// Whether gradients have the shapes of those that make_gradients() makes.
+    bool fits(const Gradients& gradients) const {
+        return is_like<QRouter>(q_router, gradients.q_router) && is_like<KVRouter>(kv_router, gradients.kv_router) &&
+               is_like<HeavyAttention<Scalar, P>>(heavy_attn, gradients.heavy_attn);
+    }
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
     const P& policy() const { return policy_; }
 
@@ -180,12 +189,14 @@ public:
     }
 
 private:
+    const void* identity() const { return heavy_attn.to_out.weight.data(); }
+
     template <typename SomePass, Viewable X, Viewable C, typename Route>
     SomePass attend(const X& x, const C& context, Mask mask, Mask context_mask, const CrossAttentionTokens& counts,
                     const Route& route) const {
         SomePass pass;
-        pass.x = detail::expect_tokens<Tokens>("x", x, "mask", mask);
-        pass.context = detail::expect_tokens<Tokens>("context", context, "context_mask", context_mask);
+        pass.x = detail::expect_tokens<Tokens, P>("x", x, "mask", mask);
+        pass.context = detail::expect_tokens<Tokens, P>("context", context, "context_mask", context_mask);
         expect_shape("context", context.shape(), {x.extent(0), dynamic, config.dim});
         heavy_attn.expect_parameters("heavy_attn.", config.dim);
         pass.mask = mask;
@@ -212,6 +223,7 @@ private:
         } else {
             copy_real(pass.out, pass.heavy.out, mask);
         }
+        pass.origin = PassOrigin(policy_, identity(), pass.x, pass.context);
         return pass;
     }
 

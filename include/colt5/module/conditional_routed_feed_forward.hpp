@@ -3,6 +3,7 @@
 
 #include <colt5/module/config.hpp>
 #include <colt5/module/feed_forward.hpp>
+#include <colt5/module/pass.hpp>
 
 namespace colt5 {
 
@@ -53,6 +54,13 @@ public:
         Out heavy_out;  // (b, k, d), not yet times the score
         decltype(std::declval<const RouterType&>().forward(std::declval<const P&>(), TokensView<const Scalar>(), Mask(),
                                                            Index())) routed;
+        PassOrigin origin;
+
+        /// f(prefix + the router's name, Routing) for each router.
+        template <typename F>
+        void each_routing(F&& f, const std::string& prefix = "") const {
+            f(prefix + "router", routed.routing);
+        }
     };
 
     explicit ConditionalRoutedFeedForward(const P& policy, Seed seed = {})
@@ -66,9 +74,9 @@ public:
 
     /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d), plus the tokens if `residual` says so. Keeps nothing.
     template <Viewable X>
-    Out operator()(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {},
+    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, FeedForwardTokens counts = {},
                    Residual residual = Residual::none) const {
-        const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        const auto x = detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask);
         expect_parameters();
         Beside beside(policy_);
         const P& aside = beside.policy();
@@ -84,10 +92,10 @@ public:
     }
 
     /// The same, with what backward reads.
-    template <Viewable X>
-    Pass forward(const X& tokens, Mask mask = {}, FeedForwardTokens counts = {},
+    template <typename X>
+    Pass forward(X&& tokens, Kept<Mask, P> mask = {}, FeedForwardTokens counts = {},
                  Residual residual = Residual::none) const {
-        const auto x = detail::expect_tokens<Tokens>("tokens", tokens, "mask", mask);
+        const auto x = detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask);
         expect_parameters();
         Beside beside(policy_);
         const P& aside = beside.policy();
@@ -102,14 +110,16 @@ public:
         auto scaled = tensor_like(policy_, heavy_out);
         assign(policy_, scaled, heavy_out * column(routed.routing.scores));
         scatter(policy_, how, out.view(), scaled, indices);
-        return {std::move(out),       x.const_view(),   mask, residual, std::move(light), std::move(heavy),
-                std::move(heavy_out), std::move(routed)};
+        return {std::move(out),
+                x.const_view(),
+                mask,
+                residual,
+                std::move(light),
+                std::move(heavy),
+                std::move(heavy_out),
+                std::move(routed),
+                PassOrigin(policy_, identity(), x)};
     }
-
-    /// The pass reads its tokens again: a temporary would be gone by then.
-    template <typename T, Index... E>
-    Pass forward(Tensor<T, P, E...>&& tokens, Mask mask = {}, FeedForwardTokens counts = {},
-                 Residual residual = Residual::none) const = delete;
 
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
@@ -126,6 +136,7 @@ public:
     template <Viewable D>
     Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
         expect_backward(pass, d_out, gradients);
+        expect_not_output(d_out, pass.out);
         Pass taken = std::move(pass);
         Beside beside(policy_);
         auto heavy = heavy_gradients(beside.policy(), taken);  // before a gap opens, which the result is to fill
@@ -141,6 +152,14 @@ public:
         light_ff.expect_parameters("light_ff.", config.dim);
         heavy_ff.expect_parameters("heavy_ff.", config.dim);
     }
+    /// Throws ValueError unless forward of this module returned the pass, and nothing has used it up.
+    void expect_pass(const Pass& pass) const { pass.origin.expect(policy_, identity(), pass.tokens); }
+    /// Whether gradients have the shapes of those that make_gradients() makes.
+    bool fits(const Gradients& gradients) const {
+        return is_like<RouterType>(router, gradients.router) &&
+               is_like<FeedForward<Scalar, P>>(light_ff, gradients.light_ff) &&
+               is_like<FeedForward<Scalar, P>>(heavy_ff, gradients.heavy_ff);
+    }
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
     const P& policy() const { return policy_; }
 
@@ -152,12 +171,15 @@ public:
     }
 
 private:
+    const void* identity() const { return light_ff.hidden.weight.data(); }
+
     /// Before anything is touched.
     template <Viewable D>
     void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
+        expect_pass(pass);
         expect_parameters();
-        expect_like<ConditionalRoutedFeedForward>("gradients", *this, gradients);
-        expect<Tokens>("d_out", d_out);
+        if (!fits(gradients)) expect_like<ConditionalRoutedFeedForward>("gradients", *this, gradients);
+        expect<Tokens, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), pass.tokens.shape());
     }
 

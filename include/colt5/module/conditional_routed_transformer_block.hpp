@@ -59,6 +59,13 @@ public:
         Out out;                        // (b, n, d)
         typename Attention::Pass attn;  // its `out` is attn(x) + x
         typename FeedForward::Pass ff;
+
+        /// f(prefix + the router's name, Routing) for each router.
+        template <typename F>
+        void each_routing(F&& f, const std::string& prefix = "") const {
+            ff.each_routing(f, prefix + "conditional_ff.");
+            attn.each_routing(f, prefix + "conditional_attn.");
+        }
     };
 
     explicit ConditionalRoutedTransformerBlock(const P& policy, Seed seed = {})
@@ -70,7 +77,7 @@ public:
 
     /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Keeps nothing.
     template <Viewable X>
-    Out operator()(const X& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const {
+    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, TransformerBlockTokens counts = {}) const {
         const auto of_attn = attention_tokens(counts);
         const auto of_ff = feed_forward_tokens(counts);
         conditional_ff.expect_parameters();
@@ -79,20 +86,16 @@ public:
     }
 
     /// The same, with what backward reads.
-    template <Viewable X>
-    Pass forward(const X& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const {
+    template <typename X>
+    Pass forward(X&& tokens, Kept<Mask, P> mask = {}, TransformerBlockTokens counts = {}) const {
         const auto of_attn = attention_tokens(counts);  // before a router counts its calls
         const auto of_ff = feed_forward_tokens(counts);
         conditional_ff.expect_parameters();
-        auto attn = conditional_attn.forward(tokens, mask, of_attn, Residual::tokens);
+        auto attn = conditional_attn.forward(std::forward<X>(tokens), mask, of_attn, Residual::tokens);
         auto ff = conditional_ff.forward(attn.out, mask, of_ff, Residual::tokens);
         auto out = std::move(ff.out);  // (b, n, d)
         return {std::move(out), std::move(attn), std::move(ff)};
     }
-
-    /// The pass reads its tokens again: a temporary would be gone by then.
-    template <typename T, Index... E>
-    Pass forward(Tensor<T, P, E...>&& tokens, Mask mask = {}, TransformerBlockTokens counts = {}) const = delete;
 
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
     template <Viewable D>
@@ -107,6 +110,7 @@ public:
     template <Viewable D>
     Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
         expect_backward(pass, d_out, gradients);
+        expect_not_output(d_out, pass.out);
         pass.ff.out = std::move(pass.out);
         const auto d_x = conditional_ff.backward(std::move(pass.ff), d_out, gradients.conditional_ff);  // (b, n, d)
         return conditional_attn.backward(std::move(pass.attn), d_x, gradients.conditional_attn);
@@ -125,10 +129,13 @@ private:
     /// Before anything is touched.
     template <Viewable D>
     void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
+        conditional_attn.expect_pass(pass.attn);
+        conditional_ff.expect_pass(pass.ff);
         conditional_attn.expect_parameters();
         conditional_ff.expect_parameters();
-        expect_like<ConditionalRoutedTransformerBlock>("gradients", *this, gradients);
-        expect<typename Attention::Tokens>("d_out", d_out);
+        if (!conditional_attn.fits(gradients.conditional_attn) || !conditional_ff.fits(gradients.conditional_ff))
+            expect_like<ConditionalRoutedTransformerBlock>("gradients", *this, gradients);
+        expect<typename Attention::Tokens, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), pass.attn.tokens.shape());
     }
 

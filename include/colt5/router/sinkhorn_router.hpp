@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include <colt5/core/argument.hpp>
 #include <colt5/expr/expr.hpp>
 #include <colt5/op/pick.hpp>
 #include <colt5/op/sinkhorn.hpp>
@@ -25,8 +26,14 @@ struct GumbelNoise {
     /// Evaluation (`route`) draws the same noise at every call and for every sample, none of which training draws: a
     /// sequence alone is routed as in any batch, and nothing changes.
     static GumbelNoise seeded(Seed seed) { return {Source::seeded, seed, {}}; }
-    /// This noise at every call; it must outlive the calls.
-    static GumbelNoise given(TokensView<const Logit> values) { return {Source::given, {}, values}; }
+    /// This noise at every call; the tensor must outlive the calls.
+    template <typename Noise>
+    static GumbelNoise given(Noise&& values) {
+        static_assert(
+            outlives_call<Noise>,
+            "colt5: the router keeps a view of its noise: give the tensor a name, a temporary is gone by then");
+        return {Source::given, {}, values};
+    }
     /// None: all slots then choose the same token.
     static GumbelNoise none() { return {Source::none, {}, {}}; }
 
