@@ -2,7 +2,9 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "samples.hpp"
@@ -119,6 +121,53 @@ TEST_CASE("assign: one value per row goes to a vector, to leading axes, or over 
         CHECK(vector.view()[i] == sum);
         CHECK(matrix.data()[i] == 2 * sum);
         CHECK(filled.data()[4 * i + 3] == sum);
+    }
+}
+
+TEST_CASE("assign: an expression with a row or column too few or too many is refused, and nothing is written") {
+    const Cpu policy(1);
+    constexpr Index rows = 3, columns = 5;
+    const auto refused = [&](auto&& expression_of) {
+        for (const auto& [i, j] : {std::array<Index, 2>{0, -1}, {0, 1}, {-1, 0}, {1, 0}, {0, -columns}, {-rows, 0}}) {
+            CAPTURE(i);
+            CAPTURE(j);
+            const auto x = samples::matrix<float>(policy, rows + i, columns + j, 1, 2);
+            const auto of_columns = samples::vector<float>(policy, columns + j, 1, 2);
+            const auto of_rows = samples::vector<float>(policy, rows + i, 1, 2);
+            const auto expression = expression_of(x, of_columns, of_rows);
+            const auto shape = as_expression(expression).shape();
+            const bool fits = (shape[0] == dynamic || i == 0) && (shape[1] == dynamic || j == 0);
+            TokensTensor<float, Cpu> out(policy, {1, rows, columns});
+            assign(policy, out, -1);
+            if (fits) {
+                CHECK_NOTHROW(assign(policy, out, expression));
+                continue;
+            }
+            const std::string message =
+                "colt5: the expression has shape " + shape_string(shape) + ", but `out` has (1, 3, 5)";
+            CHECK_THROWS_WITH_AS(assign(policy, out, expression), message.c_str(), ShapeError);
+            CHECK(std::count(out.data(), out.data() + out.size(), -1.0f) == out.size());
+        }
+    };
+    refused([](const auto& x, const auto&, const auto&) { return as_expression(x); });
+    refused([](const auto& x, const auto&, const auto&) { return cast<float>(x > 1.5f); });
+    refused([](const auto&, const auto& v, const auto&) { return row(v); });
+    refused([](const auto&, const auto&, const auto& v) { return column(v); });
+    refused([](const auto&, const auto& v, const auto& w) { return row(v) * column(w); });
+    refused([](const auto& x, const auto& v, const auto& w) { return select(x > column(w), row(v), exp(x)); });
+    refused([](const auto& x, const auto&, const auto&) { return row_sum(x); });
+    refused([](const auto& x, const auto& v, const auto&) { return row_log_sum_exp(x) + row(v); });
+
+    // One entry per row: as many as `out` has elements.
+    VectorTensor<float, Cpu> vector(policy, {rows});
+    MatrixTensor<float, Cpu> leading(policy, {1, rows});
+    for (const Index wrong : {rows - 1, rows + 1}) {
+        const auto v = samples::vector<float>(policy, wrong, 1, 2);
+        const auto x = samples::matrix<float>(policy, wrong, columns, 1, 2);
+        CHECK_THROWS_AS(assign(policy, vector, column(v)), ShapeError);
+        CHECK_THROWS_AS(assign(policy, leading, column(v)), ShapeError);
+        CHECK_THROWS_AS(assign(policy, vector, row_max(x)), ShapeError);
+        CHECK_THROWS_AS(assign(policy, leading, row_max(x)), ShapeError);
     }
 }
 

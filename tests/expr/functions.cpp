@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "samples.hpp"
@@ -80,6 +82,47 @@ TEST_CASE_TEMPLATE("expressions: compound functions equal a loop", T, float, dou
     CHECK(wrong<T>(
               -5, 5, 4, [](const auto& x) { return silu(x); }, [&](double x) { return x * exact_sigmoid(x); }) ==
           "none");
+}
+
+TEST_CASE_TEMPLATE("expressions: GELU, its slope, SiLU and the sigmoid far below 0, and at the infinities", T, float,
+                   double) {
+    const auto exact_gelu = [](double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); };
+    const auto exact_slope = [](double x) {
+        return 0.5 * std::erfc(-x / std::sqrt(2.0)) + x * std::exp(-x * x / 2) * 0.39894228040143267794;
+    };
+    const auto exact_sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+    const auto silu_of = [](const auto& x) { return silu(x); };
+    const bool single = std::is_same_v<T, float>;
+    // beyond -8, the exact functions of double have larger errors than ours
+    const double end = single ? -13 : -8, ulps = single ? 8 : 120;
+    CHECK(wrong<T>(
+              end, 1, ulps, [](const auto& x) { return gelu(x); }, exact_gelu) == "none");
+    CHECK(wrong<T>(
+              end, -1, ulps, [](const auto& x) { return gelu_slope(x); }, exact_slope) == "none");
+    CHECK(wrong<T>(
+              single ? -87 : -708, 1, 4, [](const auto& x) { return sigmoid(x); }, exact_sigmoid) == "none");
+    CHECK(wrong<T>(single ? -91 : -708, 1, 6, silu_of, [&](double x) { return x * exact_sigmoid(x); }) == "none");
+
+    const Cpu policy(1);
+    const T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+    for (const Index columns : {1, 70}) {
+        VectorTensor<T, Cpu> x(policy, {columns}), y(policy, {columns});
+        const auto check = [&](T at, auto function, T want) {
+            assign(policy, x, at);
+            assign(policy, y, function(as_expression(x)));
+            for (const T value : to_host(policy, y)) CHECK((value == want || (std::isnan(value) && std::isnan(want))));
+        };
+        const auto gelu_of = [](const auto& a) { return gelu(a); };
+        const auto slope_of = [](const auto& a) { return gelu_slope(a); };
+        const auto sigmoid_of = [](const auto& a) { return sigmoid(a); };
+        for (const auto& [at, value, slope] :
+             {std::array{-infinity, T(0), T(0)}, std::array{infinity, infinity, T(1)}, std::array{nan, nan, nan}}) {
+            check(at, gelu_of, value);
+            check(at, silu_of, value);
+            check(at, slope_of, slope);
+            check(at, sigmoid_of, slope);
+        }
+    }
 }
 
 TEST_CASE("expressions: a number takes the type of its neighbour, on either side") {

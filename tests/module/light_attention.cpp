@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <limits>
+
 #include <colt5/module/light_attention.hpp>
 
 #include "module/checks.hpp"
@@ -73,30 +75,43 @@ TEST_CASE("LightAttention: agrees with a loop over the window, and its gradients
             }
 }
 
-TEST_CASE("LightAttention: parts of a batch agree with the whole") {
-    const auto results = [](MemoryPlan plan, MaskedRows masked_rows) {
+TEST_CASE("LightAttention: results do not depend on the plan") {
+    constexpr Index reach = 7, wide = 3 * heads * dim_head;
+    const auto results = [](MemoryPlan plan, MaskedRows masked_rows, Index length) {
         const Cpu policy(2, plan);
         SeedSequence seeds(Seed{1});
-        const LightAttention<double, Cpu> light(policy, seeds, dim, heads, dim_head, {7, masked_rows});
-        const auto x = normal<double>(policy, std::array<Index, 3>{3, 200, dim}, 0);
+        const LightAttention<double, Cpu> light(policy, seeds, dim, heads, dim_head, {reach, masked_rows});
+        const auto x = normal<double>(policy, std::array<Index, 3>{3, length, dim}, 0);
         const auto d_out = normal<double>(policy, x.shape(), 2);
-        auto mask = random_mask(policy, std::array<Index, 2>{3, 200}, 1, 0.6);
-        std::fill_n(&mask.view()(1, 60), 60, false);  // wider than the reach, over the edges of parts
+        auto mask = random_mask(policy, std::array<Index, 2>{3, length}, 1, 0.6);
+        // wider than the reach, over the edges of parts
+        std::fill_n(&mask.view()(1, length * 3 / 10), length * 3 / 10, false);
         auto out = tensor_like(policy, x), d_x = tensor_like(policy, x);
         const auto pass = light.forward(policy, out.view(), x, mask.const_view(), !plan.recompute);
+        // What a part leaves to the next one must not overlap the place that it is moved to: three halos.
+        Index first = 0;
+        for (const auto& part : pass.parts) {
+            first += part.q.extent(1);
+            if (first < length) CHECK(part.q.extent(1) >= 3 * light.attention.halo());
+            if (first == length) first = 0;
+        }
         auto gradients = zeros_like_parameters(policy, light);
         light.backward(policy, pass, d_x.view(), d_out, x, mask.const_view(), gradients);
-        TokensTensor<double, Cpu> d_weight(policy, {1, dim, 3 * heads * dim_head});
+        TokensTensor<double, Cpu> d_weight(policy, {1, dim, wide});
         std::copy_n(gradients.to_qkv.weight.data(), d_weight.size(), d_weight.data());
         return std::array{std::move(out), std::move(d_x), std::move(d_weight)};
     };
-    for (const MaskedRows masked_rows : {MaskedRows::zero, MaskedRows::window_mean}) {
-        const auto whole = results({600, true}, masked_rows);
-        for (const MemoryPlan plan :
-             {MemoryPlan{400, true}, {200, false}, {100, true}, {64, false}, {42, true}, {1, true}}) {
-            CAPTURE(plan.tokens_at_a_time);
-            const auto parts = results(plan, masked_rows);
-            for (std::size_t i = 0; i < whole.size(); ++i) CHECK(relative_error(parts[i], whole[i]) <= 1e-13);
+    for (const MaskedRows masked_rows : {MaskedRows::zero, MaskedRows::window_mean})
+        for (const Index length : {1, 20, 22, 43, 83, 85, 127, 200}) {
+            const auto whole = results({600, true}, masked_rows, length);
+            for (const Index tokens : {Index{400}, Index{200}, Index{100}, Index{64}, Index{42}, Index{41}, Index{20},
+                                       Index{2}, Index{1}, std::numeric_limits<Index>::max()})
+                for (const bool recompute : {true, false}) {
+                    CAPTURE(length);
+                    CAPTURE(tokens);
+                    CAPTURE(recompute);
+                    const auto parts = results({tokens, recompute}, masked_rows, length);
+                    for (std::size_t i = 0; i < whole.size(); ++i) CHECK(relative_error(parts[i], whole[i]) <= 1e-13);
+                }
         }
-    }
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <numbers>
-
+#include <colt5/cpu/gelu.hpp>
 #include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/panels.hpp>
 #include <colt5/cpu/parameter_gradients.hpp>
@@ -13,29 +12,20 @@ namespace colt5 {
 
 namespace cpu {
 
-/// Φ(x) = (1 + erf(x / √2)) / 2
-template <typename T>
-Batch<T> normal_cumulative(const Batch<T>& x) {
-    return Batch<T>(T(0.5)) * (Batch<T>(T(1)) + cpu::erf(x * Batch<T>(static_cast<T>(1 / std::numbers::sqrt2))));
-}
-
 /// y = x · Φ(x); y may be x
 template <typename T>
 void gelu_row(const T* x, Index count, T* y) {
-    for_each_batch<T>(count, [&](Index j, Index width) {
-        const Batch<T> v = load(x + j, width);
-        store(y + j, v * normal_cumulative(v), width);
-    });
+    for_each_batch<T>(count, [&](Index j, Index width) { store(y + j, gelu(load(x + j, width)), width); });
 }
 
-/// y = x · Φ(x) and slope = Φ(x) + x φ(x), φ(x) = exp(−x² / 2) / √(2π)
+/// y = x · Φ(x) and slope = Φ(x) + x φ(x)
 template <typename T>
 void gelu_row_with_slope(const T* x, Index count, T* y, T* slope) {
-    const Batch<T> scale(static_cast<T>(std::numbers::inv_sqrtpi / std::numbers::sqrt2)), minus_half(T(-0.5));
     for_each_batch<T>(count, [&](Index j, Index width) {
-        const Batch<T> v = load(x + j, width), cumulative = normal_cumulative(v);
-        store(y + j, v * cumulative, width);
-        store(slope + j, xsimd::fma(v, scale * cpu::exp(v * v * minus_half), cumulative), width);
+        const Batch<T> v = load(x + j, width);
+        const NormalTail<T> tail(v);
+        store(y + j, gelu(tail, v), width);
+        store(slope + j, gelu_slope(tail), width);
     });
 }
 

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <colt5/core/scalar.hpp>
+#include <colt5/cpu/gelu.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/expr/node.hpp>
 
@@ -187,6 +188,14 @@ Pack<T, Lanes> log(const Pack<T, Lanes>& a) {
 template <typename T, Index Lanes>
 Pack<T, Lanes> erf(const Pack<T, Lanes>& a) {
     return detail::each([](const auto& x) { return cpu::erf(x); }, a);
+}
+template <typename T, Index Lanes>
+Pack<T, Lanes> gelu(const Pack<T, Lanes>& a) {
+    return detail::each([](const auto& x) { return cpu::gelu(x); }, a);
+}
+template <typename T, Index Lanes>
+Pack<T, Lanes> gelu_slope(const Pack<T, Lanes>& a) {
+    return detail::each([](const auto& x) { return cpu::gelu_slope(x); }, a);
 }
 template <typename T, Index Lanes>
 Pack<T, Lanes> tanh(const Pack<T, Lanes>& a) {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <numbers>
-
 #include <colt5/cuda/column_sums.cuh>
 #include <colt5/cuda/linear.cuh>
 #include <colt5/cuda/rms_norm.cuh>
@@ -21,7 +19,6 @@ __global__ void __launch_bounds__(sum_threads)
     using Sum = accumulate_t<T>;
     const WarpSums<Sum> sums(global, d);
     LaneSums<Sum, 1, width, packs> of_lane(sums.mine(), d);
-    constexpr Sum density = static_cast<Sum>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
     const Index end = ::min(rows, (blockIdx.x + 1) * rows_each), warps = sum_threads / warp_size;
     for (Index row = blockIdx.x * rows_each + threadIdx.x / warp_size; row < end; row += warps) {
         const WarpRow<T, width, packs> in(x + row * d, d), d_out(d_y + row * d, d);
@@ -30,10 +27,8 @@ __global__ void __launch_bounds__(sum_threads)
                 Pack<T, width> out, d_in;
                 for (int e = 0; e < width; ++e) {
                     const Sum v = static_cast<Sum>(xs.values[e]);
-                    const Sum cumulative = Sum(0.5) * (Sum(1) + ::erf(v * static_cast<Sum>(1 / std::numbers::sqrt2)));
-                    out.values[e] = static_cast<T>(v * cumulative);
-                    const Sum slope = cumulative + v * density * ::exp(Sum(-0.5) * v * v);
-                    d_in.values[e] = static_cast<T>(static_cast<Sum>(dys.values[e]) * slope);
+                    out.values[e] = static_cast<T>(expr::scalar::gelu(v));
+                    d_in.values[e] = static_cast<T>(static_cast<Sum>(dys.values[e]) * expr::scalar::gelu_slope(v));
                     of_lane.add(0, i, j, e, static_cast<Sum>(d_in.values[e]));
                 }
                 store_pack(y + row * d + j, out);

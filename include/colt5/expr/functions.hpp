@@ -157,10 +157,15 @@ template <OwnOperand A>
 auto reciprocal(const A& a) {
     return expr::unary<expr::Reciprocal>(a);
 }
-/// x / 2 · (1 + erf(x / √2))
+/// x · Φ(x), Φ(x) = (1 + erf(x / √2)) / 2, with the accuracy of cpu/gelu.hpp: without cancellation below 0.
 template <OwnOperand A>
 auto gelu(const A& a) {
     return expr::unary<expr::Gelu>(a);
+}
+/// Its derivative Φ(x) + x φ(x), φ(x) = exp(−x² / 2) / √(2π)
+template <OwnOperand A>
+auto gelu_slope(const A& a) {
+    return expr::unary<expr::GeluSlope>(a);
 }
 /// max(0, x)
 template <OwnOperand A>
@@ -172,7 +177,7 @@ template <OwnOperand A>
 auto sigmoid(const A& a) {
     return expr::unary<expr::Sigmoid>(a);
 }
-/// x / (1 + exp(−x))
+/// x / (1 + exp(−x)); 0 at −∞
 template <OwnOperand A>
 auto silu(const A& a) {
     return expr::unary<expr::Silu>(a);

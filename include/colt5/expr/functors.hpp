@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cmath>
+#include <concepts>
+#include <numbers>
 #include <type_traits>
 
 #include <colt5/core/macros.hpp>
@@ -26,6 +28,35 @@ COLT5_HOST_DEVICE T min(T a, T b) {
 template <typename To, typename T>
 requires std::is_arithmetic_v<T> COLT5_HOST_DEVICE To convert(T x) {
     return static_cast<To>(x);
+}
+
+/// x within the range outside of which exp(−x² / 2) is 0; NaN stays NaN.
+template <std::floating_point T>
+COLT5_HOST_DEVICE T within_normal_range(T x) {
+    constexpr T limit = std::is_same_v<T, double> ? T(38.75) : T(14.5);
+    return x < -limit ? -limit : x > limit ? limit : x;
+}
+/// Φ(x), without cancellation below 0.
+template <std::floating_point T>
+COLT5_HOST_DEVICE T normal_cumulative(T x) {
+#if defined(__CUDA_ARCH__)
+    return ::normcdf(x);
+#else
+    return T(0.5) * std::erfc(x * static_cast<T>(-1 / std::numbers::sqrt2));
+#endif
+}
+/// x · Φ(x); 0 at −∞, +∞ at +∞
+template <std::floating_point T>
+COLT5_HOST_DEVICE T gelu(T x) {
+    return (x > T(0) ? x : within_normal_range(x)) * normal_cumulative(x);
+}
+/// Φ(x) + x φ(x), φ(x) = exp(−x² / 2) / √(2π); 0 at −∞, 1 at +∞
+template <std::floating_point T>
+COLT5_HOST_DEVICE T gelu_slope(T x) {
+    constexpr T density = static_cast<T>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
+    const T v = within_normal_range(x), square = v * v;
+    const T rounded = std::exp(T(-0.5) * square), bell = rounded - rounded * (T(0.5) * std::fma(v, v, -square));
+    return normal_cumulative(v) + v * density * bell;
 }
 
 }  // namespace scalar
@@ -213,9 +244,16 @@ struct Gelu : OfNumbers {
     static constexpr const char* name = "gelu";
     template <typename V>
     COLT5_HOST_DEVICE V operator()(const V& x) const {
-        using std::erf;
-        const V inverse_sqrt_2(0.70710678118654752440);
-        return V(0.5) * x * (V(1) + erf(x * inverse_sqrt_2));
+        using scalar::gelu;
+        return gelu(x);
+    }
+};
+struct GeluSlope : OfNumbers {
+    static constexpr const char* name = "gelu_slope";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using scalar::gelu_slope;
+        return gelu_slope(x);
     }
 };
 struct Relu : OfNumbers {
@@ -238,8 +276,11 @@ struct Silu : OfNumbers {
     static constexpr const char* name = "silu";
     template <typename V>
     COLT5_HOST_DEVICE V operator()(const V& x) const {
-        using std::exp;
-        return x / (V(1) + exp(-x));
+        using scalar::max, scalar::min;
+        using std::exp, std::abs;
+        const V root = exp(V(-0.5) * abs(x)), power = root * root;  // e^−|x| would be 0 where x · e^x is not yet
+        const V from_end = max(V(-1500), x);  // where the power is 0; in this order a NaN stays one
+        return (max(V(0), from_end) + min(V(0), from_end) * root * root) / (V(1) + power);
     }
 };
 template <typename To>

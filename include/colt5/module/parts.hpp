@@ -52,14 +52,16 @@ private:
     }
 };
 
-/// A batch in parts of about the policy's tokens_at_a_time, and never less than `least`, in order. They depend on the
-/// length of the sequences alone, but for how many short sequences come together.
+/// A batch in parts of about the policy's tokens_at_a_time, in order. None that another one of its sequence follows is
+/// shorter than `least`. They depend on the length of the sequences alone, but for how many short sequences come
+/// together.
 class Parts {
 public:
     Parts(const MemoryPlan& plan, Index batch, Index length, Index least = 1) : batch_(batch), length_(length) {
-        const Index most = std::max({plan.tokens_at_a_time, least, Index{1}});
         const auto divide_up = [](Index a, Index b) { return a / b + (a % b > 0 ? 1 : 0); };  // of any size
-        per_sequence_ = std::max(Index{1}, divide_up(length, most));
+        const Index most = std::max(plan.tokens_at_a_time, Index{1});
+        per_sequence_ =
+            std::clamp(divide_up(length, most), Index{1}, std::max(Index{1}, length / std::max(least, Index{1})));
         tokens_ = std::max(Index{1}, divide_up(length, per_sequence_));
         per_sequence_ = std::max(Index{1}, divide_up(length, tokens_));
         sequences_ = per_sequence_ > 1 ? 1 : std::clamp(most / tokens_, Index{1}, std::max(Index{1}, batch));
