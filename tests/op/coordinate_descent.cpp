@@ -333,7 +333,6 @@ TEST_CASE("coordinate_descent: extreme logits never give NaN, and scores stay in
                     CAPTURE(static_cast<int>(start));
                     CAPTURE(descent.eps);
                     const auto logits = row_of(policy, row);
-                    if (descent.iterate_to_convergence && row[0] == infinity) continue;  // no threshold is finite
                     const auto pass = coordinate_descent_forward(policy, descent, k, logits, {});
                     const auto g = filled<double>(policy, logits.shape(), 1);
                     const auto d = coordinate_descent_vjp(policy, descent, k, pass, g, logits, {});
@@ -346,6 +345,59 @@ TEST_CASE("coordinate_descent: extreme logits never give NaN, and scores stay in
                     }
                     CHECK(std::isfinite(d.d_k.data()[0]));
                 }
+}
+
+TEST_CASE_TEMPLATE("coordinate_descent: a NaN among the real logits makes its row NaN, wherever it stands", T, float,
+                   double) {
+    const Cpu policy(2);
+    for (const Problem& p : problems())
+        for (const bool masked : {false, true})
+            for (const Index length : {1, 9, 600})
+                for (const Index place : {Index{0}, Index{1}, length / 2, length - 1}) {
+                    if (place >= length) continue;
+                    CAPTURE(describe(p));
+                    CAPTURE(masked);
+                    CAPTURE(length);
+                    CAPTURE(place);
+                    Case<T> c(policy, 1, 2, length, p.deviation, masked);
+                    if (masked) c.mask_tensor.data()[place] = true;
+                    const auto clean = coordinate_descent_forward(policy, p.descent, p.k, c.logits, c.mask);
+                    c.logits.view()(0, 1, place) = std::numeric_limits<T>::quiet_NaN();
+                    const auto pass = coordinate_descent_forward(policy, p.descent, p.k, c.logits, c.mask);
+                    const auto d = coordinate_descent_vjp(policy, p.descent, p.k, pass, c.d_scores, c.logits, c.mask);
+                    Index wrong = 0;
+                    for (Index i = 0; i < length; ++i) {
+                        const T y = pass.scores.view()(0, 1, i), ds = d.d_logits.view()(0, 1, i);
+                        const bool real = !c.mask || c.mask(0, i);
+                        wrong += real ? !std::isnan(y) || !std::isnan(ds) : y != 0 || ds != 0;
+                        wrong += pass.scores.view()(0, 0, i) != clean.scores.view()(0, 0, i);
+                        wrong += !std::isfinite(d.d_logits.view()(0, 0, i));
+                    }
+                    CHECK(wrong == 0);
+                    CHECK(std::isnan(d.d_k.view()(0, 1)));
+                    CHECK_FALSE(std::isnan(d.d_k.view()(0, 0)));
+                }
+}
+
+TEST_CASE("coordinate_descent: a logit of +infinity scores 1 and is as one that is large, converged too") {
+    const Cpu policy(1);
+    for (const Problem& p : problems()) {
+        CAPTURE(describe(p));
+        Case<double> c(policy, 1, 1, p.length, p.deviation, false);
+        for (const Index count : {Index{1}, p.length / 2, p.length}) {  // also more of them than wanted tokens
+            auto infinite = copy_of(policy, c.logits), large = copy_of(policy, c.logits);
+            for (Index i = 0; i < count; ++i) infinite.data()[i] = infinity, large.data()[i] = 1e300;
+            const auto pass = coordinate_descent_forward(policy, p.descent, p.k, infinite, {});
+            const auto d = coordinate_descent_vjp(policy, p.descent, p.k, pass, c.d_scores, infinite, {});
+            const auto of_large = coordinate_descent_forward(policy, p.descent, p.k, large, {});
+            for (Index i = 0; i < p.length; ++i) {
+                CHECK(pass.scores.data()[i] == of_large.scores.data()[i]);
+                if (i < count) CHECK(pass.scores.data()[i] == 1);
+                CHECK(std::isfinite(d.d_logits.data()[i]));
+                if (i < count) CHECK(d.d_logits.data()[i] == 0);
+            }
+        }
+    }
 }
 
 TEST_CASE("coordinate_descent: empty rows and batches") {

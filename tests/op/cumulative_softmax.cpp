@@ -140,13 +140,15 @@ TEST_CASE("cumulative_softmax: what masked tokens hold, and the gradients of mas
           to_host(policy, d_logits));
 }
 
-TEST_CASE("cumulative_softmax: rows of -infinity and rows with large logits never give NaN") {
+TEST_CASE("cumulative_softmax: rows of infinities and rows with large logits never give NaN") {
     const Cpu policy(1);
     const double infinity = std::numeric_limits<double>::infinity();
     for (const auto& row : {std::vector<double>{-infinity, -infinity, -infinity},
                             {-infinity, 2, 3},
                             {1e300, -1e300, 0},
                             {1e4, 1e4 - 1, -1e4},
+                            {infinity, 1e4, -infinity},
+                            {infinity, 0, infinity},
                             {5, 5, 5}}) {
         const auto logits = from_host<TokensTensor<double, Cpu>>(policy, {1, 1, 3}, row);
         const auto indices = top_k(policy, logits, Mask{}, 2);
@@ -156,6 +158,36 @@ TEST_CASE("cumulative_softmax: rows of -infinity and rows with large logits neve
         for (const double d : to_host(policy, cumulative_softmax_vjp(policy, 1, g, logits, indices, {})))
             CHECK(std::isfinite(d));
     }
+}
+
+TEST_CASE_TEMPLATE("cumulative_softmax: a NaN among the real logits makes its row NaN, wherever it stands", T, float,
+                   double) {
+    const Cpu policy(2);
+    for (const bool masked : {false, true})
+        for (const Index length : {1, 9, 600})
+            for (const Index place : {Index{0}, Index{1}, length / 2, length - 1}) {
+                if (place >= length) continue;
+                CAPTURE(masked);
+                CAPTURE(length);
+                CAPTURE(place);
+                Case<T> c(policy, 1, 2, length, 9, masked);
+                if (masked) c.mask_tensor.data()[place] = true;
+                c.logits.view()(0, 1, place) = std::numeric_limits<T>::quiet_NaN();
+                const auto indices = top_k(policy, c.logits, c.mask, 9);
+                const auto scores = cumulative_softmax(policy, 1, c.logits, indices, c.mask);
+                const auto d = cumulative_softmax_vjp(policy, 1, c.d_scores, c.logits, indices, c.mask);
+                const auto real = [&](Index i) { return !c.mask || c.mask(0, i); };
+                for (Index i = 0; i < indices.extent(2); ++i) {
+                    const T score = scores.view()(0, 1, i);
+                    CHECK((real(indices.view()(0, 1, i)) ? std::isnan(score) : score == 0));
+                    CHECK(std::isfinite(scores.view()(0, 0, i)));
+                }
+                for (Index i = 0; i < length; ++i) {
+                    const T ds = d.view()(0, 1, i);
+                    CHECK((real(i) ? std::isnan(ds) : ds == 0));
+                    CHECK(std::isfinite(d.view()(0, 0, i)));
+                }
+            }
 }
 
 TEST_CASE("cumulative_softmax: the same bits with 1 and 2 threads, and for each sequence alone") {

@@ -2,6 +2,8 @@
 #include <doctest/doctest.h>
 
 #include <array>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include <colt5/cpu/pick.hpp>
@@ -42,6 +44,31 @@ TEST_CASE("pick_scores: the scores of the chosen tokens, 1 without scores, 0 at 
                 zeros += real == 0 ? 1 : 0;
             }
     CHECK((zeros > 0 && zeros < 12));
+}
+
+TEST_CASE("straight_through_scores: 1, 0 at masked tokens, and NaN in rows whose first choice is NaN") {
+    const Cpu policy(1);
+    constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+    const auto logits =
+        from_host<TokensTensor<double, Cpu>>(policy, {2, 1, 3}, std::vector<double>{1, 3, 2, 1, nan, 2});
+    const auto indices =
+        from_host<TokensTensor<TokenIndex, Cpu>>(policy, {2, 1, 3}, std::vector<TokenIndex>{1, 2, 0, 1, 2, 0});
+    HostTensor<bool, 2> mask(policy, {2, 3});
+    fill_with(policy, mask, [](std::size_t i) { return i % 3 != 0; });
+    const auto scores = straight_through_scores(policy, logits, indices, {});
+    const auto masked = straight_through_scores(policy, logits, indices, Mask(mask));
+    for (Index i = 0; i < 3; ++i) {
+        CHECK(scores.const_view()(0, 0, i) == 1);
+        CHECK(masked.const_view()(0, 0, i) == (i == 2 ? 0 : 1));
+        CHECK(std::isnan(scores.const_view()(1, 0, i)));
+        CHECK((i == 2 ? masked.const_view()(1, 0, i) == 0 : std::isnan(masked.const_view()(1, 0, i))));
+    }
+    const auto far = from_host<TokensTensor<TokenIndex, Cpu>>(policy, {2, 1, 1}, std::vector<TokenIndex>{0, 3});
+    CHECK_THROWS_WITH_AS(straight_through_scores(policy, logits, far, {}),
+                         "colt5: `indices` must be in [0, 3), but is 3", ValueError);
+    CHECK_THROWS_WITH_AS(
+        straight_through_scores(policy, logits.const_view().reshape(std::array<Index, 3>{1, 2, 3}), indices, {}),
+        "colt5: `logits` must have shape (2, 1, any), but has (1, 2, 3)", ShapeError);
 }
 
 TEST_CASE("place_scores: its gradient is that of finite differences, and 0 for tokens that are not chosen") {

@@ -211,6 +211,50 @@ TEST_CASE("sinkhorn: what masked tokens hold changes nothing, and they have no g
     }
 }
 
+TEST_CASE_TEMPLATE("sinkhorn: a NaN among the real logits makes its row NaN, wherever it stands", T, float, double) {
+    const Cpu policy(2);
+    for (const Sinkhorn& sinkhorn : variants)
+        for (const bool masked : {false, true})
+            for (const Index place : {0, 1, 20, 39}) {
+                CAPTURE(sinkhorn.n_iters);
+                CAPTURE(masked);
+                CAPTURE(place);
+                Case<T> c(policy, 1, 2, 40, 9, masked, true);
+                if (masked) c.mask_tensor.data()[place] = true;
+                c.logits.view()(0, 1, place) = std::numeric_limits<T>::quiet_NaN();
+                const auto pass = forward(policy, sinkhorn, c, 9);
+                const auto d_logits = backward(policy, sinkhorn, c, pass);
+                const auto real = [&](Index i) { return !c.mask || c.mask(0, i); };
+                for (Index i = 0; i < 9; ++i) {
+                    CHECK(std::isnan(pass.scores.view()(0, 1, i)));
+                    CHECK(real(pass.indices.view()(0, 1, i)));
+                    CHECK(std::isfinite(pass.scores.view()(0, 0, i)));
+                }
+                for (Index j = 0; j < 40; ++j) {
+                    const T d = d_logits.view()(0, 1, j);
+                    CHECK((real(j) ? std::isnan(d) : d == 0));
+                    CHECK(std::isfinite(d_logits.view()(0, 0, j)));
+                }
+            }
+}
+
+TEST_CASE("sinkhorn: infinite logits count as the largest number and as nothing") {
+    const Cpu policy(1);
+    constexpr double infinity = std::numeric_limits<double>::infinity();
+    Case<double> c(policy, 1, 1, 20, 6, false, true), finite(policy, 1, 1, 20, 6, false, true);
+    c.logits.data()[3] = infinity;
+    finite.logits.data()[3] = std::numeric_limits<double>::max();
+    c.logits.data()[7] = -infinity;
+    finite.logits.data()[7] = -1;
+    const auto pass = forward(policy, Sinkhorn{}, c, 6), expected = forward(policy, Sinkhorn{}, finite, 6);
+    CHECK(same_bits(pass.indices, expected.indices));
+    CHECK(same_bits(pass.scores, expected.scores));
+    const auto d_logits = backward(policy, Sinkhorn{}, c, pass);
+    for (const double d : to_host(policy, d_logits)) CHECK(std::isfinite(d));
+    CHECK(d_logits.data()[3] == 0);
+    CHECK(d_logits.data()[7] == 0);
+}
+
 TEST_CASE("sinkhorn: padding changes no choice and no score") {
     const Cpu policy(1);
     const auto noise = gumbel_noise<double>(policy, Random(Seed{3}), 1, 4, 9);

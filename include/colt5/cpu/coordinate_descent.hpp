@@ -6,6 +6,7 @@
 #include <functional>
 #include <limits>
 
+#include <colt5/cpu/nan_row.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
@@ -32,7 +33,17 @@ struct DescentRow {
         }
         if (descent.limit_k) k = std::min(k, static_cast<double>(valid));
     }
-    T largest() const { return length > 0 ? *std::max_element(logit, logit + length) : -infinity; }
+    /// NaN if a real logit is.
+    T largest() const {
+        Batch<T> top(-infinity), nan_or_zero(T(0));
+        for_each_batch<T>(length, [&](Index j, Index width) {
+            Batch<T> s = load(logit + j, width);
+            if (width < lanes<T>) s = pad(s, width, -infinity);
+            nan_or_zero = xsimd::select(s == s, nan_or_zero, s);
+            top = xsimd::max(top, s);
+        });
+        return reduce_max(top) + reduce_add(nan_or_zero);
+    }
     static constexpr T infinity = std::numeric_limits<T>::infinity();
     Index length, valid;
     const T* logit;
@@ -118,7 +129,7 @@ T solve_threshold(const DescentRow<T>& row, double eps) {
     std::copy_n(row.logit, row.length, sorted);
     const auto rank = static_cast<Index>(std::ceil(row.k)) - 1;
     std::nth_element(sorted, sorted + rank, sorted + row.length, std::greater<>());
-    T threshold = sorted[rank];
+    T threshold = std::min(sorted[rank], std::numeric_limits<T>::max());
     if (threshold == -row.infinity) return threshold;
     for (int i = 0; i < 100; ++i) {
         const ThresholdSums sums = threshold_sums(row, threshold, threshold, eps);
@@ -145,6 +156,12 @@ void coordinate_descent_kernel(const Cpu& policy, TokensView<T> scores, TokensVi
         T* const count = saturated[i / routes][i % routes].data();
         const Index steps = saturated.extent(2);
         const T largest = row.largest();
+        if (std::isnan(largest)) {
+            cpu::fill_nan_row(y, row.length, mask ? mask[i / routes].data() : nullptr);
+            std::fill_n(tau, steps + 1, largest);
+            std::fill_n(count, steps, largest);
+            return;
+        }
         if (largest == -row.infinity) {  // no token, or none that could be chosen
             std::fill_n(y, row.length, T(0));
             std::fill_n(tau, steps + 1, T(0));
@@ -187,6 +204,11 @@ void coordinate_descent_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, Ma
         const T *const y = scores[b][r].data(), *const g = d_scores[b][r].data();
         T* const ds = d_logits[b][r].data();
         const auto steps = static_cast<int>(saturated.extent(2));
+        if (std::isnan(tau[steps])) {
+            cpu::fill_nan_row(ds, row.length, mask ? mask[b].data() : nullptr);
+            d_k(b, r) = tau[steps];
+            return;
+        }
         double k_gradient = 0;
         const Batch last(tau[steps]), inverse_eps(static_cast<T>(1 / descent.step_eps(steps + 1)));
         const Batch none(-row.infinity), zero(T(0));

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include <colt5/cpu/gather.hpp>
+#include <colt5/cpu/nan_row.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
@@ -24,16 +25,21 @@ struct CumulativeRow {
           picks(indices.extent(2)),
           exponential(thread_scratch<T, struct Exponentials>(length)),
           below(thread_scratch<double, struct SumsBelow>(picks)),
-          index(indices[b][r].data()) {
+          index(indices[b][r].data()),
+          real(mask ? mask[b].data() : nullptr) {
         const T* const s = logits[b][r].data();
-        const bool* const real = mask ? mask[b].data() : nullptr;
         T largest = -std::numeric_limits<T>::infinity();
         for (Index i = 0; i < length; ++i)
-            if (!real || real[i]) largest = std::max(largest, s[i]);
+            if (!real || real[i]) {
+                largest = std::max(largest, s[i]);
+                has_nan = has_nan || s[i] != s[i];
+            }
+        if (has_nan) return;
         if (largest == -std::numeric_limits<T>::infinity()) largest = T(0);  // every exponential is 0
-        const Batch<T> top(largest), inverse(static_cast<T>(1 / temperature));
+        const Batch<T> finite(std::numeric_limits<T>::max());
+        const Batch<T> top(std::min(largest, finite.get(0))), inverse(static_cast<T>(1 / temperature));
         for_each_batch<T>(length, [&](Index j, Index width) {
-            store(exponential + j, cpu::exp((load(s + j, width) - top) * inverse), width);
+            store(exponential + j, cpu::exp((xsimd::min(finite, load(s + j, width)) - top) * inverse), width);
         });
         if (real)
             for (Index i = 0; i < length; ++i)
@@ -48,6 +54,8 @@ struct CumulativeRow {
     T* exponential;
     double* below;
     const TokenIndex* index;
+    const bool* real;
+    bool has_nan = false;  ///< a real logit is NaN; nothing is computed then
 };
 
 }  // namespace cpu
@@ -60,6 +68,11 @@ void cumulative_softmax_kernel(const Cpu& policy, TokensView<T> scores, TokensVi
     parallel_for(policy, logits.extent(0) * routes, [&](Index task) {
         const Index b = task / routes, r = task % routes;
         const cpu::CumulativeRow<T> row(logits, indices, mask, temperature, b, r);
+        if (row.has_nan) {
+            for (Index i = 0; i < row.picks; ++i)
+                cpu::fill_nan_row(&scores(b, r, i), 1, row.real ? row.real + row.index[i] : nullptr);
+            return;
+        }
         for (Index i = 0; i < row.picks; ++i)
             scores(b, r, i) = static_cast<T>(static_cast<double>(row.exponential[row.index[i]]) /
                                              std::max(row.below[i], cumulative_softmax_floor));
@@ -76,6 +89,7 @@ void cumulative_softmax_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, To
         const Index b = task / routes, r = task % routes;
         const cpu::CumulativeRow<T> row(logits, indices, mask, temperature, b, r);
         T* const ds = d_logits[b][r].data();
+        if (row.has_nan) return cpu::fill_nan_row(ds, row.length, row.real);
         double all = 0;  // Σ c_j over every pick
         const auto pick_gradient = [&](Index i, double e) {
             if (e == 0) return 0.0;  // a masked token, whose gradient may be anything
@@ -87,7 +101,9 @@ void cumulative_softmax_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, To
         for (Index i = 0; i < row.picks; ++i)
             of_picks[i] = pick_gradient(i, static_cast<double>(row.exponential[row.index[i]]));
         for (Index i = 0; i < row.length; ++i)
-            ds[i] = static_cast<T>(static_cast<double>(row.exponential[i]) / temperature * all);
+            ds[i] = row.exponential[i] == T(0)
+                        ? T(0)
+                        : static_cast<T>(static_cast<double>(row.exponential[i]) / temperature * all);
         for (Index i = 0; i < row.picks; ++i) ds[row.index[i]] = static_cast<T>(of_picks[i]);
     });
 }

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include <colt5/cpu/gather.hpp>
+#include <colt5/cpu/nan_row.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
@@ -41,7 +42,9 @@ public:
         for (Index j = 0; j < length_; ++j) {
             const bool is_real = real == nullptr || real[j];
             real_ += is_real ? 1 : 0;
-            const double clamped = is_real ? std::max(static_cast<double>(s[j]), sinkhorn_floor) : sinkhorn_floor;
+            has_nan_ = has_nan_ || (is_real && std::isnan(s[j]));
+            const double clamped =
+                is_real ? std::clamp(static_cast<double>(s[j]), sinkhorn_floor, sinkhorn_ceiling) : sinkhorn_floor;
             log_logit_.data()[j] = is_real || sinkhorn.masked_tokens_take_part ? std::log(clamped) : -infinity;
         }
     }
@@ -50,6 +53,9 @@ public:
         if (real_ == 0) return 0;
         return sinkhorn.masked_tokens_take_part ? all : std::min(all, real_);
     }
+
+    /// A real logit is NaN.
+    bool has_nan() const { return has_nan_; }
 
     Batch<double> z(Index slot, Index j, Index width) const {
         Batch<double> value = load(log_logit_.data() + j, width);
@@ -142,6 +148,7 @@ private:
     const T* noise_;
     double inverse_temperature_;
     Index real_ = 0;
+    bool has_nan_ = false;
 };
 
 }  // namespace cpu
@@ -167,6 +174,15 @@ void sinkhorn_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensVi
             std::fill_n(v.data(), v.size(), 0.0);
             if (slots == 0) continue;
         }
+        if (row.has_nan()) {
+            constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+            const Index first = mask ? std::find(mask[b].data(), mask[b].data() + length, true) - mask[b].data() : 0;
+            std::fill_n(indices[b][r].data(), slots, static_cast<TokenIndex>(first));
+            std::fill_n(scores[b][r].data(), slots, static_cast<T>(nan));
+            std::fill_n(u.data(), u.size(), nan);
+            std::fill_n(v.data(), v.size(), nan);
+            continue;
+        }
         for (Index t = 0; t < steps; ++t) {
             row.slot_potentials(u[t].data(), slots, t > 0 ? v[t - 1].data() : nullptr);
             row.token_potentials(v[t].data(), u[t].data(), slots);
@@ -180,7 +196,7 @@ void sinkhorn_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensVi
             });
             const auto is_real = [&](Index j) { return !mask || mask(b, j); };
             Index best = 0;
-            while (!is_real(best)) ++best;  // a token in any case, even if the logits are no numbers
+            while (!is_real(best)) ++best;  // a token in any case, even if the noise is no number
             for (Index j = best + 1; j < length; ++j)
                 if (p[j] > p[best] && is_real(j)) best = j;
             indices(b, r, i) = static_cast<TokenIndex>(best);
@@ -206,6 +222,10 @@ void sinkhorn_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, TokensView<c
         std::fill_n(d_log, length, 0.0);
         const cpu::SinkhornRow<T> row(policy, logits, noise, mask, sinkhorn, task);
         const Index slots = row.slots(indices.extent(2), sinkhorn);
+        if (row.has_nan()) {
+            cpu::fill_nan_row(d_logits[b][r].data(), length, mask ? mask[b].data() : nullptr);
+            continue;
+        }
         std::fill_n(d_v.data(), length, 0.0);
         for (Index i = 0; i < slots; ++i) {  // P = exp(z − u − v) at the chosen token
             const TokenIndex j = indices(b, r, i);

@@ -108,6 +108,7 @@ __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, do
         if (selection(Key{Rank<T>::of(row[i])})) least = ::min(least, row[i]);
     T threshold = static_cast<T>(row.team.combine(least, 0u, row.infinity, Smaller()).first);
     if (threshold == -row.infinity) return threshold;
+    threshold = ::min(threshold, std::numeric_limits<T>::max());
     const T inverse_eps = static_cast<T>(1 / eps);
     for (int i = 0; i < 100; ++i) {
         const auto [next, above] = threshold_step(row, threshold, threshold, inverse_eps, [&](const Partial& sums) {
@@ -131,6 +132,15 @@ __global__ void __launch_bounds__(Team::threads)
     auto& team = row.team;
     T* const y = scores + team.row * part.length + team.begin;
     T *const tau = thresholds + team.row * (steps + 1), *const count = saturated + team.row * steps;
+    if (row.has_nan()) {
+        for (Index i = threadIdx.x; i < team.count; i += Team::threads) y[i] = nan_if<T>(row.is_real(i));
+        if (team.rank() == 0)
+            for (int t = static_cast<int>(threadIdx.x); t <= steps; t += Team::threads) {
+                tau[t] = nan_if<T>(true);
+                if (t < steps) count[t] = nan_if<T>(true);
+            }
+        return;
+    }
     if (row.largest == -row.infinity) {  // no token, or none that could be chosen
         for (Index i = threadIdx.x; i < team.count; i += Team::threads) y[i] = 0;
         if (team.rank() == 0)
@@ -172,6 +182,8 @@ struct DescentVjpRow {
     const bool* real;  // or null
     T last, inverse_eps;
 
+    /// A real logit is NaN.
+    __device__ bool has_nan() const { return last != last; }
     __device__ T s(Index i) const { return !real || real[i] ? logit[i] : -std::numeric_limits<T>::infinity(); }
     /// ĝ
     __device__ T below(Index i, T s) const {
@@ -305,6 +317,13 @@ __global__ void __launch_bounds__(Team::threads)
     const double unsaturated =
         descent.iterate_to_convergence ? team.combine(unsaturated_of_thread, 0, 0, Plus()).first : 0;
     if (team.rank() != 0 || threadIdx.x >= warp_size) return;
+    if (values.has_nan()) {
+        if (threadIdx.x == 0) {
+            d_k[team.row] = nan_if<T>(true);
+            steps_of_row[team.row] = {};
+        }
+        return;
+    }
 
     const double k = descent.limit_k ? ::min(wanted, valid) : wanted;
     const T* const tau = vjp.thresholds + team.row * (vjp.steps + 1);
@@ -337,6 +356,10 @@ __global__ void descent_vjp_logits(T* d_logits, const DescentStep<T>* all_steps,
     const DescentStep<T>* const steps = all_steps + row * vjp.steps;
     const auto [distinct, together] = steps_of_row[row];
     for (Index i = global_thread(); i < vjp.length; i += all_threads()) {
+        if (values.has_nan()) {
+            d_logits[row * vjp.length + i] = nan_if<T>(!values.real || values.real[i]);
+            continue;
+        }
         const T s = values.s(i);
         T sum = values.below(i, s);
         if (s <= together.before)

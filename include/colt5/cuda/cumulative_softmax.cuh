@@ -43,7 +43,7 @@ public:
           logit_(logits + row.team.row * part.length),
           real_(mask ? mask + row.team.row / routes * part.length : nullptr),
           picks_(picks),
-          top_(row.largest == -row.infinity ? T(0) : row.largest),
+          top_(row.largest == -row.infinity ? T(0) : finite(row.largest)),
           inverse_(static_cast<T>(1 / temperature)) {
         // The picks are the first tokens in the order of choice. Masked ones do not matter here: they add nothing.
         const TokenIndex last = index[picks - 1];
@@ -58,11 +58,12 @@ public:
         rest_ = row.team.combine(sum, 0, 0, Plus()).first;
     }
     /// Of the i-th token of this block's part.
-    __device__ T exponential(Index i) const { return ::exp((row[i] - top_) * inverse_); }
+    __device__ T exponential(Index i) const { return ::exp((finite(row[i]) - top_) * inverse_); }
     __device__ T exponential_of_pick(Index pick) const {
         const TokenIndex i = index[pick];
-        return !real_ || real_[i] ? ::exp((logit_[i] - top_) * inverse_) : T(0);
+        return is_real(pick) ? ::exp((finite(logit_[i]) - top_) * inverse_) : T(0);
     }
+    __device__ bool is_real(Index pick) const { return !real_ || real_[index[pick]]; }
 
     /// Calls body(pick, e, sum of those at or below it) for every pick, the last ones first; by one block.
     template <typename Body>
@@ -85,6 +86,8 @@ public:
     const TokenIndex* index;
 
 private:
+    __device__ static T finite(T s) { return ::min(s, std::numeric_limits<T>::max()); }
+
     const T* logit_;
     const bool* real_;
     Index picks_;
@@ -99,6 +102,11 @@ __global__ void __launch_bounds__(Team::threads)
     const CumulativeRow<Team, T> cumulative(meeting, part, logits, mask, indices, routes, picks, temperature);
     const Team& team = cumulative.row.team;
     if (team.rank() != 0) return;
+    if (cumulative.row.has_nan()) {
+        for (Index pick = threadIdx.x; pick < picks; pick += Team::threads)
+            scores[team.row * picks + pick] = nan_if<T>(cumulative.is_real(pick));
+        return;
+    }
     cumulative.for_each_pick([&](Index pick, T e, double sum) {
         scores[team.row * picks + pick] = static_cast<T>(static_cast<double>(e) / ::max(sum, cumulative_softmax_floor));
     });
@@ -111,6 +119,11 @@ __global__ void __launch_bounds__(Team::threads)
                            const TokenIndex* indices, const bool* mask, Index routes, Index picks, double temperature) {
     CumulativeRow<Team, T> cumulative(meeting, part, logits, mask, indices, routes, picks, temperature);
     Team& team = cumulative.row.team;
+    T* const ds = d_logits + team.row * part.length + team.begin;
+    if (cumulative.row.has_nan()) {
+        for (Index i = threadIdx.x; i < team.count; i += Team::threads) ds[i] = nan_if<T>(cumulative.row.is_real(i));
+        return;
+    }
     double* const sum_of_pick = sums + team.row * picks;  // then: its gradient
     double all = 0;                                       // Σ c_j over every pick
     if (team.rank() == 0) {
@@ -135,9 +148,10 @@ __global__ void __launch_bounds__(Team::threads)
         }
     }
     all = team.combine(threadIdx.x == 0 ? all : 0.0, 0, 0, Plus()).first;
-    T* const ds = d_logits + team.row * part.length + team.begin;
-    for (Index i = threadIdx.x; i < team.count; i += Team::threads)
-        ds[i] = static_cast<T>(static_cast<double>(cumulative.exponential(i)) / temperature * all);
+    for (Index i = threadIdx.x; i < team.count; i += Team::threads) {
+        const T e = cumulative.exponential(i);
+        ds[i] = e == T(0) ? T(0) : static_cast<T>(static_cast<double>(e) / temperature * all);
+    }
     __syncthreads();
     for (Index pick = threadIdx.x; pick < picks; pick += Team::threads) {
         const Index i = cumulative.index[pick] - team.begin;

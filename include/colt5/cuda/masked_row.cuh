@@ -7,6 +7,20 @@
 
 namespace colt5::cuda {
 
+/// NaN if one of them is.
+struct GreaterOrNan {
+    template <typename T>
+    __device__ T operator()(T a, T b) const {
+        return a > b || a != a ? a : b;
+    }
+};
+
+/// NaN for a real token, 0 for a masked one: what a row gives and takes in which a real logit is NaN.
+template <typename T>
+__device__ T nan_if(bool real) {
+    return real ? std::numeric_limits<T>::quiet_NaN() : T(0);
+}
+
 /// One row of logits, −∞ where masked, as a block of the team that shares it sees it: entry i is that of token
 /// team.begin + i, for i < team.count. Kept in the block's dynamic shared memory if it fits.
 template <typename Team, typename T>
@@ -25,10 +39,10 @@ public:
             const bool is_real = !real_ || real_[i];
             const T s = is_real ? logit_[i] : -infinity;
             if (on_chip_) shared()[i] = s;
-            top = Greater()(top, s);
+            top = GreaterOrNan()(top, s);
             real += is_real ? 1 : 0;
         }
-        const Partial all = team.combine(top, real, -infinity, Greater());
+        const Partial all = team.combine(top, real, -infinity, GreaterOrNan());
         largest = static_cast<T>(all.first);
         valid = all.second;
     }
@@ -36,6 +50,10 @@ public:
     __device__ T operator[](Index i) const {
         return on_chip_ ? shared()[i] : !real_ || real_[i] ? logit_[i] : -infinity;
     }
+
+    __device__ bool is_real(Index i) const { return !real_ || real_[i]; }
+    /// A real logit is NaN.
+    __device__ bool has_nan() const { return largest != largest; }
 
     Team team;
     T largest;

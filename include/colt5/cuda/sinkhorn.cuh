@@ -24,6 +24,7 @@ inline constexpr double sinkhorn_infinity = std::numeric_limits<double>::infinit
 struct SinkhornSlots {
     Index count;        ///< slots that choose among the real tokens; the others are left over
     TokenIndex masked;  ///< the first masked token
+    bool has_nan;       ///< a real logit is NaN
 };
 
 /// z of all rows, computed where it is read: (log-logit of the token + noise) / temperature.
@@ -47,23 +48,25 @@ __global__ void sinkhorn_prepare(double* log_logit, SinkhornSlots* slots, const 
                                  Index routes, Index length, Index all_slots, bool masked_tokens_take_part) {
     const Index row = blockIdx.x;
     const bool* const real = mask ? mask + row / routes * length : nullptr;
-    unsigned reals = 0;
+    unsigned reals = 0, nans = 0;
     Index masked = length;
     for (Index j = threadIdx.x; j < length; j += blockDim.x) {
         const bool is_real = !real || real[j];
-        const double clamped =
-            is_real ? ::max(static_cast<double>(logits[row * length + j]), sinkhorn_floor) : sinkhorn_floor;
+        const double s = static_cast<double>(logits[row * length + j]);
+        const double clamped = is_real ? ::min(::max(s, sinkhorn_floor), sinkhorn_ceiling) : sinkhorn_floor;
+        nans += is_real && s != s ? 1 : 0;
         log_logit[row * length + j] = is_real || masked_tokens_take_part ? ::log(clamped) : -sinkhorn_infinity;
         reals += is_real ? 1 : 0;
         if (!is_real) masked = ::min(masked, j);
     }
     const Index count = block_sum(reals);
+    const bool has_nan = block_sum(nans) > 0;
     masked = block_reduce(masked, length, [](Index a, Index b) { return a < b ? a : b; });
     if (threadIdx.x == 0)
         slots[row] = {count == 0                ? 0
                       : masked_tokens_take_part ? all_slots
                                                 : ::min(all_slots, count),
-                      static_cast<TokenIndex>(masked)};
+                      static_cast<TokenIndex>(masked), has_nan};
 }
 
 /// log Σ exp of what is added, without overflow.
@@ -146,9 +149,11 @@ __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u,
     const double top = block_max(most);
     best = block_reduce(most == top ? best : rows.length, rows.length, smaller);
     if (threadIdx.x != 0) return;
-    best = ::min(best, rows.length) == rows.length ? first_real : best;  // even if the logits are no numbers
-    indices[out] = static_cast<TokenIndex>(best);
-    scores[out] = static_cast<T>(::exp(rows.z(row, slot, best) - (of_slot + of_tokens[best])));
+    best = ::min(best, rows.length) == rows.length ? first_real : best;  // even if the noise is no number
+    const bool has_nan = rows.slots[row].has_nan;
+    indices[out] = static_cast<TokenIndex>(has_nan ? first_real : best);
+    scores[out] = has_nan ? std::numeric_limits<T>::quiet_NaN()
+                          : static_cast<T>(::exp(rows.z(row, slot, best) - (of_slot + of_tokens[best])));
 }
 
 /// What the chosen entries of P = exp(z − u − v) give: d_log_j = Σ of g_i over the slots that chose token j, d_v =
@@ -207,12 +212,17 @@ __global__ void sinkhorn_vjp_tokens(double* d_log, double* d_v, const double* d_
 }
 
 template <typename T>
-__global__ void sinkhorn_vjp_logits(T* d_logits, const double* d_log, const T* logits, const bool* mask, Index routes,
-                                    Index length, Index count, double temperature) {
+__global__ void sinkhorn_vjp_logits(T* d_logits, const double* d_log, const T* logits, const bool* mask,
+                                    const SinkhornSlots* slots, Index routes, Index length, Index count,
+                                    double temperature) {
     for (Index i = global_thread(); i < count; i += all_threads()) {
         const double s = static_cast<double>(logits[i]);
-        const bool passes = (!mask || mask[i / length / routes * length + i % length]) && s >= sinkhorn_floor;
-        d_logits[i] = passes ? static_cast<T>(d_log[i] / (s * temperature)) : T(0);
+        const bool real = !mask || mask[i / length / routes * length + i % length];
+        const bool has_nan = slots[i / length].has_nan;
+        d_logits[i] = !real                 ? T(0)
+                      : has_nan             ? std::numeric_limits<T>::quiet_NaN()
+                      : s >= sinkhorn_floor ? static_cast<T>(d_log[i] / (s * temperature))
+                                            : T(0);
     }
 }
 
@@ -308,8 +318,8 @@ void sinkhorn_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<
     }
     constexpr int threads = 256;
     cuda::launch(policy, "sinkhorn_vjp_logits", cuda::sinkhorn_vjp_logits<T>, cuda::blocks_for(logits.size(), threads),
-                 threads, 0, d_logits.data(), d_log.data(), logits.data(), mask.data(), logits.extent(1), length,
-                 logits.size(), sinkhorn.temperature);
+                 threads, 0, d_logits.data(), d_log.data(), logits.data(), mask.data(), prepared.slots_of_row.data(),
+                 logits.extent(1), length, logits.size(), sinkhorn.temperature);
 }
 
 }  // namespace colt5

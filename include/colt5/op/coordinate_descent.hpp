@@ -36,7 +36,8 @@ enum class DescentStart {
 ///     Z = Σ_i exp(min(s_i, τ_{t−1}) / ε_t),   τ_t = ε_t (log Z − log k)
 ///
 /// and the scores are exp(min(s − τ_T, 0) / ε_{T+1}); masked tokens score 0, as do logits of −∞, and everything
-/// when n_v = 0.
+/// when n_v = 0. A logit of +∞ is above every threshold: it scores 1 and has no gradient. A NaN among the real logits
+/// of a row makes the scores and gradients of all its real tokens NaN.
 struct CoordinateDescent {
     int n_iters = 50;
     double eps = 1;        ///< smallest and last ε

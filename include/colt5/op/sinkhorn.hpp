@@ -78,6 +78,8 @@ struct Sinkhorn {
 
 /// Logits below this count as this before their logarithm is taken.
 inline constexpr double sinkhorn_floor = 1e-20;
+/// And +∞ as this.
+inline constexpr double sinkhorn_ceiling = std::numeric_limits<double>::max();
 
 /// Choices and scores, and what the vector-Jacobian product reads: the potentials of every iteration, k + n numbers
 /// each. These are double, as is all that is computed between logits and scores: the gradient is what remains when
@@ -109,7 +111,8 @@ void check_noise_and_mask(TokensView<const Logit> noise, Mask mask, const std::a
 ///
 /// A row with fewer real tokens than slots has one slot for each of them, so that padding changes nothing; the slots
 /// left over choose a masked token and score 0. (With masked_tokens_take_part only a row without any real token does
-/// so.)
+/// so.) Logits of +∞ count as the largest number. A NaN among the real logits of a row makes the scores and gradients
+/// of all its real tokens NaN; every slot chooses the first of them.
 ///
 /// The reference stores the matrix of every iteration; the potentials say the same in n_iters · (k + n) numbers.
 template <Policy P, Viewable L>

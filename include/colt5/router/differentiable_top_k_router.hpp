@@ -45,7 +45,7 @@ private:
                                     Index num_tokens) {
         auto indices = top_k(policy, logits, mask, num_tokens);  // (b, r, k)
         if constexpr (config.straight_through) {
-            auto scores = pick_scores<Logit>(policy, {}, indices, mask);  // 1, and 0 for masked tokens
+            auto scores = straight_through_scores(policy, logits, indices, mask);
             return {std::move(indices), std::move(scores)};
         } else {
             auto scores = cumulative_softmax(policy, temperature, logits, indices, mask);

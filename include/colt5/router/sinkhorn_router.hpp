@@ -160,7 +160,10 @@ private:
         auto& [indices, scores] = pass.routing;
         indices = std::move(pass.sinkhorn.indices);
         scores = pick_scores<Logit>(policy, {}, indices, mask);  // 1, and 0 for masked tokens
-        if constexpr (!config.straight_through) assign(policy, scores, scores * pass.sinkhorn.scores);
+        if constexpr (config.straight_through)
+            assign(policy, scores, scores + (pass.sinkhorn.scores - pass.sinkhorn.scores));  // NaN stays NaN
+        else
+            assign(policy, scores, scores * pass.sinkhorn.scores);
         return pass;
     }
 
