@@ -5,6 +5,7 @@
 // expect: colt5: AttentionConfig.light_heads and light_dim_head must be at least 1
 // expect: colt5: AttentionConfig.heavy_heads and heavy_dim_head must be at least 1
 // expect: colt5: AttentionConfig.light_window_size must be at least 2
+// expect: colt5: AttentionConfig.light_window_size must be at most 2^32
 // expect: colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv
 #include "wrong.hpp"
 
@@ -18,8 +19,12 @@ constexpr Config num_heavy_tokens_kv{.dim = 8, .num_heavy_tokens_q = 2, .num_hea
 constexpr Config light{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .light_dim_head = wrong(0, 64)};
 constexpr Config heavy{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .heavy_heads = wrong(0, 8)};
 constexpr Config window{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .light_window_size = wrong(1, 2)};
+constexpr Config endless{.dim = 8,
+                         .num_heavy_tokens_q = 2,
+                         .num_heavy_tokens_kv = 2,
+                         .light_window_size = wrong(0x7FFFFFFFFFFFFFFF, 0x100000000)};
 constexpr Config routed{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .num_routed_kv = wrong(3, 4)};
 
 static_assert(complete<Module<dim>> && complete<Module<num_heavy_tokens_q>> && complete<Module<num_heavy_tokens_kv>>);
 static_assert(complete<Module<light>> && complete<Module<heavy>> && complete<Module<window>>);
-static_assert(complete<Module<routed>>);
+static_assert(complete<Module<routed>> && complete<Module<endless>>);

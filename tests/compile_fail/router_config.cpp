@@ -7,6 +7,15 @@
 // expect: colt5: router_kwargs.cum_softmax.temperature must be positive
 // expect: colt5: router_kwargs.sinkhorn.n_iters must be at least 1
 // expect: colt5: router_kwargs.sinkhorn.temperature must be positive
+// expect: colt5: router_kwargs.coor_descent.eps must be in [1e-6, 1e6]
+// expect: colt5: router_kwargs.coor_descent.eps_init must be in [0, 1e6]
+// expect: colt5: router_kwargs.coor_descent.eps_decay must be in (0, 1]
+// expect: colt5: router_kwargs.coor_descent.fetch_k_ratio must be at most 1e6
+// expect: colt5: router_kwargs.coor_descent.score_scale must be in [-1e6, 1e6]
+// expect: colt5: router_kwargs.cum_softmax.temperature must be in [1e-6, 1e6]
+// expect: colt5: router_kwargs.sinkhorn.temperature must be in [1e-6, 1e6]
+#include <limits>
+
 #include "wrong.hpp"
 
 using colt5::Cpu, colt5::RouterConfig;
@@ -19,7 +28,23 @@ constexpr RouterConfig fetch_k_ratio{.dim = 8, .kwargs = {.coor_descent = {.fetc
 constexpr RouterConfig softmax{.dim = 8, .kwargs = {.cum_softmax = {.temperature = wrong(0.0, 1.0)}}};
 constexpr RouterConfig sinkhorn{.dim = 8, .kwargs = {.sinkhorn = {.n_iters = wrong(0, 8)}}};
 constexpr RouterConfig sinkhorn_temperature{.dim = 8, .kwargs = {.sinkhorn = {.temperature = wrong(-1.0, 0.7)}}};
+constexpr double endless = std::numeric_limits<double>::infinity(),
+                 no_number = std::numeric_limits<double>::quiet_NaN();
+constexpr RouterConfig small_eps{.dim = 8, .kwargs = {.coor_descent = {.eps = wrong(1e-40, 1e-6)}}};
+constexpr RouterConfig eps_init{.dim = 8, .kwargs = {.coor_descent = {.eps_init = wrong(no_number, 4.0)}}};
+constexpr RouterConfig eps_decay{.dim = 8, .kwargs = {.coor_descent = {.eps_decay = wrong(no_number, 0.5)}}};
+constexpr RouterConfig large_ratio{.dim = 8, .kwargs = {.coor_descent = {.fetch_k_ratio = wrong(endless, 1e6)}}};
+constexpr RouterConfig score_scale{.dim = 8, .kwargs = {.coor_descent = {.score_scale = wrong(endless, -1e6)}}};
+constexpr RouterConfig large_softmax{.dim = 8, .kwargs = {.cum_softmax = {.temperature = wrong(endless, 1e6)}}};
+constexpr RouterConfig small_sinkhorn{.dim = 8, .kwargs = {.sinkhorn = {.temperature = wrong(1e-30, 1e-6)}}};
 
+static_assert(complete<colt5::CoordinateDescentRouter<small_eps, float, Cpu>>);
+static_assert(complete<colt5::CoordinateDescentRouter<eps_init, float, Cpu>>);
+static_assert(complete<colt5::CoordinateDescentRouter<eps_decay, float, Cpu>>);
+static_assert(complete<colt5::CoordinateDescentRouter<large_ratio, float, Cpu>>);
+static_assert(complete<colt5::CoordinateDescentRouter<score_scale, float, Cpu>>);
+static_assert(complete<colt5::DifferentiableTopKRouter<large_softmax, float, Cpu>>);
+static_assert(complete<colt5::SinkhornRouter<small_sinkhorn, float, Cpu>>);
 static_assert(complete<colt5::CoordinateDescentRouter<dim, float, Cpu>>);
 static_assert(complete<colt5::CoordinateDescentRouter<num_routing_tokens, float, Cpu>>);
 static_assert(complete<colt5::CoordinateDescentRouter<n_iters, float, Cpu>>);

@@ -436,6 +436,31 @@ TEST_CASE("coordinate_descent: the same bits with 1 and 2 threads, and for each 
     }
 }
 
+TEST_CASE_TEMPLATE("coordinate_descent: the extremes of its options give no NaN", T, float, double) {
+    const Cpu policy(1);
+    for (const double eps : {smallest_divisor, largest_divisor})
+        for (const double k : {1e-6, 20.0, 1e30})
+            for (const double deviation : {1e-3, 1.0, 22.0, 1e5})
+                for (const bool masked : {false, true})
+                    for (CoordinateDescent descent :
+                         {CoordinateDescent{}, CoordinateDescent{.start = DescentStart::minus_logits},
+                          CoordinateDescent{.eps_init = largest_divisor, .eps_decay = 1e-9},
+                          CoordinateDescent{.limit_k = true}, CoordinateDescent{.iterate_to_convergence = true}}) {
+                        descent.eps = eps;
+                        CAPTURE(eps);
+                        CAPTURE(k);
+                        CAPTURE(deviation);
+                        const Case<T> c(policy, 1, 1, 300, deviation, masked);
+                        const auto pass = coordinate_descent_forward(policy, descent, k, c.logits, c.mask);
+                        const auto d = coordinate_descent_vjp(policy, descent, k, pass, c.d_scores, c.logits, c.mask);
+                        Index nans = 0;
+                        for (Index i = 0; i < 300; ++i)
+                            nans += std::isnan(pass.scores.data()[i]) || std::isnan(d.d_logits.data()[i]);
+                        CHECK(nans == 0);
+                        CHECK_FALSE(std::isnan(d.d_k.data()[0]));
+                    }
+}
+
 TEST_CASE("coordinate_descent: errors name the argument") {
     const Cpu policy(1);
     const Case<float> c(policy, 2, 1, 5, 1, false);
@@ -447,6 +472,17 @@ TEST_CASE("coordinate_descent: errors name the argument") {
     CHECK_THROWS_WITH_AS(forward({}, 0), "colt5: `k` must be > 0, but is 0", ValueError);
     CHECK_THROWS_WITH_AS(forward({.n_iters = 0}, 1), "colt5: `n_iters` must be >= 1, but is 0", ValueError);
     CHECK_THROWS_WITH_AS(forward({.eps = 0}, 1), "colt5: `eps` must be > 0, but is 0", ValueError);
+    CHECK_THROWS_WITH_AS(forward({.eps = 1e-40}, 1), "colt5: `eps` must be in [1e-6, 1e6], but is 1e-40", ValueError);
+    CHECK_THROWS_WITH_AS(forward({.eps = infinity}, 1), "colt5: `eps` must be in [1e-6, 1e6], but is inf", ValueError);
+    CHECK_THROWS_WITH_AS(forward({.eps = std::nan("")}, 1), "colt5: `eps` must be > 0, but is nan", ValueError);
+    CHECK_THROWS_WITH_AS(forward({.eps_init = infinity}, 1), "colt5: `eps_init` must be in [0, 1e6], but is inf",
+                         ValueError);
+    CHECK_THROWS_WITH_AS(forward({.eps_init = std::nan("")}, 1), "colt5: `eps_init` must be in [0, 1e6], but is nan",
+                         ValueError);
+    CHECK_THROWS_WITH_AS(forward({.eps_decay = std::nan("")}, 1), "colt5: `eps_decay` must be in (0, 1], but is nan",
+                         ValueError);
+    CHECK_THROWS_WITH_AS(forward({}, infinity), "colt5: `k` must be in [1e-6, 1e30], but is inf", ValueError);
+    CHECK_THROWS_WITH_AS(forward({}, 1e-300), "colt5: `k` must be in [1e-6, 1e30], but is 1e-300", ValueError);
     CHECK_THROWS_WITH_AS(forward({.eps_decay = 0}, 1), "colt5: `eps_decay` must be in (0, 1], but is 0", ValueError);
     CHECK_THROWS_WITH_AS(forward({.eps_decay = 1.5}, 1), "colt5: `eps_decay` must be in (0, 1], but is 1.5",
                          ValueError);

@@ -214,6 +214,16 @@ TEST_CASE("cumulative_softmax: errors name the argument") {
     far.data()[1] = 5;
     CHECK_THROWS_WITH_AS(cumulative_softmax(policy, 0, c.logits, c.indices, {}),
                          "colt5: `temperature` must be > 0, but is 0", ValueError);
+    CHECK_THROWS_WITH_AS(cumulative_softmax(policy, 1e-40, c.logits, c.indices, {}),
+                         "colt5: `temperature` must be in [1e-6, 1e6], but is 1e-40", ValueError);
+    CHECK_THROWS_WITH_AS(cumulative_softmax_vjp(policy, 1e300, c.d_scores, c.logits, c.indices, {}),
+                         "colt5: `temperature` must be in [1e-6, 1e6], but is 1e+300", ValueError);
+    for (const double temperature : {smallest_divisor, largest_divisor}) {
+        for (const float score : to_host(policy, cumulative_softmax(policy, temperature, c.logits, c.indices, {})))
+            CHECK(std::isfinite(score));
+        const auto d = cumulative_softmax_vjp(policy, temperature, c.d_scores, c.logits, c.indices, {});
+        for (const float value : to_host(policy, d)) CHECK(std::isfinite(value));
+    }
     CHECK_THROWS_WITH_AS(cumulative_softmax(policy, 1, c.logits, c.indices, narrow.mask),
                          "colt5: `mask` must have shape (2, 5), but has (2, 4)", ShapeError);
     CHECK_THROWS_WITH_AS(cumulative_softmax(policy, 1, c.logits, narrow.indices, {}),

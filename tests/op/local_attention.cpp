@@ -151,6 +151,21 @@ TEST_CASE("local_attention: agrees with a loop over all pairs, in double and flo
             }
 }
 
+TEST_CASE("local_attention: the widest reach sees all, a wider one is refused") {
+    const Cpu policy(1);
+    const Case<double> c(policy, 2, 40, 2, 4, true);
+    const auto all = forward(policy, LocalAttention{40}, c.qkv, c.mask);
+    for (const MaskedRows masked_rows : modes) {
+        const LocalAttention widest{LocalAttention::most_reach, masked_rows};
+        const auto pass = forward(policy, widest, c.qkv, c.mask);
+        const auto d_qkv = vjp(policy, widest, pass, c.d_out, c.qkv, c.mask);
+        for (const double d : to_host(policy, d_qkv)) CHECK(std::isfinite(d));
+        if (masked_rows == MaskedRows::zero) CHECK(same_bits(pass.out, all.out));
+    }
+    CHECK_THROWS_WITH_AS(attend(policy, LocalAttention{std::numeric_limits<Index>::max()}, c.qkv, c.mask),
+                         "colt5: `reach` must be at most 2^31, but is 9223372036854775807", ValueError);
+}
+
 TEST_CASE("local_attention: every reach from 1 to 100") {
     const Cpu policy(1);
     const Case<double> c(policy, 1, 97, 1, 3, true);

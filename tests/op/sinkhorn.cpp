@@ -311,6 +311,18 @@ TEST_CASE("sinkhorn: errors name the argument") {
     CHECK_THROWS_WITH_AS(pass_of({.n_iters = 0}, {}, {}, 3), "colt5: `n_iters` must be >= 1, but is 0", ValueError);
     CHECK_THROWS_WITH_AS(pass_of({.temperature = 0}, {}, {}, 3), "colt5: `temperature` must be > 0, but is 0",
                          ValueError);
+    CHECK_THROWS_WITH_AS(pass_of({.temperature = 1e-30}, {}, {}, 3),
+                         "colt5: `temperature` must be in [1e-6, 1e6], but is 1e-30", ValueError);
+    CHECK_THROWS_WITH_AS(pass_of({.temperature = std::numeric_limits<double>::infinity()}, {}, {}, 3),
+                         "colt5: `temperature` must be in [1e-6, 1e6], but is inf", ValueError);
+    for (const double temperature : {smallest_divisor, largest_divisor})
+        for (const bool masked : {false, true}) {
+            const Case<float> extreme(policy, 2, 1, 50, 9, masked, true);
+            const auto pass = forward(policy, Sinkhorn{.temperature = temperature}, extreme, 9);
+            for (const float score : to_host(policy, pass.scores)) CHECK(std::isfinite(score));
+            const auto d = backward(policy, Sinkhorn{.temperature = temperature}, extreme, pass);
+            for (const float value : to_host(policy, d)) CHECK_FALSE(std::isnan(value));
+        }
     CHECK_THROWS_WITH_AS(pass_of({}, {}, {}, 0), "colt5: `slots` must be >= 1, but is 0", ValueError);
     CHECK_THROWS_WITH_AS(pass_of({}, wide.noise, {}, 3), "colt5: `noise` must have shape (2, 3, 5), but has (2, 3, 6)",
                          ShapeError);

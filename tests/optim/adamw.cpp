@@ -214,11 +214,30 @@ TEST_CASE("adamw: options out of range") {
     CHECK(refusal({.betas = {0.9, -0.5}}) == "colt5: `betas[1]` must be in [0, 1), but is -0.5");
     CHECK(refusal({.eps = -1}) == "colt5: `eps` must be >= 0, but is -1");
     CHECK(refusal({.weight_decay = -1}) == "colt5: `weight_decay` must be >= 0, but is -1");
+    CHECK(refusal({.lr = 1e300}) == "colt5: `lr` must be at most 1e6, but is 1e+300");
+    CHECK(refusal({.eps = HUGE_VAL}) == "colt5: `eps` must be at most 1e6, but is inf");
+    CHECK(refusal({.weight_decay = HUGE_VAL}) == "colt5: `weight_decay` must be at most 1e6, but is inf");
     CHECK(refusal({.lr = 0, .betas = {0, 0}, .eps = 0, .weight_decay = 0}) == "");
 
     AdamW optimizer(policy, module);
     CHECK_THROWS_AS(optimizer.set_learning_rate(-2), ValueError);
     CHECK(optimizer.learning_rate() == 1e-3);
+}
+
+TEST_CASE_TEMPLATE("adamw: without eps, or with one that is 0 in float, what has no gradient stays", T, float, double) {
+    const Cpu policy{1};
+    for (const double eps : {0.0, 1e-300}) {
+        TinyModule<T> module(policy, 3, 5);
+        fill(policy, module.weight, 2);
+        auto gradients = module.make_gradients();
+        fill(policy, gradients.weight, 0);
+        fill(policy, gradients.gamma, 0);
+        gradients.weight.data()[4] = T(3);
+        AdamW optimizer(policy, module, {.lr = 0.5, .eps = eps, .weight_decay = 0});
+        for (int step = 0; step < 2; ++step) optimizer.step(module, gradients);
+        for (Index i = 0; i < module.weight.size(); ++i)
+            CHECK(module.weight.data()[i] == doctest::Approx(i == 4 ? 1 : 2).epsilon(1e-6));
+    }
 }
 
 TEST_CASE("adamw: a step that cannot be made changes nothing and does not count") {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <colt5/optim/schedule.hpp>
 
+#include <cmath>
+
 #include <doctest/doctest.h>
 
 using namespace colt5;
@@ -26,4 +28,9 @@ TEST_CASE("schedule: steps out of range") {
     CHECK_THROWS_WITH_AS(warmup_cosine(0, {.warmup = -1}), "colt5: `warmup` must be >= 0, but is -1", ValueError);
     CHECK_THROWS_WITH_AS(warmup_cosine(0, {.warmup = 5, .total = 5}),
                          "colt5: `total` must be more than warmup, but is 5", ValueError);
+    CHECK_THROWS_WITH_AS(warmup_cosine(-1, {}), "colt5: `step` must be >= 0, but is -1", ValueError);
+    CHECK_THROWS_WITH_AS(warmup_cosine(0, {.peak = std::nan("")}), "colt5: `peak` must be in [0, 1e6], but is nan",
+                         ValueError);
+    CHECK_THROWS_WITH_AS(warmup_cosine(0, {.floor = 1e300}), "colt5: `floor` must be in [0, 1e6], but is 1e+300",
+                         ValueError);
 }

@@ -46,7 +46,7 @@ void adamw_kernel(const Cpu& policy, VectorView<T> parameter, VectorView<accumul
     const Batch keep(static_cast<Real>(c.keep)), mean_rate(static_cast<Real>(1 - c.beta1)),
         beta2(static_cast<Real>(c.beta2)), square_rate(static_cast<Real>(1 - c.beta2)),
         step_size(static_cast<Real>(c.step_size)), square_bias(static_cast<Real>(c.square_bias)),
-        eps(static_cast<Real>(c.eps));
+        eps(static_cast<Real>(c.eps)), zero(Real(0));
 
     constexpr Index piece = Index{1} << 14;
     const Index size = parameter.size();
@@ -61,7 +61,8 @@ void adamw_kernel(const Cpu& policy, VectorView<T> parameter, VectorView<accumul
             Batch s = cpu::load(square.data() + at, count);
             m = m + mean_rate * (g - m);
             s = beta2 * s + square_rate * (g * g);
-            p = keep * p - step_size * (m / (xsimd::sqrt(s) / square_bias + eps));
+            const Batch divisor = xsimd::sqrt(s) / square_bias + eps;
+            p = keep * p - step_size * xsimd::select(divisor == zero, zero, m / divisor);
             cpu::store(mean.data() + at, m, count);
             cpu::store(square.data() + at, s, count);
             cpu::store_parameter(parameter.data() + at, of_master, p, count);

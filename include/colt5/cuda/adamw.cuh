@@ -37,7 +37,8 @@ __global__ void adamw(T* parameter, accumulate_t<T>* master, const accumulate_t<
             Real &m = means.values[e], &s = squares.values[e];
             m += c.mean_rate * (g - m);
             s = c.beta2 * s + c.square_rate * (g * g);
-            values.values[e] = c.keep * values.values[e] - c.step_size * (m / (::sqrt(s) / c.square_bias + c.eps));
+            const Real divisor = ::sqrt(s) / c.square_bias + c.eps;
+            values.values[e] = c.keep * values.values[e] - c.step_size * (divisor == Real(0) ? Real(0) : m / divisor);
             parameters.values[e] = static_cast<T>(values.values[e]);
         }
         if constexpr (HalfPrecision<T>) store_pack(master + i, values);

@@ -30,6 +30,8 @@ class ConditionalRoutedAttention {
         detail::is_width(config.heavy_heads, config.heavy_dim_head),
         "colt5: AttentionConfig.heavy_heads and heavy_dim_head must be at least 1, their product at most 2^40");
     static_assert(config.light_window_size >= 2, "colt5: AttentionConfig.light_window_size must be at least 2");
+    static_assert(config.light_window_size / 2 <= LocalAttention::most_reach,
+                  "colt5: AttentionConfig.light_window_size must be at most 2^32");
     static_assert(config.num_routed_kv >= 1 && config.heavy_heads % config.num_routed_kv == 0,
                   "colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv");
 

@@ -30,7 +30,7 @@ struct AdamWCoefficients {
 ///
 ///     p *= keep
 ///     mean += (1 − beta1)(g − mean),  square = beta2 · square + (1 − beta2) g²
-///     p −= step_size · mean / (√square / square_bias + eps)
+///     p −= step_size · mean / (√square / square_bias + eps)          (nothing where the divisor is 0)
 ///
 /// A parameter of bfloat16 or float16 is the rounding of its `master` in float, which is what the update is made on.
 /// Where it is not, somebody has written it since, and the master takes over its value first. Parameters of float and

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include <colt5/core/tensor.hpp>
+#include <colt5/op/divisor.hpp>
 
 namespace colt5 {
 
@@ -40,7 +41,7 @@ enum class DescentStart {
 /// of a row makes the scores and gradients of all its real tokens NaN.
 struct CoordinateDescent {
     int n_iters = 50;
-    double eps = 1;        ///< smallest and last ε
+    double eps = 1;        ///< smallest and last ε, in [1e-6, 1e6]
     double eps_init = 0;   ///< first ε; `eps` when smaller than it
     double eps_decay = 1;  ///< ε_{t+1} = max(ε_t · eps_decay, eps)
     DescentStart start = DescentStart::zero;
@@ -52,7 +53,8 @@ struct CoordinateDescent {
 
     void check() const {
         expect_value(n_iters >= 1, "n_iters", ">= 1", n_iters);
-        expect_value(eps > 0, "eps", "> 0", eps);
+        expect_divisor("eps", eps);
+        expect_value(eps_init >= 0 && eps_init <= largest_divisor, "eps_init", "in [0, 1e6]", eps_init);
         expect_value(eps_decay > 0 && eps_decay <= 1, "eps_decay", "in (0, 1]", eps_decay);
     }
     /// ε of step t = 1 … n_iters + 1, the last one being that of the scores.
@@ -79,13 +81,21 @@ struct CoordinateDescentGradients {
     Tensor<Logit, P, dynamic, dynamic> d_k;                // (b, r)
 };
 
-/// logits (b, r, n), mask (b, n) or absent  →  scores (b, r, n).  Throws ValueError unless k > 0.
+namespace detail {
+inline void expect_wanted(double k) {
+    expect_value(k > 0, "k", "> 0", k);
+    expect_value(k >= 1e-6 && k <= 1e30, "k", "in [1e-6, 1e30]", k);
+}
+}  // namespace detail
+
+/// logits (b, r, n), mask (b, n) or absent  →  scores (b, r, n).  Throws ValueError for a number out of its range: k
+/// must be in [1e-6, 1e30].
 template <Policy P, Viewable L>
 auto coordinate_descent_forward(const P& policy, const CoordinateDescent& descent, double k, const L& logits,
                                 Mask mask) {
     const auto [batch, routes, length] = logits.shape();
     descent.check();
-    expect_value(k > 0, "k", "> 0", k);
+    detail::expect_wanted(k);
     if (mask) expect_shape("mask", mask.shape(), {batch, length});
     CoordinateDescentPass<typename L::value_type, P> pass{{policy, logits.shape()},
                                                           {policy, {batch, routes, descent.steps() + 1}},
@@ -108,7 +118,7 @@ auto coordinate_descent_vjp(const P& policy, const CoordinateDescent& descent, d
                             Mask mask) {
     const auto [batch, routes, length] = logits.shape();
     descent.check();
-    expect_value(k > 0, "k", "> 0", k);
+    detail::expect_wanted(k);
     expect_shape("logits", logits.shape(), pass.scores.shape());
     expect_shape("pass.threshold", pass.threshold.shape(), {batch, routes, descent.steps() + 1});
     expect_shape("pass.saturated", pass.saturated.shape(), {batch, routes, descent.steps()});

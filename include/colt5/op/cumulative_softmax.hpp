@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <colt5/op/divisor.hpp>
 #include <colt5/op/gather.hpp>
 
 namespace colt5 {
@@ -24,7 +25,7 @@ inline constexpr double cumulative_softmax_floor = 1e-6;
 namespace detail {
 template <typename L, typename Indices>
 void check_cumulative_softmax(double temperature, const L& logits, const Indices& indices, Mask mask) {
-    expect_value(temperature > 0, "temperature", "> 0", temperature);
+    expect_divisor("temperature", temperature);
     if (mask) expect_shape("mask", mask.shape(), {logits.extent(0), logits.extent(2)});
     expect_shape("indices", indices.shape(), {logits.extent(0), logits.extent(1), dynamic});
     expect_length("logits", logits.extent(2));

@@ -40,6 +40,9 @@ enum class MaskedRows {
 /// Nothing of size n × reach is stored. A long sequence may come in parts, in order: q then holds the m queries from
 /// token `first` on, and b is 1; keys, values and mask are those of the whole sequence.
 struct LocalAttention {
+    /// No sequence is longer.
+    static constexpr Index most_reach = Index{1} << 31;
+
     Index reach;  ///< tokens to either side; the reference's light_window_size / 2
     MaskedRows masked_rows = MaskedRows::zero;
 
@@ -65,6 +68,7 @@ void check_local_attention(const LocalAttention& attention, const Q& q, const KV
     const auto [batch, length, two, heads, dim_head] = kv.shape();
     expect_shape("kv", kv.shape(), {dynamic, dynamic, 2, dynamic, dynamic});
     expect_value(attention.reach >= 1, "reach", ">= 1", attention.reach);
+    expect_value(attention.reach <= LocalAttention::most_reach, "reach", "at most 2^31", attention.reach);
     expect_value(first >= 0 && first <= length, "first", "a token of kv", first);
     if (batch != 1) expect_value(first == 0, "first", "0 unless there is one sequence", first);
     const Index queries = batch == 1 ? q.extent(1) : length;

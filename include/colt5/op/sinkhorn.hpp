@@ -7,6 +7,7 @@
 #include <limits>
 
 #include <colt5/core/random.hpp>
+#include <colt5/op/divisor.hpp>
 #include <colt5/op/gather.hpp>
 
 namespace colt5 {
@@ -65,14 +66,14 @@ auto gumbel_noise(const P& policy, Random random, Index rows, Index slots, Index
 /// Gumbel–Sinkhorn (Mena et al. 2018; Tay et al. 2020, arXiv 2002.11296): every slot chooses one token.
 struct Sinkhorn {
     int n_iters = 8;
-    double temperature = 0.7;
+    double temperature = 0.7;  ///< in [1e-6, 1e6]
     /// As in the reference, masked tokens take part in the normalizations with the logit of a worthless token (log
     /// 1e-20). Otherwise they take no part, and padding changes nothing.
     bool masked_tokens_take_part = false;
 
     void check() const {
         expect_value(n_iters >= 1, "n_iters", ">= 1", n_iters);
-        expect_value(temperature > 0, "temperature", "> 0", temperature);
+        expect_divisor("temperature", temperature);
     }
 };
 

@@ -66,7 +66,9 @@ public:
         expect_value(beta1 >= 0 && beta1 < 1, "betas[0]", "in [0, 1)", beta1);
         expect_value(beta2 >= 0 && beta2 < 1, "betas[1]", "in [0, 1)", beta2);
         expect_value(options_.eps >= 0, "eps", ">= 0", options_.eps);
+        expect_value(options_.eps <= most, "eps", "at most 1e6", options_.eps);
         expect_value(options_.weight_decay >= 0, "weight_decay", ">= 0", options_.weight_decay);
+        expect_value(options_.weight_decay <= most, "weight_decay", "at most 1e6", options_.weight_decay);
         Module::each_parameter(
             [&]<typename T, typename Master>(const std::string&, const T& parameter, Master& master) {
                 if constexpr (HalfPrecision<typename T::value_type>) {
@@ -79,7 +81,7 @@ public:
 
     const AdamWOptions& options() const { return options_; }
     double learning_rate() const { return options_.lr; }
-    /// For a schedule: takes effect in the next step. Throws ValueError when negative.
+    /// For a schedule: takes effect in the next step. Throws ValueError unless it is in [0, 1e6].
     void set_learning_rate(double lr) {
         expect_learning_rate(lr);
         options_.lr = lr;
@@ -129,7 +131,11 @@ public:
     const State& state() const { return state_; }
 
 private:
-    static void expect_learning_rate(double lr) { expect_value(lr >= 0, "lr", ">= 0", lr); }
+    static constexpr double most = 1e6;
+    static void expect_learning_rate(double lr) {
+        expect_value(lr >= 0, "lr", ">= 0", lr);
+        expect_value(lr <= most, "lr", "at most 1e6", lr);
+    }
 
     P policy_;
     AdamWOptions options_;

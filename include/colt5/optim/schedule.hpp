@@ -20,10 +20,13 @@ struct WarmupCosine {
 ///
 ///     optimizer.set_learning_rate(warmup_cosine(step, {.peak = 3e-4, .warmup = 100, .total = 2000}));
 ///
-/// Throws ValueError unless 0 <= warmup < total.
+/// Throws ValueError unless 0 <= warmup < total, the step is not negative, and peak and floor are in [0, 1e6].
 inline double warmup_cosine(Index step, const WarmupCosine& schedule) {
     expect_value(schedule.warmup >= 0, "warmup", ">= 0", schedule.warmup);
     expect_value(schedule.warmup < schedule.total, "total", "more than warmup", schedule.total);
+    expect_value(step >= 0, "step", ">= 0", step);
+    expect_value(schedule.peak >= 0 && schedule.peak <= 1e6, "peak", "in [0, 1e6]", schedule.peak);
+    expect_value(schedule.floor >= 0 && schedule.floor <= 1e6, "floor", "in [0, 1e6]", schedule.floor);
     if (step < schedule.warmup)
         return schedule.peak * static_cast<double>(step + 1) / static_cast<double>(schedule.warmup);
     const double progress =

@@ -22,7 +22,15 @@ class CoordinateDescentRouter : public LinearRouter<CoordinateDescentRouter<conf
     static constexpr auto kwargs = config.kwargs.coor_descent;
     static_assert(kwargs.n_iters >= 1, "colt5: router_kwargs.coor_descent.n_iters must be at least 1");
     static_assert(kwargs.eps > 0, "colt5: router_kwargs.coor_descent.eps must be positive");
+    static_assert(is_divisor(kwargs.eps), "colt5: router_kwargs.coor_descent.eps must be in [1e-6, 1e6]");
+    static_assert(kwargs.eps_init >= 0 && kwargs.eps_init <= largest_divisor,
+                  "colt5: router_kwargs.coor_descent.eps_init must be in [0, 1e6]");
+    static_assert(kwargs.eps_decay > 0 && kwargs.eps_decay <= 1,
+                  "colt5: router_kwargs.coor_descent.eps_decay must be in (0, 1]");
     static_assert(kwargs.fetch_k_ratio >= 1, "colt5: router_kwargs.coor_descent.fetch_k_ratio must be at least 1");
+    static_assert(kwargs.fetch_k_ratio <= 1e6, "colt5: router_kwargs.coor_descent.fetch_k_ratio must be at most 1e6");
+    static_assert(kwargs.score_scale >= -1e6 && kwargs.score_scale <= 1e6,
+                  "colt5: router_kwargs.coor_descent.score_scale must be in [-1e6, 1e6]");
 
 public:
     using typename Base::Logit;

@@ -14,6 +14,7 @@ class DifferentiableTopKRouter : public LinearRouter<DifferentiableTopKRouter<co
     using Base = LinearRouter<DifferentiableTopKRouter, config, Scalar, P>;
     static constexpr double temperature = config.kwargs.cum_softmax.temperature;
     static_assert(temperature > 0, "colt5: router_kwargs.cum_softmax.temperature must be positive");
+    static_assert(is_divisor(temperature), "colt5: router_kwargs.cum_softmax.temperature must be in [1e-6, 1e6]");
 
 public:
     using typename Base::Logit;

@@ -100,6 +100,7 @@ class SinkhornRouter : public LinearRouter<SinkhornRouter<config, Scalar, P>, co
     static constexpr auto kwargs = config.kwargs.sinkhorn;
     static_assert(kwargs.n_iters >= 1, "colt5: router_kwargs.sinkhorn.n_iters must be at least 1");
     static_assert(kwargs.temperature > 0, "colt5: router_kwargs.sinkhorn.temperature must be positive");
+    static_assert(is_divisor(kwargs.temperature), "colt5: router_kwargs.sinkhorn.temperature must be in [1e-6, 1e6]");
 
 public:
     using typename Base::Logit;
