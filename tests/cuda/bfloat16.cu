@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include "alone.hpp"
 #include "behaviour.hpp"
 #include "device.hpp"
 
@@ -25,6 +26,11 @@ TEST_CASE("cuda: out of memory in bfloat16" * doctest::skip(!cases::has_gpu())) 
 }
 TEST_CASE("cuda: exceptions in bfloat16" * doctest::skip(!cases::has_gpu())) {
     cases::check_exceptions<colt5::bfloat16>();
+}
+
+TEST_CASE("cuda: a batch in bfloat16 is bit for bit what its samples are alone" * doctest::skip(!cases::has_gpu())) {
+    cases::check_products_alone<colt5::bfloat16>(cases::Precision::bf16);
+    cases::check_modules_alone<colt5::bfloat16>(cases::Precision::bf16);
 }
 
 TEST_SUITE_END();

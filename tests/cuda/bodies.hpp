@@ -31,6 +31,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("local attention", local_attention_case<T, P>);
     add("local attention of many heads", many_heads_case<T, P>, 3);
     add("dense attention", dense_attention_case<T, P>);
+    add("many sequences", many_sequences_case<T, P>, 1);
     add("optimizer", optimizer_case<T, P>);
     add_of_modules("half a block, coordinate descent", half_block_case<by_descent_of_one_route, T, P>);
     add_of_modules("half a block, cumulative softmax", half_block_case<by_softmax, T, P>);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include "alone.hpp"
 #include "device.hpp"
 
 bool cases::has_gpu() {
@@ -12,3 +13,12 @@ std::vector<cases::Case> cases::on_cuda_in_double() {
 std::vector<cases::Golden> cases::goldens_in_double() {
     return all_goldens_on_cuda<double>();
 }
+
+TEST_SUITE_BEGIN("behaviour");
+
+TEST_CASE("cuda: a batch in double is bit for bit what its samples are alone" * doctest::skip(!cases::has_gpu())) {
+    cases::check_products_alone<double>(cases::Precision::fp64);
+    cases::check_modules_alone<double>(cases::Precision::fp64);
+}
+
+TEST_SUITE_END();

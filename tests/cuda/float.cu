@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <iostream>
 
+#include "alone.hpp"
 #include "behaviour.hpp"
 #include "device.hpp"
 
@@ -90,6 +91,15 @@ TEST_CASE("cuda: after an illegal access every call says so, and nothing crashes
     CHECK(output.find("policy.cuh:") != std::string::npos);
     CHECK(output.find("then: colt5: ") != std::string::npos);
     CHECK(output.find("exit status 0") != std::string::npos);
+}
+
+TEST_CASE("cuda: a batch in float is bit for bit what its samples are alone" * doctest::skip(!cases::has_gpu())) {
+    cases::check_products_alone<float>(cases::Precision::fp32);
+    cases::check_modules_alone<float>(cases::Precision::fp32);
+}
+TEST_CASE("cuda: a batch in tf32 is bit for bit what its samples are alone" * doctest::skip(!cases::has_gpu())) {
+    cases::check_products_alone<float>(cases::Precision::tf32);
+    cases::check_modules_alone<float>(cases::Precision::tf32);
 }
 
 TEST_SUITE_END();

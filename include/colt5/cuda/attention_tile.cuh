@@ -53,11 +53,17 @@ struct Attention {
     COLT5_HOST_DEVICE int heads() const { return routes * per_route; }
 };
 
+/// An extent of a problem: what is in reach of a position, too, is a number of 32 bits.
+template <typename T>
+int attention_extent(const char* name, Index extent) {
+    expect_value(extent <= Attention<T>::everything, name, "at most 536870912 in attention on a GPU", extent);
+    return static_cast<int>(extent);
+}
+
 /// Blocks for all tiles of `tile_rows` of the `rows` rows of every head: see AttentionBlock.
 template <typename T>
 dim3 attention_grid(const Attention<T>& a, Index rows, Index tile_rows) {
-    expect_value(a.batch <= 65535, "batch", "at most 65535 on a GPU", a.batch);
-    return grid(divide_up(rows, tile_rows) * a.heads(), a.batch);
+    return grid_of_rows(a.batch, divide_up(rows, tile_rows) * a.heads());
 }
 
 /// What one block works on: a head, and a tile of its queries or keys. Heads come first in the order of blocks, so that
@@ -67,8 +73,9 @@ struct AttentionBlock {
     int b, h, route, first;
 
     __device__ AttentionBlock(const Attention<T>& a, int tile_rows) {
-        const int item = static_cast<int>(blockIdx.x), heads = a.heads();
-        b = static_cast<int>(blockIdx.y);
+        const RowBlock of_sequence(gridDim.x / static_cast<unsigned>(a.batch));
+        const int item = static_cast<int>(of_sequence.block), heads = a.heads();
+        b = static_cast<int>(of_sequence.row);
         h = item % heads;
         route = a.routes == 1 ? 0 : h / a.per_route;
         first = item / heads * tile_rows;

@@ -351,26 +351,26 @@ __global__ void __launch_bounds__(Team::threads)
 template <typename T>
 __global__ void descent_vjp_logits(T* d_logits, const DescentStep<T>* all_steps, const DescentSteps<T>* steps_of_row,
                                    DescentVjp<T> vjp) {
-    const Index row = blockIdx.y;
+    const RowBlock at(divide_up(vjp.length, blockDim.x));
+    const Index row = at.row, i = static_cast<Index>(at.block) * blockDim.x + threadIdx.x;
+    if (i >= vjp.length) return;
     const auto values = vjp.row(row);
     const DescentStep<T>* const steps = all_steps + row * vjp.steps;
     const auto [distinct, together] = steps_of_row[row];
-    for (Index i = global_thread(); i < vjp.length; i += all_threads()) {
-        if (values.has_nan()) {
-            d_logits[row * vjp.length + i] = nan_if<T>(!values.real || values.real[i]);
-            continue;
-        }
-        const T s = values.s(i);
-        T sum = values.below(i, s);
-        if (s <= together.before)
-            sum -= together.coefficient * ::exp((s - together.after) * together.inverse_eps);
-        else
-            for (int t = 0; t < distinct; ++t) {
-                const DescentStep<T> step = steps[t];
-                if (s <= step.before) sum -= step.coefficient * ::exp((s - step.after) * step.inverse_eps);
-            }
-        d_logits[row * vjp.length + i] = sum;
+    if (values.has_nan()) {
+        d_logits[row * vjp.length + i] = nan_if<T>(!values.real || values.real[i]);
+        return;
     }
+    const T s = values.s(i);
+    T sum = values.below(i, s);
+    if (s <= together.before)
+        sum -= together.coefficient * ::exp((s - together.after) * together.inverse_eps);
+    else
+        for (int t = 0; t < distinct; ++t) {
+            const DescentStep<T> step = steps[t];
+            if (s <= step.before) sum -= step.coefficient * ::exp((s - step.after) * step.inverse_eps);
+        }
+    d_logits[row * vjp.length + i] = sum;
 }
 
 }  // namespace cuda
@@ -411,8 +411,8 @@ void coordinate_descent_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, M
                           steps_of_row.data(), d_k.data(), vjp, wanted, descent);
     constexpr int threads = 256;
     cuda::launch(policy, "descent_vjp_logits", cuda::descent_vjp_logits<T>,
-                 cuda::grid(cuda::divide_up(length, threads), rows), threads, 0, d_logits.data(), all_steps.data(),
-                 steps_of_row.data(), vjp);
+                 cuda::grid_of_rows(rows, cuda::divide_up(length, threads)), threads, 0, d_logits.data(),
+                 all_steps.data(), steps_of_row.data(), vjp);
 }
 
 }  // namespace colt5

@@ -25,16 +25,17 @@ Attention<T> dense_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
     const auto of_queries = [&](const T* data) {
         return Heads<const T>{data, length * heads * dim, per_route * dim, dim, heads * dim};
     };
+    attention_extent<T>("heads", heads);
     return {.q = of_queries(q.data()),
             .k = part(0),
             .v = part(1),
             .out = of_queries(nullptr),
-            .batch = static_cast<int>(batch),
-            .routes = static_cast<int>(routes),
-            .per_route = static_cast<int>(per_route),
-            .queries = static_cast<int>(length),
-            .keys = static_cast<int>(keys),
-            .dim_head = static_cast<int>(dim),
+            .batch = attention_extent<T>("batch", batch),
+            .routes = attention_extent<T>("routes", routes),
+            .per_route = attention_extent<T>("heads", per_route),
+            .queries = attention_extent<T>("queries", length),
+            .keys = attention_extent<T>("keys", keys),
+            .dim_head = attention_extent<T>("dim_head", dim),
             .reach = Attention<T>::everything,
             .first = 0,
             .mask = mask.data(),

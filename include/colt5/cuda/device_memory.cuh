@@ -78,6 +78,10 @@ inline void check(CUresult status, const char* call, const std::source_location&
 class DeviceMemory {
 public:
     DeviceMemory(int device, Allocations allocations) : device_(device), allocations_(allocations) {
+        int devices = 0;
+        check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
+        expect_value(device >= 0 && device < devices, "device",
+                     "less than the number of GPUs, " + std::to_string(devices), device);
         const DeviceGuard guard(device);
         std::size_t free = 0;
         check(cudaMemGetInfo(&free, &capacity_), "cudaMemGetInfo");

@@ -55,8 +55,9 @@ void feed_forward_vjp_kernel(const Cuda& policy, TokensView<T> d_x,
     TokensTensor<T, Cuda> h(policy, {batch, length, hidden}), d_h(policy, {batch, length, hidden});
     if (!before) linear(policy, h.view(), normed, parameters.hidden_weight, parameters.hidden_bias);
     if (!before) before = h.const_view();
-    cuda::linear_input_gradient<T>(policy, rows, hidden, d, {d_h.data(), hidden}, {d_y.data(), d},
-                                   parameters.project_weight.data());
+    cuda::linear_input_gradient<T>(policy, length, hidden, d, cuda::of_tokens(d_h.data(), length, hidden),
+                                   cuda::of_tokens<const T>(d_y.data(), length, d), parameters.project_weight.data(),
+                                   batch);
     cuda::with_warp_row<T>(
         hidden,
         [&]<int width, int packs>() {
@@ -70,8 +71,10 @@ void feed_forward_vjp_kernel(const Cuda& policy, TokensView<T> d_x,
     cuda::add_column_sums(policy, gradients.project_bias.data(), rows, cuda::RouteRows<T>{d_y.data(), length, 1, 0, d});
     cuda::add_weight_gradient(policy, rows, d, hidden, gradients.hidden_weight.data(),
                               static_cast<const T*>(d_h.data()), static_cast<const T*>(normed.data()));
-    cuda::linear_input_gradient<T>(policy, rows, d, hidden, {normed.data(), d}, {d_h.data(), hidden},
-                                   parameters.hidden_weight.data());  // normed is not read any more
+    cuda::linear_input_gradient<T>(policy, length, d, hidden, cuda::of_tokens(normed.data(), length, d),
+                                   cuda::of_tokens<const T>(d_h.data(), length, hidden),
+                                   parameters.hidden_weight.data(),
+                                   batch);  // normed is not read any more
     normalize_vjp_kernel(policy, d_x, gradients.norm, normed.const_view(), x, parameters.norm, shared);
 }
 

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <string>
 
+#include <colt5/core/error.hpp>
 #include <colt5/core/scalar.hpp>
 #include <colt5/core/tensor.hpp>
 #include <colt5/cuda/policy.cuh>
@@ -33,9 +35,29 @@ void launch(const Cuda& policy, const char* name, void (*kernel)(Parameters...),
     check_launch(name);
 }
 
-inline dim3 grid(Index x, Index y = 1, Index z = 1) {
-    return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z));
+/// The most blocks that a launch can have: in one dimension, for in the others there is room for 65,535 alone.
+inline constexpr Index most_blocks = std::numeric_limits<std::int32_t>::max();
+
+inline dim3 grid(Index blocks) {
+    expect_value(blocks <= most_blocks, "blocks of a kernel", "at most 2147483647 on a GPU", blocks);
+    return dim3(static_cast<unsigned>(blocks));
 }
+/// Blocks 0 … blocks_each − 1 of each of `rows`, which the kernel finds by RowBlock.
+inline dim3 grid_of_rows(Index rows, Index blocks_each) {
+    expect_value(rows == 0 || blocks_each <= most_blocks / rows, "blocks of a kernel",
+                 "at most 2147483647 on a GPU, in rows times " + std::to_string(blocks_each), rows);
+    return grid(rows * blocks_each);
+}
+/// Which row a block of grid_of_rows works on, and which of its blocks it is.
+struct RowBlock {
+    unsigned row, block;
+
+    __device__ explicit RowBlock(Index blocks_each) {
+        const auto each = static_cast<unsigned>(blocks_each);
+        row = blockIdx.x / each;
+        block = blockIdx.x - row * each;
+    }
+};
 
 /// Blocks for a grid-stride loop over `count` items: enough of them to fill any GPU of today several times over.
 inline dim3 blocks_for(Index count, int threads) {

@@ -29,14 +29,14 @@ Attention<T> local_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
             .k = of_keys(0),
             .v = of_keys(1),
             .out = of_queries(nullptr),
-            .batch = static_cast<int>(batch),
+            .batch = attention_extent<T>("batch", batch),
             .routes = 1,
-            .per_route = static_cast<int>(heads),
-            .queries = static_cast<int>(queries),
-            .keys = static_cast<int>(keys),
-            .dim_head = static_cast<int>(dim),
+            .per_route = attention_extent<T>("heads", heads),
+            .queries = attention_extent<T>("queries", queries),
+            .keys = attention_extent<T>("keys", keys),
+            .dim_head = attention_extent<T>("dim_head", dim),
             .reach = static_cast<int>(std::min(reach, Index{Attention<T>::everything})),
-            .first = static_cast<int>(first - key),
+            .first = attention_extent<T>("first", first - key),
             .mask = mask ? mask.data() + key : nullptr,  // key is 0 unless there is one sequence
             .value_scale = nullptr,
             .scale = Sum(1) / std::sqrt(static_cast<Sum>(dim)),
@@ -183,7 +183,7 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
     const auto whole = cuda::local_problem(q, kv, mask, first, 0, length, attention.reach);
     cuda::launch(policy, "window_mean_gradient", cuda::window_mean_gradient<T>,
                  cuda::attention_grid(whole, d_qkv.extent(1), 1), cuda::warp_size, 0, whole, log_sum_exp.data(),
-                 d_out.data(), part(origin, 2), static_cast<int>(origin));
+                 d_out.data(), part(origin, 2), cuda::attention_extent<T>("first", origin));
 }
 
 }  // namespace colt5

@@ -46,84 +46,139 @@ struct Operand {
     Index batch_stride = 0;
 };
 
+/// How the terms of an inner product may be added up.
+enum class Sums {
+    by_row,  ///< so that the bits of a row depend on it alone, and on how many rows a matrix of the batch has
+    shared   ///< by several blocks, as many as are fast: the bits depend on all extents
+};
+
+/// A product of a batch of matrices, all of whose rows may be those of one.
+struct MatmulShape {
+    Index rows, columns, depth, batch;
+};
+
+/// How the operands of a product lie in memory, as cuBLASLt knows it.
+struct MatmulLayouts {
+    using Layout = Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
+
+    static void make(Layout& layout, cudaDataType_t type, Index rows, Index columns, Index stride, Index batch,
+                     Index batch_stride) {
+        check(cublasLtMatrixLayoutCreate(&layout.handle, type, static_cast<std::uint64_t>(rows),
+                                         static_cast<std::uint64_t>(columns), stride),
+              "cublasLtMatrixLayoutCreate");
+        if (batch == 1) return;
+        const auto count = static_cast<std::int32_t>(batch);
+        const std::int64_t distance = batch_stride;
+        check(cublasLtMatrixLayoutSetAttribute(layout.handle, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count),
+              "cublasLtMatrixLayoutSetAttribute");
+        check(cublasLtMatrixLayoutSetAttribute(layout.handle, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &distance,
+                                               sizeof distance),
+              "cublasLtMatrixLayoutSetAttribute");
+    }
+    Layout a, b, c;
+};
+
+/// What cuBLASLt's heuristics may choose from.
+class MatmulPreference {
+public:
+    MatmulPreference(std::uint32_t alignment, Sums sums) {
+        check(cublasLtMatmulPreferenceCreate(&owned_.handle), "cublasLtMatmulPreferenceCreate");
+        set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::size_t{sums == Sums::shared ? 32u << 20 : 0u});
+        if (sums == Sums::by_row) set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, CUBLASLT_REDUCTION_SCHEME_NONE);
+        for (const auto attribute :
+             {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+              CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+            set(attribute, alignment);
+    }
+    cublasLtMatmulPreference_t handle() const { return owned_.handle; }
+
+private:
+    template <typename Value>
+    void set(cublasLtMatmulPreferenceAttributes_t attribute, const Value& value) {
+        check(cublasLtMatmulPreferenceSetAttribute(owned_.handle, attribute, &value, sizeof value),
+              "cublasLtMatmulPreferenceSetAttribute");
+    }
+    Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy> owned_;
+};
+
 /// One product as cuBLASLt knows it. Making it asks cuBLASLt's heuristics, so the policy keeps it.
+///
+/// With Sums::by_row, the algorithm is chosen for one matrix, and is one that does not split inner products: each block
+/// computes some rows and columns, in the same steps wherever they are, so that a batch of any size has the bits of its
+/// matrices alone. An algorithm for few rows would be slow for a large batch of them, so no matrix counts as smaller
+/// than `fewest_rows`.
 class MatmulPlan {
 public:
     using Key = std::tuple<int, int, int, Index, Index, Index, Index, Index, Index, bool, bool, Index, Index, Index,
-                           Index, bool, std::uint32_t>;
+                           Index, Index, bool, std::uint32_t, Sums>;
+    static constexpr Index fewest_rows = 2048;
 
+    /// `one` is a matrix of the batch, `all` the product that is to be made.
     template <typename T, typename C>
-    MatmulPlan(cublasLtHandle_t blas, MathMode math, Index rows, Index columns, Index depth, const Operand<C>& c,
-               const Operand<const T>& a, const Operand<const T>& b, Index batch, bool bias, std::uint32_t alignment) {
+    MatmulPlan(cublasLtHandle_t blas, MathMode math, const MatmulShape& one, const MatmulShape& all,
+               const Operand<C>& c, const Operand<const T>& a, const Operand<const T>& b, bool bias,
+               std::uint32_t alignment, Sums sums) {
         // cuBLASLt computes column-major cᵀ = op(b)ᵀ op(a)ᵀ; a stored row-major matrix is its transpose in
         // column-major.
-        check(cublasLtMatmulDescCreate(&operation, BlasType<T>::compute(math), BlasType<T>::scale),
+        check(cublasLtMatmulDescCreate(&operation.handle, BlasType<T>::compute(math), BlasType<T>::scale),
               "cublasLtMatmulDescCreate");
         const cublasOperation_t left = b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
         const cublasOperation_t right = a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
         set(CUBLASLT_MATMUL_DESC_TRANSA, left);
         set(CUBLASLT_MATMUL_DESC_TRANSB, right);
         if (bias) set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
-        constexpr cudaDataType_t type = BlasType<T>::data;
-        b_layout = layout(type, b.transposed ? depth : columns, b.transposed ? columns : depth, b.stride, batch,
-                          b.batch_stride);
-        a_layout =
-            layout(type, a.transposed ? rows : depth, a.transposed ? depth : rows, a.stride, batch, a.batch_stride);
-        c_layout = layout(BlasType<C>::data, columns, rows, c.stride, batch, c.batch_stride);
 
-        cublasLtMatmulPreference_t preference = nullptr;
-        check(cublasLtMatmulPreferenceCreate(&preference), "cublasLtMatmulPreferenceCreate");
-        const std::size_t most = std::size_t{32} << 20;
-        cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &most, sizeof most);
-        for (const auto attribute :
-             {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-              CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
-            cublasLtMatmulPreferenceSetAttribute(preference, attribute, &alignment, sizeof alignment);
-        cublasLtMatmulHeuristicResult_t result{};
-        int found = 0;
-        const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(blas, operation, b_layout, a_layout, c_layout,
-                                                                     c_layout, preference, 1, &result, &found);
-        cublasLtMatmulPreferenceDestroy(preference);
-        check(found > 0 ? status : CUBLAS_STATUS_NOT_SUPPORTED, "cublasLtMatmulAlgoGetHeuristic");
-        algorithm = result.algo;
-        workspace_bytes = result.workspaceSize;
+        const MatmulPreference preference(alignment, sums);
+        const auto make = [&](MatmulLayouts& to, const MatmulShape& shape) {
+            constexpr cudaDataType_t type = BlasType<T>::data;
+            to.make(to.b, type, b.transposed ? shape.depth : shape.columns, b.transposed ? shape.columns : shape.depth,
+                    b.stride, shape.batch, b.batch_stride);
+            to.make(to.a, type, a.transposed ? shape.rows : shape.depth, a.transposed ? shape.depth : shape.rows,
+                    a.stride, shape.batch, a.batch_stride);
+            to.make(to.c, BlasType<C>::data, shape.columns, shape.rows, c.stride, shape.batch, c.batch_stride);
+        };
+        const auto choose = [&](const MatmulLayouts& of) {
+            cublasLtMatmulHeuristicResult_t result{};
+            int found = 0;
+            const cublasStatus_t status =
+                cublasLtMatmulAlgoGetHeuristic(blas, operation.handle, of.b.handle, of.a.handle, of.c.handle,
+                                               of.c.handle, preference.handle(), 1, &result, &found);
+            check(found > 0 ? status : CUBLAS_STATUS_NOT_SUPPORTED, "cublasLtMatmulAlgoGetHeuristic");
+            algorithm = result.algo;
+            workspace_bytes = result.workspaceSize;
+        };
+        const auto works = [&](const MatmulLayouts& with) {
+            cublasLtMatmulHeuristicResult_t result{};
+            const cublasStatus_t status = cublasLtMatmulAlgoCheck(blas, operation.handle, with.b.handle, with.a.handle,
+                                                                  with.c.handle, with.c.handle, &algorithm, &result);
+            return status == CUBLAS_STATUS_SUCCESS && result.state == CUBLAS_STATUS_SUCCESS &&
+                   result.workspaceSize <= workspace_bytes;
+        };
+        make(layouts, all);
+        if (sums == Sums::shared) {
+            choose(layouts);
+            return;
+        }
+        MatmulLayouts of_one, of_more;
+        make(of_one, one);
+        make(of_more, {std::max(one.rows, fewest_rows), one.columns, one.depth, 1});
+        choose(of_more);
+        if (!works(of_one)) choose(of_one);
+        fits = works(layouts);
     }
     MatmulPlan(const MatmulPlan&) = delete;
     MatmulPlan& operator=(const MatmulPlan&) = delete;
-    ~MatmulPlan() {
-        cublasLtMatrixLayoutDestroy(a_layout);
-        cublasLtMatrixLayoutDestroy(b_layout);
-        cublasLtMatrixLayoutDestroy(c_layout);
-        cublasLtMatmulDescDestroy(operation);
-    }
-
     template <typename Value>
     void set(cublasLtMatmulDescAttributes_t attribute, const Value& value) {
-        check(cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof value),
+        check(cublasLtMatmulDescSetAttribute(operation.handle, attribute, &value, sizeof value),
               "cublasLtMatmulDescSetAttribute");
     }
 
-    cublasLtMatmulDesc_t operation = nullptr;
-    cublasLtMatrixLayout_t a_layout = nullptr, b_layout = nullptr, c_layout = nullptr;
+    Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy> operation;
+    MatmulLayouts layouts;
     cublasLtMatmulAlgo_t algorithm{};
     std::size_t workspace_bytes = 0;
-
-private:
-    static cublasLtMatrixLayout_t layout(cudaDataType_t type, Index rows, Index columns, Index stride, Index batch,
-                                         Index batch_stride) {
-        cublasLtMatrixLayout_t made = nullptr;
-        check(cublasLtMatrixLayoutCreate(&made, type, static_cast<std::uint64_t>(rows),
-                                         static_cast<std::uint64_t>(columns), stride),
-              "cublasLtMatrixLayoutCreate");
-        if (batch > 1) {
-            const int count = static_cast<int>(batch);
-            const std::int64_t distance = batch_stride;
-            cublasLtMatrixLayoutSetAttribute(made, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count);
-            cublasLtMatrixLayoutSetAttribute(made, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &distance,
-                                             sizeof distance);
-        }
-        return made;
-    }
+    bool fits = true;  ///< the algorithm of one matrix can make the whole product
 };
 
 /// The plans of one policy; see Cuda::plans.
@@ -140,34 +195,68 @@ private:
     std::map<MatmulPlan::Key, MatmulPlan> plans_;
 };
 
+/// Rows of tokens (batch, length, dim), one after the other.
+template <typename T>
+Operand<T> of_tokens(T* data, Index length, Index dim) {
+    return {data, dim, false, length * dim};
+}
+
 /// c = op(a) · op(b) + bias + add, for each matrix of a batch: op(a) is (rows, depth), op(b) (depth, columns); bias
 /// (columns) and add, laid out as c and perhaps c itself, may be null. All row-major; c of type T or accumulate_t<T>.
 template <typename T, typename C = T>
 void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Operand<C>& c, const Operand<const T>& a,
             const Operand<const T>& b, const T* bias = nullptr, const std::type_identity_t<C>* add = nullptr,
-            Index batch = 1) {
+            Index batch = 1, Sums sums = Sums::by_row) {
     if (rows == 0 || columns == 0 || batch == 0) return;
-    const auto lowest_bit = [](const void* data) {
-        const auto address = reinterpret_cast<std::uintptr_t>(data) | 256;
-        return static_cast<std::uint32_t>(address & (~address + 1));
+    const auto part = [&](Index first, Index count) {
+        const auto from = [&](auto operand) {
+            operand.data += first * operand.batch_stride;
+            return operand;
+        };
+        matmul<T, C>(policy, rows, columns, depth, from(c), from(a), from(b), bias,
+                     add != nullptr ? add + first * c.batch_stride : nullptr, count, sums);
     };
-    const std::uint32_t alignment =
-        std::min({lowest_bit(a.data), lowest_bit(b.data), lowest_bit(c.data), lowest_bit(add)});
+    // One matrix has the rows of all, if they follow each other.
+    const bool is_one = batch == 1 || (!a.transposed && a.batch_stride == rows * a.stride && b.batch_stride == 0 &&
+                                       c.batch_stride == rows * c.stride);
+    constexpr Index most_at_once = 65535;
+    if (!is_one && batch > most_at_once) {
+        for (Index first = 0; first < batch; first += most_at_once) part(first, std::min(most_at_once, batch - first));
+        return;
+    }
+    const MatmulShape one{rows, columns, depth, 1};
+    const MatmulShape all{is_one ? batch * rows : rows, columns, depth, is_one ? 1 : batch};
+
+    // That of a row is not more than that of its matrix, wherever it is in a batch.
+    const auto lowest_bit = [](std::uintptr_t bytes) {
+        return static_cast<std::uint32_t>((bytes | 256) & (~(bytes | 256) + 1));
+    };
+    const auto alignment_of = [&](const auto& operand) {
+        return lowest_bit(reinterpret_cast<std::uintptr_t>(operand.data) |
+                          static_cast<std::uintptr_t>(operand.stride) * sizeof(*operand.data));
+    };
+    const std::uint32_t alignment = std::min(
+        {alignment_of(a), alignment_of(b), alignment_of(c), lowest_bit(reinterpret_cast<std::uintptr_t>(add))});
     const MathMode math = policy.math();
     const DeviceGuard guard(policy.device());
     MatmulPlan& plan =
         policy.plans().get(MatmulPlan::Key{static_cast<int>(BlasType<T>::data), static_cast<int>(BlasType<C>::data),
                                            static_cast<int>(math), rows, columns, depth, a.stride, b.stride, c.stride,
-                                           a.transposed, b.transposed, batch, a.batch_stride, b.batch_stride,
-                                           c.batch_stride, bias != nullptr, alignment},
-                           policy.blas(), math, rows, columns, depth, c, a, b, batch, bias != nullptr, alignment);
+                                           a.transposed, b.transposed, all.rows, all.batch, a.batch_stride,
+                                           b.batch_stride, c.batch_stride, bias != nullptr, alignment, sums},
+                           policy.blas(), math, one, all, c, a, b, bias != nullptr, alignment, sums);
+    if (!plan.fits && batch > 1) {
+        for (Index i = 0; i < batch; ++i) part(i, 1);
+        return;
+    }
     if (bias != nullptr) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
     using Scale = std::conditional_t<std::is_same_v<T, double>, double, float>;
     const Scale alpha = 1, beta = add != nullptr ? 1 : 0;
+    const MatmulLayouts& layouts = plan.layouts;
     VectorTensor<std::uint8_t, Cuda> workspace(policy, {static_cast<Index>(plan.workspace_bytes)});
-    check(cublasLtMatmul(policy.blas(), plan.operation, &alpha, b.data, plan.b_layout, a.data, plan.a_layout, &beta,
-                         add != nullptr ? add : c.data, plan.c_layout, c.data, plan.c_layout, &plan.algorithm,
-                         workspace.data(), plan.workspace_bytes, policy.stream()),
+    check(cublasLtMatmul(policy.blas(), plan.operation.handle, &alpha, b.data, layouts.b.handle, a.data,
+                         layouts.a.handle, &beta, add != nullptr ? add : c.data, layouts.c.handle, c.data,
+                         layouts.c.handle, &plan.algorithm, workspace.data(), plan.workspace_bytes, policy.stream()),
           "cublasLtMatmul");
 }
 

@@ -120,6 +120,7 @@ private:
               allocations(options.allocations),
               workspace(std::make_shared<Workspace>(cuda::DeviceMemory(options.device, options.allocations))),
               plans(make_matmul_plans()) {
+            expect_value(memory_plan.tokens_at_a_time >= 1, "tokens_at_a_time", ">= 1", memory_plan.tokens_at_a_time);
             const cuda::DeviceGuard guard(device);
             cuda::check(cublasLtCreate(&blas.handle), "cublasLtCreate");
             cuda::check(cudaEventCreateWithFlags(&event.handle, cudaEventDisableTiming), "cudaEventCreateWithFlags");

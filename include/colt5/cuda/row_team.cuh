@@ -339,13 +339,17 @@ void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(M
     int blocks = 1;
     while (blocks < most && (length > blocks * per_block || bytes(blocks) > shared_limit)) blocks *= 2;
     if (bytes(blocks) <= shared_limit) {
-        start(cluster_kernel, Meeting{}, RowPart{0, rows, length, divide_up(length, blocks), true}, blocks,
-              ClusterTeam::threads, cudaLaunchAttributeClusterDimension);
+        const Index rows_at_once = std::min(rows, most_blocks / blocks);
+        RowPart part{0, 0, length, divide_up(length, blocks), true};
+        for (; part.first_row < rows; part.first_row += rows_at_once) {
+            part.rows = std::min(rows_at_once, rows - part.first_row);
+            start(cluster_kernel, Meeting{}, part, blocks, ClusterTeam::threads, cudaLaunchAttributeClusterDimension);
+        }
         return;
     }
 
-    constexpr Index most_blocks = 64;
-    blocks = static_cast<int>(std::min({divide_up(length, 2 * per_block), most_blocks, Index{processors}}));
+    constexpr Index most_of_team = 64;
+    blocks = static_cast<int>(std::min({divide_up(length, 2 * per_block), most_of_team, Index{processors}}));
     RowPart part{0, 0, length, divide_up(length, blocks), bytes(blocks) <= shared_limit};
     const Index rows_at_once = std::min<Index>(rows, processors / blocks);
     MatrixTensor<Partial, Cuda> partials(policy, {rows_at_once, 2 * blocks});

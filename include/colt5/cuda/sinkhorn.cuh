@@ -86,7 +86,8 @@ struct LogSum {
 /// u_i = log Σ_j exp(z_ij − v_j); v may be null (zeros). One block a slot and row, u and v those of one iteration.
 template <typename T>
 __global__ void sinkhorn_slot_potentials(double* u, const double* v, Index iterations, SinkhornRows<T> rows) {
-    const Index slot = blockIdx.x, row = blockIdx.y;
+    const RowBlock at(rows.all_slots);
+    const Index slot = at.block, row = at.row;
     double* const to = u + row * iterations * rows.all_slots + slot;
     LogSum mine;
     if (slot < rows.slots[row].count)
@@ -103,8 +104,9 @@ inline constexpr int sinkhorn_groups = sinkhorn_threads / warp_size;
 template <typename T>
 __global__ void sinkhorn_token_potentials(double* v, const double* u, Index iterations, SinkhornRows<T> rows) {
     __shared__ LogSum shared[sinkhorn_groups][warp_size];
-    const Index lane = threadIdx.x % warp_size, group = threadIdx.x / warp_size, row = blockIdx.y;
-    const Index j = static_cast<Index>(blockIdx.x) * warp_size + lane, slots = rows.slots[row].count;
+    const RowBlock of_row(divide_up(rows.length, warp_size));
+    const Index lane = threadIdx.x % warp_size, group = threadIdx.x / warp_size, row = of_row.row;
+    const Index j = static_cast<Index>(of_row.block) * warp_size + lane, slots = rows.slots[row].count;
     LogSum mine;
     if (j < rows.length)
         for (Index i = group; i < slots; i += sinkhorn_groups)
@@ -122,7 +124,8 @@ __global__ void sinkhorn_token_potentials(double* v, const double* u, Index iter
 template <typename T>
 __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u, const double* v, Index iterations,
                                 SinkhornRows<T> rows, const bool* mask, Index routes) {
-    const Index slot = blockIdx.x, row = blockIdx.y, out = row * rows.all_slots + slot;
+    const RowBlock at(rows.all_slots);
+    const Index slot = at.block, row = at.row, out = row * rows.all_slots + slot;
     if (slot >= rows.slots[row].count) {
         if (threadIdx.x == 0) {
             indices[out] = rows.slots[row].masked;
@@ -161,21 +164,23 @@ __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u,
 template <typename T>
 __global__ void sinkhorn_vjp_start(double* d_log, double* d_v, const T* d_scores, const T* scores,
                                    const TokenIndex* indices, SinkhornRows<T> rows) {
-    const Index row = blockIdx.y, slots = rows.slots[row].count;
-    for (Index j = global_thread(); j < rows.length; j += all_threads()) {
-        double sum = 0;
-        for (Index i = row * rows.all_slots; i < row * rows.all_slots + slots; ++i)
-            if (indices[i] == j) sum += static_cast<double>(d_scores[i]) * static_cast<double>(scores[i]);
-        d_log[row * rows.length + j] = sum;
-        d_v[row * rows.length + j] = -sum;
-    }
+    const RowBlock at(divide_up(rows.length, blockDim.x));
+    const Index row = at.row, slots = rows.slots[row].count;
+    const Index j = static_cast<Index>(at.block) * blockDim.x + threadIdx.x;
+    if (j >= rows.length) return;
+    double sum = 0;
+    for (Index i = row * rows.all_slots; i < row * rows.all_slots + slots; ++i)
+        if (indices[i] == j) sum += static_cast<double>(d_scores[i]) * static_cast<double>(scores[i]);
+    d_log[row * rows.length + j] = sum;
+    d_v[row * rows.length + j] = -sum;
 }
 
 /// d_u_i = −g_i (in the last iteration, otherwise 0) − Σ_j d_v_j exp(z_ij − u_i − v_j). One block a slot.
 template <typename T>
 __global__ void sinkhorn_vjp_slots(double* d_u, const double* d_v, const double* u, const double* v, Index iterations,
                                    SinkhornRows<T> rows, const T* d_scores, const T* scores, bool last) {
-    const Index slot = blockIdx.x, row = blockIdx.y, at = row * rows.all_slots + slot;
+    const RowBlock block(rows.all_slots);
+    const Index slot = block.block, row = block.row, at = row * rows.all_slots + slot;
     if (slot >= rows.slots[row].count) return;
     const double of_slot = u[row * iterations * rows.all_slots + slot];
     const double* const of_tokens = v + row * iterations * rows.length;
@@ -193,8 +198,9 @@ template <typename T>
 __global__ void sinkhorn_vjp_tokens(double* d_log, double* d_v, const double* d_u, const double* u, const double* v,
                                     Index iterations, SinkhornRows<T> rows) {
     __shared__ double shared[sinkhorn_groups][warp_size];
-    const Index lane = threadIdx.x % warp_size, group = threadIdx.x / warp_size, row = blockIdx.y;
-    const Index j = static_cast<Index>(blockIdx.x) * warp_size + lane, slots = rows.slots[row].count;
+    const RowBlock of_row(divide_up(rows.length, warp_size));
+    const Index lane = threadIdx.x % warp_size, group = threadIdx.x / warp_size, row = of_row.row;
+    const Index j = static_cast<Index>(of_row.block) * warp_size + lane, slots = rows.slots[row].count;
     double sum = 0;
     if (j < rows.length) {
         const double shift = v ? v[row * iterations * rows.length + j] : 0.0;
@@ -230,7 +236,9 @@ __global__ void sinkhorn_vjp_logits(T* d_logits, const double* d_log, const T* l
 class SinkhornGrid {
 public:
     SinkhornGrid(const Cuda& policy, Index slots, Index length, Index rows)
-        : policy_(policy), slots_(grid(slots, rows)), tokens_(grid(divide_up(length, warp_size), rows)) {}
+        : policy_(policy),
+          slots_(grid_of_rows(rows, slots)),
+          tokens_(grid_of_rows(rows, divide_up(length, warp_size))) {}
     template <typename... P, typename... A>
     void over_slots(const char* name, void (*kernel)(P...), const A&... arguments) const {
         launch(policy_, name, kernel, slots_, sinkhorn_threads, 0, arguments...);
@@ -306,8 +314,10 @@ void sinkhorn_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<
     const cuda::SinkhornGrid grid(policy, slots, length, rows);
     VectorTensor<double, Cuda> d_log(policy, {logits.size()}), d_v(policy, {logits.size()}),
         d_u(policy, {indices.size()});
-    grid.over_tokens("sinkhorn_vjp_start", cuda::sinkhorn_vjp_start<T>, d_log.data(), d_v.data(), d_scores.data(),
-                     scores.data(), indices.data(), prepared.rows);
+    constexpr int threads = 256;
+    cuda::launch(policy, "sinkhorn_vjp_start", cuda::sinkhorn_vjp_start<T>,
+                 cuda::grid_of_rows(rows, cuda::divide_up(length, threads)), threads, 0, d_log.data(), d_v.data(),
+                 d_scores.data(), scores.data(), indices.data(), prepared.rows);
     const auto u = [&](Index t) { return slot_potential.data() + t * slots; };
     const auto v = [&](Index t) { return t < 0 ? nullptr : token_potential.data() + t * length; };
     for (Index t = iterations - 1; t >= 0; --t) {
@@ -316,7 +326,6 @@ void sinkhorn_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<
         grid.over_tokens("sinkhorn_vjp_tokens", cuda::sinkhorn_vjp_tokens<T>, d_log.data(), d_v.data(), d_u.data(),
                          u(t), v(t - 1), iterations, prepared.rows);
     }
-    constexpr int threads = 256;
     cuda::launch(policy, "sinkhorn_vjp_logits", cuda::sinkhorn_vjp_logits<T>, cuda::blocks_for(logits.size(), threads),
                  threads, 0, d_logits.data(), d_log.data(), logits.data(), mask.data(), prepared.slots_of_row.data(),
                  logits.extent(1), length, logits.size(), sinkhorn.temperature);

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <colt5/cuda.cuh>
+
+#include <array>
+#include <string>
+#include <utility>
+
+#include "device.hpp"
+
+/// A batch is what its samples are alone, bit for bit: outputs, and gradients of inputs. Gradients of parameters are
+/// sums over the batch.
+namespace cases {
+
+/// Sample b of a tensor (b, …), as a batch of one in memory of its own.
+template <typename V>
+auto sample_of(const Cuda& policy, const V& batch, Index b) {
+    const auto view = batch.const_view().range(b, 1);
+    auto sample = tensor_like(policy, view);
+    const auto values = to_host(policy, view);
+    fill_with(policy, sample, [&](std::size_t i) { return values[i]; });
+    return sample;
+}
+
+template <typename A, typename B>
+void check_sample(const Cuda& policy, const char* what, const A& batch, const B& sample, Index b) {
+    INFO(what);
+    CHECK(same_bits(policy, batch.const_view().range(b, 1), sample));
+}
+
+template <typename Module, typename D, typename... Inputs>
+void check_module_alone(const Cuda& policy, const Module& module, const D& d_out, const Inputs&... inputs) {
+    auto gradients = module.make_gradients();
+    const auto run = [&](const auto& d, const auto&... of) {
+        auto inferred = module(of...);
+        auto pass = module.forward(of...);
+        auto d_inputs = module.backward(pass, d, gradients);
+        return std::array<TokensTensor<typename D::value_type, Cuda>, 4>{
+            std::move(inferred), std::move(pass.out),
+            [&] {
+                if constexpr (requires { d_inputs.d_x; })
+                    return std::move(d_inputs.d_x);
+                else
+                    return std::move(d_inputs);
+            }(),
+            [&]() -> TokensTensor<typename D::value_type, Cuda> {
+                if constexpr (requires { d_inputs.d_context; })
+                    return std::move(d_inputs.d_context);
+                else
+                    return {};
+            }()};
+    };
+    const auto batch = run(d_out, inputs...);
+    for (Index b = 0; b < d_out.extent(0); ++b) {
+        CAPTURE(b);
+        const auto alone = run(sample_of(policy, d_out, b), sample_of(policy, inputs, b)...);
+        constexpr std::array names{"inference", "out", "gradient of the tokens", "gradient of the context"};
+        for (std::size_t i = 0; i < names.size(); ++i)
+            if (alone[i].size() > 0) check_sample(policy, names[i], batch[i], alone[i], b);
+    }
+}
+
+/// Modules with all routers, of short and long sequences, with and without masks, for more and for fewer tokens than
+/// they route.
+template <typename T>
+void check_modules_alone(Precision precision) {
+    constexpr Index batch = 3;
+    const Cuda policy = cuda_policy(precision, Cuda::Options().memory_plan);
+    std::uint64_t seed = 0;
+    const auto with_self_attention = [&]<typename Module>(std::type_identity<Module>, const char* name, Index length,
+                                                          bool masked) {
+        CAPTURE(std::string(name));
+        Draw<T, Cuda> draw(policy, {precision, ++seed});
+        const auto module = draw.template made<Module>();
+        const auto x = draw.values(std::array{batch, length, Index{48}}), d_out = draw.values(x.shape());
+        const auto mask = draw.mask(batch, length);
+        without_noise(module, [&] {
+            if (masked)
+                check_module_alone(policy, module, d_out, x, mask);
+            else
+                check_module_alone(policy, module, d_out, x);
+        });
+    };
+    const auto with_context = [&](Index length, bool masked) {
+        using Module = ConditionalRoutedCrossAttention<cross_config, T, Cuda>;
+        Draw<T, Cuda> draw(policy, {precision, ++seed});
+        const auto module = draw.template made<Module>();
+        const auto x = draw.values(std::array{batch, length, Index{48}}), d_out = draw.values(x.shape());
+        const auto context = draw.values(std::array{batch, 2 * length + 1, Index{48}});
+        const auto mask = draw.mask(batch, length), context_mask = draw.mask(batch, 2 * length + 1);
+        if (masked)
+            check_module_alone(policy, module, d_out, x, context, mask, context_mask);
+        else
+            check_module_alone(policy, module, d_out, x, context);
+    };
+    for (const Index length : {1, 7, 18, 100, 700, 2050, 5000}) {
+        if (sanitized() && length > 100) continue;
+        CAPTURE(length);
+        for (const bool masked : {false, true}) {
+            CAPTURE(masked);
+            const auto check = [&]<auto config>(const char* router) {
+                using Block = ConditionalRoutedTransformerBlock<config, T, Cuda>;
+                with_self_attention(std::type_identity<Block>(), router, length, masked);
+            };
+            check.template operator()<by_descent>("block, coordinate descent");
+            check.template operator()<by_softmax>("block, cumulative softmax");
+            check.template operator()<by_sinkhorn>("block, Sinkhorn");
+            with_context(length, masked);
+        }
+    }
+}
+
+/// Products of the shapes that modules have, of as few and as many rows as there are tokens.
+template <typename T>
+void check_products_alone(Precision precision) {
+    constexpr Index batch = 3;
+    const Cuda policy = cuda_policy(precision, Cuda::Options().memory_plan);
+    std::uint64_t seed = 0;
+    for (const auto& [in, out] : std::array<std::array<Index, 2>, 8>{
+             {{512, 1536}, {512, 2048}, {2048, 512}, {512, 256}, {256, 512}, {48, 96}, {7, 5}, {640, 1}}})
+        for (const Index length : {1, 13, 128, 1000, 1024, 4100})
+            for (const Index routes : {1, 2}) {
+                if (sanitized() && length * in * out > 10'000'000) continue;
+                CAPTURE(in);
+                CAPTURE(out);
+                CAPTURE(length);
+                CAPTURE(routes);
+                Draw<T, Cuda> draw(policy, {precision, ++seed});
+                // Few numbers that come again and again: to draw so many would take long.
+                const auto repeated = [&](const auto& shape) {
+                    Tensor<T, Cuda, dynamic, dynamic, dynamic, dynamic> tensor(policy, shape);
+                    const auto some = to_host(policy, draw.values(std::array{Index{1009}}));
+                    fill_with(policy, tensor, [&](std::size_t i) { return some[(i + i / 5003) % some.size()]; });
+                    return tensor;
+                };
+                const auto weight = draw.values(std::array{routes * out, in}),
+                           bias = draw.values(std::array{routes * out});
+                const auto x = repeated(std::array{batch, routes, length, in});
+                const auto d_y = repeated(std::array{batch, routes, length, out});
+                auto d_weight = draw.sums(std::array{routes * out, in});
+                auto d_bias = draw.sums(std::array{routes * out});
+                const auto y = routed_linear(policy, x, weight, bias.const_view());
+                const auto d_x = routed_linear_vjp(policy, d_y, x, weight, d_weight.view(), d_bias.view());
+                for (Index b = 0; b < batch; ++b) {
+                    const auto x_alone = sample_of(policy, x, b), d_y_alone = sample_of(policy, d_y, b);
+                    check_sample(policy, "y", y, routed_linear(policy, x_alone, weight, bias.const_view()), b);
+                    check_sample(policy, "d_x", d_x,
+                                 routed_linear_vjp(policy, d_y_alone, x_alone, weight, d_weight.view(), d_bias.view()),
+                                 b);
+                }
+            }
+}
+
+}  // namespace cases
