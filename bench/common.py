@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What cpu.py and gpu.py share: operation counts, the two sides of a comparison, files of tensors, tables."""
+import contextlib
 import dataclasses
 import json
 import math
@@ -94,7 +95,10 @@ class Process:
         return line.strip()
 
     def send(self, *words):
-        print(*words, file=self.child.stdin, flush=True)
+        try:
+            print(*words, file=self.child.stdin, flush=True)
+        except BrokenPipeError:
+            raise ProcessEnded(f'{" ".join(self.child.args)} has ended with status {self.child.wait()}') from None
 
     def ask(self, *words):
         self.send(*words)
@@ -113,7 +117,8 @@ class Process:
     def __exit__(self, *_):
         self.child.kill()
         self.child.wait()
-        self.child.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what was sent last has not been read
+            self.child.stdin.close()
         self.child.stdout.close()
 
 

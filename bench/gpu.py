@@ -20,6 +20,8 @@ How it is measured
 - The sides take turns. A sample is one call between two CUDA events, the host waiting after each; once as the host
   launches it, and once as a CUDA graph, if it can be one. Times are medians after warm-up, of the faster of the two ways;
   ± is half the range from the 10th to the 90th percentile over the median.
+- Each case stands alone: before it, no side keeps anything, and between calls none keeps more than weights and inputs. A
+  peer that cannot run it, for want of memory, say, has the reason in place of its time; the others go on.
 - Memory is the most that tensors took in a call beyond weights and inputs; the file also says, as device_mib, how much of
   the device's memory the process took for the call.
 - Routing tokens are scaled by 1/√d, so that logits have unit deviation. At the package's own initialization, with logits
@@ -191,15 +193,23 @@ def summary(samples):
 
 
 class Bench:
-    def __init__(self, device, build_dir, servers, folder):
-        self.device, self.build_dir, self.servers, self.folder = device, build_dir, servers, folder
+    def __init__(self, device, build_dir, start_server, folder):
+        self.device, self.build_dir, self.start_server, self.folder = device, build_dir, start_server, folder
+        self.servers = {}
         self.rows = []
         self.failed = False
 
     def prepare(self, case, peer, dtype):
         """The peer's side of a case, which stays prepared for other modes."""
-        self.servers[peer.server].ask('prepare', self.fields(case, peer, dtype, self.folder))
-        return Side(self.servers[peer.server], self.folder, peer.server)
+        process = self.server(peer.server)
+        process.ask('prepare', self.fields(case, peer, dtype, self.folder))
+        return Side(process, self.folder, peer.server)
+
+    def server(self, name):
+        """A new one, if its process has ended."""
+        if name not in self.servers or self.servers[name].child.poll() is not None:
+            self.servers[name] = self.start_server(name)
+        return self.servers[name]
 
     @staticmethod
     def fields(case, peer, dtype, folder):
@@ -209,10 +219,14 @@ class Bench:
             has_peer=case.comparable or PACKAGE in case.peers))
 
     def run(self, case):
+        """Each case stands alone: no side keeps the memory of the one before."""
+        for server in self.servers.values():
+            with contextlib.suppress(Refused, ProcessEnded):
+                server.ask('forget')
         package = self.prepare(case, PACKAGE, 'fp32')
         truth = {}
         for mode in case.modes if case.comparable else ():
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(Refused, ProcessEnded):
                 truth[mode] = package.first(mode)[-1].rename(self.folder / f'truth_{mode}')
         for dtype in case.dtypes:
             program = self.build_dir / 'bench' / f'{case.program}_{"bf16" if dtype == "bf16" else "float"}'
@@ -225,17 +239,19 @@ class Bench:
     def compare(self, case, mode, dtype, ours, peer, truth):
         row = {'name': f'{case.name}_{mode}', 'dtype': dtype, 'peer': peer.label}
         sides = {'ours': ours}
+        refused = {}
         try:
-            other = self.prepare(case, peer, dtype)
-            other.first(mode)
-            sides['peer'] = other
-        except Refused as error:
-            row['peer_refused'] = str(error)
-            print(f'{row["name"]}, {dtype}, {peer.label}: {error}', file=sys.stderr)
-        samples = self.sample(sides, mode)
+            sides['peer'] = self.prepare(case, peer, dtype)
+        except (Refused, ProcessEnded) as error:
+            refused['peer'] = str(error)
+        samples = self.sample(sides, mode, refused)
+        for side, error in refused.items():
+            row[f'{side}_refused'] = error
+            self.failed |= side == 'ours'
+            print(f'{row["name"]}, {dtype}, {"ours" if side == "ours" else peer.label}: {error}', file=sys.stderr)
         for side in ('ours', 'peer'):
             figures = dict.fromkeys(('ms', 'spread_ms', 'launched_ms', 'replayed_ms', 'mib', 'device_mib', 'differs'))
-            if side in sides:
+            if side not in refused:
                 ways = {way: summary(samples[side, way]) for way in ('time', 'replay')}
                 _, mib, device_mib, file = sides[side].first(mode)
                 figures |= {'launched_ms': ways['time'][0], 'replayed_ms': ways['replay'][0],
@@ -253,17 +269,28 @@ class Bench:
         print('        ' + ', '.join(filter(None, line_of(row)[:6])), file=sys.stderr)
 
     @staticmethod
-    def sample(sides, mode):
-        samples = {(side, way): [] for side in sides for way in ('time', 'replay')}
-        counts = {side: min(30, max(3, math.ceil(0.1 / what.sample('time', mode, 1)[0]))) for side, what in sides.items()}
+    def sample(sides, mode, refused):
+        """Seconds by side and way; adds the reasons of sides that refuse to `refused`."""
+        counts = {}
+        for side, what in sides.items():
+            try:
+                what.first(mode)
+                counts[side] = min(30, max(3, math.ceil(0.1 / what.sample('time', mode, 1)[0])))
+            except (Refused, ProcessEnded) as error:
+                refused[side] = str(error)
+        samples = {(side, way): [] for side in counts for way in ('time', 'replay')}
         for _ in range(3):
             for side, way in list(samples):
-                if samples[side, way] is None:
+                if samples[side, way] is None or side in refused:
                     continue
                 try:
                     samples[side, way] += sides[side].sample(way, mode, counts[side])
-                except Refused:  # not everything can be a CUDA graph
-                    samples[side, way] = None
+                except ProcessEnded as error:
+                    refused[side] = str(error)
+                except Refused as error:
+                    samples[side, way] = None  # not everything can be a CUDA graph
+                    if way == 'time':
+                        refused[side] = str(error)
         return samples
 
 
@@ -275,7 +302,14 @@ def line_of(row):
     """The cells of a row of the table."""
     ours, its, floor, ours_spread, its_spread = (
         row[field] and row[field] / 1e3 for field in ('ours_ms', 'peer_ms', 'floor_ms', 'ours_spread_ms', 'peer_spread_ms'))
-    return [row['name'], row['dtype'], time_text(ours, ours_spread), row['peer'], time_text(its, its_spread), ratio(its, ours),
+    def time_or_reason(side, seconds, spread):
+        reason = row.get(f'{side}_refused')
+        if reason is None:
+            return time_text(seconds, spread)
+        return 'out of memory' if re.search('out ?of ?memory', reason, re.IGNORECASE) else 'refused'
+
+    return [row['name'], row['dtype'], time_or_reason('ours', ours, ours_spread), row['peer'],
+            time_or_reason('peer', its, its_spread), ratio(its, ours),
             time_text(floor), ratio(ours, floor, '{:.2f}'), mib_text(row['ours_mib']), mib_text(row['peer_mib']),
             ratio(row['peer_mib'], row['ours_mib'], '{:.1f} ×'),
             *('' if row[field] is None else f'{row[field]:.1e}' for field in ('ours_differs', 'peer_differs'))]
@@ -300,7 +334,8 @@ def warm_up(cases, peers_dir):
     """Lets PyTorch compile the first case, each type in a process of its own: later processes find that on the disk."""
     with contextlib.ExitStack() as stack:
         case, folder = cases[0], pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=peers_dir)))
-        Bench('', None, {'package': stack.enter_context(start_server('package', peers_dir))}, folder).prepare(case, PACKAGE, 'fp32')
+        package = stack.enter_context(start_server('package', peers_dir))
+        package.ask('prepare', Bench.fields(case, PACKAGE, 'fp32', folder))
         servers = {dtype: stack.enter_context(start_server('tuned', peers_dir)) for dtype in case.dtypes}
         for dtype, server in servers.items():
             server.send('prepare', Bench.fields(case, OUR_DESCENT, dtype, folder))
@@ -331,9 +366,9 @@ def main():
                          'date': str(datetime.date.today())}
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.build_dir)))
-        servers = {server: stack.enter_context(start_server(server, args.peers_dir)) for server in ('package', 'tuned')}
-        about['peers'] = servers['package'].library
-        bench = Bench(about['device'], args.build_dir, servers, folder)
+        bench = Bench(about['device'], args.build_dir,
+                      lambda server: stack.enter_context(start_server(server, args.peers_dir)), folder)
+        about['peers'] = bench.server('package').library
         for case in chosen:
             print(f'{time.monotonic() - start:4.0f} s  {case.name}', file=sys.stderr)
             try:

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <functional>
 #include <iostream>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,9 @@
 ///                         inputs, in MiB; on the GPU also with what the process took from the device for it
 ///     time MODE COUNT     makes COUNT calls and answers with the seconds: their mean, or on the GPU one number a call
 ///     replay MODE COUNT   on the GPU: the same for a CUDA graph of the call
+///
+/// The answer is `refused REASON` if the call throws. Between commands no memory is held but what inputs and weights
+/// need.
 namespace bench {
 
 using colt5::dynamic;
@@ -121,18 +125,23 @@ inline int serve(const Policy& policy, const Call& call) {
     std::cout << "ready " << Meter::library << std::endl;
     for (std::string command, mode, argument; std::cin >> command >> mode >> argument;) {
         const bool backward = mode == "forward_backward";
-        if (command == "first") {
-            meter.start();
-            call(backward, Keep(
-                               policy, [&] { meter.stop(std::cout); }, argument));
-            std::cout << std::endl;
-            continue;
-        }
         const auto once = [&] { call(backward, Keep()); };
-        for (const double seconds :
-             command == "replay" ? meter.replay(std::stoi(argument), once) : meter.time(std::stoi(argument), once))
-            std::cout << seconds << ' ';
-        std::cout << std::endl;
+        std::ostringstream answer;
+        try {
+            if (command == "first") {
+                meter.start();
+                call(backward, Keep(
+                                   policy, [&] { meter.stop(answer); }, argument));
+            } else {
+                const int count = std::stoi(argument);
+                for (const double seconds : command == "replay" ? meter.replay(count, once) : meter.time(count, once))
+                    answer << seconds << ' ';
+            }
+        } catch (const std::exception& error) {
+            answer.str(std::string("refused ") + error.what());
+        }
+        meter.rest();
+        std::cout << answer.str() << std::endl;
     }
     return 0;
 }

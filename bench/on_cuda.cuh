@@ -71,9 +71,14 @@ public:
 
     explicit Meter(const Policy& policy) : policy_(policy) {}
 
-    void start() {
+    /// Gives the memory back that other processes need meanwhile.
+    void rest() const {
         policy_.synchronize();
         policy_.workspace()->release_unused();
+        policy_.beside().workspace()->release_unused();
+    }
+    void start() {
+        rest();
         policy_.reset_peak();
         before_bytes_ = policy_.statistics().in_use;
         free_before_bytes_ = free_bytes();

@@ -4,11 +4,12 @@
     peers_gpu.py package     colt5-attention 0.2.3 as it is; draws the weights and inputs that all others read
     peers_gpu.py tuned       tuned_torch.py
 
-With `prepare CASE`, where CASE is JSON, one of them gets ready for a case; then it answers the commands that measure.hpp
-describes, or `refused REASON`. Routing tokens are scaled so that logits have unit deviation, unless the case has
+With `prepare CASE`, where CASE is JSON, one of them gets ready for a case, and with `forget` it drops that again; in between it
+answers the commands that measure.hpp describes, or `refused REASON`. After each it keeps no more memory than the case needs. Routing tokens are scaled so that logits have unit deviation, unless the case has
 wide_logits: then they are as the package initializes them.
 """
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -41,6 +42,11 @@ class Peer:
         torch.set_float32_matmul_precision('high' if case['dtype'] == 'tf32' else 'highest')
         self.make(case)
         self.prepared = case
+
+    def forget(self):
+        """What was prepared, so that other processes have its memory."""
+        self.prepared = self.call = self.inputs = self.parameters = self.d_out = None
+        return []
 
     def context(self):
         return contextlib.nullcontext()
@@ -124,6 +130,10 @@ class Package(Peer):
 
     drawn = None
 
+    def forget(self):
+        self.drawn = None
+        return super().forget()
+
     def make(self, case):
         self.bf16 = case['dtype'] == 'bf16'
         drawn = {key: value for key, value in case.items() if key not in ('dtype', 'descent')}
@@ -182,6 +192,11 @@ class Package(Peer):
 
 class Tuned(Peer):
     built = None
+
+    def forget(self):
+        self.built = self.module = self.select = None
+        torch._dynamo.reset()
+        return super().forget()
 
     def make(self, case):
         import tuned_torch as tuned
@@ -252,7 +267,8 @@ def serve(peer):
                 answer = getattr(peer, command)(*rest.split())
         except Exception as error:
             answer = ['refused', type(error).__name__, ' '.join(str(error).split())[:300]]
-        if answer[:1] == ['refused'] and DEVICE == 'cuda':  # here the error, which held what had been computed, is gone
+        if DEVICE == 'cuda':  # the other sides need the memory; here an error, which held what had been computed, is gone
+            gc.collect()
             torch.cuda.empty_cache()
         print(*answer, file=answers, flush=True)
 

@@ -8,6 +8,7 @@
 #include <array>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "device.hpp"
 
@@ -15,13 +16,17 @@
 /// sums over the batch.
 namespace cases {
 
+using colt5::cuda::check;
+
 /// Sample b of a tensor (b, …), as a batch of one in memory of its own.
 template <typename V>
 auto sample_of(const Cuda& policy, const V& batch, Index b) {
     const auto view = batch.const_view().range(b, 1);
     auto sample = tensor_like(policy, view);
-    const auto values = to_host(policy, view);
-    fill_with(policy, sample, [&](std::size_t i) { return values[i]; });
+    check(cudaMemcpyAsync(sample.data(), view.data(),
+                          static_cast<std::size_t>(view.size()) * sizeof(typename V::value_type),
+                          cudaMemcpyDeviceToDevice, policy.stream()),
+          "cudaMemcpyAsync");
     return sample;
 }
 
@@ -34,32 +39,27 @@ void check_sample(const Cuda& policy, const char* what, const A& batch, const B&
 template <typename Module, typename D, typename... Inputs>
 void check_module_alone(const Cuda& policy, const Module& module, const D& d_out, const Inputs&... inputs) {
     auto gradients = module.make_gradients();
-    const auto run = [&](const auto& d, const auto&... of) {
-        auto inferred = module(of...);
+    using Results = std::vector<std::pair<const char*, TokensTensor<typename D::value_type, Cuda>>>;
+    const auto run = [&](Results& results, const auto& d, const auto&... of) {
+        results.emplace_back("inference", module(of...));
         auto pass = module.forward(of...);
         auto d_inputs = module.backward(pass, d, gradients);
-        return std::array<TokensTensor<typename D::value_type, Cuda>, 4>{
-            std::move(inferred), std::move(pass.out),
-            [&] {
-                if constexpr (requires { d_inputs.d_x; })
-                    return std::move(d_inputs.d_x);
-                else
-                    return std::move(d_inputs);
-            }(),
-            [&]() -> TokensTensor<typename D::value_type, Cuda> {
-                if constexpr (requires { d_inputs.d_context; })
-                    return std::move(d_inputs.d_context);
-                else
-                    return {};
-            }()};
+        results.emplace_back("out", std::move(pass.out));
+        if constexpr (requires { d_inputs.d_context; }) {
+            results.emplace_back("gradient of the tokens", std::move(d_inputs.d_x));
+            results.emplace_back("gradient of the context", std::move(d_inputs.d_context));
+        } else {
+            results.emplace_back("gradient of the tokens", std::move(d_inputs));
+        }
     };
-    const auto batch = run(d_out, inputs...);
+    Results batch;
+    run(batch, d_out, inputs...);
     for (Index b = 0; b < d_out.extent(0); ++b) {
         CAPTURE(b);
-        const auto alone = run(sample_of(policy, d_out, b), sample_of(policy, inputs, b)...);
-        constexpr std::array names{"inference", "out", "gradient of the tokens", "gradient of the context"};
-        for (std::size_t i = 0; i < names.size(); ++i)
-            if (alone[i].size() > 0) check_sample(policy, names[i], batch[i], alone[i], b);
+        Results alone;
+        run(alone, sample_of(policy, d_out, b), sample_of(policy, inputs, b)...);
+        for (std::size_t i = 0; i < batch.size(); ++i)
+            check_sample(policy, batch[i].first, batch[i].second, alone[i].second, b);
     }
 }
 
@@ -136,8 +136,8 @@ void check_products_alone(Precision precision) {
                     fill_with(policy, tensor, [&](std::size_t i) { return some[(i + i / 5003) % some.size()]; });
                     return tensor;
                 };
-                const auto weight = draw.values(std::array{routes * out, in}),
-                           bias = draw.values(std::array{routes * out});
+                const auto weight = draw.values(std::array{routes * out, in});
+                const auto bias = draw.values(std::array{routes * out});
                 const auto x = repeated(std::array{batch, routes, length, in});
                 const auto d_y = repeated(std::array{batch, routes, length, out});
                 auto d_weight = draw.sums(std::array{routes * out, in});
