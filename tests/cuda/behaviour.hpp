@@ -309,12 +309,22 @@ void check_exceptions() {
     CHECK(once.run() == expected);
 }
 
-/// A call that CUDA refuses is reported with its name, file and line.
+/// Options are looked at. A call that CUDA refuses is reported with its name, file and line.
 inline void check_errors() {
-    const std::string message = message_of<CudaError>([] { Cuda({.device = 1000}); });
+    int devices = 0;
+    check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
+    for (const int device : {-1, devices}) {
+        const std::string expected =
+            "colt5: `device` must be from 0 to " + std::to_string(devices - 1) + ", but is " + std::to_string(device);
+        CHECK_THROWS_WITH_AS(Cuda({.device = device}), expected.c_str(), ValueError);
+    }
+    CHECK_THROWS_WITH_AS(Cuda({.memory_plan = {.tokens_at_a_time = 0, .recompute = false}}),
+                         "colt5: `tokens_at_a_time` must be >= 1, but is 0", ValueError);
+
+    const std::string message = message_of<CudaError>([] { check(cudaSetDevice(1000), "cudaSetDevice"); });
     CAPTURE(message);
     CHECK(message.find("cudaSetDevice failed: invalid device ordinal") != std::string::npos);
-    CHECK(message.find("device_memory.cuh:") != std::string::npos);
+    CHECK(message.find("behaviour.hpp:") != std::string::npos);
     CHECK(message_of<CudaError>([] {
               check(CUBLAS_STATUS_NOT_SUPPORTED, "cublasLtMatmul");
           }).find("cublasLtMatmul failed: ") != std::string::npos);

@@ -7,10 +7,15 @@
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
+#include <map>
 #include <string>
+#include <vector>
+
+#include <colt5/core/random.hpp>
 
 #include "cases.hpp"
 #include "check.hpp"
+#include "draw.hpp"
 #include "goldens.hpp"
 
 using namespace cases;
@@ -164,7 +169,7 @@ TEST_CASE("cuda: goldens in double" * doctest::skip(!has_gpu())) {
     for (const Golden& one : goldens_in_double()) {
         CAPTURE(one.name);
         golden::File file = golden::read_file(one.path);
-        golden::check_results(file, one.run(Precision::fp64, file, Precision::fp64), golden::in_double);
+        golden::check_results(file, one.run(Precision::fp64, file, {}), golden::in_double);
     }
 }
 
@@ -172,91 +177,92 @@ TEST_CASE("cuda: goldens in float" * doctest::skip(!has_gpu())) {
     for (const Golden& one : goldens_in_float()) {
         CAPTURE(one.name);
         golden::File file = golden::read_file(one.path);
-        golden::check_results(file, one.run(Precision::fp32, file, Precision::fp64), golden::in_float);
+        golden::check_results(file, one.run(Precision::fp32, file, {}), golden::in_float);
     }
 }
 
 namespace {
-
-/// A gradient that comes through the derivative of a router. Cancellation amplifies what was rounded before: to round
-/// the inputs to bfloat16 and compute in double changes some of these by 3e-2 with the same tokens routed, and by most
-/// of their size where a logit crosses the threshold above which scores have no derivative.
-bool comes_through_router(const std::string& name) {
-    return name.ends_with("routing_token") || name == "grad.x" || name == "grad.context";
-}
 
 /// What is not compared by value.
 bool is_routing(const std::string& name) {
     return name.starts_with("routing.");
 }
 
-/// Whether the same tokens are routed, in the same order, by which cumulative softmax scores them.
-bool routes_alike(const golden::Arrays& a, const golden::Arrays& b) {
-    return std::all_of(a.begin(), a.end(), [&](const auto& result) {
-        return !is_routing(result.first) || result.second.values == b.at(result.first).values;
-    });
+/// Half the distance of neighbouring numbers above 1 in which a precision stores or multiplies.
+double rounding_of(Precision precision) {
+    return std::ldexp(1.0, precision == Precision::bf16 ? -8 : -11);
 }
 
-/// The results with the tokens of a block's feedforward in the order of the sequence: logits that are all but equal
-/// are ordered by how the block's attention was rounded.
-golden::Arrays without_order_in_block(golden::Arrays results) {
-    if (const auto found = results.find("routing.conditional_ff.router"); found != results.end()) {
-        auto& [shape, indices] = found->second;
-        for (auto row = indices.begin(); row != indices.end(); row += shape.back()) std::sort(row, row + shape.back());
+/// Holds what a golden file's computation gives in a precision against double, on the same numbers. Both route by the
+/// inputs, or, in the second half of a block, by what the first has computed on the device. So they route the same
+/// tokens, in the same order, and what is left is rounding on the way. What that may change is measured, for it depends
+/// on the case (gradients of routers are differences of much larger terms): by how far the results in double move when
+/// each number of a weight, of a bias and of the gradient of the output moves at random by up to what it may be rounded
+/// by. Rounding each intermediate result in PyTorch moves results by up to 1.8 times as far (README.md).
+void compare_golden(const Golden& in_double, const Golden& on_device, Precision precision) {
+    constexpr double factor = 4;
+    constexpr std::uint64_t draws = 16;
+    golden::File file = golden::read_file(in_double.path);
+    const double rounding = rounding_of(precision);
+    const auto stored = [&](double value) { return precision == Precision::bf16 ? rounded(precision, value) : value; };
+    golden::Variation variation{.number = [&](const std::string&, double value) { return stored(value); },
+                                .in_halves = true};
+    const golden::Arrays actual = on_device.run(precision, file, variation);
+    variation.middle = &actual;
+    const golden::Arrays expected = in_double.run(Precision::fp64, file, variation);
+
+    std::map<std::string, double> squares;  // of the distances that results move, all draws together
+    for (std::uint64_t draw = 0; draw < draws; ++draw) {
+        const colt5::Random random(colt5::Seed{draw});
+        std::uint64_t drawn = 0;
+        variation.number = [&](const std::string& name, double value) {
+            const bool routes =
+                name == "in.x" || name == "in.context" || name == "middle.out" || name.ends_with("routing_token");
+            return stored(value) * (routes ? 1 : 1 + rounding * (2 * random.uniform(drawn++) - 1));
+        };
+        for (const auto& [name, array] : in_double.run(Precision::fp64, file, variation)) {
+            const double moved = distance(array.values, expected.at(name).values);
+            squares[name] += moved * moved;
+        }
     }
-    return results;
-}
 
-/// Relative norms of the errors of everything that `includes` allows.
-template <typename Includes>
-void check_norms(const std::string& what, Precision precision, const golden::Arrays& actual,
-                 const golden::Arrays& expected, const Includes& includes) {
-    const double rounding = tolerance(precision, Kind::rounded);
-    for (const auto& [name, array] : actual) {
-        if (is_routing(name) || !includes(name)) continue;
+    double largest = 0;  // of the gradients' norms
+    for (const auto& [name, array] : expected)
+        if (name.starts_with("grad.")) largest = std::max(largest, norm(array.values));
+    for (const auto& [name, array] : expected) {
         CAPTURE(name);
-        const double error = relative_error(array.values, expected.at(name).values);
-        report(what, precision, name, error);
-        CHECK(error <= (comes_through_router(name) ? 3 * rounding : rounding));
+        const std::vector<double>& values = actual.at(name).values;
+        if (is_routing(name)) {
+            CHECK(values == array.values);
+        } else if (name == "out.y, inference") {
+            CHECK(values == actual.at("out.y").values);  // the halves are the block
+        } else {
+            const double size = std::max(norm(array.values), 1e-6 * largest);  // it may vanish
+            const double moved = std::sqrt(squares.at(name) / static_cast<double>(draws));
+            const double allowed = factor * (moved + rounding / 2 * size), error = distance(values, array.values);
+            report(in_double.name + ", " + std::to_string(error / allowed) + " of what is allowed", precision, name,
+                   error / size);
+            CHECK(error <= allowed);
+        }
     }
 }
 
 }  // namespace
 
-// The double runs stand for the files here: they agree with them, as shown above, and say what was routed.
 TEST_CASE("cuda: goldens in tf32" * doctest::skip(!has_gpu())) {
     const auto in_double = goldens_in_double(), in_float = goldens_in_float();
     for (std::size_t i = 0; i < in_double.size(); ++i) {
         CAPTURE(in_double[i].name);
-        golden::File file = golden::read_file(in_double[i].path);
-        const auto expected = in_double[i].run(Precision::fp64, file, Precision::fp64);
-        const auto actual = in_float[i].run(Precision::tf32, file, Precision::fp64);
-        CHECK(routes_alike(actual, expected));
-        check_norms(in_double[i].name, Precision::tf32, actual, expected, [](const auto&) { return true; });
+        compare_golden(in_double[i], in_float[i], Precision::tf32);
     }
 }
 
 TEST_CASE("cuda: goldens in bfloat16" * doctest::skip(!has_gpu() || sanitized("initcheck"))) {
     const auto in_double = goldens_in_double(), in_bfloat16 = goldens_in_bfloat16();
-    int routed_as_the_reference = 0;
     for (std::size_t i = 0; i < in_double.size(); ++i) {
         CAPTURE(in_double[i].name);
-        golden::File file = golden::read_file(in_double[i].path);
-        const auto expected = in_double[i].run(Precision::fp64, file, Precision::fp64);
-        const auto of_rounded = in_double[i].run(Precision::fp64, file, Precision::bf16);
-        const auto actual = in_bfloat16[i].run(Precision::bf16, file, Precision::bf16);
-        // On inputs and parameters that are the same in bfloat16: everything.
-        CHECK(routes_alike(without_order_in_block(actual), without_order_in_block(of_rounded)));
-        check_norms(in_double[i].name + ", rounded", Precision::bf16, actual, of_rounded,
-                    [](const auto&) { return true; });
-        // Against the reference itself: where the rounding of its inputs does not route another token, what does not
-        // come through the derivative of a router.
-        if (!routes_alike(actual, expected)) continue;
-        ++routed_as_the_reference;
-        check_norms(in_double[i].name, Precision::bf16, actual, expected,
-                    [&](const std::string& name) { return !comes_through_router(name); });
+        compare_golden(in_double[i], in_bfloat16[i], Precision::bf16);
     }
-    CHECK(routed_as_the_reference >= 20);  // of 32
 }
 
 TEST_SUITE_END();

@@ -29,17 +29,13 @@ std::vector<Case> all_cases_on_cuda() {
     });
 }
 
-inline double rounded_to_bfloat16(double value) {
-    return rounded(Precision::bf16, value);
-}
-
 template <typename T>
 std::vector<Golden> all_goldens_on_cuda() {
     std::vector<Golden> all;
     for (const auto& runner : golden::runners<T, Cuda>())
-        all.push_back({runner.name, runner.path, [runner](Precision precision, golden::File& file, Precision inputs) {
-                           return runner.run(cuda_policy(precision, Cuda::Options().memory_plan), file,
-                                             inputs == Precision::bf16 ? rounded_to_bfloat16 : golden::unchanged);
+        all.push_back({runner.name, runner.path,
+                       [runner](Precision precision, golden::File& file, const golden::Variation& variation) {
+                           return runner.run(cuda_policy(precision, Cuda::Options().memory_plan), file, variation);
                        }});
     return all;
 }

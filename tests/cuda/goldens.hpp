@@ -10,10 +10,10 @@
 
 namespace cases {
 
-/// A golden file as a computation on the GPU, in a precision, on inputs and parameters that are rounded to one.
+/// A golden file as a computation on the GPU, in a precision.
 struct Golden {
     std::string name, path;
-    std::function<golden::Arrays(Precision precision, golden::File& file, Precision inputs)> run;
+    std::function<golden::Arrays(Precision precision, golden::File& file, const golden::Variation& variation)> run;
 };
 
 /// In the same order.

@@ -152,7 +152,7 @@ def configure(paths):
                 arguments = descent_arguments(config)
                 others.append((
                     case(path, f'golden::check_coordinate_descent({path_literal(path)}, {arguments});'),
-                    runner(path, '[](const P& policy, File& file, Rounding) { return '
+                    runner(path, '[](const P& policy, File& file, const Variation&) { return '
                                  f'run_coordinate_descent<colt5::accumulate_t<Scalar>>(policy, file, {arguments}); }}')))
             elif name in MODULES:
                 modules.setdefault((name, tuple(sorted(module_fields(config, name).items()))), []).append(path)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <functional>
 #include <map>
 #include <set>
 #include <stdexcept>
@@ -20,6 +21,18 @@ struct Array {
     std::vector<double> values;
 };
 using Arrays = std::map<std::string, Array>;
+
+/// How a run differs from what its file says.
+struct Variation {
+    /// What takes the place of a number of an input or a parameter, given its name; asked in the same order every time.
+    std::function<double(const std::string& name, double value)> number = nullptr;
+    /// Runs a block half by half: the feedforward on what the attention gives, then the attention's backward pass on
+    /// what the feedforward's gives. Results have both, as `middle.out` and `middle.grad`; other modules are run as
+    /// they are.
+    bool in_halves = false;
+    /// Results of such a run, whose middle takes the place of its own.
+    const Arrays* middle = nullptr;
+};
 
 /// What the reference computed: inputs (in.*), parameters (param.*), outputs (out.*) and gradients (grad.*) of
 /// sum(output * in.cotangent). Remembers which of them have been used.

@@ -30,7 +30,7 @@ inline void check_coordinate_descent(const char* path, const colt5::CoordinateDe
 template <template <typename, typename> typename Module>
 void check_module(const char* path) {
     check_in_both_precisions(path, [&]<typename Scalar>(File& file, Scalar) {
-        return run_module<Module<Scalar, colt5::Cpu>>(colt5::Cpu{1}, file, unchanged);
+        return run_module<Module<Scalar, colt5::Cpu>>(colt5::Cpu{1}, file);
     });
 }
 

@@ -20,27 +20,23 @@ namespace golden {
 
 using colt5::Policy;
 
-/// What happens to every number of a file before it is used: a run in double on numbers that are rounded to bfloat16,
-/// say, is what one in bfloat16 is to be compared with.
-using Rounding = double (*)(double);
-inline double unchanged(double value) {
-    return value;
-}
-
 /// Fills a tensor with an array of the same shape.
 template <Policy P, typename Result>
-void fill_with_array(const P& policy, Result& tensor, const Array& from, Rounding rounded) {
+void fill_with_array(const P& policy, Result& tensor, const Array& from, const std::string& name = {},
+                     const Variation& variation = {}) {
     if (std::vector<Index>(tensor.shape().begin(), tensor.shape().end()) != from.shape)
         throw std::runtime_error("a golden file has another shape than " + colt5::shape_string(tensor.shape()));
-    fill_with(policy, tensor, [&](std::size_t i) { return rounded(from.values[i]); });
+    fill_with(policy, tensor, [&](std::size_t i) {
+        return variation.number ? variation.number(name, from.values[i]) : from.values[i];
+    });
 }
 
 template <typename T, std::size_t Rank, Policy P>
-auto tensor_of(const P& policy, const Array& from, Rounding rounded) {
+auto tensor_of(const P& policy, const Array& from, const std::string& name = {}, const Variation& variation = {}) {
     if (from.shape.size() != Rank) throw std::runtime_error("a tensor of a golden file has another rank");
     return [&]<std::size_t... I>(std::index_sequence<I...>) {
         colt5::Tensor<T, P, (static_cast<void>(I), colt5::dynamic)...> result(policy, {from.shape[I]...});
-        fill_with_array(policy, result, from, rounded);
+        fill_with_array(policy, result, from, name, variation);
         return result;
     }
     (std::make_index_sequence<Rank>{});
@@ -50,7 +46,7 @@ auto tensor_of(const P& policy, const Array& from, Rounding rounded) {
 template <Policy P>
 colt5::Tensor<bool, P, colt5::dynamic, colt5::dynamic> mask_of(const P& policy, File& file, const std::string& name) {
     if (!file.contains(name)) return {};
-    return tensor_of<bool, 2>(policy, file.use(name), unchanged);
+    return tensor_of<bool, 2>(policy, file.use(name));
 }
 
 template <Policy P, colt5::Viewable V>
@@ -63,8 +59,8 @@ Array array_of(const P& policy, const V& tensor) {
 /// Scores and gradients for logits (rows, n), which are taken as rows of a batch.
 template <typename Logit, Policy P>
 Arrays run_coordinate_descent(const P& policy, File& file, const colt5::CoordinateDescent& descent, double k) {
-    const auto s = tensor_of<Logit, 2>(policy, file.use("in.s"), unchanged);
-    const auto cotangent = tensor_of<Logit, 2>(policy, file.use("in.cotangent"), unchanged);
+    const auto s = tensor_of<Logit, 2>(policy, file.use("in.s"));
+    const auto cotangent = tensor_of<Logit, 2>(policy, file.use("in.cotangent"));
     const auto mask = mask_of(policy, file, "in.mask");
 
     const Index rows = s.extent(0), n = s.extent(1);
@@ -102,27 +98,61 @@ auto give_noise(const P& policy, File& file, Module& module) {
         if constexpr (requires { router.noise; }) {
             // Cross attention with few queries, or a short context, does not route them: no gradient, no noise.
             if (!file.contains("grad.param." + name + ".routing_token")) return;
-            noise.push_back(
-                tensor_of<Logit, 3>(policy, file.use("in.gumbel_" + std::to_string(noise.size())), unchanged));
+            noise.push_back(tensor_of<Logit, 3>(policy, file.use("in.gumbel_" + std::to_string(noise.size()))));
             router.noise = router.noise.given(noise.back().const_view());
         }
     });
     return noise;
 }
 
+/// Forward and backward passes of a block, half by half: see Variation. Returns the gradient of x.
+template <typename Block, Policy P, typename X, typename D>
+auto run_halves(const P& policy, Arrays& results, const Variation& variation, const Block& block, const X& x,
+                colt5::Mask mask, const D& cotangent, typename Block::Gradients& gradients) {
+    using Scalar = typename Block::Out::value_type;
+    using colt5::Residual;
+    const auto given = [&](const std::string& name, auto& tensor) {
+        if (variation.middle != nullptr)
+            fill_with_array(policy, tensor, variation.middle->at(name), name, variation);
+        else
+            results[name] = array_of(policy, tensor);
+    };
+    const auto attn = block.conditional_attn.forward(x, mask, {}, Residual::tokens);
+    colt5::TokensTensor<Scalar, P> middle(policy, x.shape());
+    assign(policy, middle, attn.out);
+    given("middle.out", middle);
+    const auto ff = block.conditional_ff.forward(middle, mask, {}, Residual::tokens);
+    results["out.y"] = array_of(policy, ff.out);
+    each_routing(attn, "routing.conditional_attn.", [&](const std::string& router, const auto& routing) {
+        results[router] = array_of(policy, routing.indices);
+    });
+    each_routing(ff, "routing.conditional_ff.", [&](const std::string& router, const auto& routing) {
+        results[router] = array_of(policy, routing.indices);
+    });
+    auto d_middle = block.conditional_ff.backward(ff, cotangent, gradients.conditional_ff);
+    given("middle.grad", d_middle);
+    return block.conditional_attn.backward(attn, d_middle, gradients.conditional_attn);
+}
+
 /// Outputs and gradients under the names of the file; also `out.y, inference` of a call that keeps nothing for
-/// backward, and `routing.` with the name of each router, the indices that it chose.
+/// backward, `routing.` with the name of each router, the indices that it chose, and what lies between the halves of a
+/// block that was run in halves, unless it was given.
 template <typename Module, Policy P>
-Arrays run_module(const P& policy, File& file, Rounding rounded) {
+Arrays run_module(const P& policy, File& file, const Variation& variation = {}) {
     using Scalar = typename Module::Out::value_type;
     Module module{policy, colt5::Seed{0}};
-    Module::each_parameter([&](const std::string& name,
-                               auto& value) { fill_with_array(policy, value, file.use("param." + name), rounded); },
-                           "", module);
-    const auto x = tensor_of<Scalar, 3>(policy, file.use("in.x"), rounded);
+    const auto of_file = [&](const std::string& name) {
+        return tensor_of<Scalar, 3>(policy, file.use(name), name, variation);
+    };
+    Module::each_parameter(
+        [&](const std::string& name, auto& value) {
+            fill_with_array(policy, value, file.use("param." + name), "param." + name, variation);
+        },
+        "", module);
+    const auto x = of_file("in.x");
     const auto mask = mask_of(policy, file, "in.mask");
     const auto noise = give_noise(policy, file, module);
-    const auto cotangent = tensor_of<Scalar, 3>(policy, file.use("in.cotangent"), rounded);
+    const auto cotangent = of_file("in.cotangent");
     auto gradients = module.make_gradients();
 
     Arrays results;
@@ -136,11 +166,19 @@ Arrays run_module(const P& policy, File& file, Rounding rounded) {
         return module.backward(pass, cotangent, gradients);
     };
     if constexpr (requires { module(x, x, mask, mask); }) {
-        const auto context = tensor_of<Scalar, 3>(policy, file.use("in.context"), rounded);
+        const auto context = of_file("in.context");
         const auto context_mask = mask_of(policy, file, "in.context_mask");
         const auto d = call(x, context, mask, context_mask);
         results["grad.x"] = array_of(policy, d.d_x);
         results["grad.context"] = array_of(policy, d.d_context);
+    } else if constexpr (requires { module.conditional_attn; }) {
+        if (variation.in_halves) {
+            results["out.y, inference"] = array_of(policy, module(x, mask));
+            results["grad.x"] = array_of(
+                policy, run_halves(policy, results, variation, module, x, mask.const_view(), cotangent, gradients));
+        } else {
+            results["grad.x"] = array_of(policy, call(x, mask));
+        }
     } else {
         results["grad.x"] = array_of(policy, call(x, mask));
     }
@@ -154,7 +192,7 @@ Arrays run_module(const P& policy, File& file, Rounding rounded) {
 template <Policy P>
 struct Runner {
     std::string name, path;
-    Arrays (*run)(const P& policy, File& file, Rounding rounded);
+    Arrays (*run)(const P& policy, File& file, const Variation& variation);
 };
 
 }  // namespace golden

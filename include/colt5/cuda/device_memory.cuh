@@ -80,8 +80,7 @@ public:
     DeviceMemory(int device, Allocations allocations) : device_(device), allocations_(allocations) {
         int devices = 0;
         check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
-        expect_value(device >= 0 && device < devices, "device",
-                     "less than the number of GPUs, " + std::to_string(devices), device);
+        expect_value(device >= 0 && device < devices, "device", "from 0 to " + std::to_string(devices - 1), device);
         const DeviceGuard guard(device);
         std::size_t free = 0;
         check(cudaMemGetInfo(&free, &capacity_), "cudaMemGetInfo");
@@ -133,10 +132,12 @@ public:
     void* allocate(std::size_t bytes) const {
         const DeviceGuard guard(device_);
         void* data = nullptr;
-        if (cudaMalloc(&data, bytes) != cudaSuccess) {
+        const cudaError_t status = cudaMalloc(&data, bytes);
+        if (status == cudaErrorMemoryAllocation) {
             cudaGetLastError();  // or the next kernel would be blamed for it
             fail_to_grow(bytes);
         }
+        check(status, "cudaMalloc");
         if (allocations_ == Allocations::separate_with_nan) {
             try {
                 check(cudaMemset(data, 0xFF, bytes), "cudaMemset");
@@ -167,8 +168,10 @@ private:
     void grow_by(std::size_t bytes) {
         Piece piece{0, bytes};
         pieces_.reserve(pieces_.size() + 1);
-        if (bytes > capacity_ - size_ || Driver::get().create(&piece.handle, bytes, &properties_, 0) != CUDA_SUCCESS)
-            fail_to_grow(bytes);
+        if (bytes > capacity_ - size_) fail_to_grow(bytes);
+        const CUresult created = Driver::get().create(&piece.handle, bytes, &properties_, 0);
+        if (created == CUDA_ERROR_OUT_OF_MEMORY) fail_to_grow(bytes);
+        check(created, "cuMemCreate");
         const CUresult mapped = Driver::get().map(begin_ + size_, bytes, 0, piece.handle, 0);
         if (mapped != CUDA_SUCCESS) Driver::get().release(piece.handle);
         check(mapped, "cuMemMap");
