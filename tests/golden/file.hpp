@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstddef>
 #include <functional>
 #include <map>
 #include <set>
@@ -24,8 +25,8 @@ using Arrays = std::map<std::string, Array>;
 
 /// How a run differs from what its file says.
 struct Variation {
-    /// What takes the place of a number of an input or a parameter, given its name; asked in the same order every time.
-    std::function<double(const std::string& name, double value)> number = nullptr;
+    /// What takes the place of the i-th number of an input or a parameter; asked in the same order every time.
+    std::function<double(const std::string& name, std::size_t i, double value)> number = nullptr;
     /// Runs a block half by half: the feedforward on what the attention gives, then the attention's backward pass on
     /// what the feedforward's gives. Results have both, as `middle.out` and `middle.grad`; other modules are run as
     /// they are.

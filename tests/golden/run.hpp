@@ -27,7 +27,7 @@ void fill_with_array(const P& policy, Result& tensor, const Array& from, const s
     if (std::vector<Index>(tensor.shape().begin(), tensor.shape().end()) != from.shape)
         throw std::runtime_error("a golden file has another shape than " + colt5::shape_string(tensor.shape()));
     fill_with(policy, tensor, [&](std::size_t i) {
-        return variation.number ? variation.number(name, from.values[i]) : from.values[i];
+        return variation.number ? variation.number(name, i, from.values[i]) : from.values[i];
     });
 }
 
@@ -123,11 +123,11 @@ auto run_halves(const P& policy, Arrays& results, const Variation& variation, co
     given("middle.out", middle);
     const auto ff = block.conditional_ff.forward(middle, mask, {}, Residual::tokens);
     results["out.y"] = array_of(policy, ff.out);
-    each_routing(attn, "routing.conditional_attn.", [&](const std::string& router, const auto& routing) {
-        results[router] = array_of(policy, routing.indices);
+    attn.each_routing([&](const std::string& router, const auto& routing) {
+        results["routing.conditional_attn." + router] = array_of(policy, routing.indices);
     });
-    each_routing(ff, "routing.conditional_ff.", [&](const std::string& router, const auto& routing) {
-        results[router] = array_of(policy, routing.indices);
+    ff.each_routing([&](const std::string& router, const auto& routing) {
+        results["routing.conditional_ff." + router] = array_of(policy, routing.indices);
     });
     auto d_middle = block.conditional_ff.backward(ff, cotangent, gradients.conditional_ff);
     given("middle.grad", d_middle);
