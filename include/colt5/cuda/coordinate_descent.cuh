@@ -348,11 +348,13 @@ __global__ void __launch_bounds__(Team::threads)
     steps_of_row[team.row] = {distinct, together};
 }
 
+inline constexpr int descent_vjp_threads = 256;  // one logit each
+
 template <typename T>
 __global__ void descent_vjp_logits(T* d_logits, const DescentStep<T>* all_steps, const DescentSteps<T>* steps_of_row,
                                    DescentVjp<T> vjp) {
-    const RowBlock at(divide_up(vjp.length, blockDim.x));
-    const Index row = at.row, i = static_cast<Index>(at.block) * blockDim.x + threadIdx.x;
+    const RowBlock at(divide_up(vjp.length, descent_vjp_threads));
+    const Index row = at.row, i = static_cast<Index>(at.block) * descent_vjp_threads + threadIdx.x;
     if (i >= vjp.length) return;
     const auto values = vjp.row(row);
     const DescentStep<T>* const steps = all_steps + row * vjp.steps;
@@ -409,7 +411,7 @@ void coordinate_descent_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, M
     cuda::launch_teams<T>(policy, "descent_vjp_steps", cuda::descent_vjp_steps<cuda::ClusterTeam, T>,
                           cuda::descent_vjp_steps<cuda::GridTeam, T>, rows, length, all_steps.data(),
                           steps_of_row.data(), d_k.data(), vjp, wanted, descent);
-    constexpr int threads = 256;
+    constexpr int threads = cuda::descent_vjp_threads;
     cuda::launch(policy, "descent_vjp_logits", cuda::descent_vjp_logits<T>,
                  cuda::grid_of_rows(rows, cuda::divide_up(length, threads)), threads, 0, d_logits.data(),
                  all_steps.data(), steps_of_row.data(), vjp);

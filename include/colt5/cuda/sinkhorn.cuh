@@ -164,9 +164,9 @@ __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u,
 template <typename T>
 __global__ void sinkhorn_vjp_start(double* d_log, double* d_v, const T* d_scores, const T* scores,
                                    const TokenIndex* indices, SinkhornRows<T> rows) {
-    const RowBlock at(divide_up(rows.length, blockDim.x));
+    const RowBlock at(divide_up(rows.length, sinkhorn_threads));
     const Index row = at.row, slots = rows.slots[row].count;
-    const Index j = static_cast<Index>(at.block) * blockDim.x + threadIdx.x;
+    const Index j = static_cast<Index>(at.block) * sinkhorn_threads + threadIdx.x;
     if (j >= rows.length) return;
     double sum = 0;
     for (Index i = row * rows.all_slots; i < row * rows.all_slots + slots; ++i)
@@ -314,7 +314,7 @@ void sinkhorn_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<
     const cuda::SinkhornGrid grid(policy, slots, length, rows);
     VectorTensor<double, Cuda> d_log(policy, {logits.size()}), d_v(policy, {logits.size()}),
         d_u(policy, {indices.size()});
-    constexpr int threads = 256;
+    constexpr int threads = cuda::sinkhorn_threads;
     cuda::launch(policy, "sinkhorn_vjp_start", cuda::sinkhorn_vjp_start<T>,
                  cuda::grid_of_rows(rows, cuda::divide_up(length, threads)), threads, 0, d_log.data(), d_v.data(),
                  d_scores.data(), scores.data(), indices.data(), prepared.rows);
