@@ -5,6 +5,8 @@
 
 #include <colt5/cuda.cuh>
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <functional>
 #include <memory>
@@ -307,6 +309,62 @@ void check_exceptions() {
     }
     CHECK(once.policy.statistics().in_use == in_use + 300 * small_block.dim * sizeof(T));
     CHECK(once.run() == expected);
+}
+
+/// What is written into parameters of 16 bits between two steps is what the next step updates; the others keep the
+/// digits that their master has beyond them.
+template <HalfPrecision T>
+void check_written_parameters() {
+    BlockOnce<T> once;
+    AdamW optimizer(once.policy, once.block, {.weight_decay = 0});
+    once.run();
+    optimizer.step(once.block, once.gradients);
+    auto& weight = once.block.conditional_ff.light_ff.hidden.weight;
+    const auto& master = optimizer.state().master.conditional_ff.light_ff.hidden.weight;
+    const auto before = to_host(once.policy, master);
+    auto values = to_host(once.policy, weight);
+    for (std::size_t i = 0; i < values.size(); i += 2) values[i] = T(0.001 * static_cast<double>(i));
+    upload(once.policy, weight.data(), values.data(), values.size() * sizeof(T));
+    optimizer.set_learning_rate(0);
+    optimizer.step(once.block, once.gradients);
+    const auto after = to_host(once.policy, master);
+    const auto parameters = to_host(once.policy, weight);
+    std::size_t wrong = 0, finer = 0;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        wrong += after[i] != (i % 2 == 0 ? static_cast<float>(values[i]) : before[i]);
+        wrong += parameters[i].bits() != values[i].bits();
+        finer += static_cast<float>(parameters[i]) != after[i];
+    }
+    CHECK(wrong == 0);
+    CHECK(finer > values.size() / 4);
+}
+
+/// A clone computes what the block does.
+template <typename T>
+void check_clone() {
+    const BlockOnce<T> once;
+    const typename BlockOnce<T>::Block copy = clone(once.policy, once.block);
+    CHECK(once.values(copy(once.tokens)) == once.values(once.infer()));
+}
+
+/// Gumbel noise is the host's, for every row, and for tokens and slots beyond 2^24 and 2^20.
+inline void check_gumbel_noise() {
+    const Cuda policy;
+    const Random random(Seed{3}, 7);
+    const auto compare = [&](Index rows, Index slots, Index length, GumbelRows which) {
+        const auto noise = to_host(policy, gumbel_noise<double>(policy, random, rows, slots, length, which));
+        const Index count = rows * slots * length;
+        double largest = 0;
+        for (Index i = std::max(Index{0}, count - 1000); i < count; ++i) {
+            const double expected = gumbel_of(random, which[i / length / slots], i / length % slots, i % length);
+            largest = std::max(largest, std::abs(noise[static_cast<std::size_t>(i)] - expected));
+        }
+        CHECK(largest <= 1e-12);
+    };
+    compare(1, 1, (Index{1} << 24) + 500, {});
+    compare(1, (Index{1} << 20) + 3, 2, {});
+    compare((Index{1} << 20) + 3, 1, 2, {});
+    compare(9, 3, 7, {(Index{1} << 31) + 5, 2});
 }
 
 /// Options are looked at. A call that CUDA refuses is reported with its name, file and line.

@@ -24,6 +24,13 @@ TEST_CASE("cuda: several policies in bfloat16" * doctest::skip(!cases::has_gpu()
 TEST_CASE("cuda: out of memory in bfloat16" * doctest::skip(!cases::has_gpu())) {
     cases::check_out_of_memory<colt5::bfloat16>();
 }
+TEST_CASE("cuda: a clone in bfloat16" * doctest::skip(!cases::has_gpu())) {
+    cases::check_clone<colt5::bfloat16>();
+}
+TEST_CASE("cuda: parameters of 16 bits that are written between steps" * doctest::skip(!cases::has_gpu())) {
+    cases::check_written_parameters<colt5::bfloat16>();
+    cases::check_written_parameters<colt5::float16>();
+}
 TEST_CASE("cuda: exceptions in bfloat16" * doctest::skip(!cases::has_gpu())) {
     cases::check_exceptions<colt5::bfloat16>();
 }

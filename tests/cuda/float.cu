@@ -58,6 +58,12 @@ TEST_CASE("cuda: several devices" * doctest::skip(!cases::has_gpu())) {
 TEST_CASE("cuda: out of memory in float" * doctest::skip(!cases::has_gpu())) {
     cases::check_out_of_memory<float>();
 }
+TEST_CASE("cuda: a clone in float" * doctest::skip(!cases::has_gpu())) {
+    cases::check_clone<float>();
+}
+TEST_CASE("cuda: Gumbel noise of any row, slot and token" * doctest::skip(!cases::has_gpu())) {
+    cases::check_gumbel_noise();
+}
 TEST_CASE("cuda: exceptions in float" * doctest::skip(!cases::has_gpu())) {
     cases::check_exceptions<float>();
 }
