@@ -180,6 +180,8 @@ public:
 
     /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
     void expect_parameters() const {
+        if constexpr (IsLinearRouter<QRouter>) q_router.expect_parameters("q_router.");
+        if constexpr (IsLinearRouter<KVRouter>) kv_router.expect_parameters("kv_router.");
         light_attn.expect_parameters("light_attn.", config.dim);
         heavy_attn.expect_parameters("heavy_attn.", config.dim);
     }

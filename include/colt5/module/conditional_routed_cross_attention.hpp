@@ -134,7 +134,7 @@ public:
     template <Viewable D>
     InputGradients backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
         pass.origin.expect(policy_, identity(), pass.x, pass.context);
-        heavy_attn.expect_parameters("heavy_attn.", config.dim);
+        expect_parameters();
         if (!fits(gradients)) expect_like<ConditionalRoutedCrossAttention>("gradients", *this, gradients);
         expect<Tokens, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), pass.x.shape());
@@ -178,6 +178,12 @@ public:
         return is_like<QRouter>(q_router, gradients.q_router) && is_like<KVRouter>(kv_router, gradients.kv_router) &&
                is_like<HeavyAttention<Scalar, P>>(heavy_attn, gradients.heavy_attn);
     }
+    /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
+    void expect_parameters() const {
+        if constexpr (IsLinearRouter<QRouter>) q_router.expect_parameters("q_router.");
+        if constexpr (IsLinearRouter<KVRouter>) kv_router.expect_parameters("kv_router.");
+        heavy_attn.expect_parameters("heavy_attn.", config.dim);
+    }
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
     const P& policy() const { return policy_; }
 
@@ -198,7 +204,7 @@ private:
         pass.x = detail::expect_tokens<Tokens, P>("x", x, "mask", mask);
         pass.context = detail::expect_tokens<Tokens, P>("context", context, "context_mask", context_mask);
         expect_shape("context", context.shape(), {x.extent(0), dynamic, config.dim});
-        heavy_attn.expect_parameters("heavy_attn.", config.dim);
+        expect_parameters();
         pass.mask = mask;
         pass.context_mask = context_mask;
         const Index num_q = detail::token_count("num_tokens_q", counts.num_tokens_q, config.num_tokens_q);

@@ -149,6 +149,7 @@ public:
 
     /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
     void expect_parameters() const {
+        if constexpr (IsLinearRouter<RouterType>) router.expect_parameters("router.");
         light_ff.expect_parameters("light_ff.", config.dim);
         heavy_ff.expect_parameters("heavy_ff.", config.dim);
     }

@@ -120,10 +120,10 @@ private:
         const auto [batch, routes, keys, dim] = context.shape();
         expect_parameters("", x.extent(2));
         expect_shape("context", context.shape(), {x.extent(0), dynamic, dynamic, x.extent(2)});
-        if (routes < 1 || heads % routes != 0)
-            expect_value(false, "routes of context", "a divisor of " + std::to_string(heads) + " heads", routes);
         if (mask) expect_shape("mask", mask.shape(), {batch, routes, keys});
         if (scores) expect_shape("scores", scores.shape(), {batch, routes, keys});
+        if (routes < 1 || heads % routes != 0)
+            expect_value(false, "routes of context", "a divisor of " + std::to_string(heads) + " heads", routes);
     }
 
     auto split_q(const TokensTensor<Scalar, P>& q) const {  // (b, n, h, dim_head)

@@ -4,6 +4,7 @@
 #include <concepts>
 #include <cstddef>
 #include <string>
+#include <string_view>
 
 #include <colt5/op/route_logits.hpp>
 #include <colt5/op/shared_gradient.hpp>
@@ -51,9 +52,9 @@ public:
                          routing_token, Self::logit_scale);
     }
 
-    /// Throws ShapeError.
-    void expect_parameters() const {
-        expect_shape("routing_token", routing_token.shape(), {config.num_routing_tokens, config.dim});
+    /// Throws ShapeError, which calls it `prefix` + its name, when a parameter does not fit the configuration.
+    void expect_parameters(std::string_view prefix = "") const {
+        expect_shape(prefix, "routing_token", routing_token.shape(), {config.num_routing_tokens, config.dim});
     }
 
     template <typename F, typename... R>
