@@ -169,7 +169,13 @@ void check_module() {
             throw;
         }
     });
-    T number = 0;  // refused before it is read
+    auto handed_over = module.forward(x);
+    auto gradients = module.make_gradients();
+    const auto longer = normal<T>(policy, std::array<Index, 3>{b, n + 1, d}, 1);
+    CHECK(message_of([&] { module.backward(std::move(handed_over), longer, gradients); }) ==
+          "colt5: `d_out` must have shape (2, 20, 4), but has (2, 21, 4)");
+    CHECK(handed_over.out.shape() == x.shape());  // still there
+    T number = 0;                                 // refused before it is read
     for (const Index length : {Index{1} << 31, Index{1} << 40})
         CHECK(message_of([&] {
                   module(TokensView<V>(&number, {1, length, d}));
@@ -258,6 +264,10 @@ TEST_CASE("extents: LightAttention, with what its backward pass is handed") {
         if (plan.recompute) continue;
         const Cpu other(1, {plan.tokens_at_a_time == 1 ? 1000 : 1, false});
         auto gradients = zeros_like_parameters(policy, light);
+        gradients.to_out.weight = {policy, {d, inner_width + 1}};
+        CHECK(message_of([&] { light.backward(policy, pass, out.view(), x, x, {}, gradients); }) ==
+              "colt5: `gradients.to_out.weight` must have shape (4, 6), but has (4, 7)");
+        gradients = zeros_like_parameters(policy, light);
         CHECK(message_of([&] { light.backward(other, pass, out.view(), x, x, {}, gradients); }) ==
               "colt5: `pass.parts` must be those of this policy's plan, but is " + std::to_string(pass.parts.size()));
     }
@@ -292,6 +302,13 @@ TEST_CASE("extents: HeavyAttention, with what its backward pass is handed") {
             throw;
         }
     });
+    const auto x = normal<T>(policy, std::array<Index, 3>{b, n, d}, 0);
+    const auto context = normal<T>(policy, std::array<Index, 4>{b, r, k, d}, 1);
+    const auto pass = heavy.forward(policy, x, context, {}, {});
+    auto gradients = zeros_like_parameters(policy, heavy);
+    gradients.to_q.weight = {policy, {inner_width, d - 1}};
+    CHECK(message_of([&] { heavy.backward(policy, pass, x, x, context, {}, {}, gradients); }) ==
+          "colt5: `gradients.to_q.weight` must have shape (6, 4), but has (6, 3)");
     for (const Index routes : {0, 3}) {
         Arguments a(policy);
         CHECK(message_of([&] {

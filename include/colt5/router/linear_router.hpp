@@ -47,7 +47,6 @@ public:
         expect_shape("x", x.shape(), {pass.routing.indices.extent(0), dynamic, config.dim});
         expect_shape("d_x", d_x.shape(), x.shape());
         expect_shape("d_scores", d_scores.shape(), pass.routing.indices.shape());
-        if (mask) expect_shape("mask", mask.shape(), {x.extent(0), x.extent(1)});
         route_logits_vjp(policy, d_x, gradients.routing_token.view(), self.d_logits(policy, pass, d_scores, mask), x,
                          routing_token, Self::logit_scale);
     }
@@ -92,12 +91,10 @@ inline constexpr std::size_t routes_on_the_way = [] {
     }
 }();
 
-/// Those of one router, from place `at` on.
+/// Those of one router, from place `at` on. The caller has compared the shapes of parameters and gradients.
 template <typename T, Policy P, std::size_t routes, typename R>
 void add_routes(SharedGradient<T, P, routes>& shared, std::size_t at, const R& router,
                 TokensView<const accumulate_t<T>> d_logits, typename R::Gradients& gradients) {
-    router.expect_parameters();
-    expect_shape("gradients.routing_token", gradients.routing_token.shape(), router.routing_token.shape());
     for (Index r = 0; r < R::num_routing_tokens; ++r)
         shared.of_routes[at++] = {d_logits, r, router.routing_token.const_view()[r], gradients.routing_token.view()[r],
                                   R::logit_scale};
