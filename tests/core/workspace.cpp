@@ -4,8 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -258,4 +260,24 @@ TEST_CASE("workspace: a memory can be asked for every block on its own") {
     CHECK(workspace.statistics().in_use == 0);
     CHECK(workspace.statistics().peak == 10);
     CHECK(ledger.requests == 0);
+}
+
+TEST_CASE("workspace: sizes that would overflow when they are rounded up are out of memory") {
+    constexpr std::size_t most = std::numeric_limits<std::size_t>::max();
+    Ledger ledger;
+    CountedWorkspace workspace{CountedMemory(&ledger)};
+    void* const small = workspace.allocate(100);
+    const auto before = workspace.statistics();
+    for (const std::size_t bytes :
+         {most, most - 1, most - 255, most - 256, most - (std::size_t{1} << 20), most / 2 + 1}) {
+        CAPTURE(bytes);
+        const std::string message = "colt5: out of memory: " + std::to_string(bytes) + " bytes were asked for at once";
+        CHECK_THROWS_WITH_AS(workspace.allocate(bytes), message.c_str(), OutOfMemory);
+    }
+    CHECK_THROWS_AS(workspace.allocate(most / 2), std::bad_alloc);  // of the memory
+    CHECK_THROWS_AS(Cpu(1).workspace()->allocate(most / 2), OutOfMemory);
+    CHECK(workspace.statistics().in_use == before.in_use);
+    CHECK(workspace.statistics().reserved == before.reserved);
+    CHECK(ledger.requests == 1);
+    workspace.deallocate(small);
 }

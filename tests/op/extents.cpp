@@ -409,3 +409,23 @@ TEST_CASE("extents: a sequence has at most 2^31 - 1 tokens, so that a TokenIndex
         place_scores(policy, HostTensor<T, 3>(policy, {1, 1, 0}), HostTensor<TokenIndex, 3>(policy, {1, 1, 0}), {}, -1),
         "colt5: `length` must be >= 0, but is -1", ValueError);
 }
+
+TEST_CASE("extents: sizes of windows and of passes do not overflow") {
+    constexpr Index most = std::numeric_limits<Index>::max();
+    for (const Index reach : {most, most / 2 + 1, most / 3}) {
+        CAPTURE(reach);
+        for (const MaskedRows masked_rows : {MaskedRows::zero, MaskedRows::window_mean}) {
+            const LocalAttention attention{reach, masked_rows};
+            CHECK(attention.window_begin(5) == 0);
+            CHECK(attention.window(5, 3, 10) == 10);
+        }
+    }
+    // One more threshold than steps.
+    const auto none = HostTensor<T, 3>(policy, {0, 1, 5});
+    const CoordinateDescent descent{.n_iters = std::numeric_limits<int>::max()};
+    const auto pass = coordinate_descent_forward(policy, descent, 1, none, {});
+    CHECK(pass.threshold.extent(2) == Index{std::numeric_limits<int>::max()} + 1);
+    CHECK_THROWS_AS(
+        sinkhorn_forward(policy, {}, View<V, dynamic, dynamic, dynamic>(none.data(), {0, 1, most / 4}), {}, Mask{}, 1),
+        ValueError);
+}

@@ -47,7 +47,7 @@ struct LocalAttention {
     MaskedRows masked_rows = MaskedRows::zero;
 
     /// How far from a query what it reads may be.
-    Index halo() const { return masked_rows == MaskedRows::window_mean ? 2 * reach : reach; }
+    Index halo() const { return std::min(reach, most_reach) * (masked_rows == MaskedRows::window_mean ? 2 : 1); }
     /// How many tokens of a sequence the gradient of a part of m queries reaches, and the first of them.
     Index window_begin(Index first) const { return std::max(Index{0}, first - halo()); }
     Index window(Index first, Index m, Index length) const {
