@@ -49,6 +49,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 
     const int warp = warp_id();
     const AttentionBlock<T> block(a, Shape::own * tiles);
+    if (block.is_beyond(a)) return;
     const Rows<const T> q_rows = block.rows(a, a.q);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     const auto load_queries = [&](int tile) {

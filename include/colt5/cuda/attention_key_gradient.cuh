@@ -26,6 +26,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 
     const int thread = static_cast<int>(threadIdx.x), own_row = 16 * warp_id();
     const AttentionBlock<T> block(a, Shape::own * tiles);
+    if (block.is_beyond(a)) return;
     const Rows<const T> k_rows = block.rows(a, a.k), v_rows = block.rows(a, a.v);
     const Rows<const T> q_rows = block.rows(a, a.q), d_out_rows = block.rows(a, a.out.with(d.d_out));
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);

@@ -63,6 +63,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 
     const int own_row = 16 * warp_id();
     const AttentionBlock<T> block(a, Shape::own * tiles);
+    if (block.is_beyond(a)) return;
     const Rows<const T> q_rows = block.rows(a, a.q);
     const Rows<const T> out_rows = block.rows(a, a.out.with(d.out)), d_out_rows = block.rows(a, a.out.with(d.d_out));
     const Index of_queries = block.of_queries(a);

@@ -60,10 +60,14 @@ int attention_extent(const char* name, Index extent) {
     return static_cast<int>(extent);
 }
 
-/// Blocks for all tiles of `tile_rows` of the `rows` rows of every head: see AttentionBlock.
+/// Blocks for all tiles of `tile_rows` of the `rows` rows of every head: see AttentionBlock. The batch has dimensions
+/// of its own, so that kernels need not divide, which costs registers.
 template <typename T>
 dim3 attention_grid(const Attention<T>& a, Index rows, Index tile_rows) {
-    return grid_of_rows(a.batch, divide_up(rows, tile_rows) * a.heads());
+    dim3 blocks = grid(divide_up(rows, tile_rows) * a.heads());
+    blocks.z = static_cast<unsigned>(std::max(Index{1}, divide_up(a.batch, 65535)));
+    blocks.y = static_cast<unsigned>(divide_up(a.batch, blocks.z));
+    return blocks;
 }
 
 /// What one block works on: a head, and a tile of its queries or keys. Heads come first in the order of blocks, so that
@@ -73,13 +77,15 @@ struct AttentionBlock {
     int b, h, route, first;
 
     __device__ AttentionBlock(const Attention<T>& a, int tile_rows) {
-        const RowBlock of_sequence(gridDim.x / static_cast<unsigned>(a.batch));
-        const int item = static_cast<int>(of_sequence.block), heads = a.heads();
-        b = static_cast<int>(of_sequence.row);
+        const int item = static_cast<int>(blockIdx.x), heads = a.heads();
+        b = static_cast<int>(blockIdx.y + blockIdx.z * gridDim.y);
         h = item % heads;
         route = a.routes == 1 ? 0 : h / a.per_route;
         first = item / heads * tile_rows;
     }
+    /// There is no such sequence: the batch takes two dimensions of the grid, 65,535 by 65,535 at most, and need not
+    /// fill them.
+    __device__ bool is_beyond(const Attention<T>& a) const { return b >= a.batch; }
     template <typename U>
     __device__ Rows<U> rows(const Attention<T>& a, const Heads<U>& heads) const {
         return heads.at(b, route, h - route * a.per_route);

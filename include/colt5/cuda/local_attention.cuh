@@ -61,6 +61,7 @@ template <typename T>
 __global__ void window_mean(const Attention<T> a, const accumulate_t<T>* log_sum_exp, T* out) {
     using Sum = accumulate_t<T>;
     const AttentionBlock<T> block(a, 1);
+    if (block.is_beyond(a)) return;
     const int i = block.first;
     if (log_sum_exp[block.of_queries(a) + i] != -std::numeric_limits<Sum>::infinity()) return;
     const WindowSlots slots(a.first + i, a.reach, a.keys);
@@ -81,6 +82,7 @@ __global__ void window_mean_gradient(const Attention<T> a, const accumulate_t<T>
                                      const Heads<T> d_v, int origin) {
     using Sum = accumulate_t<T>;
     const AttentionBlock<T> block(a, 1);
+    if (block.is_beyond(a)) return;
     const int row = block.first;
     const WindowSlots slots(origin + row, a.reach, a.keys);
     const int begin = ::max(static_cast<int>(slots.begin) - a.first, 0);
