@@ -302,14 +302,36 @@ Results many_sequences_case(const P& policy, const Setting& setting) {
     const auto with_mask = draw.mask(batch, length);
     const Mask mask = with_mask.const_view();
 
-    record_routing(record, draw, {half, 2, length}, 2);
     const auto logits = draw.sums(std::array{half, Index{2}, length});
+    const Mask mask_of_half = mask.range(0, half);
+    const auto top = top_k(policy, logits, mask_of_half, 2);
+    record("top_k", top);
+    const auto picked = pick_scores<Logit>(policy, logits.const_view(), top, mask_of_half);
+    record.in_float("pick_scores", picked);
+    const auto d_all = place_scores(policy, picked, top, mask_of_half, length);
+    record.in_float("place_scores", d_all);
+    record.in_float("cumulative_softmax", cumulative_softmax(policy, 1.0, logits, top, mask_of_half));
+    record.in_float("d_logits of cumulative_softmax",
+                    cumulative_softmax_vjp(policy, 1.0, picked, logits, top, mask_of_half));
+    for (const bool converged : {false, true}) {
+        const CoordinateDescent descent{.limit_k = true, .iterate_to_convergence = converged};
+        const std::string name = converged ? " of converged descent" : " of descent";
+        const auto pass = coordinate_descent_forward(policy, descent, 1.5, logits, mask_of_half);
+        record.in_float("scores" + name, pass.scores);
+        const auto d = coordinate_descent_vjp(policy, descent, 1.5, pass, d_all, logits, mask_of_half);
+        // Of so many logits, some are so close to a threshold, where the gradient jumps, that rounding decides: a few
+        // sequences at the beginning, in the middle and at the end are compared.
+        for (const Index first : {Index{0}, Index{32'750}, half - 50})
+            if (first + 50 <= half)
+                record.in_float("d_logits from " + std::to_string(first) + name,
+                                d.d_logits.const_view().range(first, 50));
+    }
     const auto noise = gumbel_noise<Logit>(policy, Random(Seed{setting.seed}), half * 2, 2, length);
-    const auto chosen = sinkhorn_forward(policy, {}, logits, noise.const_view(), mask.range(0, half), 2);
+    const auto chosen = sinkhorn_forward(policy, {}, logits, noise.const_view(), mask_of_half, 2);
     record("indices of Sinkhorn", chosen.indices);
     record.in_float("scores of Sinkhorn", chosen.scores);
     record.in_float("d_logits of Sinkhorn", sinkhorn_vjp(policy, {}, chosen, chosen.scores, chosen.indices, logits,
-                                                         noise.const_view(), mask.range(0, half)));
+                                                         noise.const_view(), mask_of_half));
     const auto token = draw.values(std::array{Index{2}, dim});
     const auto d_logits = draw.sums(std::array{batch, Index{2}, length});
     record.in_float("route_logits", route_logits(policy, x, token, 0.5));
