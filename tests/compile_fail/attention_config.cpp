@@ -3,7 +3,7 @@
 // expect: colt5: AttentionConfig.num_heavy_tokens_q must be at least 1
 // expect: colt5: AttentionConfig.num_heavy_tokens_kv must be at least 1
 // expect: colt5: AttentionConfig.light_heads and light_dim_head must be at least 1
-// expect: colt5: AttentionConfig.heavy_heads and heavy_dim_head must be at least 1
+// expect: colt5: AttentionConfig.heavy_heads and heavy_dim_head must be at least 1, their product at most 2^40
 // expect: colt5: AttentionConfig.light_window_size must be at least 2
 // expect: colt5: AttentionConfig.light_window_size must be at most 2^32
 // expect: colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv
@@ -17,7 +17,10 @@ constexpr Config dim{.dim = wrong(0, 8), .num_heavy_tokens_q = 2, .num_heavy_tok
 constexpr Config num_heavy_tokens_q{.dim = 8, .num_heavy_tokens_q = wrong(0, 2), .num_heavy_tokens_kv = 2};
 constexpr Config num_heavy_tokens_kv{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = wrong(-1, 2)};
 constexpr Config light{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .light_dim_head = wrong(0, 64)};
-constexpr Config heavy{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .heavy_heads = wrong(0, 8)};
+constexpr Config heavy{.dim = 8,
+                       .num_heavy_tokens_q = 2,
+                       .num_heavy_tokens_kv = 2,
+                       .heavy_heads = wrong(colt5::Index{1} << 40, colt5::Index{8})};
 constexpr Config window{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .light_window_size = wrong(1, 2)};
 constexpr Config endless{.dim = 8,
                          .num_heavy_tokens_q = 2,

@@ -269,7 +269,8 @@ TEST_CASE("extents: LightAttention, with what its backward pass is handed") {
               "colt5: `gradients.to_out.weight` must have shape (4, 6), but has (4, 7)");
         gradients = zeros_like_parameters(policy, light);
         CHECK(message_of([&] { light.backward(other, pass, out.view(), x, x, {}, gradients); }) ==
-              "colt5: `pass.parts` must be those of this policy's plan, but is " + std::to_string(pass.parts.size()));
+              "colt5: `pass.parts` must be " + std::to_string(plan.tokens_at_a_time == 1 ? 1 : 6) +
+                  ", as many as by this policy's plan, but is " + std::to_string(pass.parts.size()));
     }
 }
 

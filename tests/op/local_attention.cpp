@@ -408,7 +408,7 @@ TEST_CASE("local_attention: errors name the argument and both shapes") {
     CHECK_THROWS_WITH_AS(local_attention(policy, attention, q, kv, {}, 3),
                          "colt5: `q` must have shape (1, 2, 2, 4), but has (1, 3, 2, 4)", ShapeError);
     CHECK_THROWS_WITH_AS(local_attention(policy, attention, q, kv, {}, 6),
-                         "colt5: `first` must be a token of kv, but is 6", ValueError);
+                         "colt5: `first` must be in [0, 5], the tokens of kv, but is 6", ValueError);
     const auto part = local_attention_forward(policy, LocalAttention{1}, q, kv, {}, 2);
     auto d_qkv = tensor_like(policy, c.qkv);
     CHECK_THROWS_WITH_AS(local_attention_vjp(policy, d_qkv.view(), LocalAttention{1}, part, q, q, kv, {}, 2),

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -104,7 +105,9 @@ struct LightAttention {
         expect_like<LightAttention>("gradients", *this, gradients);
         expect_shape("pass.kv", pass.kv.shape(), {x.extent(0), length, 2 * inner()});
         const auto kept = static_cast<Index>(pass.parts.size());
-        if (kept > 0 && kept != parts.count()) expect_value(false, "pass.parts", "those of this policy's plan", kept);
+        if (kept > 0 && kept != parts.count())
+            expect_value(false, "pass.parts", std::to_string(parts.count()) + ", as many as by this policy's plan",
+                         kept);
         expect_shape("d_x", d_x.shape(), x.shape());
         expect_shape("d_out", d_out.shape(), x.shape());
         if (mask) expect_shape("mask", mask.shape(), {x.extent(0), length});

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/core/token_index.hpp>
@@ -69,7 +70,8 @@ void check_local_attention(const LocalAttention& attention, const Q& q, const KV
     expect_shape("kv", kv.shape(), {dynamic, dynamic, 2, dynamic, dynamic});
     expect_value(attention.reach >= 1, "reach", ">= 1", attention.reach);
     expect_value(attention.reach <= LocalAttention::most_reach, "reach", "at most 2^31", attention.reach);
-    expect_value(first >= 0 && first <= length, "first", "a token of kv", first);
+    if (!is_range_of(first, 0, length))
+        expect_value(false, "first", "in [0, " + std::to_string(length) + "], the tokens of kv", first);
     if (batch != 1) expect_value(first == 0, "first", "0 unless there is one sequence", first);
     const Index queries = batch == 1 ? q.extent(1) : length;
     expect_shape("q", q.shape(), {batch, std::min(queries, length - first), heads, dim_head});
