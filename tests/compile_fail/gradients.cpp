@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // cases: 3
-// expect: colt5: these gradients do not say whose they are: name the module, as in zero_gradients<Module>(policy,
-// gradients)
+// expect: colt5: these gradients do not say whose they are: name the module, as in zero_gradients<Module>
 #include "wrong.hpp"
 
 struct Model {
