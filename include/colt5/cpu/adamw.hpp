@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/simd.hpp>
@@ -50,8 +51,7 @@ void adamw_kernel(const Cpu& policy, VectorView<T> parameter, VectorView<accumul
 
     constexpr Index piece = Index{1} << 14;
     const Index size = parameter.size();
-    parallel_for(policy, (size + piece - 1) / piece, [&](Index i) {
-        const Index first = i * piece;
+    const auto update = [&]<bool may_vanish>(Index first, std::bool_constant<may_vanish>) {
         cpu::for_each_batch<Real>(std::min(piece, size - first), [&](Index offset, Index count) {
             const Index at = first + offset;
             Real* const of_master = HalfPrecision<T> ? master.data() + at : nullptr;
@@ -62,11 +62,19 @@ void adamw_kernel(const Cpu& policy, VectorView<T> parameter, VectorView<accumul
             m = m + mean_rate * (g - m);
             s = beta2 * s + square_rate * (g * g);
             const Batch divisor = xsimd::sqrt(s) / square_bias + eps;
-            p = keep * p - step_size * xsimd::select(divisor == zero, zero, m / divisor);
+            Batch ratio = m / divisor;
+            if constexpr (may_vanish) ratio = xsimd::select(divisor == zero, zero, ratio);
+            p = keep * p - step_size * ratio;
             cpu::store(mean.data() + at, m, count);
             cpu::store(square.data() + at, s, count);
             cpu::store_parameter(parameter.data() + at, of_master, p, count);
         });
+    };
+    parallel_for(policy, (size + piece - 1) / piece, [&](Index i) {
+        if (static_cast<Real>(c.eps) > 0)  // the common case, without a comparison of each divisor
+            update(i * piece, std::false_type());
+        else
+            update(i * piece, std::true_type());
     });
 }
 
