@@ -29,7 +29,7 @@ if [ "$way" = cmake ]; then
     cmake --build "$work/build"
 else
     mkdir "$work/build"
-    export PKG_CONFIG_PATH="$work/prefix/share/pkgconfig"
+    export PKG_CONFIG_PATH="$work/prefix/share/pkgconfig${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}"
     # Words of flags, not one word.
     # shellcheck disable=SC2046
     "$@" -std=c++20 "$here/main.cpp" -o "$work/build/program" $(pkg-config --cflags --libs colt5)

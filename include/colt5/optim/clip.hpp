@@ -47,7 +47,7 @@ double clip_gradient_norm(const P& policy, Gradients& gradients, double max_norm
     const auto multiply = [&](double by) {
         Of::each_parameter([&](const std::string&, auto& gradient) { scale(policy, gradient, by); }, "", gradients);
     };
-    constexpr double least = scale_of_large<float>;
+    constexpr auto least = static_cast<double>(scale_of_large<float>);
     if (factor > 0 && factor < least) {  // too small a factor for float, while the products are not
         multiply(least);
         factor /= least;

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# check.sh COMPILER: it compiles the examples, and a strict program in several ways, without warnings. Eigen, xsimd and
+# nlohmann-json are those of the system.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+export compiler=$1
+strict='-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wdouble-promotion -Wold-style-cast -Wcast-align
+    -Wcast-qual -Wnon-virtual-dtor -Woverloaded-virtual -Wredundant-decls -Wextra-semi -Wundef -Wformat=2'
+strict=$(echo $strict)
+baseline='' widest=''
+if [ "$(uname -m)" = x86_64 ]; then baseline=-march=x86-64-v3 widest=-march=x86-64-v4; fi
+
+# The flags and the source of each compilation, the longest one first.
+compilations() {
+    local program=tests/compilers/strict.cpp source
+    case $compiler in
+        g++*)  # warns of some things only where it optimizes
+            echo "-std=gnu++2b $strict -O3 $baseline -fopenmp -fno-rtti -I include -c $program"
+            echo "-std=c++20 $strict -O0 $widest -fopenmp -isystem include -c $program"
+            ;;
+        *)
+            echo "-std=gnu++2b $strict $baseline -fno-rtti -I include -fsyntax-only $program"
+            echo "-std=c++20 $strict $baseline -isystem include -fsyntax-only $program"
+            ;;
+    esac
+    for source in examples/*.cpp examples/demo/*.cpp; do
+        echo "-std=c++20 -Wall -Wextra -Wshadow -Wconversion -Wno-unknown-pragmas $baseline -I include -fsyntax-only $source"
+    done
+}
+
+compile() {
+    if ! "$compiler" -Werror -isystem /usr/include/eigen3 "$@" -o /dev/null; then
+        echo "failed: $compiler $*"
+        return 1
+    fi
+}
+export -f compile
+compilations | xargs -P "$(nproc)" -L 1 bash -c 'compile "$@"' compile
