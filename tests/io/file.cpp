@@ -243,6 +243,15 @@ TEST_CASE("file: symbolic links stay, and what they lead to is replaced") {
     for (const std::string name : {"latest", "best", "way", "runs/up"})
         CHECK(S_ISLNK(status_of(folder / name).st_mode));
 
+    std::string before = "latest";
+    for (int i = 0; i < 20; ++i) {
+        const std::string name = "chain " + std::to_string(i);
+        std::filesystem::create_symlink(before, folder / name);
+        before = name;
+    }
+    save(folder / before, "far");
+    CHECK(read_file(folder / "runs/epoch-3") == "far");
+
     std::filesystem::create_symlink("runs/epoch-4", folder / "next");
     save(folder / "next", "first");
     CHECK(S_ISLNK(status_of(folder / "next").st_mode));

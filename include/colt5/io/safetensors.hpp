@@ -103,6 +103,8 @@ public:
     /// There is no conversion between the two groups.
     template <typename T>
     std::vector<T> read(const std::string& name) const {
+        // Before memory is asked for: nothing bounds the number of elements of an unknown type.
+        if (!dtype_converts_to<T>(entry(name).dtype)) fail_conversion<T>(name);
         const std::size_t size = entry(name).size();
         if constexpr (std::same_as<T, bool>) {  // std::vector<bool> has no contiguous elements
             const auto values = std::make_unique<bool[]>(size);
