@@ -6,6 +6,8 @@ compile_checks.py compile_fail BUILD FOLDER COMPILER...      each source fails w
                                                              and compiles with COLT5_COMPILE_FAIL_CONTROL defined; what a line
                                                              `// flags: FLAG…` says is for the wrong program only
 compile_checks.py budget BUILD SOURCE COMPILER...            the program compiles at -O2 in 10 s of one core and 1.5 GB
+compile_checks.py strict BUILD INCLUDE SOURCE COMPILER...     the program compiles without warnings at -O0 to -O3 with -I, and
+                                                             at -O3 with -isystem, which does not silence all of them
 compile_checks.py cuda INCLUDE NVCC FOLDER...                nvcc compiles the headers of each FOLDER, without Eigen and xsimd
 
 The flags of the first three are those with which BUILD compiles the link test.
@@ -89,6 +91,17 @@ def budget(build, source, *compiler):
     report(1, f'{seconds:.1f} s, {megabytes:.0f} MB', result.returncode == 0 and seconds <= 10 and megabytes <= 1500, result.stderr)
 
 
+def strict(build, include, source, *compiler):
+    others = [word for word in flags(build) if word.startswith(('-isystem', '-fopenmp'))]
+    warnings = ['-Wall', '-Wextra', '-Wconversion', '-Wsign-conversion', '-Wshadow', '-Werror']
+    ways = [('-O0', '-I'), ('-O1', '-I'), ('-O2', '-I'), ('-O3', '-I'), ('-O3', '-isystem')]
+    print(f'1..{len(ways)}')
+    for number, (level, way) in enumerate(ways, 1):
+        command = [*compiler, '-std=c++20', *warnings, *others, level, way, include, '-c', source, '-o', os.devnull]
+        result = subprocess.run(command, cwd=build, capture_output=True, text=True)
+        report(number, f'{level} {way}', result.returncode == 0, result.stderr)
+
+
 def cuda(include, nvcc, *folders):
     print(f'1..{len(folders)}')
     with tempfile.TemporaryDirectory() as scratch:
@@ -102,4 +115,4 @@ def cuda(include, nvcc, *folders):
 
 if __name__ == '__main__':
     check, *arguments = sys.argv[1:]
-    {'headers': headers, 'compile_fail': compile_fail, 'budget': budget, 'cuda': cuda}[check](*arguments)
+    {'headers': headers, 'compile_fail': compile_fail, 'budget': budget, 'strict': strict, 'cuda': cuda}[check](*arguments)
