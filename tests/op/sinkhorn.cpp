@@ -345,7 +345,7 @@ TEST_CASE(
     std::set<double> numbers;
     std::size_t count = 0;
     const std::vector<Index> places{0, 1, (Index{1} << 20), (Index{1} << 24), (Index{1} << 24) + 1, last_token};
-    for (const std::uint64_t stream : {0, 1, 20, 24, 44})
+    for (const std::uint64_t stream : {0u, 1u, 20u, 24u, 44u})
         for (const std::uint64_t row :
              {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{1} << 20, std::uint64_t{1} << 31, last_row})
             for (const Index slot : places)
