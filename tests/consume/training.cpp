@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A program that trains, saves and goes on, of someone who lets warnings be errors.
+// A program that trains, saves and goes on, small enough to be compiled at each level of optimization, where GCC warns
+// of different things. (tests/compilers/strict.cpp has all that is public.)
 #include <colt5/colt5.hpp>
 #include <colt5/io/adamw.hpp>
 #include <colt5/io/parameters.hpp>
