@@ -61,9 +61,9 @@ private:
         return static_cast<std::size_t>(sysconf(_SC_PHYS_PAGES)) * page_size();
     }
     [[noreturn]] void fail(std::size_t bytes) const {
-        throw OutOfMemory("colt5: out of memory: a workspace of " + std::to_string(size_ >> 20) + " MiB asked for " +
-                          std::to_string(bytes >> 20) + " MiB, the host has " + std::to_string(capacity_ >> 20) +
-                          " MiB");
+        throw OutOfMemory(colt5::detail::concat({"colt5: out of memory: a workspace of ", std::to_string(size_ >> 20),
+                                                 " MiB asked for ", std::to_string(bytes >> 20), " MiB, the host has ",
+                                                 std::to_string(capacity_ >> 20), " MiB"}));
     }
 
     std::byte* begin_ = nullptr;

@@ -42,7 +42,8 @@ public:
     /// Throws OutOfMemory, or what `Memory` throws.
     void* allocate(std::size_t bytes) {
         if (bytes > std::numeric_limits<std::size_t>::max() / 2)  // rounded up it might be small
-            throw OutOfMemory("colt5: out of memory: " + std::to_string(bytes) + " bytes were asked for at once");
+            throw OutOfMemory(colt5::detail::concat(
+                {"colt5: out of memory: ", std::to_string(bytes), " bytes were asked for at once"}));
         const std::lock_guard lock(mutex_);
         if constexpr (can_be_separate)
             if (memory_.separate()) return allocate_separately(bytes);

@@ -71,7 +71,7 @@ private:
 };
 
 inline void check(CUresult status, const char* call, const std::source_location& at = std::source_location::current()) {
-    if (status != CUDA_SUCCESS) fail(call, ("error " + std::to_string(status)).c_str(), at);
+    if (status != CUDA_SUCCESS) fail(call, colt5::detail::concat({"error ", std::to_string(status)}).c_str(), at);
 }
 
 /// A range of a device's addresses, as large as its memory, of which the first `resize(bytes)` may be used.
@@ -80,7 +80,8 @@ public:
     DeviceMemory(int device, Allocations allocations) : device_(device), allocations_(allocations) {
         int devices = 0;
         check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
-        expect_value(device >= 0 && device < devices, "device", "from 0 to " + std::to_string(devices - 1), device);
+        expect_value(device >= 0 && device < devices, "device",
+                     colt5::detail::concat({"from 0 to ", std::to_string(devices - 1)}), device);
         const DeviceGuard guard(device);
         std::size_t free = 0;
         check(cudaMemGetInfo(&free, &capacity_), "cudaMemGetInfo");
@@ -194,10 +195,10 @@ private:
     [[noreturn]] void fail_to_grow(std::size_t bytes) const {
         std::size_t free = 0, total = 0;
         cudaMemGetInfo(&free, &total);
-        throw OutOfMemory("colt5: out of memory on device " + std::to_string(device_) + ": a workspace of " +
-                          std::to_string(size_ >> 20) + " MiB asked for " + std::to_string(bytes >> 20) +
-                          " MiB more, " + std::to_string(free >> 20) + " of " + std::to_string(total >> 20) +
-                          " MiB are free");
+        throw OutOfMemory(colt5::detail::concat({"colt5: out of memory on device ", std::to_string(device_),
+                                                 ": a workspace of ", std::to_string(size_ >> 20), " MiB asked for ",
+                                                 std::to_string(bytes >> 20), " MiB more, ", std::to_string(free >> 20),
+                                                 " of ", std::to_string(total >> 20), " MiB are free"}));
     }
 
     int device_;

@@ -20,8 +20,8 @@ public:
 namespace cuda {
 
 [[noreturn]] inline void fail(const char* call, const char* reason, const std::source_location& at) {
-    throw CudaError("colt5: " + std::string(call) + " failed: " + reason + " (" + at.file_name() + ":" +
-                    std::to_string(at.line()) + ")");
+    throw CudaError(colt5::detail::concat(
+        {"colt5: ", call, " failed: ", reason, " (", at.file_name(), ":", std::to_string(at.line()), ")"}));
 }
 
 /// Throws CudaError unless the call succeeded: check(cudaStreamCreate(&stream), "cudaStreamCreate").

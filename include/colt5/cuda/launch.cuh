@@ -45,7 +45,8 @@ inline dim3 grid(Index blocks) {
 /// Blocks 0 … blocks_each − 1 of each of `rows`, which the kernel finds by RowBlock.
 inline dim3 grid_of_rows(Index rows, Index blocks_each) {
     expect_value(rows == 0 || blocks_each <= most_blocks / rows, "blocks of a kernel",
-                 "at most 2147483647 on a GPU, in rows times " + std::to_string(blocks_each), rows);
+                 colt5::detail::concat({"at most 2147483647 on a GPU, in rows times ", std::to_string(blocks_each)}),
+                 rows);
     return grid(rows * blocks_each);
 }
 /// Which row a block of grid_of_rows works on, and which of its blocks it is.

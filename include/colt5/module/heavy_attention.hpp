@@ -123,7 +123,8 @@ private:
         if (mask) expect_shape("mask", mask.shape(), {batch, routes, keys});
         if (scores) expect_shape("scores", scores.shape(), {batch, routes, keys});
         if (routes < 1 || heads % routes != 0)
-            expect_value(false, "routes of context", "a divisor of " + std::to_string(heads) + " heads", routes);
+            expect_value(false, "routes of context",
+                         colt5::detail::concat({"a divisor of ", std::to_string(heads), " heads"}), routes);
     }
 
     auto split_q(const TokensTensor<Scalar, P>& q) const {  // (b, n, h, dim_head)

@@ -71,7 +71,8 @@ void check_local_attention(const LocalAttention& attention, const Q& q, const KV
     expect_value(attention.reach >= 1, "reach", ">= 1", attention.reach);
     expect_value(attention.reach <= LocalAttention::most_reach, "reach", "at most 2^31", attention.reach);
     if (!is_range_of(first, 0, length))
-        expect_value(false, "first", "in [0, " + std::to_string(length) + "], the tokens of kv", first);
+        expect_value(false, "first", colt5::detail::concat({"in [0, ", std::to_string(length), "], the tokens of kv"}),
+                     first);
     if (batch != 1) expect_value(first == 0, "first", "0 unless there is one sequence", first);
     const Index queries = batch == 1 ? q.extent(1) : length;
     expect_shape("q", q.shape(), {batch, std::min(queries, length - first), heads, dim_head});
