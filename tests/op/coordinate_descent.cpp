@@ -112,6 +112,9 @@ const std::vector<Problem>& problems() {
         {{.n_iters = 20, .eps = 0.03, .eps_init = 4, .eps_decay = 0.7, .start = minus_logits}, 5.625, 1, 33},
         {{.n_iters = 20, .eps = 0.1, .eps_init = 4, .eps_decay = 0.7, .start = zero}, 5.625, 1, 33},
         {{.n_iters = 7, .eps = 0.5, .eps_init = 0.1, .eps_decay = 0.7, .start = zero}, 2, 1, 9},
+        // The second threshold is so far below the first that the exponential of their difference overflows.
+        {{.n_iters = 4, .eps = 1, .eps_init = 1e4, .eps_decay = 1e-4, .start = zero}, 3, 1, 17},
+        {{.n_iters = 4, .eps = 0.5, .eps_init = 1e4, .eps_decay = 1e-3, .start = minus_logits}, 3, 1, 17},
         {{.n_iters = 50, .eps = 1, .start = zero}, 40, 1, 20},          // k > n
         {{.n_iters = 10, .eps = 1, .start = minus_logits}, 40, 1, 20},  // k > n
         {{.n_iters = 50, .eps = 1, .start = zero, .limit_k = true}, 40, 1, 20},
@@ -255,6 +258,53 @@ TEST_CASE("coordinate_descent: stopping early changes no bit") {
     CHECK(same_bits(never.scores, longest.scores));
     CHECK(same_bits(never.threshold, longest.threshold));
     CHECK(same_bits(never.saturated, longest.saturated));
+}
+
+TEST_CASE_TEMPLATE("coordinate_descent: a threshold that stands still goes on where epsilon still falls", T, float,
+                   double) {
+    const Cpu policy(1);
+    // At ε = 2 these add up to k = 3 at the threshold 0, where the descent begins; at smaller ε they do not.
+    const double half = -2 * std::log(2.0);
+    const Row row{0, half, 0, half};
+    const CoordinateDescent descent{.n_iters = 6, .eps = 0.25, .eps_init = 2, .eps_decay = 0.5};
+    TokensTensor<T, Cpu> logits(policy, {1, 1, 4});
+    for (Index i = 0; i < 4; ++i) logits.data()[i] = static_cast<T>(row[static_cast<std::size_t>(i)]);
+    const auto pass = coordinate_descent_forward(policy, descent, 3, logits, {});
+    REQUIRE(pass.threshold.data()[1] == T(0));
+    CHECK(pass.threshold.data()[2] < T(-0.1));
+    const Row expected = naive_row(descent, 3, row);
+    for (Index i = 0; i < 4; ++i)
+        CHECK(static_cast<double>(pass.scores.data()[i]) ==
+              doctest::Approx(expected[static_cast<std::size_t>(i)]).epsilon(std::is_same_v<T, float> ? 1e-5 : 1e-12));
+}
+
+TEST_CASE(
+    "coordinate_descent: solved for as many tokens as are real, or more, every score is 1 and nothing has a gradient") {
+    const Cpu policy(1);
+    for (const bool masked : {false, true}) {
+        const Case<double> c(policy, 1, 1, 20, 3, masked);
+        double real = 0;
+        for (Index i = 0; i < 20; ++i) real += !c.mask || c.mask(0, i) ? 1 : 0;
+        for (const double k : {real, real + 0.5, real + 1, 20.0, 25.0})
+            for (const bool limit_k : {false, true}) {
+                CAPTURE(k);
+                CAPTURE(limit_k);
+                const CoordinateDescent descent{.eps = 0.7, .limit_k = limit_k, .iterate_to_convergence = true};
+                const auto pass = coordinate_descent_forward(policy, descent, k, c.logits, c.mask);
+                const auto d = coordinate_descent_vjp(policy, descent, k, pass, c.d_scores, c.logits, c.mask);
+                CHECK(pass.threshold.data()[1] == -infinity);
+                for (Index i = 0; i < 20; ++i) {
+                    CHECK(pass.scores.data()[i] == (!c.mask || c.mask(0, i) ? 1.0 : 0.0));
+                    CHECK(d.d_logits.data()[i] == 0);
+                }
+                CHECK(d.d_k.data()[0] == 0);
+            }
+        // One less, and the smallest of the real ones is below the threshold.
+        const CoordinateDescent descent{.eps = 0.7, .iterate_to_convergence = true};
+        const auto scores =
+            to_host(policy, coordinate_descent_forward(policy, descent, real - 0.25, c.logits, c.mask).scores);
+        CHECK(std::accumulate(scores.begin(), scores.end(), 0.0) == doctest::Approx(real - 0.25).epsilon(1e-12));
+    }
 }
 
 TEST_CASE("coordinate_descent: solved to convergence, the scores sum to k") {

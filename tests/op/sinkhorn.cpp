@@ -255,6 +255,25 @@ TEST_CASE("sinkhorn: infinite logits count as the largest number and as nothing"
     CHECK(d_logits.data()[7] == 0);
 }
 
+TEST_CASE("sinkhorn: logits at the floor have a gradient, those below it have none") {
+    const Cpu policy(1);
+    // What counts is the ratio of logits: with all of them 1e20 times as large, none but the first is at the floor.
+    const std::vector<double> at_floor{1e-20, 0.25e-20, 3e-20, std::nextafter(1e-20, 0.0), 2e-20}, above{1, 1, 3, 1, 2};
+    Case<double> c(policy, 1, 1, 5, 3, false, true), expected(policy, 1, 1, 5, 3, false, true);
+    for (Index j = 0; j < 5; ++j) {
+        c.logits.data()[j] = at_floor[static_cast<std::size_t>(j)];
+        expected.logits.data()[j] = above[static_cast<std::size_t>(j)];
+    }
+    for (const Sinkhorn& sinkhorn : variants) {
+        const auto pass = forward(policy, sinkhorn, c, 3), expected_pass = forward(policy, sinkhorn, expected, 3);
+        CHECK(same_bits(pass.indices, expected_pass.indices));
+        const auto d = backward(policy, sinkhorn, c, pass), large = backward(policy, sinkhorn, expected, expected_pass);
+        REQUIRE(std::abs(large.data()[0]) > 1e-4);
+        for (const Index j : {0, 2, 4}) CHECK(d.data()[j] * 1e-20 == doctest::Approx(large.data()[j]).epsilon(1e-10));
+        for (const Index j : {1, 3}) CHECK(d.data()[j] == 0);
+    }
+}
+
 TEST_CASE("sinkhorn: padding changes no choice and no score") {
     const Cpu policy(1);
     const auto noise = gumbel_noise<double>(policy, Random(Seed{3}), 1, 4, 9);
