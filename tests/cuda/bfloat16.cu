@@ -2,6 +2,7 @@
 #include "alone.hpp"
 #include "behaviour.hpp"
 #include "device.hpp"
+#include "numerics.hpp"
 
 std::vector<cases::Case> cases::on_cuda_in_bfloat16() {
     return all_cases_on_cuda<bfloat16>();
@@ -33,6 +34,12 @@ TEST_CASE("cuda: parameters of 16 bits that are written between steps" * doctest
 }
 TEST_CASE("cuda: exceptions in bfloat16" * doctest::skip(!cases::has_gpu())) {
     cases::check_exceptions<colt5::bfloat16>();
+}
+TEST_CASE("cuda: norms in bfloat16 do not change with the scale of rows" * doctest::skip(!cases::has_gpu())) {
+    cases::check_scale_of_norms<colt5::bfloat16>();
+}
+TEST_CASE("cuda: GELU in bfloat16 far below 0" * doctest::skip(!cases::has_gpu())) {
+    cases::check_gelu_tail<colt5::bfloat16>();
 }
 
 TEST_CASE("cuda: a batch in bfloat16 is bit for bit what its samples are alone" * doctest::skip(!cases::has_gpu())) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "alone.hpp"
 #include "device.hpp"
+#include "numerics.hpp"
 
 bool cases::has_gpu() {
     int count = 0;
@@ -19,6 +20,18 @@ TEST_SUITE_BEGIN("behaviour");
 TEST_CASE("cuda: a batch in double is bit for bit what its samples are alone" * doctest::skip(!cases::has_gpu())) {
     cases::check_products_alone<double>(cases::Precision::fp64);
     cases::check_modules_alone<double>(cases::Precision::fp64);
+}
+TEST_CASE("cuda: norms in double do not change with the scale of rows" * doctest::skip(!cases::has_gpu())) {
+    cases::check_scale_of_norms<double>();
+}
+TEST_CASE("cuda: GELU in double far below 0" * doctest::skip(!cases::has_gpu())) {
+    cases::check_gelu_tail<double>();
+}
+TEST_CASE("cuda: NaN logits in double" * doctest::skip(!cases::has_gpu())) {
+    cases::check_nan_logits<double>();
+}
+TEST_CASE("cuda: routers in double at the ends of their range" * doctest::skip(!cases::has_gpu())) {
+    cases::check_ends_of_routers<double>();
 }
 
 TEST_SUITE_END();

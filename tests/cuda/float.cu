@@ -9,6 +9,7 @@
 #include "alone.hpp"
 #include "behaviour.hpp"
 #include "device.hpp"
+#include "numerics.hpp"
 
 std::vector<cases::Case> cases::on_cuda_in_float() {
     return all_cases_on_cuda<float>();
@@ -78,6 +79,21 @@ TEST_CASE("cuda: what was never written is NaN where a policy is asked for it" *
 }
 TEST_CASE("cuda: errors have a call and a place" * doctest::skip(!cases::has_gpu())) {
     cases::check_errors();
+}
+TEST_CASE("cuda: norms in float do not change with the scale of rows" * doctest::skip(!cases::has_gpu())) {
+    cases::check_scale_of_norms<float>();
+}
+TEST_CASE("cuda: GELU in float far below 0" * doctest::skip(!cases::has_gpu())) {
+    cases::check_gelu_tail<float>();
+}
+TEST_CASE("cuda: NaN logits in float" * doctest::skip(!cases::has_gpu())) {
+    cases::check_nan_logits<float>();
+}
+TEST_CASE("cuda: routers in float at the ends of their range" * doctest::skip(!cases::has_gpu())) {
+    cases::check_ends_of_routers<float>();
+}
+TEST_CASE("cuda: optimizers at the ends of their range" * doctest::skip(!cases::has_gpu())) {
+    cases::check_ends_of_optimizers();
 }
 
 // An illegal access makes CUDA useless for its process: the case below runs in another one.

@@ -113,8 +113,8 @@ const std::vector<Problem>& problems() {
         {{.n_iters = 20, .eps = 0.1, .eps_init = 4, .eps_decay = 0.7, .start = zero}, 5.625, 1, 33},
         {{.n_iters = 7, .eps = 0.5, .eps_init = 0.1, .eps_decay = 0.7, .start = zero}, 2, 1, 9},
         // The second threshold is so far below the first that the exponential of their difference overflows.
-        {{.n_iters = 4, .eps = 1, .eps_init = 1e4, .eps_decay = 1e-4, .start = zero}, 3, 1, 17},
-        {{.n_iters = 4, .eps = 0.5, .eps_init = 1e4, .eps_decay = 1e-3, .start = minus_logits}, 3, 1, 17},
+        {{.n_iters = 4, .eps = 1, .eps_init = 1e4, .eps_decay = 1e-4, .start = zero}, 9, 3, 17},
+        {{.n_iters = 4, .eps = 0.5, .eps_init = 1e4, .eps_decay = 1e-3, .start = minus_logits}, 9, 3, 17},
         {{.n_iters = 50, .eps = 1, .start = zero}, 40, 1, 20},          // k > n
         {{.n_iters = 10, .eps = 1, .start = minus_logits}, 40, 1, 20},  // k > n
         {{.n_iters = 50, .eps = 1, .start = zero, .limit_k = true}, 40, 1, 20},
