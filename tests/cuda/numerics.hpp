@@ -101,6 +101,12 @@ void check_scale_of_norms() {
             CHECK(largest_error(small.norm, of.norm, base * scale) <= tolerance);
         }
     }
+    const auto ones = from_host<VectorTensor<T, Cuda>>(policy, {37}, std::vector<T>(37, T(1.0f)));
+    auto zeros = tensor_like(policy, ones);
+    set_zero(policy, zeros);
+    MatrixTensor<T, Cuda> constant(policy, {3, 37});
+    fill(policy, constant, 0.7 * static_cast<double>(std::numeric_limits<Sum>::max()));
+    for (const double value : numbers(policy, layer_norm(policy, constant, ones, zeros))) CHECK(value == 0);
 }
 
 /// GELU and its gradient far below 0, in expressions and in the feedforward's backward pass, and SiLU.

@@ -33,17 +33,7 @@ struct DescentRow {
         }
         if (descent.limit_k) k = std::min(k, static_cast<double>(valid));
     }
-    /// NaN if a real logit is.
-    T largest() const {
-        Batch<T> top(-infinity), nan_or_zero(T(0));
-        for_each_batch<T>(length, [&](Index j, Index width) {
-            Batch<T> s = load(logit + j, width);
-            if (width < lanes<T>) s = pad(s, width, -infinity);
-            nan_or_zero = xsimd::select(s == s, nan_or_zero, s);
-            top = xsimd::max(top, s);
-        });
-        return reduce_max(top) + reduce_add(nan_or_zero);
-    }
+    T largest() const { return largest_or_nan(logit, length); }
     static constexpr T infinity = std::numeric_limits<T>::infinity();
     Index length, valid;
     const T* logit;

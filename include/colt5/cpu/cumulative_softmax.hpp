@@ -28,22 +28,20 @@ struct CumulativeRow {
           index(indices[b][r].data()),
           real(mask ? mask[b].data() : nullptr) {
         const T* const s = logits[b][r].data();
-        T largest = -std::numeric_limits<T>::infinity();
-        for (Index i = 0; i < length; ++i)
-            if (!real || real[i]) {
-                largest = std::max(largest, s[i]);
-                has_nan = has_nan || s[i] != s[i];
-            }
+        const T* logit = s;
+        if (real) {
+            for (Index i = 0; i < length; ++i) exponential[i] = real[i] ? s[i] : -std::numeric_limits<T>::infinity();
+            logit = exponential;
+        }
+        T largest = largest_or_nan(logit, length);
+        has_nan = std::isnan(largest);
         if (has_nan) return;
         if (largest == -std::numeric_limits<T>::infinity()) largest = T(0);  // every exponential is 0
-        const Batch<T> finite(std::numeric_limits<T>::max());
-        const Batch<T> top(std::min(largest, finite.get(0))), inverse(static_cast<T>(1 / temperature));
+        constexpr T most = std::numeric_limits<T>::max();
+        const Batch<T> finite(most), top(std::min(largest, most)), inverse(static_cast<T>(1 / temperature));
         for_each_batch<T>(length, [&](Index j, Index width) {
-            store(exponential + j, cpu::exp((xsimd::min(finite, load(s + j, width)) - top) * inverse), width);
+            store(exponential + j, cpu::exp((xsimd::min(finite, load(logit + j, width)) - top) * inverse), width);
         });
-        if (real)
-            for (Index i = 0; i < length; ++i)
-                if (!real[i]) exponential[i] = T(0);
         double total = 0;  // of what is not chosen: the picks are taken out first, nothing is subtracted
         for (Index i = 0; i < picks; ++i) exponential[index[i]] = -exponential[index[i]];
         for (Index i = 0; i < length; ++i) total += static_cast<double>(std::max(exponential[i], T(0)));

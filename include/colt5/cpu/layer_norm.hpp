@@ -33,11 +33,19 @@ private:
         Batch<T> sum(T(0));
         for_each_batch<T>(d, [&](Index j, Index width) { sum += load(x + j, width); });
         mean = reduce_add(sum) / static_cast<T>(d);
+        const auto centered = [&](Index j, Index width) {
+            const Batch<T> value = load(x + j, width) - Batch<T>(mean);
+            return width < lanes<T> ? pad(value, width, T(0)) : value;
+        };
+        if (unit != T(1)) {  // its rounding, beside which ε is nothing, would count as deviation in a constant row
+            Batch<T> rest(T(0));
+            for_each_batch<T>(d, [&](Index j, Index width) { rest += centered(j, width); });
+            mean += reduce_add(rest) / static_cast<T>(d);
+        }
         Batch<T> squares(T(0));
         for_each_batch<T>(d, [&](Index j, Index width) {
-            Batch<T> centered = load(x + j, width) - Batch<T>(mean);
-            if (width < lanes<T>) centered = pad(centered, width, T(0));
-            squares = xsimd::fma(centered, centered, squares);
+            const Batch<T> value = centered(j, width);
+            squares = xsimd::fma(value, value, squares);
         });
         const T square = reduce_add(squares);
         const T eps = std::max(static_cast<T>(layer_norm_eps) * unit * unit, std::numeric_limits<T>::min());

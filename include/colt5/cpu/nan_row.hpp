@@ -3,9 +3,23 @@
 
 #include <limits>
 
-#include <colt5/core/error.hpp>
+#include <colt5/cpu/simd.hpp>
 
 namespace colt5::cpu {
+
+/// The largest of a row, −∞ of none; NaN if one of them is.
+template <typename T>
+T largest_or_nan(const T* row, Index length) {
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    Batch<T> top(-infinity), nan_or_zero(T(0));
+    for_each_batch<T>(length, [&](Index j, Index width) {
+        Batch<T> s = load(row + j, width);
+        if (width < lanes<T>) s = pad(s, width, -infinity);
+        nan_or_zero = xsimd::select(s == s, nan_or_zero, s);
+        top = xsimd::max(top, s);
+    });
+    return reduce_max(top) + reduce_add(nan_or_zero);
+}
 
 /// NaN for real tokens, 0 for masked ones: what a row gives and takes in which a real logit is NaN.
 template <typename T>

@@ -36,6 +36,13 @@ private:
             for (const auto value : in.values) sum += static_cast<Sum>(value) * unit;
         });
         mean = warp_sum(sum) / static_cast<Sum>(d);
+        if (unit != Sum(1)) {  // its rounding, beside which ε is nothing, would count as deviation in a constant row
+            Sum rest = 0;
+            x.for_each([&](Index, const auto& in) {
+                for (const auto value : in.values) rest += static_cast<Sum>(value) * unit - mean;
+            });
+            mean += warp_sum(rest) / static_cast<Sum>(d);
+        }
         x.for_each([&](Index, const auto& in) {
             for (const auto value : in.values) {
                 const Sum centered = static_cast<Sum>(value) * unit - mean;
