@@ -32,6 +32,11 @@ inline File read_file(const std::string& path) {
     return File(std::move(arrays));
 }
 
+/// error / scale; where nothing but zeros is expected, 0 or ∞.
+inline double relative(double error, double scale) {
+    return error == 0 ? 0 : scale == 0 ? std::numeric_limits<double>::infinity() : error / scale;
+}
+
 /// The largest difference, relative to the largest expected entry.
 inline double largest_error(const std::vector<double>& actual, const std::vector<double>& expected) {
     double difference = 0, scale = 0;
@@ -40,7 +45,7 @@ inline double largest_error(const std::vector<double>& actual, const std::vector
         difference = std::max(difference, std::isnan(error) ? std::numeric_limits<double>::infinity() : error);
         scale = std::max(scale, std::abs(expected[i]));
     }
-    return difference == 0 ? 0 : difference / scale;
+    return relative(difference, scale);
 }
 
 /// ‖actual − expected‖ / ‖expected‖
@@ -50,7 +55,7 @@ inline double norm_error(const std::vector<double>& actual, const std::vector<do
         difference += (actual[i] - expected[i]) * (actual[i] - expected[i]);
         norm += expected[i] * expected[i];
     }
-    return difference == 0 ? 0 : std::sqrt(difference / norm);
+    return std::sqrt(relative(difference, norm));
 }
 
 /// Errors that are allowed, and how they are measured.

@@ -3,6 +3,7 @@
 /// score ties, the router's gradient at the default initialization, precision and length of rows are in
 /// tests/router/coordinate_descent_router.cpp; keys from the context and Sinkhorn routing of cross attention in
 /// conditional_routed_cross_attention.cpp.
+#include "golden/golden.hpp"
 #include "module/checks.hpp"
 
 using namespace colt5;
@@ -164,4 +165,15 @@ TEST_CASE("reference: parameters without a part in the loss have no gradient, pa
             CHECK_FALSE(all_zero(gradient));
         },
         "", gradients);
+}
+
+TEST_CASE("golden: where a file expects nothing but zeros, zeros pass and anything else fails") {
+    const std::vector<double> zeros{0, 0}, noise{0, 1e-100};
+    for (const auto error : {golden::largest_error, golden::norm_error}) {
+        CHECK(error(zeros, zeros) == 0);
+        CHECK(error(noise, zeros) == std::numeric_limits<double>::infinity());
+        CHECK(error({NAN, 0}, zeros) > 1);
+        CHECK(error({1, 2}, {1, 2}) == 0);
+        CHECK(error({1, 3}, {1, 2}) < 1);
+    }
 }

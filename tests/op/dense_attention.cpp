@@ -126,7 +126,7 @@ TEST_CASE("dense_attention: the gradients are those of finite differences") {
                     if (p.keys > 1)
                         CHECK(relative_error(d.d_q, finite_differences(policy, c.q, loss)) <= 1e-7);
                     else
-                        CHECK(std::sqrt(inner(d.d_q, d.d_q)) <= 1e-14);
+                        CHECK(inner(d.d_q, d.d_q) == 0);
                     CHECK(relative_error(d.d_kv, finite_differences(policy, c.kv, loss)) <= 1e-7);
                 } else {
                     CHECK(directional_error(policy, c.q, d.d_q, loss) <= 1e-7);
@@ -185,6 +185,98 @@ TEST_CASE_TEMPLATE("dense_attention: what masked keys hold changes no bit", T, f
     CHECK(same_bits(noisy_d.d_q, d.d_q));
     CHECK(to_host(policy, noisy_d.d_kv) == to_host(policy, d.d_kv));
     CHECK(to_host(policy, noisy_d.d_value_scale) == to_host(policy, d.d_value_scale));
+}
+
+TEST_CASE_TEMPLATE("dense_attention: what is not finite in masked keys counts as zeros", T, float, double) {
+    const Cpu policy(2);
+    for (const bool scaled : {false, true}) {
+        CAPTURE(scaled);
+        Case<T> c(policy, {2, 2, 70, 300, 2, 3}, true, scaled);
+        const auto fill_masked = [&](T value) {
+            for (Index j = 0; j < 2 * 2 * 300; ++j)
+                if (!c.mask.data()[j]) std::fill_n(c.kv.data() + j * 12, 12, value);
+        };
+        fill_masked(0);
+        const auto pass = forward(policy, c);
+        const auto d = backward(policy, c, pass);
+        for (const double value : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(),
+                                   -std::numeric_limits<double>::infinity(), 3e38}) {
+            CAPTURE(value);
+            fill_masked(static_cast<T>(value));
+            const auto actual = forward(policy, c);
+            const auto actual_d = backward(policy, c, actual);
+            CHECK(same_bits(actual.out, pass.out));
+            CHECK(same_bits(actual.log_sum_exp, pass.log_sum_exp));
+            CHECK(same_bits(actual_d.d_q, d.d_q));
+            CHECK(to_host(policy, actual_d.d_kv) == to_host(policy, d.d_kv));
+            if (scaled) CHECK(to_host(policy, actual_d.d_value_scale) == to_host(policy, d.d_value_scale));
+        }
+    }
+}
+
+TEST_CASE_TEMPLATE("dense_attention: what is not finite reaches what sees it and nothing else", T, float, double) {
+    const Cpu policy(2);
+    const T nan = std::numeric_limits<T>::quiet_NaN();
+    const auto all_nan = [](const T* row, Index count) {
+        return std::all_of(row, row + count, [](T x) { return std::isnan(x); });
+    };
+    // A query: its own row, and the keys that it sees, which are those that are not masked.
+    for (const bool of_gradient : {false, true})
+        for (const Index at : {0, 69}) {
+            Case<T> c(policy, {1, 2, 70, 300, 1, 3}, true, true);
+            for (Index j = 0; j < 600; ++j) c.mask_tensor.data()[j] = j % 3 == 1;
+            T* const entry = of_gradient ? &c.d_out.view()(0, at, 1, 2) : &c.q.view()(0, at, 1, 2);
+            *entry = T(0);
+            const auto pass = forward(policy, c);
+            const auto d = backward(policy, c, pass);
+            *entry = nan;
+            const auto actual = forward(policy, c);
+            const auto actual_d = backward(policy, c, actual);
+            for (Index i = 0; i < 70; ++i)
+                for (Index h = 0; h < 2; ++h) {
+                    const bool reached = i == at && h == 1;
+                    if (reached) CHECK(all_nan(&actual_d.d_q.const_view()(0, i, h, 0), 3));
+                    if (reached && !of_gradient) CHECK(all_nan(&actual.out.const_view()(0, i, h, 0), 3));
+                    if (reached) continue;
+                    CHECK(same_bits(actual.out.view()[0][i][h], pass.out.view()[0][i][h]));
+                    CHECK(same_bits(actual_d.d_q.view()[0][i][h], d.d_q.view()[0][i][h]));
+                }
+            for (Index r = 0; r < 2; ++r)
+                for (Index j = 0; j < 300; ++j)
+                    if (r == 1 && c.mask(0, r, j))
+                        CHECK(all_nan(&actual_d.d_kv.const_view()(0, r, j, 0, 0, 0), 6));
+                    else
+                        CHECK(same_bits(actual_d.d_kv.view()[0][r][j], d.d_kv.view()[0][r][j]));
+        }
+    // A key that is the only one, or not: all queries of its route, and none of another.
+    for (const bool only : {false, true})
+        for (const Index part : {0, 1}) {
+            Case<T> c(policy, {1, 2, 70, 300, 1, 3}, true, false);
+            for (Index j = 0; j < 600; ++j) c.mask_tensor.data()[j] = only ? j % 300 == 4 : j % 3 == 1;
+            c.kv.view()(0, 1, 4, 0, part, 1) = nan;
+            const auto pass = forward(policy, c);
+            const auto d = backward(policy, c, pass);
+            for (Index i = 0; i < 70; ++i) {
+                CHECK(all_nan(&pass.out.const_view()(0, i, 1, 0), 3));
+                CHECK(std::isfinite(inner(pass.out.view()[0][i][0], pass.out.view()[0][i][0])));
+                CHECK(std::isfinite(inner(d.d_q.view()[0][i][0], d.d_q.view()[0][i][0])));
+            }
+            CHECK(std::isfinite(inner(d.d_kv.view()[0][0], d.d_kv.view()[0][0])));
+        }
+}
+
+TEST_CASE_TEMPLATE("dense_attention: the logit of the only key has no gradient", T, float, double) {
+    const Cpu policy(1);
+    for (const Index keys : {1, 5, 600})
+        for (const bool scaled : {false, true}) {
+            Case<T> c(policy, {1, 1, 70, keys, 2, 19}, true, scaled);
+            for (Index j = 0; j < keys; ++j) c.mask_tensor.data()[j] = j == keys / 2;
+            const auto d = backward(policy, c, forward(policy, c));
+            for (Index i = 0; i < d.d_q.size(); ++i) CHECK(d.d_q.data()[i] == 0);
+            for (Index j = 0; j < keys; ++j)
+                for (Index h = 0; h < 2; ++h)
+                    for (Index e = 0; e < 19; ++e) CHECK(d.d_kv.view()(0, 0, j, h, 0, e) == 0);
+        }
 }
 
 TEST_CASE("dense_attention: the largest logit in any block of keys; logits as large as 1e5") {

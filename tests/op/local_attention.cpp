@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <colt5/cpu/local_attention.hpp>
+#include <colt5/cpu/projected_local_attention.hpp>
 
 #include "support/tensors.hpp"
 
@@ -287,6 +288,139 @@ TEST_CASE_TEMPLATE("local_attention: what padding holds changes no bit of a real
                     CHECK(same_bits(noisy_d.view()[b][i], d_qkv.view()[b][i]));
                 }
         }
+}
+
+namespace {
+
+/// Forward and backward, from what forward kept and computed again on the way.
+template <typename T>
+struct Gradients {
+    Gradients(const Cpu& policy, const LocalAttention& attention, const Case<T>& c)
+        : pass(forward(policy, attention, c.qkv, c.mask)),
+          from_pass(vjp(policy, attention, pass, c.d_out, c.qkv, c.mask)),
+          computed_again(tensor_like(policy, c.qkv)) {
+        const auto [batch, length, heads, dim] = c.d_out.shape();
+        const Index inner = heads * dim;
+        auto identity = filled<T>(policy, std::array{inner, inner}, 0);
+        auto d_weight = filled<T>(policy, std::array{inner, inner}, 0);
+        for (Index e = 0; e < inner; ++e) identity.view()(e, e) = T(1);
+        const Split<T> s(policy, c.qkv);
+        projected_local_attention_vjp(policy, computed_again.view(), attention,
+                                      c.d_out.const_view().reshape(std::array{batch, length, inner}), s.q, s.kv, c.mask,
+                                      0, identity, d_weight.view());
+    }
+    LocalAttentionPass<T, Cpu> pass;
+    HostTensor<T, 5> from_pass, computed_again;
+};
+
+/// Whether all entries of a row are NaN.
+template <Viewable V>
+bool all_nan(const V& row) {
+    return std::all_of(row.data(), row.data() + row.size(), [](auto x) { return std::isnan(x); });
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("local_attention: what is not finite reaches what sees it and nothing else", T, float, double) {
+    const Cpu policy(1);
+    enum { query, key, value, out_gradient };
+    // One block of keys at once, or several; every position, or some in several segments.
+    for (const auto& [length, reach, step] :
+         {std::array<Index, 3>{1, 1, 1}, {70, 1, 1}, {131, 9, 1}, {150, 64, 7}, {1100, 5, 97}, {1300, 300, 173}})
+        for (const bool masked : {false, true})
+            for (Index at = 0; at < length; at += step)
+                for (const int part : {query, key, value, out_gradient}) {
+                    CAPTURE(length);
+                    CAPTURE(reach);
+                    CAPTURE(masked);
+                    CAPTURE(at);
+                    CAPTURE(part);
+                    const LocalAttention attention{reach};
+                    Case<T> c(policy, 1, length, 1, 3, masked);
+                    T* const entries =
+                        part == out_gradient ? &c.d_out.view()(0, at, 0, 0) : &c.qkv.view()(0, at, part, 0, 0);
+                    std::fill_n(entries, 3, T(0));
+                    const Gradients<T> expected(policy, attention, c);
+                    const bool is_infinite = part != query && at % 2 == 1;  // logits of −∞ are legitimate
+                    entries[at % 3] =
+                        is_infinite ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::quiet_NaN();
+                    const Gradients<T> actual(policy, attention, c);
+                    const auto sees = [&](Index i, Index j) {
+                        return std::abs(i - j) <= reach && (!c.mask || c.mask(0, j));
+                    };
+                    const bool of_keys = part == key || part == value;
+                    const auto is_reached = [&](Index i) { return of_keys ? sees(i, at) : i == at; };
+                    bool same = true, nan = true;
+                    for (Index i = 0; i < length; ++i) {
+                        bool sees_any = false, reached = false;  // by what this query sees, as a key by queries
+                        for (Index j = std::max(Index{0}, i - reach); j <= std::min(length - 1, i + reach); ++j) {
+                            sees_any = sees_any || sees(i, j);
+                            reached = reached || (is_reached(j) && sees(j, i));
+                        }
+                        const auto check = [&](bool is_nan, const auto& a, const auto& e) {
+                            if (is_nan)
+                                nan = nan && all_nan(a);
+                            else
+                                same = same && same_bits(a, e);
+                        };
+                        const bool query_is_nan = is_reached(i) && sees_any;
+                        check(query_is_nan && part != out_gradient, actual.pass.out.view()[0][i],
+                              expected.pass.out.view()[0][i]);
+                        for (const auto gradients : {&Gradients<T>::from_pass, &Gradients<T>::computed_again}) {
+                            const auto a = (actual.*gradients).view()[0][i], e = (expected.*gradients).view()[0][i];
+                            check(query_is_nan, a[0], e[0]);
+                            check(reached, a[1], e[1]);
+                            check(reached, a[2], e[2]);
+                        }
+                    }
+                    CHECK(same);
+                    CHECK(nan);
+                }
+}
+
+TEST_CASE_TEMPLATE("local_attention: what is not finite in masked tokens counts as zeros, in window_mean too", T, float,
+                   double) {
+    const Cpu policy(2);
+    for (const Index reach : {1, 9, 64, 300})
+        for (const MaskedRows masked_rows : modes) {
+            CAPTURE(reach);
+            const LocalAttention attention{reach, masked_rows};
+            Case<T> c(policy, 2, 333, 2, 5, true);
+            const auto fill_keys_and_values = [&](T value) {
+                for (Index b = 0; b < 2; ++b)
+                    for (Index i = 0; i < 333; ++i)
+                        if (!c.mask(b, i)) std::fill_n(c.qkv.view()[b][i][1].data(), 20, value);
+            };
+            fill_keys_and_values(0);
+            const Gradients<T> expected(policy, attention, c);
+            for (const double poison :
+                 {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(),
+                  -std::numeric_limits<double>::infinity()}) {
+                fill_keys_and_values(static_cast<T>(poison));
+                const Gradients<T> actual(policy, attention, c);
+                CHECK(same_bits(actual.pass.out, expected.pass.out));
+                CHECK(same_bits(actual.from_pass, expected.from_pass));
+                CHECK(same_bits(actual.computed_again, expected.computed_again));
+            }
+            if (masked_rows == MaskedRows::window_mean) continue;
+            fill_keys_and_values(std::numeric_limits<T>::max());
+            const Gradients<T> large(policy, attention, c);
+            CHECK(same_bits(large.pass.out, expected.pass.out));
+            CHECK(same_bits(large.from_pass, expected.from_pass));
+            CHECK(same_bits(large.computed_again, expected.computed_again));
+        }
+}
+
+TEST_CASE_TEMPLATE("local_attention: the logit of the only key that a query sees has no gradient", T, float, double) {
+    const Cpu policy(1);
+    for (const Index reach : {7, 300}) {
+        Case<T> c(policy, 1, 700, 2, 19, true);
+        for (Index i = 0; i < 700; ++i) c.mask_tensor.view()(0, i) = i % (2 * reach + 1) == 3;
+        const Gradients<T> d(policy, LocalAttention{reach}, c);
+        for (const auto& d_qkv : {d.from_pass.view(), d.computed_again.view()})
+            for (Index i = 0; i < 700; ++i)
+                for (Index e = 0; e < 2 * 2 * 19; ++e) CHECK(d_qkv[0][i].data()[e] == 0);  // queries and keys
+    }
 }
 
 TEST_CASE("local_attention: large logits do not overflow") {

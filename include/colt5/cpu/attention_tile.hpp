@@ -12,7 +12,7 @@
 
 namespace colt5::cpu {
 
-/// One head of one sequence. Strides are the distances between tokens; gradients share the strides of their tensors.
+/// One head of one sequence. Strides are the distances between tokens.
 template <typename T>
 struct AttentionHead {
     const T *q, *k, *v;
@@ -21,11 +21,15 @@ struct AttentionHead {
     const bool* mask;      // (keys) or null
     const T* value_scale;  // (keys) or null
     T scale;               // 1 / √dim_head
+    // (keys) and (queries), or null: whose rows are zeros because something in them was not finite. What they see, and
+    // what sees them, becomes NaN.
+    const bool *nonfinite_keys = nullptr, *nonfinite_queries = nullptr;
 };
 
 template <typename T>
 struct AttentionHeadGradients {
     T *d_q, *d_k, *d_v;  // d_q is assigned, d_k and d_v accumulate; d_v is with respect to value_scale ∘ v
+    Index q_stride, kv_stride;
 };
 
 inline constexpr Index query_tile = 64, key_tile = 256;
@@ -53,13 +57,10 @@ public:
             for (Index i = 0; i < queries_; ++i) {
                 T* const row = scores_ + i * key_tile;
                 const T top = std::max(largest[static_cast<std::size_t>(i)], row_max(row, keys));
-                if (top == -infinity) {
-                    std::fill_n(row, keys, T(0));
-                    continue;
-                }
-                const T shrink = std::exp(largest[static_cast<std::size_t>(i)] - top);
+                const T shift = top == -infinity ? T(0) : top;  // no key so far, or a NaN
+                const T shrink = std::exp(largest[static_cast<std::size_t>(i)] - shift);
                 T& total = sum[static_cast<std::size_t>(i)];
-                total = total * shrink + exponentiate(row, keys, top);
+                total = total * shrink + exponentiate(row, keys, shift);
                 if (head_.value_scale) multiply_row(row, head_.value_scale + key, keys);
                 if (key > begin_ && shrink != T(1)) scale_row(out + i * out_stride, head_.dim_head, shrink);
                 largest[static_cast<std::size_t>(i)] = top;
@@ -74,21 +75,21 @@ public:
         }
     }
 
-    void backward(const AttentionHeadGradients<T>& d, const T* out, const T* d_out, Index out_stride,
-                  const T* log_sum_exp) {
+    void backward(const AttentionHeadGradients<T>& d, const T* out, Index out_stride, const T* d_out,
+                  Index d_out_stride, const T* log_sum_exp) {
         const Index dim = head_.dim_head;
         std::array<T, query_tile> out_dot;  // D_i = out_i · d_out_i
         for (Index i = 0; i < queries_; ++i) {
-            out_dot[static_cast<std::size_t>(i)] = dot(out + i * out_stride, d_out + i * out_stride, dim);
-            std::fill_n(d.d_q + (first_ + i) * head_.q_stride, dim, T(0));
+            out_dot[static_cast<std::size_t>(i)] = dot(out + i * out_stride, d_out + i * d_out_stride, dim);
+            std::fill_n(d.d_q + (first_ + i) * d.q_stride, dim, T(0));
         }
         for (Index key = begin_; key < end_; key += key_tile) {
             const Index keys = std::min(key_tile, end_ - key);
-            const Index at = key * head_.kv_stride;
+            const Index at = key * head_.kv_stride, d_at = key * d.kv_stride;
             load_scores(key, keys);
             T* const d_scores = thread_scratch<T, struct ScoreGradients>(query_tile * key_tile);
             for (Index i = 0; i < queries_; ++i) std::fill_n(d_scores + i * key_tile, keys, T(0));
-            gemm<Op::none, Op::transpose>(queries_, keys, dim, T(1), d_out, out_stride, head_.v + at, head_.kv_stride,
+            gemm<Op::none, Op::transpose>(queries_, keys, dim, T(1), d_out, d_out_stride, head_.v + at, head_.kv_stride,
                                           d_scores, key_tile);
             for (Index i = 0; i < queries_; ++i) {
                 T* const p = scores_ + i * key_tile;
@@ -96,20 +97,20 @@ public:
                     std::fill_n(p, keys, T(0));
                 else
                     exponentiate(p, keys, log_sum_exp[i]);
+                if (head_.nonfinite_queries) set_weights(p, key, keys, head_.nonfinite_queries[first_ + i]);
                 finish_d_scores(d_scores + i * key_tile, p, key, keys, out_dot[static_cast<std::size_t>(i)]);
             }
-            gemm<Op::transpose, Op::none>(keys, dim, queries_, T(1), scores_, key_tile, d_out, out_stride, d.d_v + at,
-                                          head_.kv_stride);
+            gemm<Op::transpose, Op::none>(keys, dim, queries_, T(1), scores_, key_tile, d_out, d_out_stride,
+                                          d.d_v + d_at, d.kv_stride);
             gemm<Op::none, Op::none>(queries_, dim, keys, T(1), d_scores, key_tile, head_.k + at, head_.kv_stride,
-                                     d.d_q + first_ * head_.q_stride, head_.q_stride);
+                                     d.d_q + first_ * d.q_stride, d.q_stride);
             gemm<Op::transpose, Op::none>(keys, dim, queries_, T(1), d_scores, key_tile,
-                                          head_.q + first_ * head_.q_stride, head_.q_stride, d.d_k + at,
-                                          head_.kv_stride);
+                                          head_.q + first_ * head_.q_stride, head_.q_stride, d.d_k + d_at, d.kv_stride);
         }
     }
 
 private:
-    static constexpr T infinity = std::numeric_limits<T>::infinity();
+    static constexpr T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
 
     /// scores = scale · q kᵀ for a block of keys, −∞ where the key is masked or out of reach
     void load_scores(Index key, Index keys) {
@@ -120,6 +121,8 @@ private:
                                       key_tile);
         for (Index i = 0; i < queries_; ++i) {
             T* const row = scores_ + i * key_tile;
+            if (head_.nonfinite_keys)
+                for (Index j = 0; j < keys; ++j) row[j] = head_.nonfinite_keys[key + j] ? nan : row[j];
             if (head_.mask)
                 for (Index j = 0; j < keys; ++j) row[j] = head_.mask[key + j] ? row[j] : -infinity;
             if (head_.reach < 0) continue;
@@ -148,12 +151,19 @@ private:
         });
         return reduce_add(total);
     }
-    /// d_scores, which holds d_out · vᵀ, becomes scale · p ∘ (value_scale ∘ d_scores − D)
+    /// Weights of masked keys become 0 even if others are NaN; all others become NaN if the query is not finite.
+    void set_weights(T* p, Index key, Index keys, bool nonfinite) const {
+        for (Index j = 0; j < keys; ++j) p[j] = head_.mask && !head_.mask[key + j] ? T(0) : nonfinite ? nan : p[j];
+    }
+    /// d_scores, which holds d_out · vᵀ, becomes scale · p ∘ (value_scale ∘ d_scores − D): exactly 0 for what is not
+    /// seen, whatever stands there, and for all that is seen.
     void finish_d_scores(T* d_scores, const T* p, Index key, Index keys, T out_dot) const {
         if (head_.value_scale) multiply_row(d_scores, head_.value_scale + key, keys);
         for_each_batch<T>(keys, [&](Index j, Index width) {
-            const Batch<T> d_p = load(d_scores + j, width) - Batch<T>(out_dot);
-            store(d_scores + j, Batch<T>(head_.scale) * load(p + j, width) * d_p, width);
+            const Batch<T> d_p = load(d_scores + j, width) - Batch<T>(out_dot), weight = load(p + j, width);
+            const Batch<T> zero(T(0)), one(T(1));
+            store(d_scores + j,
+                  xsimd::select((weight == zero) | (weight == one), zero, Batch<T>(head_.scale) * weight * d_p), width);
         });
     }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include <colt5/cpu/attention_tile.hpp>
@@ -40,6 +41,57 @@ struct DenseHead {
     AttentionHead<T> head;
 };
 
+/// The same head where something is not finite, which then reaches what sees it and nothing else: rows with such
+/// entries, a key's and its value's together, become zeros that are marked, in copies.
+template <typename T>
+class MarkedHead {
+public:
+    explicit MarkedHead(const AttentionHead<T>& of) : head(of) {
+        bool* const marks = mark<struct KeyMarks>(of.keys, {of.k, of.v}, of.kv_stride);
+        head.nonfinite_keys = marks;
+        head.kv_stride = of.dim_head;
+        head.k = finite_rows<struct Keys>(marks, of.keys, of.k, of.kv_stride);
+        head.v = finite_rows<struct Values>(marks, of.keys, of.v, of.kv_stride);
+    }
+    /// With the gradient of the output, whose rows are as far apart as the queries.
+    MarkedHead(const AttentionHead<T>& of, Index queries, const T*& d_out) : MarkedHead(of) {
+        bool* const marks = mark<struct QueryMarks>(queries, {of.q, d_out}, of.q_stride);
+        head.nonfinite_queries = marks;
+        head.q_stride = of.dim_head;
+        head.q = finite_rows<struct Queries>(marks, queries, of.q, of.q_stride);
+        d_out = finite_rows<struct OutGradients>(marks, queries, d_out, of.q_stride);
+    }
+    AttentionHead<T> head;
+
+private:
+    template <typename Use>
+    bool* mark(Index rows, std::array<const T*, 2> of, Index stride) const {
+        bool* const marks = thread_scratch<bool, Use>(rows);
+        for (Index i = 0; i < rows; ++i)
+            marks[i] = !all_finite(of[0] + i * stride, head.dim_head) || !all_finite(of[1] + i * stride, head.dim_head);
+        return marks;
+    }
+    template <typename Use>
+    const T* finite_rows(const bool* marks, Index rows, const T* from, Index stride) const {
+        T* const to = thread_scratch<T, Use>(rows * head.dim_head);
+        for (Index i = 0; i < rows; ++i)
+            if (marks[i])
+                std::fill_n(to + i * head.dim_head, head.dim_head, T(0));
+            else
+                std::copy_n(from + i * stride, head.dim_head, to + i * head.dim_head);
+        return to;
+    }
+};
+
+template <typename T>
+bool all_finite(const T* rows, Index count, Index stride, Index dim) {
+    Batch<T> found(T(0));
+    for (Index i = 0; i < count; ++i)
+        for_each_batch<T>(
+            dim, [&](Index j, Index width) { found = look_for_nonfinite(load(rows + i * stride + j, width), found); });
+    return !found_nonfinite(found);
+}
+
 }  // namespace cpu
 
 template <typename T>
@@ -52,8 +104,13 @@ void dense_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
     parallel_for(policy, batch * heads * tiles, [&](Index task) {
         const Index b = task / (heads * tiles), h = task / tiles % heads, first = task % tiles * cpu::query_tile;
         const cpu::DenseHead<T> dense(q, kv, mask, value_scale, b, h);
-        cpu::AttentionTile<T>(dense.head, first, std::min(cpu::query_tile, length - first))
-            .forward(&out(b, first, h, 0), heads * dim, &log_sum_exp(b, h, first));
+        const Index rows = std::min(cpu::query_tile, length - first);
+        const auto run = [&](const cpu::AttentionHead<T>& head) {
+            cpu::AttentionTile<T>(head, first, rows)
+                .forward(&out(b, first, h, 0), heads * dim, &log_sum_exp(b, h, first));
+        };
+        run(dense.head);
+        if (!cpu::all_finite(&out(b, first, h, 0), rows, heads * dim, dim)) run(cpu::MarkedHead<T>(dense.head).head);
     });
 }
 
@@ -67,22 +124,33 @@ void dense_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
                                 TokensView<const T> value_scale) {
     const Index batch = q.extent(0), length = q.extent(1), heads = q.extent(2), dim = q.extent(3);
     const Index keys = kv.extent(2), per_route = kv.extent(3);
-    std::fill_n(d_kv.data(), d_kv.size(), T(0));
     Tensor<T, Cpu, dynamic, dynamic, dynamic> d_scale_of_head(policy, {batch, heads, value_scale ? keys : 0});
     parallel_for(policy, batch * heads, [&](Index task) {
         const Index b = task / heads, h = task % heads;
         const cpu::DenseHead<T> dense(q, kv, mask, value_scale, b, h);
+        const Index q_stride = dense.head.q_stride, kv_stride = dense.head.kv_stride;
         const cpu::AttentionHeadGradients<T> d{d_q.data() + dense.q_offset, d_kv.data() + dense.kv_offset,
-                                               d_kv.data() + dense.kv_offset + dim};
-        for (Index first = 0; first < length; first += cpu::query_tile)
-            cpu::AttentionTile<T>(dense.head, first, std::min(cpu::query_tile, length - first))
-                .backward(d, &out(b, first, h, 0), &d_out(b, first, h, 0), heads * dim, &log_sum_exp(b, h, first));
-        if (!value_scale) return;
-        for (Index j = 0; j < keys; ++j) {
-            T* const d_v = d.d_v + j * dense.head.kv_stride;
-            d_scale_of_head.view()(b, h, j) = cpu::dot(d_v, dense.head.v + j * dense.head.kv_stride, dim);
-            cpu::scale_row(d_v, dim, dense.head.value_scale[j]);
+                                               d_kv.data() + dense.kv_offset + dim, q_stride, kv_stride};
+        T* const d_scale = d_scale_of_head.data() + task * (value_scale ? keys : 0);
+        // Returns whether all is finite.
+        const auto run = [&](const cpu::AttentionHead<T>& head, const T* d_out_rows, Index d_out_stride) {
+            for (Index j = 0; j < keys; ++j) std::fill_n(d.d_k + j * kv_stride, 2 * dim, T(0));
+            for (Index first = 0; first < length; first += cpu::query_tile)
+                cpu::AttentionTile<T>(head, first, std::min(cpu::query_tile, length - first))
+                    .backward(d, &out(b, first, h, 0), q_stride, d_out_rows + first * d_out_stride, d_out_stride,
+                              &log_sum_exp(b, h, first));
+            for (Index j = 0; j < keys && value_scale; ++j)
+                d_scale[j] = cpu::dot(d.d_v + j * kv_stride, head.v + j * head.kv_stride, dim);
+            return cpu::all_finite(d.d_q, length, q_stride, dim) && cpu::all_finite(d.d_k, keys, kv_stride, 2 * dim) &&
+                   (!value_scale || cpu::all_finite(d_scale, keys));
+        };
+        const T* d_out_rows = d_out.data() + dense.q_offset;
+        if (!run(dense.head, d_out_rows, q_stride)) {
+            const cpu::MarkedHead<T> marked(dense.head, length, d_out_rows);
+            run(marked.head, d_out_rows, dim);
         }
+        for (Index j = 0; j < keys && value_scale; ++j)
+            cpu::scale_row(d.d_v + j * kv_stride, dim, dense.head.value_scale[j]);
     });
     if (!value_scale) return;
     std::fill_n(d_value_scale.data(), d_value_scale.size(), T(0));

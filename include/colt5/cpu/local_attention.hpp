@@ -58,9 +58,13 @@ struct LocalTile {
 };
 
 /// The keys and values that a segment of queries sees, row by row without gaps, in whole blocks and whole batches that
-/// end in zeros.
+/// end in zeros. Tokens whose key or value is not finite become zeros, too, so that products over them are finite where
+/// their weight is 0; queries that see them get NaN by their score.
 template <typename T>
 class LocalWindow {
+    bool finite_ = true;
+    bool* nonfinite_ = nullptr;  // (rows), unless all are finite
+
 public:
     LocalWindow(const LocalHead<T>& head, Index begin, Index end)
         : first(std::max(Index{0}, begin - head.reach) / block_rows * block_rows),
@@ -68,22 +72,41 @@ public:
           rows(LocalTile<T>::round_up(last - first, block_rows)),
           stride(LocalTile<T>::row(head.dim)),
           k(pack(head.k, head, thread_scratch<T, struct WindowKeys>(rows * stride))),
-          v(pack(head.v, head, thread_scratch<T, struct WindowValues>(rows * stride))) {}
+          v(pack(head.v, head, thread_scratch<T, struct WindowValues>(rows * stride))) {
+        if (!finite_) clear_nonfinite();
+    }
+
+    bool is_finite() const { return finite_; }
+    /// Whether a query that sees token j gets NaN.
+    bool is_nonfinite(Index j) const { return !finite_ && nonfinite_[j - first]; }
 
     const Index first, last, rows, stride;
-    const T *const k, *const v;
+    T *const k, *const v;
 
 private:
-    const T* pack(const T* from, const LocalHead<T>& head, T* to) const {
+    T* pack(const T* from, const LocalHead<T>& head, T* to) {
         constexpr Index ahead = 16;  // rows
+        Batch<T> found(T(0));
         for (Index j = first; j < last; ++j) {
             prefetch_rows(from + (j + ahead) * head.stride, j + ahead < last ? 1 : 0, head.stride, head.dim);
             for_each_batch<T>(head.dim, [&](Index e, Index width) {
-                store(to + (j - first) * stride + e, load(from + j * head.stride + e, width));
+                const Batch<T> x = load(from + j * head.stride + e, width);
+                found = look_for_nonfinite(x, found);
+                store(to + (j - first) * stride + e, x);
             });
         }
+        finite_ = finite_ && !found_nonfinite(found);
         std::fill(to + (last - first) * stride, to + rows * stride, T(0));
         return to;
+    }
+    void clear_nonfinite() {
+        nonfinite_ = thread_scratch<bool, struct WindowNonfinite>(rows);
+        for (Index j = 0; j < rows; ++j) {
+            nonfinite_[j] = !all_finite(k + j * stride, stride) || !all_finite(v + j * stride, stride);
+            if (!nonfinite_[j]) continue;
+            std::fill_n(k + j * stride, stride, T(0));
+            std::fill_n(v + j * stride, stride, T(0));
+        }
     }
 };
 
@@ -121,7 +144,7 @@ public:
                 Batch<T>& top = largest[static_cast<std::size_t>(c)];
                 Batch<T>& sum = total[static_cast<std::size_t>(c)];
                 const Batch<T> before = top;
-                top = hide(c, key, until, p, top);
+                top = hide(-infinity, c, key, until, p, top);
                 const Batch<T> shift = finite_or_zero(top), factor = cpu::exp(before - shift);
                 store(shrink.data() + c * lanes<T>, factor);
                 sum *= factor;
@@ -160,10 +183,8 @@ public:
                   const T* log_sum_exp) const {
         const bool at_hand = after_forward && one_block();
         const Index stride = window_.stride;
-        const T* const q_rows = rows<struct QueryRows>(q_, scale_);
-        const T* const d_o_rows = rows<struct OutGradientRows>(d_out, T(1));
-        const T* const q = transposed<struct Queries>(q_rows);
-        const T* const d_o = transposed<struct OutGradients>(d_o_rows);
+        T* const q_rows = rows<struct QueryRows>(q_, scale_);
+        T* const d_o_rows = rows<struct OutGradientRows>(d_out, T(1));
         T* const p = scores();
         T* const d_s = thread_scratch<T, struct ScoreGradients>(Tile::keys * Tile::queries);
         T* const sums = thread_scratch<T, struct Sums>(Tile::queries * stride);
@@ -171,23 +192,43 @@ public:
         alignas(64) std::array<T, Tile::queries> shift, out_dot;
         shift.fill(infinity);
         out_dot.fill(T(0));
+        bool finite = window_.is_finite() && all_finite(q_rows, count * stride) && all_finite(d_o_rows, count * stride);
         for (Index i = 0; i < count; ++i) {
             if (log_sum_exp[i] != -infinity) shift[static_cast<std::size_t>(i)] = log_sum_exp[i];
             out_dot[static_cast<std::size_t>(i)] = dot(out + i * stride_, d_out + i * stride_, head_.dim);
+            finite = finite && log_sum_exp[i] < infinity;
         }
+        // Where something is not finite: weights of keys that a query does not see are 0 even if its others are NaN,
+        // and rows of q and d_out that are not finite become zeros whose weights are NaN.
+        for (Index i = 0; i < count && !finite; ++i) {
+            const bool row_is_finite =
+                all_finite(q_rows + i * stride, stride) && all_finite(d_o_rows + i * stride, stride);
+            if (row_is_finite && log_sum_exp[i] < infinity) continue;
+            shift[static_cast<std::size_t>(i)] = inverse_sums()[i] = std::numeric_limits<T>::quiet_NaN();
+            if (row_is_finite) continue;
+            std::fill_n(q_rows + i * stride, stride, T(0));
+            std::fill_n(d_o_rows + i * stride, stride, T(0));
+        }
+        const T* const q = transposed<struct Queries>(q_rows);
+        const T* const d_o = transposed<struct OutGradients>(d_o_rows);
+        const T hidden = at_hand ? T(0) : -infinity;
+        const Batch<T> zero(T(0)), one(T(1));
         for (Index key = begin, until; key < end; key = until) {
             until = block_end(key);
             if (!at_hand) products(window_.k, q, key, until, p);
             products(window_.v, d_o, key, until, d_s);
             for (Index c = 0; c < Tile::batches; ++c) {
-                if (!at_hand) hide(c, key, until, p, Batch<T>(-infinity));
+                if (!at_hand || !finite) hide(hidden, c, key, until, p, Batch<T>(-infinity));
                 const Batch<T> log_sum = load(shift.data() + c * lanes<T>), mean = load(out_dot.data() + c * lanes<T>);
                 const Batch<T> inverse_sum = load(inverse_sums() + c * lanes<T>);
                 for_each_key(c, key, until, p, [&](Index j, T* entry) {
                     T* const d_entry = d_s + (j - key) * Tile::queries + c * lanes<T>;
-                    const Batch<T> e = at_hand ? load(entry) * inverse_sum : cpu::exp(load(entry) - log_sum);
+                    const Batch<T> score = load(entry);
+                    Batch<T> e = at_hand ? score * inverse_sum : cpu::exp(score - log_sum);
+                    if (!finite) e = xsimd::select(score == Batch<T>(hidden), zero, e);
                     store(entry, e);
-                    store(d_entry, e * (load(d_entry) - mean));
+                    // Exactly 0 for what is not seen, whatever stands there, and for all that is seen.
+                    store(d_entry, xsimd::select((e == zero) | (e == one), zero, e * (load(d_entry) - mean)));
                 });
                 clear_beside(c, key, until, d_s);
             }
@@ -222,7 +263,7 @@ private:
 
     /// factor · rows (Tile::queries, window.stride), with zeros for what is not there
     template <typename Use>
-    const T* rows(const T* from, T factor) const {
+    T* rows(const T* from, T factor) const {
         T* const to = thread_scratch<T, Use>(Tile::queries * window_.stride);
         for (Index i = 0; i < count; ++i)
             for_each_batch<T>(head_.dim, [&](Index e, Index width) {
@@ -277,15 +318,17 @@ private:
         T* entry = scores + (seen.begin - key) * Tile::queries + c * lanes<T>;
         for (Index j = seen.begin; j < seen.end; ++j, entry += Tile::queries) body(j, entry);
     }
-    /// Scores that do not count become −∞. Returns the larger of `top` and the scores.
-    Batch<T> hide(Index c, Index key, Index until, T* scores, Batch<T> top) const {
+    /// Scores that do not count become `value`, and those of keys and values that are not finite NaN. Returns the
+    /// larger of `top` and the scores.
+    Batch<T> hide(T value, Index c, Index key, Index until, T* scores, Batch<T> top) const {
         alignas(64) std::array<T, static_cast<std::size_t>(lanes<T>)> positions;
         for (Index i = 0; i < lanes<T>; ++i) positions[static_cast<std::size_t>(i)] = static_cast<T>(i);
-        const Batch<T> lane = load(positions.data()), hidden(-infinity);
+        const Batch<T> lane = load(positions.data()), hidden(value);
         const Index query = first + c * lanes<T>;
         for_each_key(c, key, until, scores, [&](Index j, T* entry) {
             const Index low = j - head_.reach - query, high = j + head_.reach - query;  // lanes that see key j
             Batch<T> score = load(entry);
+            if (window_.is_nonfinite(j)) store(entry, score = Batch<T>(std::numeric_limits<T>::quiet_NaN()));
             if (j >= until || (head_.mask && !head_.mask[j])) {
                 store(entry, score = hidden);
             } else if (low > 0 || high < lanes<T> - 1) {
@@ -367,13 +410,16 @@ struct WindowSlots {
     Index begin, end, out_of_grid;
 };
 
-/// MaskedRows::window_mean for a token that saw no key.
+/// MaskedRows::window_mean for a token that saw no key. What is not finite counts as 0 in masked tokens.
 template <typename T>
 void window_mean(const LocalHead<T>& head, Index window, Index i, T* out) {
     const WindowSlots slots(i, window, head.length);
     std::fill_n(out, head.dim, -static_cast<T>(slots.out_of_grid));
     for (Index j = slots.begin; j < slots.end; ++j)
-        for (Index e = 0; e < head.dim; ++e) out[e] += head.v[j * head.stride + e];
+        for (Index e = 0; e < head.dim; ++e) {
+            const T v = head.v[j * head.stride + e];
+            out[e] += std::isfinite(v) || head.mask == nullptr || head.mask[j] ? v : T(0);
+        }
     for (Index e = 0; e < head.dim; ++e) out[e] /= static_cast<T>(3 * window);
 }
 

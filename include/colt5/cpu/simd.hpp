@@ -160,6 +160,22 @@ T dot(const T* a, const T* b, Index count) {
     return reduce_add(total);
 }
 
+/// NaN in some lane where an entry is not finite, zeros elsewhere, added to `found`: many rows need one look at it.
+template <typename T>
+Batch<T> look_for_nonfinite(const Batch<T>& x, const Batch<T>& found) {
+    return xsimd::fma(x, Batch<T>(T(0)), found);
+}
+template <typename T>
+bool found_nonfinite(const Batch<T>& found) {
+    return !(reduce_add(found) == T(0));
+}
+template <typename T>
+bool all_finite(const T* row, Index count) {
+    Batch<T> found(T(0));
+    for_each_batch<T>(count, [&](Index j, Index width) { found = look_for_nonfinite(load(row + j, width), found); });
+    return !found_nonfinite(found);
+}
+
 /// to += factor · row
 template <typename T>
 void add_row(T* to, const T* row, Index count, T factor = T(1)) {
