@@ -149,6 +149,64 @@ void check_padding_is_not_seen() {
     }
 }
 
+/// What masked tokens hold, finite or not, changes no bit of what zeros there give: of outputs and all gradients where
+/// d_out is 0 there. Outputs of masked tokens see large numbers alone.
+template <typename Module, typename Restart>
+void check_padding_may_hold_anything(const Module& module, const Restart& restart) {
+    using T = typename Module::Out::value_type;
+    using limits = std::numeric_limits<T>;
+    const Cpu& policy = module.policy();
+    for (const Index length : {40, 190}) {
+        CAPTURE(length);
+        auto mask = random_mask(policy, std::array<Index, 2>{2, length}, 5);
+        std::fill_n(mask.view()[1].data() + 3, length - 3, false);  // fewer real tokens than are routed
+        auto x = normal<T>(policy, std::array<Index, 3>{2, length, 12}, 0), d_out = normal<T>(policy, x.shape(), 1);
+        const auto fill_padding = [&](typename Module::Out& tokens, T value) {
+            for (Index i = 0; i < mask.size(); ++i)
+                if (!mask.data()[i]) std::fill_n(tokens.data() + i * 12, 12, value);
+        };
+        fill_padding(d_out, 0);
+        const auto evaluate = [&] {
+            restart();
+            return module(x, mask.const_view());
+        };
+        const auto train = [&] {
+            restart();
+            return run(module, x, d_out, mask.const_view());
+        };
+        fill_padding(x, 0);
+        const auto expected = evaluate();
+        const auto expected_training = train();
+        for (const T poison : {limits::quiet_NaN(), limits::infinity(), -limits::infinity(), T(3e38)}) {
+            CAPTURE(poison);
+            fill_padding(x, poison);
+            auto out = evaluate();
+            auto training = train();
+            if (std::isfinite(poison))
+                for (Index i = 0; i < mask.size(); ++i)
+                    if (!mask.data()[i]) {
+                        std::copy_n(expected.data() + i * 12, 12, out.data() + i * 12);
+                        std::copy_n(expected_training.out.data() + i * 12, 12, training.out.data() + i * 12);
+                    }
+            CHECK(same_bits(out, expected));
+            check_same_bits(training, expected_training);
+        }
+    }
+}
+/// The same for a block, whose second half sees what the first makes of padding, and for both halves.
+template <typename Block>
+void check_padding_may_hold_anything() {
+    for (const bool recompute : {false, true}) {
+        CAPTURE(recompute);
+        const Cpu policy(2, {.tokens_at_a_time = 64, .recompute = recompute});
+        const Block block(policy, Seed{1});
+        const auto restart = [&] { restart_noise(block); };
+        check_padding_may_hold_anything(block, restart);
+        check_padding_may_hold_anything(block.conditional_attn, restart);
+        check_padding_may_hold_anything(block.conditional_ff, restart);
+    }
+}
+
 /// A policy whose tensors are full of NaN until something is written to them.
 inline Cpu poisoned(int threads) {
     const Cpu policy(threads);

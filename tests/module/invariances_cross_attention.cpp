@@ -108,6 +108,47 @@ TEST_CASE("invariances, cross attention: padding of queries or context never cha
         }
 }
 
+TEST_CASE_TEMPLATE("invariances, cross attention: padding of queries or context may hold anything", T, float, double) {
+    using limits = std::numeric_limits<T>;
+    const Cpu policy(2);
+    const Cross<T> cross(policy, Seed{1});
+    for (const Index queries : {20, 100})
+        for (const Index keys : {30, 100}) {
+            CAPTURE(queries);
+            CAPTURE(keys);
+            auto x = normal<T>(policy, std::array<Index, 3>{2, queries, 12}, 0),
+                 d_out = normal<T>(policy, x.shape(), 1);
+            auto context = normal<T>(policy, std::array<Index, 3>{2, keys, 12}, 2);
+            const auto mask = mask_of_lengths(policy, {queries / 2, 4}, queries);
+            const auto context_mask = mask_of_lengths(policy, {4, keys / 2}, keys);
+            const auto fill_padding = [](TokensTensor<T, Cpu>& tokens, Mask of, T value) {
+                for (Index i = 0; i < of.size(); ++i)
+                    if (!of.data()[i]) std::fill_n(tokens.data() + i * 12, 12, value);
+            };
+            fill_padding(d_out, mask, 0);
+            const auto with_padding = [&](T value) {
+                fill_padding(x, mask, value);
+                fill_padding(context, context_mask, value);
+                return run<T>(cross, x, context, d_out, mask.const_view(), context_mask.const_view());
+            };
+            const auto expected = with_padding(0);
+            for (const T poison : {limits::quiet_NaN(), limits::infinity(), -limits::infinity(), T(3e38)}) {
+                CAPTURE(poison);
+                const auto actual = with_padding(poison);
+                CHECK(same_bits(cross(x, context, mask.const_view(), context_mask.const_view()), expected.out));
+                CHECK(same_bits(actual.out, expected.out));
+                CHECK(same_bits(actual.inputs.d_x, expected.inputs.d_x));
+                CHECK(same_bits(actual.inputs.d_context, expected.inputs.d_context));
+                Cross<T>::each_parameter(
+                    [](const std::string& name, const auto& of_actual, const auto& of_expected) {
+                        CAPTURE(name);
+                        CHECK(same_bits(of_actual, of_expected));
+                    },
+                    "", actual.gradients, expected.gradients);
+            }
+        }
+}
+
 TEST_CASE_TEMPLATE("invariances, cross attention: the same bits from run to run and with any number of threads", T,
                    float, double) {
     const Cpu one(1);

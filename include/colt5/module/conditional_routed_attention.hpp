@@ -5,6 +5,7 @@
 #include <colt5/module/heavy_attention.hpp>
 #include <colt5/module/light_attention.hpp>
 #include <colt5/module/pass.hpp>
+#include <colt5/op/clean_padding.hpp>
 
 namespace colt5 {
 
@@ -14,7 +15,8 @@ namespace colt5 {
 ///     out_i = light(x)_i + score_q,i · heavy(x_q, x_kv, score_kv)_i [i chosen as a query]
 ///
 /// Keys and values are routed in num_routed_kv sets, each for its share of the heads. Masked tokens are never attended
-/// to and get no heavy output. The router is that of `router_type`, or any template that meets Router.
+/// to and get no heavy output; what is not finite in them counts as 0. The router is that of `router_type`, or any
+/// template that meets Router.
 template <AttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedAttention {
@@ -66,6 +68,7 @@ public:
     struct Pass {
         Out out;  // (b, n, d)
         TokensView<const Scalar> tokens;
+        Out clean_copy;  // of the tokens, if padding was not finite; then `tokens` shows it
         Mask mask;
         Residual residual;
         typename LightAttention<Scalar, P>::Pass light;
@@ -100,8 +103,9 @@ public:
     template <Viewable X>
     Out operator()(const X& tokens, Argument<Mask, P> mask = {}, AttentionTokens counts = {},
                    Residual residual = Residual::none) const {
-        const auto x = detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask);
+        const auto given = detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask);
         expect_parameters();
+        auto [copy, x] = clean_padding(policy_, given, mask);
         const Index q = num_q(counts), kv = num_kv(counts);
         Beside beside(policy_);
         const P& aside = beside.policy();
@@ -123,8 +127,9 @@ public:
     template <typename X>
     Pass forward(X&& tokens, Kept<Mask, P> mask = {}, AttentionTokens counts = {},
                  Residual residual = Residual::none) const {
-        const auto x = detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask);
+        const auto given = detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask);
         expect_parameters();
+        auto [copy, x] = clean_padding(policy_, given, mask);
         const Index q = num_q(counts), kv = num_kv(counts);
         Beside beside(policy_);
         const P& aside = beside.policy();
@@ -143,6 +148,7 @@ public:
         scatter(policy_, how, out.view(), scaled, queries);
         return {std::move(out),
                 x.const_view(),
+                std::move(copy),
                 mask,
                 residual,
                 std::move(light),

@@ -4,14 +4,16 @@
 #include <colt5/module/config.hpp>
 #include <colt5/module/heavy_attention.hpp>
 #include <colt5/module/pass.hpp>
+#include <colt5/op/clean_padding.hpp>
 
 namespace colt5 {
 
 /// Conditional cross attention: routed queries attend to the routed tokens of a context.
 ///
 /// Queries are routed if there are more than num_tokens_q of them, the context if it is longer than num_tokens_kv.
-/// Queries that were not chosen get zeros, masked queries as well. Keys and values come from the context (the
-/// reference's 0.2.3 gathers them from the queries), with kv_routing_tokens routes, each for its share of the heads.
+/// Queries that were not chosen get zeros, masked queries as well; what is not finite in masked tokens counts as 0.
+/// Keys and values come from the context (the reference's 0.2.3 gathers them from the queries), with kv_routing_tokens
+/// routes, each for its share of the heads.
 template <CrossAttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedCrossAttention {
@@ -55,6 +57,7 @@ public:
     struct PassWith {
         Out out;  // (b, n, d)
         TokensView<const Scalar> x, context;
+        Out clean_x, clean_context;  // copies, if padding was not finite; then `x` and `context` show them
         Mask mask, context_mask;
         using Logit = accumulate_t<Scalar>;
         std::optional<RoutedQ> routed_q;
@@ -201,10 +204,16 @@ private:
     SomePass attend(const X& x, const C& context, Mask mask, Mask context_mask, const CrossAttentionTokens& counts,
                     const Route& route) const {
         SomePass pass;
-        pass.x = detail::expect_tokens<Tokens, P>("x", x, "mask", mask);
-        pass.context = detail::expect_tokens<Tokens, P>("context", context, "context_mask", context_mask);
+        const auto given_x = detail::expect_tokens<Tokens, P>("x", x, "mask", mask);
+        const auto given_context = detail::expect_tokens<Tokens, P>("context", context, "context_mask", context_mask);
         expect_shape("context", context.shape(), {x.extent(0), dynamic, config.dim});
         expect_parameters();
+        auto clean_x = clean_padding(policy_, given_x, mask);
+        auto clean_context = clean_padding(policy_, given_context, context_mask);
+        pass.x = clean_x.tokens;
+        pass.clean_x = std::move(clean_x.copy);
+        pass.context = clean_context.tokens;
+        pass.clean_context = std::move(clean_context.copy);
         pass.mask = mask;
         pass.context_mask = context_mask;
         const Index num_q = detail::token_count("num_tokens_q", counts.num_tokens_q, config.num_tokens_q);

@@ -4,6 +4,7 @@
 #include <colt5/module/config.hpp>
 #include <colt5/module/feed_forward.hpp>
 #include <colt5/module/pass.hpp>
+#include <colt5/op/clean_padding.hpp>
 
 namespace colt5 {
 
@@ -12,7 +13,8 @@ namespace colt5 {
 ///
 ///     out_i = light(x_i) + score_i · heavy(x_i) [i chosen]
 ///
-/// Masked tokens get no heavy output. The router is that of `router_type`, or any template that meets Router.
+/// Masked tokens get no heavy output; what is not finite in them counts as 0. The router is that of `router_type`, or
+/// any template that meets Router.
 template <FeedForwardConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedFeedForward {
@@ -48,6 +50,7 @@ public:
     struct Pass {
         Out out;  // (b, n, d)
         TokensView<const Scalar> tokens;
+        Out clean_copy;  // of the tokens, if padding was not finite; then `tokens` shows it
         Mask mask;
         Residual residual;
         typename FeedForward<Scalar, P>::Pass light, heavy;
@@ -76,8 +79,9 @@ public:
     template <Viewable X>
     Out operator()(const X& tokens, Argument<Mask, P> mask = {}, FeedForwardTokens counts = {},
                    Residual residual = Residual::none) const {
-        const auto x = detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask);
+        const auto given = detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask);
         expect_parameters();
+        auto [copy, x] = clean_padding(policy_, given, mask);
         Beside beside(policy_);
         const P& aside = beside.policy();
         const auto routed = router.route(aside, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
@@ -95,8 +99,9 @@ public:
     template <typename X>
     Pass forward(X&& tokens, Kept<Mask, P> mask = {}, FeedForwardTokens counts = {},
                  Residual residual = Residual::none) const {
-        const auto x = detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask);
+        const auto given = detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask);
         expect_parameters();
+        auto [copy, x] = clean_padding(policy_, given, mask);
         Beside beside(policy_);
         const P& aside = beside.policy();
         auto routed = router.forward(aside, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
@@ -110,15 +115,11 @@ public:
         auto scaled = tensor_like(policy_, heavy_out);
         assign(policy_, scaled, heavy_out * column(routed.routing.scores));
         scatter(policy_, how, out.view(), scaled, indices);
-        return {std::move(out),
-                x.const_view(),
-                mask,
-                residual,
-                std::move(light),
-                std::move(heavy),
-                std::move(heavy_out),
-                std::move(routed),
-                PassOrigin(policy_, identity(), x)};
+        return {std::move(out),    x.const_view(),
+                std::move(copy),   mask,
+                residual,          std::move(light),
+                std::move(heavy),  std::move(heavy_out),
+                std::move(routed), PassOrigin(policy_, identity(), x)};
     }
 
     /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
