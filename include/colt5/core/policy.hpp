@@ -45,6 +45,11 @@ concept Policy = std::copyable<P> && requires(const P& policy, void* to, const v
 template <typename Scalar, typename P>
 inline constexpr bool is_module_scalar = std::same_as<Scalar, float> || std::same_as<Scalar, double>;
 
+/// Whether kernels clean padding while they read tokens (see op/clean_padding.hpp), because the host must not wait to
+/// look at it first. Policies for which that is so specialize it.
+template <typename P>
+inline constexpr bool cleans_as_it_reads = false;
+
 /// Used in the message of a missing kernel: `static_assert(has_kernel<Policy>, "…")`.
 template <typename>
 inline constexpr bool has_kernel = false;

@@ -155,6 +155,8 @@ private:
 
 template <HalfPrecision Scalar>
 inline constexpr bool is_module_scalar<Scalar, Cuda> = true;
+template <>
+inline constexpr bool cleans_as_it_reads<Cuda> = true;
 
 inline void upload(const Cuda& policy, void* to, const void* from, std::size_t bytes) {
     if (bytes == 0) return;

@@ -16,10 +16,6 @@ bool padding_is_finite_kernel(const P&, ...) {
     return true;
 }
 
-/// Whether a policy cleans padding while it reads tokens: where the host must not wait to look at them first.
-template <typename P>
-inline constexpr bool cleans_as_it_reads = false;
-
 /// The mask that operations on tokens take to clean them as they read; absent where they are clean already.
 template <Policy P>
 Mask to_clean(Mask mask) {
