@@ -3,6 +3,7 @@
 #include "behaviour.hpp"
 #include "device.hpp"
 #include "numerics.hpp"
+#include "padding.hpp"
 
 std::vector<cases::Case> cases::on_cuda_in_bfloat16() {
     return all_cases_on_cuda<bfloat16>();
@@ -15,6 +16,9 @@ TEST_SUITE_BEGIN("behaviour");
 
 TEST_CASE("cuda: graphs of a block in bfloat16" * doctest::skip(!cases::has_gpu())) {
     cases::check_graphs<colt5::bfloat16>();
+}
+TEST_CASE("cuda: padding of bfloat16 may hold anything" * doctest::skip(!cases::has_gpu())) {
+    cases::check_padding<colt5::bfloat16>();
 }
 TEST_CASE("cuda: a second call in bfloat16 allocates nothing" * doctest::skip(!cases::has_gpu())) {
     cases::check_allocations<colt5::bfloat16>();

@@ -10,6 +10,7 @@
 #include "behaviour.hpp"
 #include "device.hpp"
 #include "numerics.hpp"
+#include "padding.hpp"
 
 std::vector<cases::Case> cases::on_cuda_in_float() {
     return all_cases_on_cuda<float>();
@@ -46,6 +47,9 @@ TEST_CASE("cuda: graphs of a block in float" * doctest::skip(!cases::has_gpu()))
 }
 TEST_CASE("cuda: a graph of routing over a long row" * doctest::skip(!cases::has_gpu())) {
     cases::check_graph_of_long_row();
+}
+TEST_CASE("cuda: padding of float may hold anything" * doctest::skip(!cases::has_gpu())) {
+    cases::check_padding<float>();
 }
 TEST_CASE("cuda: a second call in float allocates nothing" * doctest::skip(!cases::has_gpu())) {
     cases::check_allocations<float>();

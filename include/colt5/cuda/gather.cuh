@@ -9,13 +9,16 @@ namespace colt5 {
 
 namespace cuda {
 
-/// One warp a row; rows are copied in packs.
+/// One warp a row; rows are copied in packs, those of padding with 0 for what is not finite.
 template <typename Pack>
-__global__ void gather_rows(Pack* out, const Pack* x, const TokenIndex* indices, Index picks, Index length,
-                            Index columns, Index rows) {
+__global__ void gather_rows(Pack* out, const Pack* x, const TokenIndex* indices, const bool* mask, Index picks,
+                            Index length, Index columns, Index rows) {
     for (Index row = global_thread() / warp_size; row < rows; row += all_threads() / warp_size) {
-        const Pack* const from = x + (row / picks * length + indices[row]) * columns;
-        for (Index j = threadIdx.x % warp_size; j < columns; j += warp_size) out[row * columns + j] = from[j];
+        const Index token = row / picks * length + indices[row];
+        const Pack* const from = x + token * columns;
+        const bool padding = is_padding(mask, token);
+        for (Index j = threadIdx.x % warp_size; j < columns; j += warp_size)
+            out[row * columns + j] = padding ? finite_or_zero(from[j]) : from[j];
     }
 }
 
@@ -150,14 +153,15 @@ __global__ void divide_by_picks(T* rows, const TokenIndex* indices, Index picks,
 
 /// Indices are not checked: those out of range read or write out of bounds.
 template <typename T>
-void gather_kernel(const Cuda& policy, TokensView<T> out, TokensView<const T> x, MatrixView<const TokenIndex> indices) {
+void gather_kernel(const Cuda& policy, TokensView<T> out, TokensView<const T> x, MatrixView<const TokenIndex> indices,
+                   Mask clean_mask = {}) {
     constexpr int threads = 256;
     const Index picks = indices.extent(1), length = x.extent(1), dim = x.extent(2), rows = indices.size();
     const auto start = [&](auto* to, auto* from, Index columns) {
         using Element = std::remove_pointer_t<decltype(to)>;
         cuda::launch(policy, "gather_rows", cuda::gather_rows<Element>,
-                     cuda::blocks_for(rows * cuda::warp_size, threads), threads, 0, to, from, indices.data(), picks,
-                     length, columns, rows);
+                     cuda::blocks_for(rows * cuda::warp_size, threads), threads, 0, to, from, indices.data(),
+                     clean_mask.data(), picks, length, columns, rows);
     };
     if (cuda::fits_packs<T>(dim, out.data(), x.data())) {
         using Pack = cuda::Pack<T, cuda::pack_size<T>>;

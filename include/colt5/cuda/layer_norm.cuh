@@ -58,10 +58,10 @@ private:
 
 /// One warp a row.
 template <int width, int packs, typename T>
-__global__ void layer_norm(T* y, const T* x, const T* weight, const T* bias, Index rows, Index d) {
+__global__ void layer_norm(T* y, const T* x, const T* weight, const T* bias, const bool* mask, Index rows, Index d) {
     using Sum = accumulate_t<T>;
     for (Index row = global_thread() / warp_size; row < rows; row += all_threads() / warp_size) {
-        const WarpRow<T, width, packs> in(x + row * d, d);
+        const WarpRow<T, width, packs> in(x + row * d, d, is_padding(mask, row));
         const RowMoments<Sum> of_row(in, d);
         in.for_each([&](Index j, const auto& xs) {
             const auto weights = load_pack<width>(weight + j), biases = load_pack<width>(bias + j);
@@ -77,14 +77,15 @@ __global__ void layer_norm(T* y, const T* x, const T* weight, const T* bias, Ind
 /// dx with what else goes there, and what the rows of a block add to d_weight, d_bias and each d_token.
 template <int width, int packs, int routes, typename T>
 __global__ void __launch_bounds__(sum_threads)
-    layer_norm_vjp(T* d_x, const T* d_y, const T* x, const T* weight, const SharedTerms<T, routes> shared, Index d,
-                   accumulate_t<T>* partial, accumulate_t<T>* global, Index rows, Index rows_each) {
+    layer_norm_vjp(T* d_x, const T* d_y, const T* x, const T* weight, const bool* mask,
+                   const SharedTerms<T, routes> shared, Index d, accumulate_t<T>* partial, accumulate_t<T>* global,
+                   Index rows, Index rows_each) {
     using Sum = accumulate_t<T>;
     const WarpSums<Sum> sums(global, (2 + routes) * d);
     LaneSums<Sum, 2 + routes, width, packs> of_lane(sums.mine(), d);
     const Index end = ::min(rows, (blockIdx.x + 1) * rows_each), warps = sum_threads / warp_size;
     for (Index row = blockIdx.x * rows_each + threadIdx.x / warp_size; row < end; row += warps) {
-        const WarpRow<T, width, packs> in(x + row * d, d), d_out(d_y + row * d, d);
+        const WarpRow<T, width, packs> in(x + row * d, d, is_padding(mask, row)), d_out(d_y + row * d, d);
         const WarpRow<T, width, packs> add((shared.add != nullptr ? shared.add : x) + row * d, d);
         Sum d_logits[shared.places];
         shared.d_logits(d_logits, row);
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(sum_threads)
 
 template <typename T>
 void layer_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x, VectorView<const T> weight,
-                       VectorView<const T> bias) {
+                       VectorView<const T> bias, Mask clean_mask = {}) {
     constexpr int threads = 256;
     const Index rows = x.extent(0), d = x.extent(1);
     cuda::with_warp_row<T>(
@@ -134,7 +135,7 @@ void layer_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> 
         [&]<int width, int packs>() {
             cuda::launch(policy, "layer_norm", cuda::layer_norm<width, packs, T>,
                          cuda::blocks_for(rows * cuda::warp_size, threads), threads, 0, y.data(), x.data(),
-                         weight.data(), bias.data(), rows, d);
+                         weight.data(), bias.data(), clean_mask.data(), rows, d);
         },
         y.data(), x.data(), weight.data(), bias.data());
 }
@@ -152,9 +153,9 @@ void normalize_vjp_kernel(const Cuda& policy, TokensView<T> d_x, const LayerNorm
     cuda::with_warp_row<T>(
         d,
         [&]<int width, int packs>() {
-            cuda::launch_with_sums(policy, "layer_norm_vjp",
-                                   cuda::layer_norm_vjp<width, packs, static_cast<int>(routes), T>, totals, rows,
-                                   d_x.data(), d_y.data(), x.data(), norm.weight.data(), terms, d);
+            cuda::launch_with_sums(
+                policy, "layer_norm_vjp", cuda::layer_norm_vjp<width, packs, static_cast<int>(routes), T>, totals, rows,
+                d_x.data(), d_y.data(), x.data(), norm.weight.data(), norm.clean_mask.data(), terms, d);
         },
         d_x.data(), d_y.data(), x.data(), norm.weight.data(), terms.add, terms.route[0].token,
         terms.route[terms.places - 1].token);

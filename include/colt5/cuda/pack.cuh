@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include <colt5/core/scalar.hpp>
 #include <colt5/cuda/launch.cuh>
 
 /// Memory accesses of 16 bytes.
@@ -18,6 +19,22 @@ struct alignas(sizeof(T) * count < 16 ? sizeof(T) * count : 16) Pack {
 /// Elements of 16 bytes.
 template <typename T>
 inline constexpr int pack_size = 16 / static_cast<int>(sizeof(T));
+
+/// x, or 0 where it is not finite.
+template <typename T>
+__device__ T finite_or_zero(const T& x) {
+    return ::isfinite(static_cast<accumulate_t<T>>(x)) ? x : T(0);
+}
+template <typename T, int count>
+__device__ Pack<T, count> finite_or_zero(Pack<T, count> pack) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) pack.values[i] = finite_or_zero(pack.values[i]);
+    return pack;
+}
+/// Whether tokens are padding, to be cleaned as they are read: `mask` is false, if there is one.
+__device__ inline bool is_padding(const bool* mask, Index token) {
+    return mask != nullptr && !mask[token];
+}
 
 /// Whether rows of `length` elements, one after the other from each of the addresses, can be moved in packs.
 template <typename T, typename... Pointers>

@@ -47,10 +47,10 @@ private:
 
 /// One warp a row.
 template <int width, int packs, typename T>
-__global__ void rms_norm(T* y, const T* x, const T* gamma, Index rows, Index d) {
+__global__ void rms_norm(T* y, const T* x, const T* gamma, const bool* mask, Index rows, Index d) {
     using Sum = accumulate_t<T>;
     for (Index row = global_thread() / warp_size; row < rows; row += all_threads() / warp_size) {
-        const WarpRow<T, width, packs> in(x + row * d, d);
+        const WarpRow<T, width, packs> in(x + row * d, d, is_padding(mask, row));
         const RowScale<Sum> of_row(in, d);
         in.for_each([&](Index j, const auto& xs) {
             const auto gammas = load_pack<width>(gamma + j);
@@ -66,14 +66,15 @@ __global__ void rms_norm(T* y, const T* x, const T* gamma, Index rows, Index d) 
 /// dx with what else goes there, and what the rows of a block add to d_gamma and to each d_token.
 template <int width, int packs, int routes, typename T>
 __global__ void __launch_bounds__(sum_threads)
-    rms_norm_vjp(T* d_x, const T* d_y, const T* x, const T* gamma, const SharedTerms<T, routes> shared, Index d,
-                 accumulate_t<T>* partial, accumulate_t<T>* global, Index rows, Index rows_each) {
+    rms_norm_vjp(T* d_x, const T* d_y, const T* x, const T* gamma, const bool* mask,
+                 const SharedTerms<T, routes> shared, Index d, accumulate_t<T>* partial, accumulate_t<T>* global,
+                 Index rows, Index rows_each) {
     using Sum = accumulate_t<T>;
     const WarpSums<Sum> sums(global, (1 + routes) * d);
     LaneSums<Sum, 1 + routes, width, packs> of_lane(sums.mine(), d);
     const Index end = ::min(rows, (blockIdx.x + 1) * rows_each), warps = sum_threads / warp_size;
     for (Index row = blockIdx.x * rows_each + threadIdx.x / warp_size; row < end; row += warps) {
-        const WarpRow<T, width, packs> in(x + row * d, d), d_out(d_y + row * d, d);
+        const WarpRow<T, width, packs> in(x + row * d, d, is_padding(mask, row)), d_out(d_y + row * d, d);
         const WarpRow<T, width, packs> add((shared.add != nullptr ? shared.add : x) + row * d, d);
         Sum d_logits[shared.places];
         shared.d_logits(d_logits, row);
@@ -112,7 +113,8 @@ __global__ void __launch_bounds__(sum_threads)
 }  // namespace cuda
 
 template <typename T>
-void rms_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x, VectorView<const T> gamma) {
+void rms_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x, VectorView<const T> gamma,
+                     Mask clean_mask = {}) {
     constexpr int threads = 256;
     const Index rows = x.extent(0), d = x.extent(1);
     cuda::with_warp_row<T>(
@@ -120,7 +122,7 @@ void rms_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x,
         [&]<int width, int packs>() {
             cuda::launch(policy, "rms_norm", cuda::rms_norm<width, packs, T>,
                          cuda::blocks_for(rows * cuda::warp_size, threads), threads, 0, y.data(), x.data(),
-                         gamma.data(), rows, d);
+                         gamma.data(), clean_mask.data(), rows, d);
         },
         y.data(), x.data(), gamma.data());
 }
@@ -138,9 +140,9 @@ void normalize_vjp_kernel(const Cuda& policy, TokensView<T> d_x, const RMSNormPa
     cuda::with_warp_row<T>(
         d,
         [&]<int width, int packs>() {
-            cuda::launch_with_sums(policy, "rms_norm_vjp",
-                                   cuda::rms_norm_vjp<width, packs, static_cast<int>(routes), T>, totals, rows,
-                                   d_x.data(), d_y.data(), x.data(), norm.gamma.data(), terms, d);
+            cuda::launch_with_sums(
+                policy, "rms_norm_vjp", cuda::rms_norm_vjp<width, packs, static_cast<int>(routes), T>, totals, rows,
+                d_x.data(), d_y.data(), x.data(), norm.gamma.data(), norm.clean_mask.data(), terms, d);
         },
         d_x.data(), d_y.data(), x.data(), norm.gamma.data(), terms.add, terms.route[0].token,
         terms.route[terms.places - 1].token);

@@ -9,14 +9,17 @@ namespace colt5::cuda {
 
 /// A row of d entries, shared between the lanes of a warp in packs of `width`: each lane keeps its `packs` of them in
 /// registers, read at once, so that memory is waited for only once. With packs = 0, for rows of any length, they are
-/// read again each time.
+/// read again each time. In a row of padding, what is not finite counts as 0.
 template <typename T, int width, int packs>
 class WarpRow {
 public:
-    __device__ WarpRow(const T* row, Index d) : d_(d) {
+    __device__ WarpRow(const T* row, Index d, bool padding = false) : d_(d) {
 #pragma unroll
         for (int i = 0; i < packs; ++i)
             if (column(i) < d) packs_[i] = load_pack<width>(row + column(i));
+        if (!padding) return;
+#pragma unroll
+        for (int i = 0; i < packs; ++i) packs_[i] = finite_or_zero(packs_[i]);
     }
     /// Calls body(j, pack) for the lane's packs, j being the column of the first entry.
     template <typename Body>
@@ -44,21 +47,25 @@ private:
 template <typename T, int width>
 class WarpRow<T, width, 0> {
 public:
-    __device__ WarpRow(const T* row, Index d) : row_(row), d_(d) {}
+    __device__ WarpRow(const T* row, Index d, bool padding = false) : row_(row), d_(d), padding_(padding) {}
     template <typename Body>
     __device__ void for_each(const Body& body) const {
-        for (Index j = first(); j < d_; j += warp_size * width) body(j, load_pack<width>(row_ + j));
+        for (Index j = first(); j < d_; j += warp_size * width) body(j, pack(j));
     }
     template <typename Body, typename... Others>
     __device__ void for_each_with(const Body& body, const Others&... others) const {
-        for (Index j = first(); j < d_; j += warp_size * width)
-            body(0, j, load_pack<width>(row_ + j), load_pack<width>(others.row_ + j)...);
+        for (Index j = first(); j < d_; j += warp_size * width) body(0, j, pack(j), others.pack(j)...);
     }
 
 private:
     __device__ static Index first() { return static_cast<int>(threadIdx.x) % warp_size * width; }
+    __device__ Pack<T, width> pack(Index j) const {
+        const auto as_it_is = load_pack<width>(row_ + j);
+        return padding_ ? finite_or_zero(as_it_is) : as_it_is;
+    }
     const T* row_;
     Index d_;
+    bool padding_;
 };
 
 /// `count` sums over the rows that a warp sees, each one a column: in registers, as the rows themselves, until `flush`

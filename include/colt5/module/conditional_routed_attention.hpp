@@ -113,8 +113,9 @@ public:
         const auto routed_kv = kv_router.route(aside, x, mask, kv);        // indices, scores (b, r, kv)
         const auto queries = single_route(routed_q.indices);               // (b, q)
         const auto kv_mask = gather_mask(aside, mask, routed_kv.indices);  // (b, r, kv)
-        auto heavy = heavy_attn.forward(aside, gather(aside, x, queries), gather(aside, x, routed_kv.indices),
-                                        kv_mask.const_view(), routed_kv.scores.const_view());
+        auto heavy = heavy_attn.forward(aside, gather(aside, x, queries, to_clean<P>(mask)),
+                                        gather(aside, x, routed_kv.indices, to_clean<P>(mask)), kv_mask.const_view(),
+                                        routed_kv.scores.const_view());
         assign(aside, heavy.out, heavy.out * column(routed_q.scores));  // (b, q, d)
         auto out = tensor_like(policy_, x);                             // (b, n, d)
         light_attn.forward(policy_, out.view(), x, mask, false, detail::residual_of(residual, x));
@@ -137,7 +138,8 @@ public:
         auto routed_kv = kv_router.forward(aside, x, mask, kv);              // indices, scores (b, r, kv)
         const auto queries = single_route(routed_q.routing.indices);         // (b, q)
         auto kv_mask = gather_mask(aside, mask, routed_kv.routing.indices);  // (b, r, kv)
-        auto heavy = heavy_attn.forward(aside, gather(aside, x, queries), gather(aside, x, routed_kv.routing.indices),
+        auto heavy = heavy_attn.forward(aside, gather(aside, x, queries, to_clean<P>(mask)),
+                                        gather(aside, x, routed_kv.routing.indices, to_clean<P>(mask)),
                                         kv_mask.const_view(), routed_kv.routing.scores.const_view());  // (b, q, d)
         auto out = tensor_like(policy_, x);                                                            // (b, n, d)
         auto light = light_attn.forward(policy_, out.view(), x, mask, !policy_.memory_plan().recompute,
@@ -247,9 +249,10 @@ private:
         auto d_heavy = scatter_vjp(policy, how, d_out, queries);  // (b, q, d)
         assign(policy, heavy.d_scores_q, row_sum(d_heavy * pass.heavy.out));
         assign(policy, d_heavy, d_heavy * column(routing_q.scores));
-        heavy_attn.backward(policy, pass.heavy, heavy.d, d_heavy, gather(policy, pass.tokens, queries),
-                            gather(policy, pass.tokens, routing_kv.indices), pass.kv_mask.const_view(),
-                            routing_kv.scores.const_view(), gradients.heavy_attn);
+        heavy_attn.backward(policy, pass.heavy, heavy.d, d_heavy,
+                            gather(policy, pass.tokens, queries, to_clean<P>(pass.mask)),
+                            gather(policy, pass.tokens, routing_kv.indices, to_clean<P>(pass.mask)),
+                            pass.kv_mask.const_view(), routing_kv.scores.const_view(), gradients.heavy_attn);
         if constexpr (routes > 0) {
             heavy.d_logits_q = q_router.d_logits(policy, pass.routed_q, heavy.d_scores_q.const_view(), pass.mask);
             heavy.d_logits_kv = kv_router.d_logits(policy, pass.routed_kv, heavy.d.d_scores.const_view(), pass.mask);

@@ -208,23 +208,21 @@ private:
         const auto given_context = detail::expect_tokens<Tokens, P>("context", context, "context_mask", context_mask);
         expect_shape("context", context.shape(), {x.extent(0), dynamic, config.dim});
         expect_parameters();
-        auto clean_x = clean_padding(policy_, given_x, mask);
-        auto clean_context = clean_padding(policy_, given_context, context_mask);
-        pass.x = clean_x.tokens;
-        pass.clean_x = std::move(clean_x.copy);
-        pass.context = clean_context.tokens;
-        pass.clean_context = std::move(clean_context.copy);
         pass.mask = mask;
         pass.context_mask = context_mask;
         const Index num_q = detail::token_count("num_tokens_q", counts.num_tokens_q, config.num_tokens_q);
         const Index num_kv = detail::token_count("num_tokens_kv", counts.num_tokens_kv, config.num_tokens_kv);
+        pass.x = clean(given_x, mask, num_q, pass.clean_x);
+        pass.context = clean(given_context, context_mask, num_kv, pass.clean_context);
         if (pass.x.extent(1) > num_q) {
-            pass.routed_q = route(q_router, pass.x, mask, num_q);                                   // (b, 1, q)
-            pass.picked_q = gather(policy_, pass.x, single_route(pass.routed_q->routing.indices));  // (b, q, d)
+            pass.routed_q = route(q_router, pass.x, mask, num_q);  // (b, 1, q)
+            pass.picked_q =
+                gather(policy_, pass.x, single_route(pass.routed_q->routing.indices), to_clean<P>(mask));  // (b, q, d)
         }
         if (pass.context.extent(1) > num_kv) {
-            pass.routed_kv = route(kv_router, pass.context, context_mask, num_kv);            // (b, r, kv)
-            pass.picked_kv = gather(policy_, pass.context, pass.routed_kv->routing.indices);  // (b, r, kv, d)
+            pass.routed_kv = route(kv_router, pass.context, context_mask, num_kv);  // (b, r, kv)
+            pass.picked_kv = gather(policy_, pass.context, pass.routed_kv->routing.indices,
+                                    to_clean<P>(context_mask));  // (b, r, kv, d)
             pass.picked_mask = gather_mask(policy_, context_mask, pass.routed_kv->routing.indices);
         }
         pass.heavy = heavy_attn.forward(policy_, pass.queries(), pass.keys(), pass.key_mask(), pass.key_scores());
@@ -240,6 +238,15 @@ private:
         }
         pass.origin = PassOrigin(policy_, identity(), pass.x, pass.context);
         return pass;
+    }
+
+    /// The tokens, or what is put into `copy`: those that are not routed are few, and gather cleans the others.
+    TokensView<const Scalar> clean(const Tokens& tokens, Mask mask, Index num_tokens, Out& copy) const {
+        if (to_clean<P>(mask) && tokens.extent(1) <= num_tokens)
+            copy = copy_with_clean_padding(policy_, tokens, mask);
+        else
+            copy = clean_padding(policy_, tokens, mask).copy;
+        return copy ? copy.const_view() : TokensView<const Scalar>(tokens);
     }
 
     static constexpr Scatter how = QRouter::picks_repeat ? Scatter::mean : Scatter::add;

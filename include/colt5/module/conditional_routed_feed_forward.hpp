@@ -86,10 +86,10 @@ public:
         const P& aside = beside.policy();
         const auto routed = router.route(aside, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
         const auto indices = single_route(routed.indices);
-        auto heavy = heavy_ff(aside, gather(aside, x, indices));  // (b, k, d)
+        auto heavy = heavy_ff(aside, gather(aside, x, indices, to_clean<P>(mask)));  // (b, k, d)
         assign(aside, heavy, heavy * column(routed.scores));
         auto out = tensor_like(policy_, x);  // (b, n, d)
-        light_ff.forward(policy_, out.view(), x, false, detail::residual_of(residual, x));
+        light_ff.forward(policy_, out.view(), x, false, detail::residual_of(residual, x), to_clean<P>(mask));
         beside.join();
         scatter(policy_, how, out.view(), heavy, indices);
         return out;
@@ -107,10 +107,10 @@ public:
         auto routed = router.forward(aside, x, mask, num_heavy_tokens(counts));  // indices, scores (b, 1, k)
         const auto indices = single_route(routed.routing.indices);
         Out heavy_out(aside, {x.extent(0), indices.extent(1), x.extent(2)});  // (b, k, d)
-        auto heavy = heavy_ff.forward(aside, heavy_out.view(), gather(aside, x, indices), true);
+        auto heavy = heavy_ff.forward(aside, heavy_out.view(), gather(aside, x, indices, to_clean<P>(mask)), true);
         auto out = tensor_like(policy_, x);  // (b, n, d)
         auto light = light_ff.forward(policy_, out.view(), x, !policy_.memory_plan().recompute,
-                                      detail::residual_of(residual, x));
+                                      detail::residual_of(residual, x), to_clean<P>(mask));
         beside.join();
         auto scaled = tensor_like(policy_, heavy_out);
         assign(policy_, scaled, heavy_out * column(routed.routing.scores));
@@ -208,8 +208,8 @@ private:
             beside.mark();
         }
         assign(policy, d_heavy, d_heavy * column(scores));
-        heavy_ff.backward(policy, pass.heavy, heavy.d_picked.view(), d_heavy, gather(policy, pass.tokens, picks),
-                          gradients.heavy_ff);
+        heavy_ff.backward(policy, pass.heavy, heavy.d_picked.view(), d_heavy,
+                          gather(policy, pass.tokens, picks, to_clean<P>(pass.mask)), gradients.heavy_ff);
     }
 
     template <Viewable D>
@@ -219,7 +219,8 @@ private:
             detail::residual_of(pass.residual, d_out), {}, routes > 0 ? &beside : nullptr};
         if constexpr (routes > 0) add_routes(shared, 0, router, heavy.d_logits.const_view(), gradients.router);
         auto d_x = tensor_like(policy_, pass.tokens);
-        light_ff.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, gradients.light_ff, shared);
+        light_ff.backward(policy_, pass.light, d_x.view(), d_out, pass.tokens, gradients.light_ff, shared,
+                          to_clean<P>(pass.mask));
         beside.join();
         gather_vjp(policy_, d_x.view(), heavy.d_picked, single_route(pass.routed.routing.indices));
         if constexpr (routes == 0)

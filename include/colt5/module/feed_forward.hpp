@@ -12,7 +12,7 @@ namespace colt5 {
 
 /// RMSNorm → Linear → GELU → Linear over the last axis: the light and the heavy feedforward.
 ///
-/// Works on parts of the batch (see MemoryPlan).
+/// Works on parts of the batch (see MemoryPlan). A policy that cleans padding as it reads takes the mask to do so.
 template <typename Scalar, Policy P>
 struct FeedForward {
     RMSNorm<Scalar, P> norm;    // 0
@@ -52,8 +52,8 @@ struct FeedForward {
 
     /// The result goes to out (b, n, d); `add` (b, n, d), such as a residual, is added to it if there is one.
     template <Viewable X>
-    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, bool keep,
-                 TokensView<const Scalar> add = {}) const {
+    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, bool keep, TokensView<const Scalar> add = {},
+                 Mask clean_mask = {}) const {
         expect_parameters("", x.extent(2));
         expect_shape("out", out.shape(), x.shape());
         if (add) expect_shape("add", add.shape(), x.shape());
@@ -62,7 +62,8 @@ struct FeedForward {
         const Parts parts(policy.memory_plan(), x.extent(0), x.extent(1));
         for (Index i = 0; i < parts.count(); ++i) {
             const Part part = parts[i];
-            feed_forward(policy, part.of(out), part.of(x), parameters(*this), part.of(pass.before), part.of(add));
+            feed_forward(policy, part.of(out), part.of(x), parameters(*this, part.of(clean_mask)), part.of(pass.before),
+                         part.of(add));
         }
         return pass;
     }
@@ -70,7 +71,8 @@ struct FeedForward {
     /// The gradient goes to d_x (b, n, d), and what else is to.
     template <Viewable D, Viewable X, std::size_t routes = 0>
     void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x,
-                  Gradients& gradients, const SharedGradient<Scalar, P, routes>& shared = {}) const {
+                  Gradients& gradients, const SharedGradient<Scalar, P, routes>& shared = {},
+                  Mask clean_mask = {}) const {
         expect_parameters("", x.extent(2));
         expect_like<FeedForward>("gradients", *this, gradients);
         if (pass.before)
@@ -82,7 +84,7 @@ struct FeedForward {
         for (Index i = 0; i < parts.count(); ++i) {
             const Part part = parts[i];
             feed_forward_vjp(policy, part.of(d_x), part.of(d_out), part.of(x), part.of(pass.before.const_view()),
-                             parameters(*this), parameters(gradients), part.of(shared));
+                             parameters(*this, part.of(clean_mask)), parameters(gradients), part.of(shared));
         }
     }
 
@@ -97,9 +99,9 @@ struct FeedForward {
 private:
     /// Of the module or of its gradients.
     template <typename M>
-    static auto parameters(M& m) {
+    static auto parameters(M& m, Mask clean_mask = {}) {
         using T = std::remove_pointer_t<decltype(m.hidden.weight.data())>;
-        return FeedForwardParameters<T>{m.norm.parameters(), m.hidden.weight.view(), m.hidden.bias.view(),
+        return FeedForwardParameters<T>{m.norm.parameters(clean_mask), m.hidden.weight.view(), m.hidden.bias.view(),
                                         m.project.weight.view(), m.project.bias.view()};
     }
 };

@@ -129,8 +129,8 @@ struct RMSNorm {
     RMSNorm(const P& policy, Index dim) : gamma(policy, {dim}) { fill(policy, gamma, 1); }
 
     /// What operations take that normalize on the way.
-    RMSNormParameters<const Scalar> parameters() const { return {gamma.const_view()}; }
-    RMSNormParameters<Scalar> parameters() { return {gamma.view()}; }
+    RMSNormParameters<const Scalar> parameters(Mask clean_mask = {}) const { return {gamma.const_view(), clean_mask}; }
+    RMSNormParameters<Scalar> parameters(Mask clean_mask = {}) { return {gamma.view(), clean_mask}; }
 
     template <Viewable X>
     auto operator()(const P& policy, const X& x) const {
@@ -164,7 +164,9 @@ struct LayerNorm {
     }
 
     /// What operations take that normalize on the way.
-    LayerNormParameters<const Scalar> parameters() const { return {weight.const_view(), bias.const_view()}; }
+    LayerNormParameters<const Scalar> parameters(Mask clean_mask = {}) const {
+        return {weight.const_view(), bias.const_view(), clean_mask};
+    }
     LayerNormParameters<Scalar> parameters() { return {weight.view(), bias.view()}; }
 
     template <Viewable X>

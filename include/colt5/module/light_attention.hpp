@@ -9,6 +9,7 @@
 
 #include <colt5/module/layers.hpp>
 #include <colt5/module/parts.hpp>
+#include <colt5/op/clean_padding.hpp>
 #include <colt5/op/projected_local_attention.hpp>
 
 namespace colt5 {
@@ -78,7 +79,7 @@ struct LightAttention {
             TokensTensor<Scalar, P> q;
             if (i == parts.count()) return q;
             q = {policy, {parts[i].sequences, parts[i].tokens, inner()}};
-            norm_linear(policy, parts[i].of(x), norm.parameters(),
+            norm_linear(policy, parts[i].of(x), norm.parameters(parts[i].of(to_clean<P>(mask))),
                         std::array{Projection<Scalar>{q.view(), q_weight()},
                                    Projection<Scalar>{parts[i].of(pass.kv), kv_weight()}});
             return q;
@@ -124,7 +125,7 @@ struct LightAttention {
             const auto d_window = TokensView<Scalar>::unchecked(d_qkv.data(), {part.sequences, window, 3 * inner()});
             const auto kv = split(part.sequences_of(pass.kv), 2);
             if (pass.parts.empty()) {
-                const auto q = norm_linear(policy, part.of(x), norm.parameters(), q_weight());
+                const auto q = norm_linear(policy, part.of(x), norm.parameters(part.of(to_clean<P>(mask))), q_weight());
                 projected_local_attention_vjp(policy, split(d_window, 3), attention, part.of(d_out), split_heads(q), kv,
                                               part.sequences_of(mask), part.first, to_out.weight,
                                               gradients.to_out.weight.view());
@@ -136,9 +137,9 @@ struct LightAttention {
                                     split_heads(q), kv, part.sequences_of(mask), part.first);
             }
             const Part done{part.sequence, part.sequences, begin, complete, part.is_last};
-            norm_linear_vjp(policy, done.of(d_x), first_tokens(d_window, complete), done.of(x), norm.parameters(),
-                            to_qkv.weight, gradients.norm.parameters(), gradients.to_qkv.weight.view(), {},
-                            done.of(shared));
+            norm_linear_vjp(policy, done.of(d_x), first_tokens(d_window, complete), done.of(x),
+                            norm.parameters(done.of(to_clean<P>(mask))), to_qkv.weight, gradients.norm.parameters(),
+                            gradients.to_qkv.weight.view(), {}, done.of(shared));
             if (!part.is_last) carry(policy, d_window, complete);
         }
     }

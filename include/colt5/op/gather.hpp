@@ -70,9 +70,11 @@ auto flat_indices(const Indices& indices, Index batch) {
 ///
 ///     x (b, n, d), indices (b, k) or (b, r, k), each in [0, n)  →  (b, k, d) or (b, r, k, d)
 ///
-/// Throws ValueError when n is 2^31 or more, and on the CPU when an index is out of its range.
+/// Throws ValueError when n is 2^31 or more, and on the CPU when an index is out of its range. Of a policy that cleans
+/// padding as it reads (see clean_padding.hpp), what is not finite in tokens where `clean_mask` (b, n) is false becomes
+/// 0.
 template <Policy P, Viewable X, Viewable Indices>
-auto gather(const P& policy, const X& x, const Indices& indices) {
+auto gather(const P& policy, const X& x, const Indices& indices, Mask clean_mask = {}) {
     using Scalar = typename X::value_type;
     const auto [batch, length, dim] = x.shape();
     expect_length("x", length);
@@ -80,7 +82,11 @@ auto gather(const P& policy, const X& x, const Indices& indices) {
     using Out = std::conditional_t<Indices::rank == 2, TokensTensor<Scalar, P>,
                                    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>>;
     Out out(policy, detail::picked_shape(indices, dim));
-    gather_kernel(policy, out.view().reshape(std::array{batch, flat.extent(1), dim}), x.const_view(), flat);
+    const auto rows = out.view().reshape(std::array{batch, flat.extent(1), dim});
+    if constexpr (cleans_as_it_reads<P>)
+        gather_kernel(policy, rows, x.const_view(), flat, clean_mask);
+    else
+        gather_kernel(policy, rows, x.const_view(), flat);
     return out;
 }
 

@@ -24,6 +24,9 @@ void layer_norm_vjp_kernel(const P&, ...) {
 template <typename T>
 struct LayerNormParameters {
     VectorView<T> weight, bias;  // (d)
+    /// Of rows whose policy cleans padding as it reads (see op/clean_padding.hpp): (b, n), false where what is not
+    /// finite counts as 0; absent on other policies, whose rows are clean.
+    Mask clean_mask{};
     static constexpr std::size_t count = 2;
     std::array<VectorView<T>, count> all() const { return {weight, bias}; }
 };
@@ -72,7 +75,12 @@ auto layer_norm_vjp(const P& policy, const Y& d_y, const X& x, const W& weight,
 
 template <Policy P, typename T, Viewable X>
 auto normalize(const P& policy, const X& x, const LayerNormParameters<const T>& norm) {
-    return layer_norm(policy, x, norm.weight, norm.bias);
+    auto y = tensor_like(policy, x);
+    if constexpr (cleans_as_it_reads<P>)
+        layer_norm_kernel(policy, y.view().rows(), x.const_view().rows(), norm.weight, norm.bias, norm.clean_mask);
+    else
+        layer_norm_kernel(policy, y.view().rows(), x.const_view().rows(), norm.weight, norm.bias);
+    return y;
 }
 template <Policy P, typename T, Viewable DX, Viewable Y, Viewable X>
 void normalize_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const LayerNormParameters<const T>& norm,

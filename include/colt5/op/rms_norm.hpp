@@ -24,6 +24,9 @@ void rms_norm_vjp_kernel(const P&, ...) {
 template <typename T>
 struct RMSNormParameters {
     VectorView<T> gamma;  // (d)
+    /// Of rows whose policy cleans padding as it reads (see op/clean_padding.hpp): (b, n), false where what is not
+    /// finite counts as 0; absent on other policies, whose rows are clean.
+    Mask clean_mask{};
     static constexpr std::size_t count = 1;
     std::array<VectorView<T>, count> all() const { return {gamma}; }
 };
@@ -70,7 +73,12 @@ auto rms_norm_vjp(const P& policy, const Y& d_y, const X& x, const Gamma& gamma,
 
 template <Policy P, typename T, Viewable X>
 auto normalize(const P& policy, const X& x, const RMSNormParameters<const T>& norm) {
-    return rms_norm(policy, x, norm.gamma);
+    auto y = tensor_like(policy, x);
+    if constexpr (cleans_as_it_reads<P>)
+        rms_norm_kernel(policy, y.view().rows(), x.const_view().rows(), norm.gamma, norm.clean_mask);
+    else
+        rms_norm_kernel(policy, y.view().rows(), x.const_view().rows(), norm.gamma);
+    return y;
 }
 template <Policy P, typename T, Viewable DX, Viewable Y, Viewable X>
 void normalize_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const RMSNormParameters<const T>& norm,
