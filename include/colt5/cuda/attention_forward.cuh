@@ -2,6 +2,7 @@
 #pragma once
 
 #include <colt5/cuda/attention_passing.cuh>
+#include <colt5/cuda/attention_rows.cuh>
 
 namespace colt5::cuda {
 
@@ -150,6 +151,16 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         }
         Tile::store(own, sum, factor[0], factor[1], block.rows(a, a.out.with(out)), first, a.queries, a.dim_head,
                     Shape::marches || a.vectors);
+        unsigned again = rows_with_nan(sum);
+        if (again == 0) return;
+        __syncwarp();
+        for (; again != 0; again &= again - 1) {
+            const int row = __ffs(static_cast<int>(again)) - 1;
+            if (first + row < a.queries)
+                attend_row(block.rows(a, a.out.with(out))[first + row], q_rows[first + row], block.rows(a, a.k),
+                           block.rows(a, a.v), RowsSeen(position + row, a.reach, a.keys, block.mask(a)),
+                           block.value_scale(a), to_log2, a.dim_head);
+        }
     };
 
     pass_keys<Shape>(a, block, shared.stage, tiles, load_queries, begin, see, end);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <colt5/cuda/attention_passing.cuh>
+#include <colt5/cuda/attention_rows.cuh>
 
 /// What the two kernels of attention's vector-Jacobian product share; see attention_backward.cuh.
 namespace colt5::cuda {
@@ -21,7 +22,7 @@ struct AttentionGradients {
 template <typename Sum>
 struct QueryNumbers {
     Sum* shift;  // log_sum_exp in powers of two; ∞ for rows that saw no key, whose weights so are exp(s − ∞) = 0
-    Sum* dot;    // D = out · d_out
+    Sum* dot;  // D = out · d_out; for rows that see one key the dp of that key, so that ds = p (dp − D) is exactly 0
 };
 
 template <typename Sum>

@@ -104,14 +104,16 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 for_each_entry([&](int j, int e, int, int column) {
                     p[c][j][e] = power_of_two(p[c][j][e] * to_log2 - shifts[column]);
                 });
-                if (!sees_all(position, columns, a.reach))
-                    for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_far(columns + column - position - row, a.reach)) p[c][j][e] = 0;
-                    });
                 for_each_entry([&](int j, int e, int, int column) {
-                    const Sum scaled = has_value_scale ? d_p[c][j][e] * value_scale[e / 2] : d_p[c][j][e];
+                    const Sum scaled =
+                        has_value_scale ? rounded_product(d_p[c][j][e], value_scale[e / 2]) : d_p[c][j][e];
                     d_p[c][j][e] = p[c][j][e] * (scaled - dots[column]);
                 });
+                // What does not see the key counts for nothing even if it is not finite.
+                if (!sees_all(position, columns, a.reach))
+                    for_each_entry([&](int j, int e, int row, int column) {
+                        if (is_far(columns + column - position - row, a.reach)) p[c][j][e] = d_p[c][j][e] = 0;
+                    });
             }
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
@@ -140,12 +142,27 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     dot += d_v[j][2 * half + e] *
                            static_cast<Sum>(own_v[row * Tile::stride + 8 * j + accumulator_column() + e]);
             dot = row_reduce(dot, Plus());
+            if (visible[half] == 0) dot = 0;
             if (lane_id() % 4 == 0 && first + row < a.keys)
                 d.d_value_scale[(static_cast<Index>(block.b) * a.heads() + block.h) * a.keys + first + row] = dot;
         }
         Tile::store(own_k, d_k, a.scale, a.scale, block.rows(a, d.d_k), first, a.keys, a.dim_head, vectors);
         Tile::store(own_v, d_v, value_scale[0], value_scale[1], block.rows(a, d.d_v), first, a.keys, a.dim_head,
                     vectors);
+        unsigned again = rows_with_nan(d_k) | rows_with_nan(d_v);
+        if (again == 0) return;
+        __syncwarp();
+        for (; again != 0; again &= again - 1) {
+            const int row = __ffs(static_cast<int>(again)) - 1, key = first + row;
+            const Sum scale = __shfl_sync(0xffffffffu, row < 8 ? value_scale[0] : value_scale[1], row % 8 * 4);
+            if (key >= a.keys) continue;
+            const Sum d_scale = key_gradient_row(
+                block.rows(a, d.d_k)[key], block.rows(a, d.d_v)[key], k_rows[key], v_rows[key], q_rows, d_out_rows,
+                RowsSeen(position + row, a.reach, a.queries, nullptr), numbers.shift + block.of_queries(a),
+                numbers.dot + block.of_queries(a), scale, a.scale, a.dim_head);
+            if (has_value_scale && d.d_value_scale != nullptr && lane_id() == 0)
+                d.d_value_scale[(static_cast<Index>(block.b) * a.heads() + block.h) * a.keys + key] = d_scale;
+        }
     };
 
     if constexpr (Shape::marches) {

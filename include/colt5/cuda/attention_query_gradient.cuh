@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
+
 #include <colt5/cuda/attention_gradients.cuh>
 
 namespace colt5::cuda {
@@ -69,13 +71,22 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const Index of_queries = block.of_queries(a);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     const bool vectors = Shape::marches || a.vectors, has_value_scale = !Shape::marches && a.value_scale != nullptr;
+    // Only then can a query see a single key.
+    const bool may_see_one_key = a.mask != nullptr || a.keys == 1;
+    const auto* const mask = reinterpret_cast<const std::uint8_t*>(block.mask(a));
     // Of the next tile's queries, what is not copied into shared memory.
     Half next_out;
+    unsigned next_visible = 1;  // of one key: see begin
     Sum next_log_sum_exp[2];
     const auto load_queries = [&](int tile) {
         const int from = block.first + tile * Shape::own, first = from + own_row;
         load_own_rows<Shape>(shared.first[tile % Shape::own_tiles], q_rows, from, a.queries, a);
         load_own_rows<Shape>(shared.second[tile % Shape::own_tiles], d_out_rows, from, a.queries, a);
+        const int key = a.reach == Attention<T>::everything ? lane_id() : a.first + first + lane_id() % 16;
+        if (may_see_one_key) {
+            next_visible = key < a.keys;
+            if (mask != nullptr && key < a.keys) next_visible = mask[key];  // as it is: a comparison would wait for it
+        }
         if (vectors) next_out.load(out_rows[first + Half::row()], first + Half::row() < a.queries, a.dim_head);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -90,6 +101,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     T* own = nullptr;
     Left<Arithmetic, width, Shape::left_is_resident> q, d_out;
     Sum shift[2], out_dot[2], sum[width / 8][4];
+    bool few = false;  // some of them may see one key alone: count, and note its d_p
+    int seen[2];
+    Sum d_p_of_seen[2];
     const auto begin = [&](int tile) {
         first = block.first + tile * Shape::own + own_row;
         position = a.first + first;
@@ -117,6 +131,13 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             out_dot[half] = shared.of_row[own_row + row];
             if (lane_id() % 4 == 0 && first + row < a.queries) numbers.shift[of_queries + first + row] = shift[half];
         }
+        if (may_see_one_key) {
+            // Two of the first keys are enough, or the queries' own and their neighbours.
+            const unsigned visible = __ballot_sync(0xffffffffu, next_visible != 0);
+            few = a.reach == Attention<T>::everything ? __popc(visible) < 2 : visible != 0xffffffffu;
+            seen[0] = seen[1] = 0;
+            d_p_of_seen[0] = d_p_of_seen[1] = 0;
+        }
         q = decltype(q)(own);
         d_out = decltype(d_out)(own_d_out);
 #pragma unroll
@@ -138,25 +159,33 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const int columns = block_first + 16 * (group + c);
-                for_each_entry(
-                    [&](int j, int e, int, int) { p[c][j][e] = power_of_two(p[c][j][e] * to_log2 - shift[e / 2]); });
-                if (!sees_all(position, columns, a.reach))
-                    for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_far(columns + column - position - row, a.reach)) p[c][j][e] = 0;
-                    });
-                if (incomplete) {
-                    const std::uint32_t visible = at(group + c).stage.visible.of_group(at(group + c).row);
-                    if (visible != whole_group)
-                        for_each_entry([&](int j, int e, int, int column) {
-                            if ((visible >> column & 1) == 0) p[c][j][e] = 0;
-                        });
-                }
                 if (has_value_scale) {
                     const Sum* const scales = at(group + c).stage.of_row[0] + at(group + c).row;
-                    for_each_entry([&](int j, int e, int, int column) { d_p[c][j][e] *= scales[column]; });
+                    for_each_entry([&](int j, int e, int, int column) {
+                        d_p[c][j][e] = rounded_product(d_p[c][j][e], scales[column]);
+                    });
                 }
-                for_each_entry(
-                    [&](int j, int e, int, int) { d_p[c][j][e] = p[c][j][e] * (d_p[c][j][e] - out_dot[e / 2]); });
+                const std::uint32_t visible =
+                    incomplete ? at(group + c).stage.visible.of_group(at(group + c).row) : whole_group;
+                if (few)
+                    for_each_entry([&](int j, int e, int row, int column) {
+                        if (is_far(columns + column - position - row, a.reach) || (visible >> column & 1) == 0) return;
+                        ++seen[e / 2];
+                        d_p_of_seen[e / 2] = d_p[c][j][e];
+                    });
+                for_each_entry([&](int j, int e, int, int) {
+                    const Sum weight = power_of_two(p[c][j][e] * to_log2 - shift[e / 2]);
+                    d_p[c][j][e] = weight * (d_p[c][j][e] - out_dot[e / 2]);
+                });
+                // What is not seen counts for nothing even if it is not finite.
+                if (!sees_all(position, columns, a.reach))
+                    for_each_entry([&](int j, int e, int row, int column) {
+                        if (is_far(columns + column - position - row, a.reach)) d_p[c][j][e] = 0;
+                    });
+                if (visible != whole_group)
+                    for_each_entry([&](int j, int e, int, int column) {
+                        if ((visible >> column & 1) == 0) d_p[c][j][e] = 0;
+                    });
             }
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
@@ -167,7 +196,30 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         for_each_chunk<Shape::chunk>(which, add);
     };
     const auto end = [&] {
-        Tile::store(own, sum, a.scale, a.scale, block.rows(a, d.d_q), first, a.queries, a.dim_head, vectors);
+        Sum factor[2] = {a.scale, a.scale};
+        if (few)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int query = first + accumulator_row() + 8 * half;
+                const Sum d_p = row_reduce(d_p_of_seen[half], Plus());
+                const bool sees_one = row_reduce(seen[half], Plus()) == 1;
+                if (sees_one) factor[half] = 0;
+                if (sees_one && lane_id() % 4 == 0 && query < a.queries) numbers.dot[of_queries + query] = d_p;
+            }
+        Tile::store(own, sum, factor[0], factor[1], block.rows(a, d.d_q), first, a.queries, a.dim_head, vectors);
+        unsigned again = rows_with_nan(sum);
+        if (again == 0) return;
+        __syncwarp();
+        for (; again != 0; again &= again - 1) {
+            const int row = __ffs(static_cast<int>(again)) - 1;
+            const Sum of_row = __shfl_sync(0xffffffffu, row < 8 ? shift[0] : shift[1], row % 8 * 4);
+            const Sum dot = __shfl_sync(0xffffffffu, row < 8 ? out_dot[0] : out_dot[1], row % 8 * 4);
+            if (first + row < a.queries)
+                query_gradient_row(block.rows(a, d.d_q)[first + row], q_rows[first + row], d_out_rows[first + row],
+                                   block.rows(a, a.k), block.rows(a, a.v),
+                                   RowsSeen(position + row, a.reach, a.keys, block.mask(a)), block.value_scale(a),
+                                   of_row, dot, a.scale, a.dim_head);
+        }
     };
 
     pass_keys<Shape>(a, block, shared.stage, tiles, load_queries, begin, see, end);

@@ -90,6 +90,13 @@ struct AttentionBlock {
     __device__ Rows<U> rows(const Attention<T>& a, const Heads<U>& heads) const {
         return heads.at(b, route, h - route * a.per_route);
     }
+    /// Of the keys at hand: visible where true, and what values are multiplied by; or null.
+    __device__ const bool* mask(const Attention<T>& a) const {
+        return a.mask != nullptr ? a.mask + of_keys(a) : nullptr;
+    }
+    __device__ const typename Attention<T>::Sum* value_scale(const Attention<T>& a) const {
+        return a.value_scale != nullptr ? a.value_scale + of_keys(a) : nullptr;
+    }
     /// Offset of a row of (batch, routes, keys), and of one of (batch, heads, queries).
     __device__ Index of_keys(const Attention<T>& a) const {
         return (static_cast<Index>(b) * a.routes + route) * a.keys;
@@ -213,6 +220,14 @@ struct Tile {
         }
     }
 };
+
+/// a · b, rounded, so that it is the same number whatever is added to it.
+__device__ inline float rounded_product(float a, float b) {
+    return __fmul_rn(a, b);
+}
+__device__ inline double rounded_product(double a, double b) {
+    return __dmul_rn(a, b);
+}
 
 __device__ inline float power_of_two(float x) {
     float power;

@@ -7,6 +7,7 @@
 
 #include <colt5/cuda/attention_backward.cuh>
 #include <colt5/cuda/attention_forward.cuh>
+#include <colt5/cuda/pack.cuh>
 #include <colt5/cuda/zero.cuh>
 #include <colt5/op/local_attention.hpp>
 
@@ -67,9 +68,13 @@ __global__ void window_mean(const Attention<T> a, const accumulate_t<T>* log_sum
     const WindowSlots slots(a.first + i, a.reach, a.keys);
     const Rows<const T> v = block.rows(a, a.v);
     const Rows<T> to = block.rows(a, a.out.with(out));
+    const bool* const mask = block.mask(a);  // where it is false, what is not finite counts as 0
     for (int e = static_cast<int>(threadIdx.x); e < a.dim_head; e += static_cast<int>(blockDim.x)) {
         Sum sum = -static_cast<Sum>(slots.out_of_grid);
-        for (Index j = slots.begin; j < slots.end; ++j) sum += static_cast<Sum>(v[static_cast<int>(j)][e]);
+        for (Index j = slots.begin; j < slots.end; ++j) {
+            const T value = v[static_cast<int>(j)][e];
+            sum += static_cast<Sum>(is_padding(mask, j) ? finite_or_zero(value) : value);
+        }
         to[i][e] = static_cast<T>(sum / static_cast<Sum>(3 * static_cast<Index>(a.reach)));
     }
 }
