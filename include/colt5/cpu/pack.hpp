@@ -106,7 +106,7 @@ Pack<T, Lanes> pad(const Pack<T, Lanes>& pack, Index count, T padding) {
 /// All entries into one, by a functor for batches and numbers.
 template <typename T, Index Lanes, typename Combine>
 T reduce(const Pack<T, Lanes>& pack, const Combine& combine) {
-    PackBuffer<T, Lanes> buffer;
+    PackBuffer<T, Lanes> buffer{};  // or g++ 14 warns at -O3 that it may be uninitialized
     store_pack(buffer.values, pack, Full<Lanes>());
     for (Index half = Lanes / 2; half > 0; half /= 2)
         for (Index i = 0; i < half; ++i) buffer.values[i] = combine(buffer.values[i], buffer.values[i + half]);

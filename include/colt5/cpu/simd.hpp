@@ -67,7 +67,7 @@ void unroll(Body&& body) {
 namespace detail {
 /// A batch in memory.
 template <typename T>
-struct alignas(64) Lanes {
+struct alignas(sizeof(T) * Batch<T>::size) Lanes {
     T values[Batch<T>::size];
 };
 }  // namespace detail
@@ -110,7 +110,7 @@ Batch<T> pad(const Batch<T>& batch, Index count, T padding) {
 /// Combines all lanes, halving: lane i with lane i + size/2, and so on.
 template <typename T, typename Combine>
 T reduce(const Batch<T>& batch, Combine combine) {
-    detail::Lanes<T> lane;
+    detail::Lanes<T> lane{};  // or g++ 14 warns at -O3 that it may be uninitialized
     batch.store_aligned(lane.values);
     for (std::size_t half = Batch<T>::size / 2; half > 0; half /= 2)
         for (std::size_t i = 0; i < half; ++i) lane.values[i] = combine(lane.values[i], lane.values[i + half]);
