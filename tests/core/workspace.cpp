@@ -1,9 +1,17 @@
 // SPDX-License-Identifier: MIT
 #include <doctest/doctest.h>
 
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <limits>
 #include <memory>
 #include <new>
@@ -14,6 +22,7 @@
 
 #include <colt5/core/policy.hpp>
 #include <colt5/core/random.hpp>
+#include <colt5/core/tensor.hpp>
 #include <colt5/core/workspace.hpp>
 
 using namespace colt5;
@@ -65,6 +74,54 @@ public:
 private:
     int* live_;
 };
+
+/// Ranges of 4 MiB, or as many as one block needs, of which there are some.
+class ShortMemory {
+public:
+    explicit ShortMemory(std::size_t capacity = std::size_t{4} << 20)
+        : capacity_(capacity), range_(new (std::align_val_t{256}) std::byte[capacity]) {
+        ++ranges;
+    }
+    ShortMemory(ShortMemory&& other) noexcept : capacity_(other.capacity_), range_(std::move(other.range_)) {}
+    ~ShortMemory() {
+        if (range_) --ranges;
+    }
+    std::byte* begin() const { return range_.get(); }
+    std::size_t capacity() const { return capacity_; }
+    void resize(std::size_t bytes) {
+        if (bytes > capacity_) throw std::bad_alloc();
+    }
+    static ShortMemory more(std::size_t bytes, std::size_t) {
+        if (ranges == 3) throw OutOfMemory("no more than three");
+        return ShortMemory(std::max(bytes, std::size_t{4} << 20));
+    }
+    static inline int ranges = 0;
+
+private:
+    struct Free {
+        void operator()(std::byte* range) const { ::operator delete[](range, std::align_val_t{256}); }
+    };
+    std::size_t capacity_;
+    std::unique_ptr<std::byte[], Free> range_;
+};
+
+/// Runs `body` in a child process; whether it returned true there.
+template <typename Body>
+bool in_child(Body&& body) {
+    const pid_t child = fork();
+    if (child == 0) {
+        bool good = false;
+        try {
+            good = body();
+        } catch (const std::exception& error) {
+            std::fputs(error.what(), stderr);
+        }
+        _exit(good ? 0 : 1);
+    }
+    int status = 1;
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
 
 constexpr std::size_t step = CountedWorkspace::growth_step, grain = CountedWorkspace::granularity;
 
@@ -280,4 +337,129 @@ TEST_CASE("workspace: sizes that would overflow when they are rounded up are out
     CHECK(workspace.statistics().reserved == before.reserved);
     CHECK(ledger.requests == 1);
     workspace.deallocate(small);
+}
+
+TEST_CASE("workspace: further ranges follow where the first cannot grow, and go when they are empty") {
+    {
+        Workspace<ShortMemory> workspace;
+        std::vector<void*> blocks;
+        for (int i = 0; i < 3; ++i) blocks.push_back(workspace.allocate(3 * step));  // one fits into a range
+        CHECK(ShortMemory::ranges == 3);
+        CHECK(workspace.statistics().reserved == 9 * step);
+        CHECK(workspace.statistics().system_allocations == 3);
+        for (void* const block : blocks) std::memset(block, 1, 3 * step);
+        CHECK_THROWS_AS(workspace.allocate(2 * step), OutOfMemory);
+        CHECK(workspace.statistics().in_use == 9 * step);
+        void* const end = workspace.allocate(step);  // the last range has room
+        CHECK(end == static_cast<std::byte*>(blocks[2]) + 3 * step);
+        workspace.deallocate(blocks[0]);
+        CHECK(workspace.allocate(2 * step) == blocks[0]);  // the first one, too
+        workspace.deallocate(blocks[0]);
+        workspace.deallocate(blocks[1]);
+        CHECK_THROWS_AS(workspace.allocate(4 * step), OutOfMemory);  // free, but in two ranges
+        workspace.deallocate(end);
+        workspace.deallocate(blocks[2]);
+        workspace.release_unused();
+        CHECK(ShortMemory::ranges == 1);
+        CHECK(workspace.statistics().reserved == 0);
+        blocks[1] = workspace.allocate(7 * step);  // more than the first range has
+        CHECK(ShortMemory::ranges == 2);
+        std::memset(blocks[1], 1, 7 * step);
+        workspace.deallocate(blocks[1]);
+    }
+    CHECK(ShortMemory::ranges == 0);
+}
+
+TEST_CASE("workspace: time grows with the number of blocks, not with its square") {
+    const auto seconds = [](std::size_t count) {
+        Ledger ledger;
+        double least = 1e9;
+        for (int turn = 0; turn < 3; ++turn) {
+            CountedWorkspace workspace(CountedMemory{&ledger});
+            std::vector<void*> blocks(count);
+            const std::clock_t begin = std::clock();
+            for (std::size_t i = 0; i < count; ++i) blocks[i] = workspace.allocate(grain);
+            for (std::size_t i = 0; i < count; i += 2) workspace.deallocate(blocks[i]);  // nothing to join
+            for (std::size_t i = 1; i < count; i += 2) workspace.deallocate(blocks[i]);
+            least = std::min(least, static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC);
+        }
+        return least;
+    };
+    CHECK(seconds(120000) < 100 * seconds(7500));  // 16 times as many: 256 times as long if each looked at all
+}
+
+TEST_CASE("host memory: several policies live where a process may only have so many addresses") {
+    if (is_sanitized) return;  // its shadow takes terabytes
+    CHECK(in_child([] {
+        const rlim_t some = rlim_t{1} << 30;
+        const rlimit limit{some, some};
+        if (setrlimit(RLIMIT_AS, &limit) != 0) return false;
+        const Cpu first(1), second(1), third(1);
+        bool good = true;
+        for (const Cpu* const policy : {&first, &second, &third}) {
+            VectorTensor<float, Cpu> a(*policy, {Index{25} << 20}), b(*policy, {Index{25} << 20});  // 100 MiB each
+            a.data()[a.size() - 1] = b.data()[0] = 1;
+            good = good && a.data()[a.size() - 1] == 1;
+            const auto before = policy->workspace()->statistics().system_allocations;
+            a = {};
+            a = {*policy, {Index{25} << 20}};
+            good = good && policy->workspace()->statistics().system_allocations == before;
+        }
+        try {
+            const VectorTensor<float, Cpu> much(first, {Index{250} << 20});
+            return false;
+        } catch (const OutOfMemory& error) {
+            return good && std::string(error.what()).find("RLIMIT_AS") != std::string::npos;
+        }
+    }));
+}
+
+TEST_CASE("allocations: a policy can give every tensor memory of its own, filled with NaN") {
+    const Cpu policy(1, Cpu::usual_plan, Allocations::separate_with_nan);
+    const VectorTensor<float, Cpu> a(policy, {100});
+    const VectorTensor<double, Cpu> b(policy, {3});
+    for (Index i = 0; i < a.size(); ++i) CHECK(a.data()[i] != a.data()[i]);
+    CHECK(b.data()[2] != b.data()[2]);
+    CHECK(reinterpret_cast<std::uintptr_t>(b.data()) % 256 == 0);
+    CHECK(policy.workspace()->statistics().in_use == 424);
+}
+
+TEST_CASE("allocations: COLT5_ALLOCATIONS chooses them for policies that say nothing") {
+    const char* const before = std::getenv("COLT5_ALLOCATIONS");
+    const std::string kept = before == nullptr ? "" : before;
+    unsetenv("COLT5_ALLOCATIONS");
+    CHECK(default_allocations() == (is_sanitized ? Allocations::separate : Allocations::together));
+    setenv("COLT5_ALLOCATIONS", "separate_with_nan", 1);
+    const VectorTensor<float, Cpu> a(Cpu(1), {1});
+    CHECK(a.data()[0] != a.data()[0]);
+    setenv("COLT5_ALLOCATIONS", "together", 1);
+    CHECK(default_allocations() == Allocations::together);
+    setenv("COLT5_ALLOCATIONS", "apart", 1);
+    CHECK_THROWS_WITH_AS(
+        Cpu(1), "colt5: `COLT5_ALLOCATIONS` must be together, separate or separate_with_nan, but is apart", ValueError);
+    if (before == nullptr)
+        unsetenv("COLT5_ALLOCATIONS");
+    else
+        setenv("COLT5_ALLOCATIONS", kept.c_str(), 1);
+}
+
+TEST_CASE("allocations: AddressSanitizer sees what leaves a tensor, and what comes after it") {
+    if (!is_sanitized) return;
+    const auto is_reported = [](auto&& access) {
+        return !in_child([&] {
+            std::freopen("/dev/null", "w", stderr);
+            const Cpu policy(1);
+            VectorTensor<float, Cpu> a(policy, {63}), b(policy, {63});
+            access(a, b);
+            return true;
+        });
+    };
+    using Tensor = VectorTensor<float, Cpu>;
+    CHECK_FALSE(is_reported([](Tensor& a, Tensor&) { const_cast<volatile float*>(a.data())[62] = 1; }));
+    CHECK(is_reported([](Tensor& a, Tensor&) { const_cast<volatile float*>(a.data())[63] = 1; }));
+    CHECK(is_reported([](Tensor& a, Tensor& b) {
+        volatile float* const stale = b.data();
+        b = {};
+        a.data()[0] = stale[0];
+    }));
 }

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <doctest/doctest.h>
 
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <stdexcept>
 #include <string>
@@ -58,4 +62,32 @@ TEST_CASE("parallel_for: rethrows the first exception after the loop") {
         CHECK(caught == "index 7");
         CHECK(running == 0);
     }
+}
+
+TEST_CASE("parallel_for: a child of fork() does not wait for the threads of its parent") {
+    const Cpu policy(2);
+    const auto sum = [&policy] {
+        std::vector<int> numbers(1000, 0);
+        parallel_for(policy, 1000, [&](Index i) { numbers[static_cast<std::size_t>(i)] = static_cast<int>(i); });
+        int total = 0;
+        for (const int number : numbers) total += number;
+        return total;
+    };
+    CHECK(sum() == 499500);
+    const pid_t child = fork();
+    if (child == 0) _exit(sum() == 499500 ? 0 : 1);
+    int status = 0;
+    pid_t ended = 0;
+    for (int i = 0; i < 200 && ended == 0; ++i) {
+        ended = waitpid(child, &status, WNOHANG);
+        if (ended == 0) usleep(50'000);
+    }
+    if (ended == 0) {
+        kill(child, SIGKILL);
+        waitpid(child, nullptr, 0);
+    }
+    CHECK(ended == child);
+    CHECK(WIFEXITED(status));
+    CHECK(WEXITSTATUS(status) == 0);
+    CHECK(sum() == 499500);  // the parent has them still
 }

@@ -117,7 +117,7 @@ TEST_CASE_TEMPLATE("allocation: a second call of a block allocates nothing, infe
     using Scalar = typename Block::Out::value_type;
     for (const int threads : {1, 2}) {
         CAPTURE(threads);
-        const Cpu policy(threads);
+        const Cpu policy(threads, Cpu::usual_plan, Allocations::together);
         const Block block(policy);
         const auto x = normal<Scalar>(policy, std::array<Index, 3>{2, 300, 16}, 0);
         const auto some = mask_of_lengths(policy, {300, 120}, 300);
@@ -144,7 +144,7 @@ TEST_CASE_TEMPLATE("allocation: a second call of a block allocates nothing, infe
 
 TEST_CASE("allocation: a second call of cross attention allocates nothing, inference keeps nothing") {
     for (const int threads : {1, 2}) {
-        const Cpu policy(threads);
+        const Cpu policy(threads, Cpu::usual_plan, Allocations::together);
         const ConditionalRoutedCrossAttention<cross_config, float, Cpu> cross(policy);
         const auto x = normal<float>(policy, std::array<Index, 3>{2, 200, 16}, 0);
         const auto context = normal<float>(policy, std::array<Index, 3>{2, 300, 16}, 1);

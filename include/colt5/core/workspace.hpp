@@ -3,12 +3,15 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <deque>
+#include <iterator>
 #include <limits>
 #include <map>
+#include <memory_resource>
 #include <mutex>
+#include <set>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include <colt5/core/error.hpp>
 
@@ -21,10 +24,12 @@ struct WorkspaceStatistics {
 
 /// Memory that grows once: freed blocks are kept and reused, adjacent free ones merge, and the smallest one that fits
 /// serves a request. After one pass over some shapes, a second pass over the same shapes asks the system for nothing.
+/// A request takes time in the logarithm of the number of blocks.
 ///
-/// All blocks lie in one range of addresses whose end moves, so that free memory is never cut up by the order of
-/// requests to the system. `Memory` supplies the range: `std::byte* begin()`, aligned to 256 bytes and the same for
-/// ever, and `void resize(std::size_t)`, which moves its end and throws, with nothing changed, when there is no memory.
+/// Blocks lie in a range of addresses whose end moves, so that free memory is never cut up by the order of requests to
+/// the system. `Memory` supplies the range: `std::byte* begin()`, aligned to 256 bytes and the same for ever, and `void
+/// resize(std::size_t)`, which moves its end and throws, with nothing changed, when there is no memory. Where it also
+/// has `capacity()`, beyond which it cannot grow, and `Memory::more(bytes, held)`, further ranges follow the first.
 /// Blocks are aligned to 256 bytes. Safe to call from several threads.
 ///
 /// A `Memory` with `separate()`, `allocate(bytes)` and `deallocate(data)` can be asked for every block on its own,
@@ -35,7 +40,7 @@ public:
     static constexpr std::size_t granularity = 256;
     static constexpr std::size_t growth_step = std::size_t{1} << 20;
 
-    explicit Workspace(Memory memory = Memory()) : memory_(std::move(memory)) { blocks_.reserve(256); }
+    explicit Workspace(Memory memory = Memory()) { ranges_.push_back({std::move(memory)}); }
     Workspace(const Workspace&) = delete;
     Workspace& operator=(const Workspace&) = delete;
 
@@ -46,45 +51,57 @@ public:
                 {"colt5: out of memory: ", std::to_string(bytes), " bytes were asked for at once"}));
         const std::lock_guard lock(mutex_);
         if constexpr (can_be_separate)
-            if (memory_.separate()) return allocate_separately(bytes);
+            if (memory().separate()) return allocate_separately(bytes);
         bytes = std::max(granularity, round_up(bytes, granularity));
-        std::size_t best = find_free(bytes);
-        if (best == blocks_.size()) best = grow(bytes);
-        if (blocks_[best].bytes > bytes) {  // the rest stays free
-            const Block rest{blocks_[best].offset + bytes, blocks_[best].bytes - bytes, true};
-            blocks_.insert(blocks_.begin() + static_cast<std::ptrdiff_t>(best) + 1, rest);
+        auto smallest = free_.lower_bound({bytes, nullptr});
+        const auto block = smallest != free_.end() ? blocks_.find(smallest->begin) : grow(bytes);
+        if (block->second.bytes > bytes) {  // the rest stays free
+            add_free(block->first + bytes, block->second.bytes - bytes, block->second.range);
+            const auto own = free_.find({block->second.bytes, block->first});
+            block->second.bytes = bytes;
+            block->second.when_free = free_.extract(own);
+        } else {
+            block->second.when_free = free_.extract({bytes, block->first});
         }
-        blocks_[best].bytes = bytes;
-        blocks_[best].free = false;
         count_in_use(bytes);
-        return memory_.begin() + blocks_[best].offset;
+        return block->first;
     }
 
+    /// Ignores what is not one of its blocks.
     void deallocate(void* data) {
         const std::lock_guard lock(mutex_);
         if constexpr (can_be_separate)
-            if (memory_.separate()) return deallocate_separately(data);
-        const auto at = std::find_if(blocks_.begin(), blocks_.end(), [&](const Block& block) {
-            return !block.free && memory_.begin() + block.offset == data;
-        });
-        if (at == blocks_.end()) return;
-        statistics_.in_use -= at->bytes;
-        at->free = true;
-        const auto i = static_cast<std::size_t>(at - blocks_.begin());
-        join_with_next(i);
-        if (i > 0) join_with_next(i - 1);
+            if (memory().separate()) return deallocate_separately(data);
+        const auto block = blocks_.find(static_cast<std::byte*>(data));
+        if (block == blocks_.end() || block->second.is_free()) return;
+        statistics_.in_use -= block->second.bytes;
+        set_free(block, block->second.bytes);
+        const auto next = std::next(block);
+        if (next != blocks_.end() && follows(next, block)) join(block, next);
+        if (block != blocks_.begin() && follows(block, std::prev(block))) join(std::prev(block), block);
     }
 
-    /// Hands what lies behind the last block in use back to the system.
+    /// Hands what lies behind the last block in use of each range back to the system.
     void release_unused() {
         const std::lock_guard lock(mutex_);
-        if (blocks_.empty() || !blocks_.back().free) return;
-        const std::size_t end = round_up(blocks_.back().offset, growth_step);
-        if (end >= statistics_.reserved) return;
-        memory_.resize(end);
-        statistics_.reserved = end;
-        blocks_.back().bytes = end - blocks_.back().offset;
-        if (blocks_.back().bytes == 0) blocks_.pop_back();
+        for (auto range = ranges_.rbegin(); range != ranges_.rend(); ++range) {
+            const auto last = last_block(*range);
+            if (last == blocks_.end() || !last->second.is_free()) continue;
+            const auto offset = static_cast<std::size_t>(last->first - range->memory.begin());
+            const std::size_t end = round_up(offset, growth_step);
+            if (end >= range->reserved) continue;
+            range->memory.resize(end);
+            statistics_.reserved -= range->reserved - end;
+            range->reserved = end;
+            auto entry = free_.extract({last->second.bytes, last->first});
+            if (end == offset) {
+                blocks_.erase(last);
+            } else {
+                last->second.bytes = entry.value().bytes = end - offset;
+                free_.insert(std::move(entry));
+            }
+        }
+        while (ranges_.size() > 1 && ranges_.back().reserved == 0) ranges_.pop_back();
     }
 
     WorkspaceStatistics statistics() const {
@@ -97,19 +114,42 @@ public:
     }
 
 private:
-    struct Block {  // they cover the range, in order
-        std::size_t offset, bytes;
-        bool free;
+    struct Range {
+        Memory memory;
+        std::size_t reserved = 0;
     };
+    /// A free block, by its size.
+    struct Free {
+        std::size_t bytes;
+        std::byte* begin;
+        bool operator<(const Free& other) const {
+            return bytes != other.bytes ? bytes < other.bytes : std::less<>()(begin, other.begin);
+        }
+    };
+    using FreeBlocks = std::pmr::set<Free>;
+    struct Block {
+        std::size_t bytes, range;
+        /// Its entry among the free blocks while it is in use: giving a block back allocates nothing.
+        typename FreeBlocks::node_type when_free;
+        bool is_free() const { return when_free.empty(); }
+    };
+    using Blocks = std::pmr::map<std::byte*, Block>;  // they cover the ranges
+    using Iterator = typename Blocks::iterator;
 
     static constexpr bool can_be_separate = requires(const Memory& memory) { memory.separate(); };
+    static constexpr bool can_have_more = requires(const Memory& memory) {
+        memory.capacity();
+        Memory::more(std::size_t{}, std::size_t{});
+    };
+
+    Memory& memory() { return ranges_.front().memory; }
 
     void count_in_use(std::size_t bytes) {
         statistics_.in_use += bytes;
         statistics_.peak = std::max(statistics_.peak, statistics_.in_use);
     }
     void* allocate_separately(std::size_t bytes) {
-        void* const data = memory_.allocate(std::max(bytes, std::size_t{1}));
+        void* const data = memory().allocate(std::max(bytes, std::size_t{1}));
         separate_[data] = bytes;
         ++statistics_.system_allocations;
         count_in_use(bytes);
@@ -120,40 +160,74 @@ private:
         if (at == separate_.end()) return;
         statistics_.in_use -= at->second;
         separate_.erase(at);
-        memory_.deallocate(data);
+        memory().deallocate(data);
     }
 
     static std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-    std::size_t find_free(std::size_t bytes) const {
-        std::size_t best = blocks_.size();
-        for (std::size_t i = 0; i < blocks_.size(); ++i) {
-            const bool fits = blocks_[i].free && blocks_[i].bytes >= bytes;
-            if (fits && (best == blocks_.size() || blocks_[i].bytes < blocks_[best].bytes)) best = i;
+    /// A new block; with nothing changed when there is no memory for it.
+    Iterator add_free(std::byte* begin, std::size_t bytes, std::size_t range) {
+        const auto entry = free_.insert({bytes, begin}).first;
+        try {
+            return blocks_.emplace(begin, Block{bytes, range, {}}).first;
+        } catch (...) {
+            free_.erase(entry);
+            throw;
         }
-        return best;
     }
-    /// Moves the end of the range so that its last block is free and fits.
-    std::size_t grow(std::size_t bytes) {
-        const bool extends = !blocks_.empty() && blocks_.back().free;
-        const std::size_t offset = extends ? blocks_.back().offset : statistics_.reserved;
-        const std::size_t end = round_up(offset + bytes, growth_step);
-        blocks_.reserve(blocks_.size() + 2);
-        memory_.resize(end);
-        statistics_.reserved = end;
+    /// A block in use becomes free, of so many bytes.
+    void set_free(Iterator block, std::size_t bytes) {
+        block->second.bytes = bytes;
+        block->second.when_free.value() = {bytes, block->first};
+        free_.insert(std::move(block->second.when_free));
+    }
+    bool follows(Iterator next, Iterator block) const {
+        return next->second.is_free() && block->second.is_free() && next->second.range == block->second.range;
+    }
+    /// Of two free neighbours, the first takes over the second.
+    void join(Iterator block, Iterator next) {
+        auto entry = free_.extract({block->second.bytes, block->first});
+        free_.erase({next->second.bytes, next->first});
+        entry.value().bytes = block->second.bytes += next->second.bytes;
+        free_.insert(std::move(entry));
+        blocks_.erase(next);
+    }
+    /// The end of the blocks if the range has none.
+    Iterator last_block(const Range& range) {
+        if (range.reserved == 0) return blocks_.end();
+        return std::prev(blocks_.upper_bound(range.memory.begin() + (range.reserved - 1)));
+    }
+    /// Moves the end of a range, or adds one, so that its last block is free and fits.
+    Iterator grow(std::size_t bytes) {
+        auto* range = &ranges_.back();
+        auto last = last_block(*range);
+        bool extends = last != blocks_.end() && last->second.is_free();
+        std::size_t offset = range->reserved - (extends ? last->second.bytes : 0);
+        std::size_t end = round_up(offset + bytes, growth_step);
+        if constexpr (can_have_more)
+            if (end > range->memory.capacity()) {
+                ranges_.push_back({Memory::more(round_up(bytes, growth_step), statistics_.reserved)});
+                range = &ranges_.back();
+                extends = false;
+                offset = 0;
+                end = round_up(bytes, growth_step);
+            }
+        const std::size_t before = range->reserved;
+        range->memory.resize(end);
+        range->reserved = end;
+        statistics_.reserved += end - before;
         ++statistics_.system_allocations;
-        if (!extends) blocks_.push_back({offset, 0, true});
-        blocks_.back().bytes = end - offset;
-        return blocks_.size() - 1;
-    }
-    void join_with_next(std::size_t i) {
-        if (i + 1 >= blocks_.size() || !blocks_[i].free || !blocks_[i + 1].free) return;
-        blocks_[i].bytes += blocks_[i + 1].bytes;
-        blocks_.erase(blocks_.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+        if (!extends) return add_free(range->memory.begin() + offset, end - offset, ranges_.size() - 1);
+        auto entry = free_.extract({last->second.bytes, last->first});
+        last->second.bytes = entry.value().bytes = end - offset;
+        free_.insert(std::move(entry));
+        return last;
     }
 
-    Memory memory_;
-    std::vector<Block> blocks_;
+    std::pmr::unsynchronized_pool_resource nodes_;  // of the two trees
+    std::deque<Range> ranges_;
+    Blocks blocks_{&nodes_};
+    FreeBlocks free_{&nodes_};
     std::map<void*, std::size_t> separate_;
     WorkspaceStatistics statistics_;
     mutable std::mutex mutex_;

@@ -9,18 +9,10 @@
 #include <utility>
 #include <vector>
 
+#include <colt5/core/allocations.hpp>
 #include <colt5/cuda/error.cuh>
 
 namespace colt5 {
-
-/// How tensors get their memory on a device. All but the first are there to find faults: slow, and nothing can be
-/// captured into a graph.
-enum class Allocations {
-    together,          ///< in one range of addresses, which grows to the largest need
-    separate,          ///< each by a cudaMalloc of its own, so that compute-sanitizer sees what leaves it
-    separate_with_nan  ///< the same, filled with NaN (integers: −1), which spread from what is read and was never
-                       ///< written
-};
 
 namespace cuda {
 
