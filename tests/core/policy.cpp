@@ -37,7 +37,7 @@ int threads_where(bool one_processor, const char* omp_num_threads) {
             cpu_set_t may_use, one;
             sched_getaffinity(0, sizeof may_use, &may_use);
             CPU_ZERO(&one);
-            int first = 0;
+            std::size_t first = 0;
             while (!CPU_ISSET(first, &may_use)) ++first;
             CPU_SET(first, &one);
             sched_setaffinity(0, sizeof one, &one);
