@@ -216,7 +216,7 @@ PackMask<Lanes> operator==(const Pack<T, Lanes>& a, const Pack<T, Lanes>& b) {
 }
 template <typename T, Index Lanes>
 PackMask<Lanes> operator!=(const Pack<T, Lanes>& a, const Pack<T, Lanes>& b) {
-    return detail::compare([](const auto& x, const auto& y) { return x != y; }, a, b);
+    return !(a == b);  // xsimd's own != is false for NaN with some instruction sets
 }
 template <Index Lanes>
 PackMask<Lanes> operator&&(const PackMask<Lanes>& a, const PackMask<Lanes>& b) {
@@ -248,7 +248,7 @@ Pack<T, Lanes> select(const PackMask<Lanes>& mask, const Pack<T, Lanes>& a, cons
 }
 template <Index Lanes>
 PackMask<Lanes> select(const PackMask<Lanes>& mask, const PackMask<Lanes>& a, const PackMask<Lanes>& b) {
-    return {(mask.bits & a.bits) | (!mask.bits & b.bits)};
+    return {(mask.bits & a.bits) | ((!mask.bits) & b.bits)};
 }
 
 template <typename To, typename T, Index Lanes>
