@@ -28,11 +28,11 @@ public:
     using Base::Base;
 
     Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        return choose(policy, this->logits(policy, x), mask, num_tokens);
+        return choose(policy, this->logits(policy, x, mask), mask, num_tokens);
     }
 
     Pass forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        auto logits = this->logits(policy, x);                    // (b, r, n)
+        auto logits = this->logits(policy, x, mask);              // (b, r, n)
         auto routing = choose(policy, logits, mask, num_tokens);  // (b, r, k)
         return {std::move(routing), std::move(logits)};
     }

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include <colt5/op/clean_padding.hpp>
 #include <colt5/op/route_logits.hpp>
 #include <colt5/op/shared_gradient.hpp>
 #include <colt5/router/router.hpp>
@@ -26,6 +27,7 @@ public:
     using Logit = accumulate_t<Scalar>;
     static constexpr Index num_routing_tokens = config.num_routing_tokens;
     static constexpr double logit_scale = 1;
+    static constexpr bool masked_tokens_take_part = false;  // whether their logits are read
 
     struct Gradients {
         MatrixTensor<Logit, P> routing_token;  // (r, d)
@@ -47,7 +49,9 @@ public:
         expect_shape("x", x.shape(), {pass.routing.indices.extent(0), dynamic, config.dim});
         expect_shape("d_x", d_x.shape(), x.shape());
         expect_shape("d_scores", d_scores.shape(), pass.routing.indices.shape());
-        route_logits_vjp(policy, d_x, gradients.routing_token.view(), self.d_logits(policy, pass, d_scores, mask), x,
+        const auto d_logits = self.d_logits(policy, pass, d_scores, mask);
+        const auto copy = clean_copy(policy, x, mask);
+        route_logits_vjp(policy, d_x, gradients.routing_token.view(), d_logits, copy ? copy.const_view() : x,
                          routing_token, Self::logit_scale);
     }
 
@@ -62,10 +66,20 @@ public:
     }
 
 protected:
-    auto logits(const P& policy, TokensView<const Scalar> x) const {  // (b, r, n)
+    auto logits(const P& policy, TokensView<const Scalar> x, Mask mask) const {  // (b, r, n)
         expect_parameters();
         expect_shape("x", x.shape(), {dynamic, dynamic, config.dim});
-        return route_logits(policy, x, routing_token, Self::logit_scale);
+        const auto copy = clean_copy(policy, x, mask);
+        return route_logits(policy, copy ? copy.const_view() : x, routing_token, Self::logit_scale);
+    }
+
+private:
+    /// Where masked tokens take part: of a policy that cleans padding as it reads, the clean tokens; otherwise nothing.
+    static TokensTensor<Scalar, P> clean_copy([[maybe_unused]] const P& policy,
+                                              [[maybe_unused]] TokensView<const Scalar> x, [[maybe_unused]] Mask mask) {
+        if constexpr (cleans_as_it_reads<P> && Self::masked_tokens_take_part)
+            if (mask) return copy_with_clean_padding(policy, x, mask);
+        return {};
     }
 };
 

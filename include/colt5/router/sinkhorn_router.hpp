@@ -104,6 +104,7 @@ class SinkhornRouter : public LinearRouter<SinkhornRouter<config, Scalar, P>, co
 
 public:
     using typename Base::Logit;
+    static constexpr bool masked_tokens_take_part = kwargs.masked_tokens_take_part;
     static constexpr bool picks_repeat = true;
 
     struct Pass {
@@ -148,7 +149,7 @@ public:
 private:
     Pass choose(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens, bool training) const {
         Pass pass;
-        pass.logits = this->logits(policy, x);  // (b, r, n)
+        pass.logits = this->logits(policy, x, mask);  // (b, r, n)
         const auto [batch, routes, length] = pass.logits.shape();
         using Source = typename GumbelNoise<Logit>::Source;
         if (noise.source == Source::seeded) {
