@@ -107,6 +107,8 @@ def cases(quick, shrink):
         yield Case(f'coordinate_descent_{n_iters}', 'coordinate_descent', numbers=(n_iters, 1152, 0), **descent)
         yield Case(f'routing_{n_iters}', 'coordinate_descent', numbers=(n_iters, 1152, 1024), **descent)
     yield Case('routing_50_one_row', 'coordinate_descent', numbers=(50, 1152, 1024), **(descent | dict(batch=1)))
+    for n in (40000,) if quick else (10000, 40000):
+        yield Case(f'many_tensors_{n}', 'many_tensors', 1, n, 1, backward=False, threads=1)
     yield Case('light_attention', 'light_attention', 2, piece, kernels=light_attention_kernels(2, piece, 512, **FLAGSHIP))
     yield Case('feed_forward', 'conditional_routed_feed_forward', 2, piece,
                kernels=feed_forward_kernels(2, piece, 512, **FLAGSHIP))
@@ -268,6 +270,8 @@ def goals(bench):
             seconds = number(f'routing_{n_iters}_{mode}', 'ours_s')
             words = mode.replace('_backward', ' and backward')
             add(f'routing of 2 × 32768 on one core, {n_iters} iterations, {words}, ms', seconds and seconds * 1e3, most=most)
+    add('40000 tensors: time a tensor over that of 10000', quotient(
+        of(('many_tensors_40000_forward', 'ours_s'), ('many_tensors_10000_forward', 'ours_s')), 4), most=2)
     for mode in ('forward', 'forward_backward'):
         a_token = {row['length']: row['ours_s'] / row['length'] for row in growth(bench, 16, mode)}
         for length in a_token:

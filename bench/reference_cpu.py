@@ -64,6 +64,13 @@ class Case:
         elif program == 'top_k':  # here and below: logits (batch, 1, length)
             self.x = torch.randn(batch, 1, length)
             self.forward = lambda x: x.topk(numbers[0], dim=-1).indices.float()
+        elif program == 'many_tensors':
+            self.x = torch.randn(batch, 1, length)
+
+            def make_tensors(x):
+                tensors = [torch.empty(1 + i % 7, 64) for i in range(x.numel())]
+                return x[:len(tensors)]  # which all live until here
+            self.forward = make_tensors
         elif program == 'coordinate_descent':
             n_iters, k, chosen = numbers
             self.x = torch.randn(batch, 1, length) * (22 if wide_logits else 1)
