@@ -121,9 +121,10 @@ void check_products_alone(Precision precision) {
     std::uint64_t seed = 0;
     for (const auto& [in, out] : std::array<std::array<Index, 2>, 8>{
              {{512, 1536}, {512, 2048}, {2048, 512}, {512, 256}, {256, 512}, {48, 96}, {7, 5}, {640, 1}}})
-        for (const Index length : {1, 13, 128, 1000, 1024, 4100})
+        for (const Index length : {1, 13, 128, 1000, 2100, 4100})
             for (const Index routes : {1, 2}) {
                 if (sanitized() && length * in * out > 10'000'000) continue;
+                if (batch * routes * length * (in + out) > 13'000'000) continue;  // the host compares them
                 CAPTURE(in);
                 CAPTURE(out);
                 CAPTURE(length);

@@ -83,7 +83,7 @@ class MatmulPreference {
 public:
     MatmulPreference(std::uint32_t alignment, Sums sums) {
         check(cublasLtMatmulPreferenceCreate(&owned_.handle), "cublasLtMatmulPreferenceCreate");
-        set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::size_t{sums == Sums::shared ? 32u << 20 : 0u});
+        set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, most_workspace);
         if (sums == Sums::by_row) set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, CUBLASLT_REDUCTION_SCHEME_NONE);
         for (const auto attribute :
              {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -91,6 +91,8 @@ public:
             set(attribute, alignment);
     }
     cublasLtMatmulPreference_t handle() const { return owned_.handle; }
+
+    static constexpr std::size_t most_workspace = std::size_t{32} << 20;
 
 private:
     template <typename Value>
@@ -151,8 +153,11 @@ public:
             cublasLtMatmulHeuristicResult_t result{};
             const cublasStatus_t status = cublasLtMatmulAlgoCheck(blas, operation.handle, with.b.handle, with.a.handle,
                                                                   with.c.handle, with.c.handle, &algorithm, &result);
-            return status == CUBLAS_STATUS_SUCCESS && result.state == CUBLAS_STATUS_SUCCESS &&
-                   result.workspaceSize <= workspace_bytes;
+            if (status != CUBLAS_STATUS_SUCCESS || result.state != CUBLAS_STATUS_SUCCESS ||
+                result.workspaceSize > MatmulPreference::most_workspace)
+                return false;
+            workspace_bytes = std::max(workspace_bytes, result.workspaceSize);
+            return true;
         };
         make(layouts, all);
         if (sums == Sums::shared) {
