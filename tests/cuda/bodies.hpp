@@ -23,6 +23,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     };
     add("linear", linear_case<T, P>);
     add("norms", norms_case<T, P>);
+    add("feedforward", feed_forward_case<T, P>);
     add("expressions", expressions_case<T, P>);
     add("gather", gather_case<T, P>);
     add("routing", routing_case<T, P>);

@@ -150,4 +150,11 @@ private:
     std::uint64_t seed_, drawn_ = 0;
 };
 
+template <typename P, typename A, typename B>
+bool same_bits(const P& policy, const A& a, const B& b) {
+    const auto of_a = to_host(policy, a), of_b = to_host(policy, b);
+    const auto same = [](const auto& x, const auto& y) { return static_cast<double>(x) == static_cast<double>(y); };
+    return std::equal(of_a.begin(), of_a.end(), of_b.begin(), of_b.end(), same);
+}
+
 }  // namespace cases

@@ -30,8 +30,12 @@ void record_module(Recorder<P>& record, Draw<T, P>& draw, const Module& of, cons
     } else {
         record("d_tokens", d);
     }
-    Module::each_parameter([&](const std::string& name, auto& gradient) { record("gradient of " + name, gradient); },
-                           "", gradients);
+    // That of a routing token comes from inner products of gradients and outputs.
+    Module::each_parameter(
+        [&](const std::string& name, auto& gradient) {
+            record("gradient of " + name, gradient, name.ends_with("routing_token") ? Kind::amplified : Kind::rounded);
+        },
+        "", gradients);
 }
 
 constexpr TransformerBlockConfig block_config(RouterType router, Index routes = 2) {
@@ -72,13 +76,6 @@ Results half_block_case(const P& policy, const Setting& setting) {
         record_module(record, draw, draw.template made<typename Block::FeedForward>(), x, mask, FeedForwardTokens{},
                       residual);
     return record.results;
-}
-
-template <typename P, typename A, typename B>
-bool same_bits(const P& policy, const A& a, const B& b) {
-    const auto of_a = to_host(policy, a), of_b = to_host(policy, b);
-    const auto same = [](const auto& x, const auto& y) { return static_cast<double>(x) == static_cast<double>(y); };
-    return std::equal(of_a.begin(), of_a.end(), of_b.begin(), of_b.end(), same);
 }
 
 /// The block is its two halves, bit for bit. Where numbers are rounded less than in float, this is all that can be said

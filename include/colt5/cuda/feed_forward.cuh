@@ -2,6 +2,8 @@
 #pragma once
 
 #include <colt5/cuda/column_sums.cuh>
+#include <colt5/cuda/fused_feed_forward.cuh>
+#include <colt5/cuda/gelu.cuh>
 #include <colt5/cuda/linear.cuh>
 #include <colt5/cuda/rms_norm.cuh>
 #include <colt5/cuda/warp_row.cuh>
@@ -27,8 +29,9 @@ __global__ void __launch_bounds__(sum_threads)
                 Pack<T, width> out, d_in;
                 for (int e = 0; e < width; ++e) {
                     const Sum v = static_cast<Sum>(xs.values[e]);
-                    out.values[e] = static_cast<T>(expr::scalar::gelu(v));
-                    d_in.values[e] = static_cast<T>(static_cast<Sum>(dys.values[e]) * expr::scalar::gelu_slope(v));
+                    const Gelu<T> gelu(v);
+                    out.values[e] = static_cast<T>(gelu.value);
+                    d_in.values[e] = static_cast<T>(static_cast<Sum>(dys.values[e]) * gelu.slope);
                     of_lane.add(0, i, j, e, static_cast<Sum>(d_in.values[e]));
                 }
                 store_pack(y + row * d + j, out);
@@ -41,6 +44,16 @@ __global__ void __launch_bounds__(sum_threads)
 }
 
 }  // namespace cuda
+
+/// In 16 bits as one kernel where that can do it.
+template <HalfPrecision T>
+void feed_forward_kernel(const Cuda& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
+                         const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
+    if (cuda::fused::takes(policy, y, before, x, parameters, add))
+        cuda::fused::launch_feed_forward(policy, y, before, x, parameters, add);
+    else
+        detail::feed_forward_in_steps(policy, y, before, x, parameters, add);
+}
 
 /// What GELU makes of `before`, its gradient and the bias's come from one pass.
 template <typename T, std::size_t routes>

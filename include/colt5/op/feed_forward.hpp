@@ -22,10 +22,11 @@ struct FeedForwardParameters {
     VectorView<T> project_bias;    // (d)
 };
 
-/// For any policy: one step after the other. A policy that can keep some rows at hand overloads these.
+namespace detail {
+/// One step after the other.
 template <Policy P, typename T>
-void feed_forward_kernel(const P& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
-                         const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
+void feed_forward_in_steps(const P& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
+                           const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
     const auto& [norm, hidden_weight, hidden_bias, project_weight, project_bias] = parameters;
     TokensTensor<T, P> h;  // (b, n, h)
     if (before) {
@@ -36,6 +37,14 @@ void feed_forward_kernel(const P& policy, TokensView<T> y, TokensView<T> before,
         assign(policy, h, gelu(h));
     }
     linear(policy, y, h, project_weight, project_bias, add);
+}
+}  // namespace detail
+
+/// For any policy. One that can keep some rows at hand overloads these.
+template <Policy P, typename T>
+void feed_forward_kernel(const P& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
+                         const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
+    detail::feed_forward_in_steps(policy, y, before, x, parameters, add);
 }
 template <Policy P, typename T, std::size_t routes>
 void feed_forward_vjp_kernel(const P& policy, TokensView<T> d_x,

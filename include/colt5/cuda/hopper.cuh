@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include <cuda.h>
+
+#include <colt5/core/scalar.hpp>
+#include <colt5/cuda/launch.cuh>
+
+/// The instructions of compute capability 9.0a that kernels for it are made of, one function each: barriers in shared
+/// memory, bulk copies by the tensor memory accelerator (TMA), and products of a warpgroup (wgmma). The PTX ISA
+/// describes them. Elsewhere they compile to nothing.
+namespace colt5::cuda::hopper {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define COLT5_HOPPER 1
+#endif
+
+__device__ inline std::uint32_t shared_address(const void* shared) {
+    return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+/// A barrier in shared memory (mbarrier). A phase ends when all arrivals and all bytes that were announced have come.
+struct Barrier {
+    __device__ void init(unsigned arrivals) {
+        asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals));
+    }
+    __device__ void arrive() {
+#if defined(COLT5_HOPPER)
+        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+#endif
+    }
+    /// Arrives, and announces bytes.
+    __device__ void expect(unsigned bytes) {
+#if defined(COLT5_HOPPER)
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
+                     : "memory");
+#endif
+    }
+    /// Until the phase of this parity has ended.
+    __device__ void wait(unsigned parity) {
+#if defined(COLT5_HOPPER)
+        asm volatile(
+            "{\n.reg .pred done;\n"
+            "again:\n"
+            "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+            "@!done bra again;\n}\n" ::"r"(shared_address(this)),
+            "r"(parity)
+            : "memory");
+#endif
+    }
+
+    std::uint64_t state;
+};
+
+/// After barriers have been initialized, before another proxy or block uses them.
+__device__ inline void fence_barrier_init() {
+#if defined(COLT5_HOPPER)
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+/// `bytes` neighbours of global memory.
+__device__ inline void bulk_load(void* to, const void* from, unsigned bytes, Barrier& barrier) {
+#if defined(COLT5_HOPPER)
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                     shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(&barrier))
+                 : "memory");
+#endif
+}
+/// The box of a tensor map at (column, row), in the layout of the map.
+__device__ inline void tensor_load(void* to, const CUtensorMap& map, int column, int row, Barrier& barrier) {
+#if defined(COLT5_HOPPER)
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+            shared_address(to)),
+        "l"(&map), "r"(column), "r"(row), "r"(shared_address(&barrier))
+        : "memory");
+#endif
+}
+/// Tells wgmma of a matrix in shared memory: rows of 128 bytes, in groups of eight that lie one after the other, whose
+/// 16-byte units are swizzled as TMA does it (CU_TENSOR_MAP_SWIZZLE_128B): unit u of row r lies at u ^ (r % 8). The
+/// first row is at a multiple of 1024 bytes. 32 bytes further along the rows is the descriptor plus 2.
+__device__ inline std::uint64_t matrix_descriptor(const void* shared) {
+    constexpr std::uint64_t group_stride = std::uint64_t{1024 >> 4} << 32, swizzle_128 = std::uint64_t{1} << 62;
+    return swizzle_128 | group_stride | (std::uint64_t{1} << 16) | ((shared_address(shared) & 0x3FFFFu) >> 4);
+}
+
+/// Before the first product after registers or shared memory were written.
+__device__ inline void fence_products() {
+#if defined(COLT5_HOPPER)
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+}
+/// Ends a group of products.
+__device__ inline void commit_products() {
+#if defined(COLT5_HOPPER)
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+}
+/// Until all but the last `pending` groups of products are done.
+template <int pending>
+__device__ inline void wait_products() {
+#if defined(COLT5_HOPPER)
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+#endif
+}
+/// How many registers each thread of this warpgroup may have from now on.
+template <int registers>
+__device__ inline void lower_registers() {
+#if defined(COLT5_HOPPER)
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+#endif
+}
+template <int registers>
+__device__ inline void raise_registers() {
+#if defined(COLT5_HOPPER)
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+#endif
+}
+
+#define COLT5_EIGHT(i)                                                                                          \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+        "+f"(d[i + 7])
+#define COLT5_32 COLT5_EIGHT(0), COLT5_EIGHT(8), COLT5_EIGHT(16), COLT5_EIGHT(24)
+#define COLT5_128                                                                                             \
+    COLT5_EIGHT(0), COLT5_EIGHT(8), COLT5_EIGHT(16), COLT5_EIGHT(24), COLT5_EIGHT(32), COLT5_EIGHT(40),       \
+        COLT5_EIGHT(48), COLT5_EIGHT(56), COLT5_EIGHT(64), COLT5_EIGHT(72), COLT5_EIGHT(80), COLT5_EIGHT(88), \
+        COLT5_EIGHT(96), COLT5_EIGHT(104), COLT5_EIGHT(112), COLT5_EIGHT(120)
+#define COLT5_NAMES_32                                                       \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define COLT5_NAMES_128                                                                            \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "             \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "             \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define COLT5_PRODUCT(columns, types, names, predicate, operands)   \
+    "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " predicate \
+    ", 0;\n"                                                        \
+    "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." types " {" names "}, " operands ";\n}\n"
+
+/// d (64, 256) = or += a (64, 16) · b (256, 16)ᵀ of 16-bit numbers, summed in float. Of d, thread t of the warpgroup
+/// has row 16 (t / 32) + t % 32 / 4 and the one 8 below, and in each eight columns two from 2 (t % 4) on: d[4 j], d[4 j
+/// + 1] in the upper and d[4 j + 2], d[4 j + 3] in the lower row, from column 8 j on.
+template <HalfPrecision T>
+__device__ inline void product(float (&d)[128], std::uint64_t a, std::uint64_t b, bool accumulate) {
+#if defined(COLT5_HOPPER)
+    const int add = accumulate;
+    if constexpr (std::is_same_v<T, bfloat16>)
+        asm volatile(COLT5_PRODUCT("256", "bf16.bf16", COLT5_NAMES_128, "%130", "%128, %129, accumulate, 1, 1, 0, 0")
+                     : COLT5_128
+                     : "l"(a), "l"(b), "r"(add));
+    else
+        asm volatile(COLT5_PRODUCT("256", "f16.f16", COLT5_NAMES_128, "%130", "%128, %129, accumulate, 1, 1, 0, 0")
+                     : COLT5_128
+                     : "l"(a), "l"(b), "r"(add));
+#endif
+}
+/// The same for d (64, 64) and b (64, 16), with a in registers, two numbers in each: those of a d from columns 16 k on,
+/// packed: (d[8 k], d[8 k + 1]), (d[8 k + 2], d[8 k + 3]), …
+template <HalfPrecision T>
+__device__ inline void product(float (&d)[32], const std::uint32_t* a, std::uint64_t b, bool accumulate) {
+#if defined(COLT5_HOPPER)
+    const int add = accumulate;
+    if constexpr (std::is_same_v<T, bfloat16>)
+        asm volatile(
+            COLT5_PRODUCT("64", "bf16.bf16", COLT5_NAMES_32, "%37", "{%32, %33, %34, %35}, %36, accumulate, 1, 1, 0")
+            : COLT5_32
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+    else
+        asm volatile(
+            COLT5_PRODUCT("64", "f16.f16", COLT5_NAMES_32, "%37", "{%32, %33, %34, %35}, %36, accumulate, 1, 1, 0")
+            : COLT5_32
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+#endif
+}
+
+#undef COLT5_PRODUCT
+#undef COLT5_NAMES_128
+#undef COLT5_NAMES_32
+#undef COLT5_128
+#undef COLT5_32
+#undef COLT5_EIGHT
+
+/// A matrix (rows, columns) in global memory as TMA sees it: boxes of `box_rows` rows of 128 bytes, swizzled as
+/// matrix_descriptor says. What lies outside is read as zeros and not written.
+template <HalfPrecision T>
+CUtensorMap tensor_map(const T* data, Index rows, Index columns, int box_rows) {
+    using Encode = decltype(&cuTensorMapEncodeTiled);
+    static const Encode encode = [] {
+        void* entry = nullptr;
+        cudaDriverEntryPointQueryResult found{};
+        check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found),
+              "cudaGetDriverEntryPointByVersion");
+        return reinterpret_cast<Encode>(entry);
+    }();
+    CUtensorMap map{};
+    const cuuint64_t size[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+    const cuuint64_t stride[1] = {static_cast<cuuint64_t>(columns) * sizeof(T)};
+    const cuuint32_t box[2] = {128 / sizeof(T), static_cast<cuuint32_t>(box_rows)}, step[2] = {1, 1};
+    const CUresult status =
+        encode(&map, std::is_same_v<T, bfloat16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+               2, const_cast<T*>(data), size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (status != CUDA_SUCCESS) throw CudaError("colt5: cuTensorMapEncodeTiled failed: code " + std::to_string(status));
+    return map;
+}
+
+}  // namespace colt5::cuda::hopper
