@@ -70,7 +70,7 @@ public:
         return allocations_ != Allocations::together;
     }
     void* allocate(std::size_t bytes) const {
-        void* const data = ::operator new(bytes, alignment, std::nothrow);
+        void* const data = bytes > physical_memory() ? nullptr : ::operator new(bytes, alignment, std::nothrow);
         if (data == nullptr) fail(0, bytes);
         if (allocations_ == Allocations::separate_with_nan) std::memset(data, 0xFF, bytes);
         return data;
