@@ -128,7 +128,8 @@ TEST_CASE("assign: an expression with a row or column too few or too many is ref
     const Cpu policy(1);
     constexpr Index rows = 3, columns = 5;
     const auto refused = [&](auto&& expression_of) {
-        for (const auto& [i, j] : {std::array<Index, 2>{0, -1}, {0, 1}, {-1, 0}, {1, 0}, {0, -columns}, {-rows, 0}}) {
+        for (const auto& off : {std::array<Index, 2>{0, -1}, {0, 1}, {-1, 0}, {1, 0}, {0, -columns}, {-rows, 0}}) {
+            const Index i = off[0], j = off[1];
             CAPTURE(i);
             CAPTURE(j);
             const auto x = samples::matrix<float>(policy, rows + i, columns + j, 1, 2);

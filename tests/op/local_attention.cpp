@@ -325,11 +325,12 @@ TEST_CASE_TEMPLATE("local_attention: what is not finite reaches what sees it and
     const Cpu policy(1);
     enum { query, key, value, out_gradient };
     // One block of keys at once, or several; every position, or some in several segments.
-    for (const auto& [length, reach, step] :
+    for (const auto& problem :
          {std::array<Index, 3>{1, 1, 1}, {70, 1, 1}, {131, 9, 1}, {150, 64, 7}, {1100, 5, 97}, {1300, 300, 173}})
         for (const bool masked : {false, true})
-            for (Index at = 0; at < length; at += step)
+            for (Index at = 0; at < problem[0]; at += problem[2])
                 for (const int part : {query, key, value, out_gradient}) {
+                    const Index length = problem[0], reach = problem[1];
                     CAPTURE(length);
                     CAPTURE(reach);
                     CAPTURE(masked);

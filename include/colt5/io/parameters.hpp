@@ -81,10 +81,12 @@ public:
     }
 
     void finish() {
-        for (const auto& [name, entry] : file_.entries())
+        for (const auto& named : file_.entries()) {
+            const std::string& name = named.first;
             if (!expected_.contains(name) && std::any_of(beginnings_.begin(), beginnings_.end(),
                                                          [&](const std::string& b) { return name.starts_with(b); }))
                 add_problem({"tensor ", backquoted(name), " is unexpected: the module has no such parameter"});
+        }
         if (problems_ > 0) {
             if (problems_ > most_problems)
                 problem_list_ += concat({"\n  and ", std::to_string(problems_ - most_problems), " more"});
