@@ -317,6 +317,12 @@ TEST_CASE("workspace: a memory can be asked for every block on its own") {
     CHECK(workspace.statistics().in_use == 0);
     CHECK(workspace.statistics().peak == 10);
     CHECK(ledger.requests == 0);
+    {
+        Workspace<SeparateMemory> other(SeparateMemory{&ledger, &live});
+        other.allocate(10);
+        CHECK(live == 1);
+    }
+    CHECK(live == 0);  // gone with their workspace
 }
 
 TEST_CASE("workspace: sizes that would overflow when they are rounded up are out of memory") {

@@ -43,6 +43,10 @@ public:
     explicit Workspace(Memory memory = Memory()) { ranges_.push_back({std::move(memory)}); }
     Workspace(const Workspace&) = delete;
     Workspace& operator=(const Workspace&) = delete;
+    ~Workspace() {
+        if constexpr (can_be_separate)
+            for (const auto& [data, bytes] : separate_) memory().deallocate(data);
+    }
 
     /// Throws OutOfMemory, or what `Memory` throws.
     void* allocate(std::size_t bytes) {
