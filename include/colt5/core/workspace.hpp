@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <deque>
+#include <functional>
 #include <iterator>
 #include <limits>
 #include <map>
@@ -154,7 +155,12 @@ private:
     }
     void* allocate_separately(std::size_t bytes) {
         void* const data = memory().allocate(std::max(bytes, std::size_t{1}));
-        separate_[data] = bytes;
+        try {
+            separate_[data] = bytes;
+        } catch (...) {
+            memory().deallocate(data);
+            throw;
+        }
         ++statistics_.system_allocations;
         count_in_use(bytes);
         return data;
@@ -221,7 +227,16 @@ private:
         range->reserved = end;
         statistics_.reserved += end - before;
         ++statistics_.system_allocations;
-        if (!extends) return add_free(range->memory.begin() + offset, end - offset, ranges_.size() - 1);
+        if (!extends) {
+            try {
+                return add_free(range->memory.begin() + offset, end - offset, ranges_.size() - 1);
+            } catch (...) {  // no memory for the node
+                range->memory.resize(before);
+                range->reserved = before;
+                statistics_.reserved -= end - before;
+                throw;
+            }
+        }
         auto entry = free_.extract({last->second.bytes, last->first});
         last->second.bytes = entry.value().bytes = end - offset;
         free_.insert(std::move(entry));

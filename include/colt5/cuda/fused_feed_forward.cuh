@@ -12,7 +12,7 @@
 #include <colt5/op/feed_forward.hpp>
 
 /// The light feedforward as one kernel of compute capability 9.0a, for a model dimension of 512 and a hidden layer of
-/// 256: what lies between x and y never leaves the multiprocessor, and the hidden layer not even its registers.
+/// 256: what lies between x and y never leaves the multiprocessor, and the hidden layer stays in registers.
 ///
 ///     RMSNorm scales rows, and gamma columns:  norm(x) · hidden_weightᵀ = s ∘ (x · (hidden_weight ∘ gamma)ᵀ)
 ///
@@ -250,9 +250,10 @@ __device__ void consume(Shared& shared, T* y, T* before, const T* add, Redo* red
     auto& turned = shared.turned[static_cast<int>(threadIdx.x) / warp_size - warpgroup / warp_size];
     std::uint32_t h[64];
     Slot slot;
-    int previous = 0;  // the stage that is still read
-    const auto release = [&](int stage) {
-        if (at.thread == 0) shared.empty[stage].arrive();
+    int previous = 0;                      // the stage that is still read
+    const auto release = [&](int stage) {  // each warp has read x by loads of its own
+        __syncwarp();
+        if (at.lane == 0) shared.empty[stage].arrive();
     };
     for (int tile = static_cast<int>(blockIdx.x); tile < tiles; tile += static_cast<int>(gridDim.x)) {
         const Index first = static_cast<Index>(tile) * tile_rows + at.first_row;
@@ -336,7 +337,7 @@ __global__ void __launch_bounds__(bound, 1)
         shared.project_bias[i] = reinterpret_cast<const std::uint32_t*>(project_bias)[i];
     if (threadIdx.x == 0) {
         for (Barrier& barrier : shared.full) barrier.init(1);
-        for (Barrier& barrier : shared.empty) barrier.init(consumers);
+        for (Barrier& barrier : shared.empty) barrier.init(consumers * warpgroup / warp_size);
         fence_barrier_init();
     }
     __syncthreads();

@@ -11,7 +11,7 @@
 
 /// The instructions of compute capability 9.0a that kernels for it are made of, one function each: barriers in shared
 /// memory, bulk copies by the tensor memory accelerator (TMA), and products of a warpgroup (wgmma). The PTX ISA
-/// describes them. Elsewhere they compile to nothing.
+/// describes them. Compiled for another architecture, they do nothing.
 namespace colt5::cuda::hopper {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -199,6 +199,7 @@ CUtensorMap tensor_map(const T* data, Index rows, Index columns, int box_rows) {
         cudaDriverEntryPointQueryResult found{};
         check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found),
               "cudaGetDriverEntryPointByVersion");
+        if (found != cudaDriverEntryPointSuccess) throw CudaError("colt5: this driver has no cuTensorMapEncodeTiled");
         return reinterpret_cast<Encode>(entry);
     }();
     CUtensorMap map{};
