@@ -61,7 +61,7 @@ int threads_where(bool one_processor, const char* omp_num_threads) {
 }
 }  // namespace
 
-TEST_CASE("policy: tells its threads" * doctest::skip()) {  // for the next one
+TEST_CASE("policy: tells its threads" * doctest::skip()) {  // what threads_where starts in a process of its own
     if (std::getenv("COLT5_TEST_TELL_THREADS") == nullptr) return;
     const int threads = Cpu().threads();
     REQUIRE(write(3, &threads, sizeof threads) == static_cast<ssize_t>(sizeof threads));

@@ -30,12 +30,8 @@ void record_module(Recorder<P>& record, Draw<T, P>& draw, const Module& of, cons
     } else {
         record("d_tokens", d);
     }
-    // That of a routing token comes from inner products of gradients and outputs.
-    Module::each_parameter(
-        [&](const std::string& name, auto& gradient) {
-            record("gradient of " + name, gradient, name.ends_with("routing_token") ? Kind::amplified : Kind::rounded);
-        },
-        "", gradients);
+    Module::each_parameter([&](const std::string& name, auto& gradient) { record("gradient of " + name, gradient); },
+                           "", gradients);
 }
 
 constexpr TransformerBlockConfig block_config(RouterType router, Index routes = 2) {
