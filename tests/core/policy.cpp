@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <string>
 
-#include <colt5/core/policy.hpp>
+#include <colt5/cpu/policy.hpp>
 
 using namespace colt5;
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <colt5/core/random.hpp>
+#include <colt5/cpu/policy.hpp>
 
 using namespace colt5;
 

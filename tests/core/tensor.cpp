@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <colt5/core/tensor.hpp>
+#include <colt5/cpu/policy.hpp>
 
 using namespace colt5;
 

@@ -9,6 +9,7 @@
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/core/view.hpp>
+#include <colt5/cpu/policy.hpp>
 
 using namespace colt5;
 

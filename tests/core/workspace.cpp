@@ -20,10 +20,10 @@
 #include <utility>
 #include <vector>
 
-#include <colt5/core/policy.hpp>
 #include <colt5/core/random.hpp>
 #include <colt5/core/tensor.hpp>
 #include <colt5/core/workspace.hpp>
+#include <colt5/cpu/policy.hpp>
 
 using namespace colt5;
 

@@ -6,6 +6,7 @@
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/cpu/eigen.hpp>
+#include <colt5/cpu/policy.hpp>
 
 using namespace colt5;
 

@@ -5,6 +5,7 @@
 
 #include <colt5/core/random.hpp>
 #include <colt5/core/tensor.hpp>
+#include <colt5/cpu/policy.hpp>
 
 /// The least that the library's optimizers and files ask of a module: two parameters with state_dict names.
 template <typename T = float>

@@ -11,6 +11,7 @@
 
 #include <colt5/core/random.hpp>
 #include <colt5/core/tensor.hpp>
+#include <colt5/cpu/policy.hpp>
 
 /// What the tests of operations share: random tensors, comparisons and finite differences.
 namespace support {

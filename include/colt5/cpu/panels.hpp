@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <utility>
 
-#include <colt5/core/policy.hpp>
 #include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/policy.hpp>
 
 namespace colt5::cpu {
 

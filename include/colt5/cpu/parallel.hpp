@@ -7,7 +7,7 @@
 #include <atomic>
 #include <exception>
 
-#include <colt5/core/policy.hpp>
+#include <colt5/cpu/policy.hpp>
 
 namespace colt5 {
 

@@ -9,7 +9,9 @@
 #include <string>
 #include <utility>
 
+#include <colt5/core/allocations.hpp>
 #include <colt5/core/policy.hpp>
+#include <colt5/core/workspace.hpp>
 #include <colt5/cuda/device_memory.cuh>
 #include <colt5/cuda/error.cuh>
 

@@ -18,6 +18,8 @@
 
 namespace colt5 {
 
+class Cpu;  // <colt5/cpu.hpp>
+
 /// The defaults are those of torch.optim.AdamW.
 struct AdamWOptions {
     double lr = 1e-3;

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+/// The backend for the host, complete: the policy Cpu and its kernels of every operation.
+
+#include <colt5/core/error.hpp>
+#include <colt5/core/random.hpp>
+#include <colt5/core/scalar.hpp>
+#include <colt5/core/tensor.hpp>
+#include <colt5/core/view.hpp>
+#include <colt5/expr/expr.hpp>
+
+#include <colt5/cpu/adamw.hpp>
+#include <colt5/cpu/clean_padding.hpp>
+#include <colt5/cpu/coordinate_descent.hpp>
+#include <colt5/cpu/cumulative_softmax.hpp>
+#include <colt5/cpu/dense_attention.hpp>
+#include <colt5/cpu/eigen.hpp>
+#include <colt5/cpu/expr.hpp>
+#include <colt5/cpu/feed_forward.hpp>
+#include <colt5/cpu/gather.hpp>
+#include <colt5/cpu/global_norm.hpp>
+#include <colt5/cpu/layer_norm.hpp>
+#include <colt5/cpu/linear.hpp>
+#include <colt5/cpu/local_attention.hpp>
+#include <colt5/cpu/norm_linear.hpp>
+#include <colt5/cpu/pick.hpp>
+#include <colt5/cpu/policy.hpp>
+#include <colt5/cpu/projected_local_attention.hpp>
+#include <colt5/cpu/rms_norm.hpp>
+#include <colt5/cpu/route_logits.hpp>
+#include <colt5/cpu/sinkhorn.hpp>
+#include <colt5/cpu/top_k.hpp>
+#include <colt5/cpu/zero.hpp>
+#include <colt5/op/gelu.hpp>
+#include <colt5/op/softmax.hpp>
