@@ -1,38 +1,41 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/attention_passing.cuh>
+#include <colt5/cuda/attention_pipeline.cuh>
 #include <colt5/cuda/attention_rows.cuh>
 
 namespace colt5::cuda {
 
-/// The sizes of the forward kernel: each warp has 16 queries at a time, and keys pass through shared memory.
-template <typename Arithmetic_, int width_, Passing passing_mode>
+/// The sizes of the forward kernel. Each warp owns 16 queries at a time; keys and values are streamed through shared
+/// memory.
+template <typename Arithmetic_, int width_, Staging staging>
 struct ForwardShape {
     using Arithmetic = Arithmetic_;
     using T = typename Arithmetic::Scalar;
     using Sum = typename Arithmetic::Sum;
     using Tile = cuda::Tile<Arithmetic, width_>;
-    static constexpr bool marches = passing_mode == Passing::marching, at_once = passing_mode == Passing::at_once;
+    static constexpr bool slides = staging == Staging::sliding, whole_window = staging == Staging::whole_window;
     static constexpr int width = width_, row_bytes = width * sizeof(T);
     static constexpr int warps = row_bytes > 512 ? 2 : 4;
-    static constexpr int own = 16 * warps, threads = warp_size * warps, own_tiles = marches ? 2 : 1;
-    static constexpr int in_turn = row_bytes <= 256 ? 64 : row_bytes <= 512 ? 32 : 16;
-    static constexpr int passing = marches ? own : at_once ? window_rows<T>(own, own, Tile::stride) : in_turn;
-    static constexpr int stages = marches ? marching_places : at_once || row_bytes > 256 ? 1 : 2;
-    /// Groups of 16 keys per step of the softmax.
-    static constexpr int chunk = marches ? 2 : at_once ? 3 : passing / 16;
-    static constexpr int blocks_per_multiprocessor = marches ? 3 : row_bytes > 256 ? 1 : row_bytes > 128 ? 2 : 4;
+    static constexpr int tile_rows = 16 * warps, threads = warp_size * warps, tile_buffers = slides ? 2 : 1;
+    static constexpr int pipelined_rows = row_bytes <= 256 ? 64 : row_bytes <= 512 ? 32 : 16;
+    static constexpr int stage_rows = slides         ? tile_rows
+                                      : whole_window ? window_rows<T>(tile_rows, tile_rows, Tile::stride)
+                                                     : pipelined_rows;
+    static constexpr int stages = slides ? sliding_stages : whole_window || row_bytes > 256 ? 1 : 2;
+    /// Groups of 16 keys in each step of the online softmax.
+    static constexpr int chunk = slides ? 2 : whole_window ? 3 : stage_rows / 16;
+    static constexpr int blocks_per_multiprocessor = slides ? 3 : row_bytes > 256 ? 1 : row_bytes > 128 ? 2 : 4;
 
-    using Stage = PassingStage<Tile, Sum, passing, 1>;
+    using Stage = StagingBuffer<Tile, Sum, stage_rows, 1>;
     struct Shared {
-        T q[own_tiles][own * Tile::stride];
+        T q[tile_buffers][tile_rows * Tile::stride];
         Stage stage[stages];
     };
 };
 
-/// Online softmax over the blocks of keys that a tile of queries sees; see Attention. A block of the kernel has `tiles`
-/// tiles of queries, more than one if it marches.
+/// Attention by online softmax over the key range of a tile of queries. A block owns `tiles` tiles, more than one only
+/// with Staging::sliding.
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor)
     attention_forward(const Attention<typename Shape::T> a, typename Shape::T* out, typename Shape::Sum* log_sum_exp,
@@ -49,23 +52,24 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
 
     const int warp = warp_id();
-    const AttentionBlock<T> block(a, Shape::own * tiles);
+    const AttentionBlock<T> block(a, Shape::tile_rows * tiles);
     if (block.is_beyond(a)) return;
     const Rows<const T> q_rows = block.rows(a, a.q);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     const auto load_queries = [&](int tile) {
-        load_own_rows<Shape>(shared.q[tile % Shape::own_tiles], q_rows, block.first + tile * Shape::own, a.queries, a);
+        load_tile_rows<Shape>(shared.q[tile % Shape::tile_buffers], q_rows, block.first + tile * Shape::tile_rows,
+                              a.queries, a);
     };
 
-    // Of the warp's 16 queries in the current tile.
+    // State of the warp's 16 queries of the current tile.
     int first = 0, position = 0;
     T* own = nullptr;
     Left<Arithmetic, width, true> q;
     Sum largest[2], total[2], sum[width / 8][4];
     const auto begin = [&](int tile) {
-        first = block.first + tile * Shape::own + 16 * warp;
+        first = block.first + tile * Shape::tile_rows + 16 * warp;
         position = a.first + first;
-        own = shared.q[tile % Shape::own_tiles] + 16 * warp * Tile::stride;
+        own = shared.q[tile % Shape::tile_buffers] + 16 * warp * Tile::stride;
         q = Left<Arithmetic, width, true>(own);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -78,8 +82,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             for (int e = 0; e < 4; ++e) sum[j][e] = 0;
         return position;
     };
-    const auto see = [&](const auto& at, const Groups& which, int block_first, bool incomplete) {
-        const auto attend = [&](auto count, int group) {
+    const auto process = [&](const auto& at, const Groups& range, int first_key, bool incomplete) {
+        const auto process_chunk = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
             Sum score[groups][2][4];
 #pragma unroll
@@ -89,10 +93,10 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             }
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
-                const int columns = block_first + 16 * (group + c);
-                if (!sees_all(position, columns, a.reach))
+                const int columns = first_key + 16 * (group + c);
+                if (!all_in_reach(position, columns, a.reach))
                     for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_far(columns + column - position - row, a.reach)) score[c][j][e] = -infinity;
+                        if (is_out_of_reach(columns + column - position - row, a.reach)) score[c][j][e] = -infinity;
                     });
                 if (!incomplete) continue;
                 const std::uint32_t visible = at(group + c).stage.visible.of_group(at(group + c).row);
@@ -109,7 +113,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             for (int half = 0; half < 2; ++half) {
                 top[half] = row_reduce(top[half], Greater());
                 shift[half] = top[half] == -infinity ? Sum(0) : top[half] * to_log2;
-                const Sum shrink = power_of_two(largest[half] * to_log2 - shift[half]);
+                const Sum shrink = fast_exp2(largest[half] * to_log2 - shift[half]);
                 largest[half] = top[half];
                 total[half] *= shrink;
 #pragma unroll
@@ -121,10 +125,10 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 #pragma unroll
             for (int c = 0; c < groups; ++c)
                 for_each_entry([&](int j, int e, int, int) {
-                    score[c][j][e] = power_of_two(score[c][j][e] * to_log2 - shift[e / 2]);
+                    score[c][j][e] = fast_exp2(score[c][j][e] * to_log2 - shift[e / 2]);
                     total[e / 2] += score[c][j][e];
                 });
-            if (!Shape::marches && a.value_scale != nullptr)
+            if (!Shape::slides && a.value_scale != nullptr)
 #pragma unroll
                 for (int c = 0; c < groups; ++c) {
                     const auto& [stage, first_row] = at(group + c);
@@ -137,7 +141,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 Arithmetic::template multiply<width>(sum, score[c], stage.second + row * Tile::stride);
             }
         };
-        for_each_chunk<Shape::chunk>(which, attend);
+        for_each_chunk<Shape::chunk>(range, process_chunk);
     };
     const auto end = [&] {
         Sum factor[2];
@@ -150,30 +154,31 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 log_sum_exp[block.of_queries(a) + query] = largest[half] * a.scale + ::log(all);
         }
         Tile::store(own, sum, factor[0], factor[1], block.rows(a, a.out.with(out)), first, a.queries, a.dim_head,
-                    Shape::marches || a.vectors);
-        unsigned again = rows_with_nan(sum);
-        if (again == 0) return;
+                    Shape::slides || a.vectors);
+        unsigned recompute = rows_with_nan(sum);
+        if (recompute == 0) return;
         __syncwarp();
-        for (; again != 0; again &= again - 1) {
-            const int row = __ffs(static_cast<int>(again)) - 1;
+        for (; recompute != 0; recompute &= recompute - 1) {
+            const int row = __ffs(static_cast<int>(recompute)) - 1;
             if (first + row < a.queries)
                 attend_row(block.rows(a, a.out.with(out))[first + row], q_rows[first + row], block.rows(a, a.k),
-                           block.rows(a, a.v), RowsSeen(position + row, a.reach, a.keys, block.mask(a)),
+                           block.rows(a, a.v), MaskedKeyRange(position + row, a.reach, a.keys, block.mask(a)),
                            block.value_scale(a), to_log2, a.dim_head);
         }
     };
 
-    pass_keys<Shape>(a, block, shared.stage, tiles, load_queries, begin, see, end);
+    stream_keys<Shape>(a, block, shared.stage, tiles, load_queries, begin, process, end);
 }
 
 /// Assigns `out`, which has the layout of a.out, and log_sum_exp (batch, heads, queries) unless it is null.
 template <bool window, typename T>
 void run_attention_forward(const Cuda& policy, const Attention<T>& a, T* out, accumulate_t<T>* log_sum_exp) {
-    with_passing<window, T>(policy, a, [&]<typename Arithmetic, int width, Passing passing>() {
-        using Shape = ForwardShape<Arithmetic, width, passing>;
-        const int tiles = tiles_of_block<Shape>(policy, a, a.queries, Shape::own);
-        launch(policy, "attention_forward", attention_forward<Shape>, attention_grid(a, a.queries, Shape::own * tiles),
-               Shape::threads, sizeof(typename Shape::Shared), a, out, log_sum_exp, tiles);
+    with_staging<window, T>(policy, a, [&]<typename Arithmetic, int width, Staging staging>() {
+        using Shape = ForwardShape<Arithmetic, width, staging>;
+        const int tiles = tiles_of_block<Shape>(policy, a, a.queries, Shape::tile_rows);
+        launch(policy, "attention_forward", attention_forward<Shape>,
+               attention_grid(a, a.queries, Shape::tile_rows * tiles), Shape::threads, sizeof(typename Shape::Shared),
+               a, out, log_sum_exp, tiles);
     });
 }
 

@@ -8,8 +8,8 @@
 
 namespace colt5::cuda {
 
-/// d_k, d_v and each head's share of d_value_scale, by tiles of keys: a block of the kernel has `tiles` of them, more
-/// than one if it marches.
+/// Assigns d_k, d_v and each head's part of d_value_scale. A block owns `tiles` tiles of keys, more than one only with
+/// Staging::sliding.
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor)
     attention_key_gradient(const Attention<typename Shape::T> a, const AttentionGradients<typename Shape::T> d,
@@ -25,28 +25,28 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
 
     const int thread = static_cast<int>(threadIdx.x), own_row = 16 * warp_id();
-    const AttentionBlock<T> block(a, Shape::own * tiles);
+    const AttentionBlock<T> block(a, Shape::tile_rows * tiles);
     if (block.is_beyond(a)) return;
     const Rows<const T> k_rows = block.rows(a, a.k), v_rows = block.rows(a, a.v);
     const Rows<const T> q_rows = block.rows(a, a.q), d_out_rows = block.rows(a, a.out.with(d.d_out));
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
-    const bool vectors = Shape::marches || a.vectors, has_value_scale = !Shape::marches && a.value_scale != nullptr;
-    // Of the next tile's keys, what is not copied into shared memory; as it is in memory: a comparison would wait for
-    // it.
+    const bool vectors = Shape::slides || a.vectors, has_value_scale = !Shape::slides && a.value_scale != nullptr;
+    // The mask of the next tile's keys, in registers. Read as bytes and not compared yet: a comparison would wait for
+    // the load.
     unsigned next_visible[2] = {1, 1};
     const std::uint8_t* const mask = reinterpret_cast<const std::uint8_t*>(a.mask) + block.of_keys(a);
     const auto load_keys = [&](int tile) {
-        const int from = block.first + tile * Shape::own;
+        const int from = block.first + tile * Shape::tile_rows;
         if (a.mask != nullptr)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int key = from + own_row + accumulator_row() + 8 * half;
                 if (key < a.keys) next_visible[half] = mask[key];
             }
-        load_own_rows<Shape>(shared.first[tile % Shape::own_tiles], k_rows, from, a.keys, a);
-        load_own_rows<Shape>(shared.second[tile % Shape::own_tiles], v_rows, from, a.keys, a);
+        load_tile_rows<Shape>(shared.first[tile % Shape::tile_buffers], k_rows, from, a.keys, a);
+        load_tile_rows<Shape>(shared.second[tile % Shape::tile_buffers], v_rows, from, a.keys, a);
     };
-    // Rows that are not real are zero, and so is all that they give.
+    // Rows beyond the sequence are zeros, and so are their contributions.
     const auto load_numbers = [&](Stage& stage, int first, int rows, int limit) {
         const Index at = block.of_queries(a) + first;
         for (int row = thread; row < rows; row += Shape::threads) {
@@ -61,17 +61,17 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         }
     };
 
-    // Of the warp's 16 keys in the current tile.
-    int first = 0, position = 0;  // the latter among the queries
+    // State of the warp's 16 keys of the current tile.
+    int first = 0, position = 0;  // of the first key: among the keys, and among the queries
     T *own_k = nullptr, *own_v = nullptr;
     Left<Arithmetic, width, Shape::left_is_resident> k, v;
     Sum value_scale[2], d_k[width / 8][4], d_v[width / 8][4];
     unsigned visible[2];
     const auto begin = [&](int tile) {
-        first = block.first + tile * Shape::own + own_row;
+        first = block.first + tile * Shape::tile_rows + own_row;
         position = first - a.first;
-        own_k = shared.first[tile % Shape::own_tiles] + own_row * Tile::stride;
-        own_v = shared.second[tile % Shape::own_tiles] + own_row * Tile::stride;
+        own_k = shared.first[tile % Shape::tile_buffers] + own_row * Tile::stride;
+        own_v = shared.second[tile % Shape::tile_buffers] + own_row * Tile::stride;
         k = decltype(k)(own_k);
         v = decltype(v)(own_v);
 #pragma unroll
@@ -85,9 +85,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 #pragma unroll
             for (int e = 0; e < 4; ++e) d_k[j][e] = d_v[j][e] = 0;
     };
-    // Groups of queries, of which at(i) is the i-th from the query at block_first on.
-    const auto see = [&](const auto& at, const Groups& which, int block_first) {
-        const auto add = [&](auto count, int group) {
+    // Accumulates over groups of 16 queries of one stage: at(i) has the queries from first_query + 16 i on.
+    const auto process = [&](const auto& at, const Groups& range, int first_query) {
+        const auto process_chunk = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
             Sum p[groups][2][4], d_p[groups][2][4];
 #pragma unroll
@@ -98,21 +98,21 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             }
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
-                const int columns = block_first + 16 * (group + c);
+                const int columns = first_query + 16 * (group + c);
                 const Sum* const shifts = at(group + c).stage.of_row[0] + at(group + c).row;
                 const Sum* const dots = at(group + c).stage.of_row[1] + at(group + c).row;
                 for_each_entry([&](int j, int e, int, int column) {
-                    p[c][j][e] = power_of_two(p[c][j][e] * to_log2 - shifts[column]);
+                    p[c][j][e] = fast_exp2(p[c][j][e] * to_log2 - shifts[column]);
                 });
                 for_each_entry([&](int j, int e, int, int column) {
                     const Sum scaled =
                         has_value_scale ? rounded_product(d_p[c][j][e], value_scale[e / 2]) : d_p[c][j][e];
                     d_p[c][j][e] = p[c][j][e] * (scaled - dots[column]);
                 });
-                // What does not see the key counts for nothing even if it is not finite.
-                if (!sees_all(position, columns, a.reach))
+                // Queries out of reach contribute nothing, even if their values are not finite.
+                if (!all_in_reach(position, columns, a.reach))
                     for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_far(columns + column - position - row, a.reach)) p[c][j][e] = d_p[c][j][e] = 0;
+                        if (is_out_of_reach(columns + column - position - row, a.reach)) p[c][j][e] = d_p[c][j][e] = 0;
                     });
             }
 #pragma unroll
@@ -122,13 +122,13 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 Arithmetic::template multiply<width>(d_k, d_p[c], stage.first + row * Tile::stride);
             }
         };
-        for_each_chunk<Shape::chunk>(which, add);
+        for_each_chunk<Shape::chunk>(range, process_chunk);
     };
     const auto end = [&] {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int row = accumulator_row() + 8 * half;
-            // Rows do not mix, so that what a masked key collected is dropped only here.
+            // A row of the accumulators depends on its own key alone, so a masked key can be dropped at the end.
             if (visible[half] == 0)
 #pragma unroll
                 for (int j = 0; j < width / 8; ++j)
@@ -149,50 +149,50 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         Tile::store(own_k, d_k, a.scale, a.scale, block.rows(a, d.d_k), first, a.keys, a.dim_head, vectors);
         Tile::store(own_v, d_v, value_scale[0], value_scale[1], block.rows(a, d.d_v), first, a.keys, a.dim_head,
                     vectors);
-        unsigned again = rows_with_nan(d_k) | rows_with_nan(d_v);
-        if (again == 0) return;
+        unsigned recompute = rows_with_nan(d_k) | rows_with_nan(d_v);
+        if (recompute == 0) return;
         __syncwarp();
-        for (; again != 0; again &= again - 1) {
-            const int row = __ffs(static_cast<int>(again)) - 1, key = first + row;
+        for (; recompute != 0; recompute &= recompute - 1) {
+            const int row = __ffs(static_cast<int>(recompute)) - 1, key = first + row;
             const Sum scale = __shfl_sync(0xffffffffu, row < 8 ? value_scale[0] : value_scale[1], row % 8 * 4);
             if (key >= a.keys) continue;
             const Sum d_scale = key_gradient_row(
                 block.rows(a, d.d_k)[key], block.rows(a, d.d_v)[key], k_rows[key], v_rows[key], q_rows, d_out_rows,
-                RowsSeen(position + row, a.reach, a.queries, nullptr), numbers.shift + block.of_queries(a),
+                MaskedKeyRange(position + row, a.reach, a.queries, nullptr), numbers.shift + block.of_queries(a),
                 numbers.dot + block.of_queries(a), scale, a.scale, a.dim_head);
             if (has_value_scale && d.d_value_scale != nullptr && lane_id() == 0)
                 d.d_value_scale[(static_cast<Index>(block.b) * a.heads() + block.h) * a.keys + key] = d_scale;
         }
     };
 
-    if constexpr (Shape::marches) {
-        const auto first_query = [&](int p) { return block.first - a.first + p * Shape::passing; };
-        march(
-            ::min(tiles, (a.keys - block.first + Shape::own - 1) / Shape::own), load_keys,
+    if constexpr (Shape::slides) {
+        const auto first_row = [&](int p) { return block.first - a.first + p * Shape::stage_rows; };
+        slide_window(
+            ::min(tiles, (a.keys - block.first + Shape::tile_rows - 1) / Shape::tile_rows), load_keys,
             [&](int p) {
                 Stage& stage = shared.stage[(p + Shape::stages) % Shape::stages];
-                const int at = first_query(p);
-                Tile::template load_whole<Shape::threads, Shape::passing>(stage.first, q_rows, at, a.queries,
-                                                                          a.dim_head);
-                Tile::template load_whole<Shape::threads, Shape::passing>(stage.second, d_out_rows, at, a.queries,
-                                                                          a.dim_head);
-                load_numbers(stage, at, Shape::passing, a.queries);
+                const int at = first_row(p);
+                Tile::template load_whole<Shape::threads, Shape::stage_rows>(stage.first, q_rows, at, a.queries,
+                                                                             a.dim_head);
+                Tile::template load_whole<Shape::threads, Shape::stage_rows>(stage.second, d_out_rows, at, a.queries,
+                                                                             a.dim_head);
+                load_numbers(stage, at, Shape::stage_rows, a.queries);
             },
             [](int) {}, begin,
             [&](int t, bool rest) {
-                const MarchingWindow window(t, rest, first_query(t - 1), position, a.reach, a.queries);
-                see(window.groups_of(shared.stage), window, window.first);
+                const SlidingWindow window(t, rest, first_row(t - 1), position, a.reach, a.queries);
+                process(window.groups_of(shared.stage), window, window.first);
             },
             end);
     } else {
-        const Sight sight(block.first - a.first, Shape::own, a.reach, a.queries);
+        const KeyRange range(block.first - a.first, Shape::tile_rows, a.reach, a.queries);
         const auto load = [&](int i) {
             Stage& stage = shared.stage[i % Shape::stages];
-            const int at = sight.begin + i * Shape::passing;
-            const int rows = ::min(Shape::passing, (sight.end - at + 15) / 16 * 16);
-            Tile::template load<Shape::threads>(stage.first, q_rows, at, rows, sight.end, a.dim_head, vectors);
-            Tile::template load<Shape::threads>(stage.second, d_out_rows, at, rows, sight.end, a.dim_head, vectors);
-            load_numbers(stage, at, rows, sight.end);
+            const int at = range.begin + i * Shape::stage_rows;
+            const int rows = ::min(Shape::stage_rows, (range.end - at + 15) / 16 * 16);
+            Tile::template load<Shape::threads>(stage.first, q_rows, at, rows, range.end, a.dim_head, vectors);
+            Tile::template load<Shape::threads>(stage.second, d_out_rows, at, rows, range.end, a.dim_head, vectors);
+            load_numbers(stage, at, rows, range.end);
             end_copy_group();
         };
         load_keys(0);
@@ -200,15 +200,16 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         wait_for_copies<0>();
         __syncthreads();
         begin(0);
-        pipeline<Shape::stages>((sight.end - sight.begin + Shape::passing - 1) / Shape::passing, load, [&](int i) {
-            const Stage& stage = shared.stage[i % Shape::stages];
-            const int at = sight.begin + i * Shape::passing;
-            see(
-                [&](int group) {
-                    return Group<Stage>{stage, 16 * group};
-                },
-                Groups(position, at, Shape::passing, sight.end, a.reach), at);
-        });
+        pipeline<Shape::stages>((range.end - range.begin + Shape::stage_rows - 1) / Shape::stage_rows, load,
+                                [&](int i) {
+                                    const Stage& stage = shared.stage[i % Shape::stages];
+                                    const int at = range.begin + i * Shape::stage_rows;
+                                    process(
+                                        [&](int group) {
+                                            return Group<Stage>{stage, 16 * group};
+                                        },
+                                        Groups(position, at, Shape::stage_rows, range.end, a.reach), at);
+                                });
         end();
     }
 }

@@ -3,12 +3,12 @@
 
 #include <colt5/cuda/attention_tile.cuh>
 
-/// Rows of attention one pair of query and key at a time, by a warp, leaving out the pairs that do not see each other:
-/// for rows in which a product over a tile met 0 · NaN. Slow, and rarely needed: where masked tokens hold what is not
-/// finite, or real ones out of reach do.
+/// Recomputes single rows of attention that came out as NaN. The tile kernels multiply whole tiles, so that a key that
+/// is masked or out of reach and not finite gives 0 · NaN = NaN. The functions here skip such keys: a warp visits the
+/// pairs of query and key one by one. That is slow, and rarely needed.
 namespace colt5::cuda {
 
-/// A row of up to 128 entries, shared between the lanes of a warp; zeros beyond it.
+/// A row of up to 128 entries, distributed over the lanes of a warp; entries beyond its end are zeros.
 template <typename Sum>
 struct LaneEntries {
     Sum values[4] = {};
@@ -41,17 +41,17 @@ struct LaneEntries {
     }
 };
 
-/// The rows of the other side that a row sees: [begin, end) without those that are masked.
-struct RowsSeen {
+/// The key range of one row: [begin, end) without masked keys. For a key, its range of queries.
+struct MaskedKeyRange {
     int begin, end;
     const bool* mask;  // or null
 
-    __device__ RowsSeen(int position, int reach, int limit, const bool* mask_)
+    __device__ MaskedKeyRange(int position, int reach, int limit, const bool* mask_)
         : begin(::max(0, position - reach)), end(::min(limit, position + reach + 1)), mask(mask_) {}
     __device__ bool operator[](int i) const { return mask == nullptr || mask[i]; }
 };
 
-/// Which of a warp's 16 rows have an accumulator that is NaN, a bit each.
+/// One bit for each of a warp's 16 rows: whether one of its accumulators is NaN.
 template <int blocks, typename Sum>
 __device__ unsigned rows_with_nan(const Sum (&acc)[blocks][4]) {
     Sum zero[2] = {0, 0};  // or NaN
@@ -69,19 +69,19 @@ __device__ unsigned rows_with_nan(const Sum (&acc)[blocks][4]) {
     return rows;
 }
 
-/// out = Σ softmax(q · k) value_scale v
+/// Assigns out = Σ softmax(q · k) value_scale v
 template <typename T, typename Sum>
-__device__ __noinline__ void attend_row(T* out, const T* q_row, Rows<const T> k, Rows<const T> v, RowsSeen seen,
+__device__ __noinline__ void attend_row(T* out, const T* q_row, Rows<const T> k, Rows<const T> v, MaskedKeyRange range,
                                         const Sum* value_scale, Sum to_log2, int dim) {
     constexpr Sum infinity = std::numeric_limits<Sum>::infinity();
     const LaneEntries<Sum> q(q_row, dim);
     LaneEntries<Sum> sum;
     Sum largest = -infinity, total = 0;
-    for (int j = seen.begin; j < seen.end; ++j) {
-        if (!seen[j]) continue;
+    for (int j = range.begin; j < range.end; ++j) {
+        if (!range[j]) continue;
         const Sum score = q.dot(LaneEntries<Sum>(k[j], dim)) * to_log2, top = ::max(largest, score);
-        const Sum shift = top == -infinity ? Sum(0) : top, shrink = power_of_two(largest - shift);
-        const Sum p = power_of_two(score - shift);
+        const Sum shift = top == -infinity ? Sum(0) : top, shrink = fast_exp2(largest - shift);
+        const Sum p = fast_exp2(score - shift);
         total = total * shrink + p;
         sum.scale(shrink);
         sum.add(value_scale != nullptr ? p * value_scale[j] : p, LaneEntries<Sum>(v[j], dim));
@@ -91,19 +91,19 @@ __device__ __noinline__ void attend_row(T* out, const T* q_row, Rows<const T> k,
     sum.store(out, dim);
 }
 
-/// d_q = scale · Σ ds k
+/// Assigns d_q = scale · Σ ds k.
 template <typename T, typename Sum>
 __device__ __noinline__ void query_gradient_row(T* d_q, const T* q_row, const T* d_out_row, Rows<const T> k,
-                                                Rows<const T> v, RowsSeen seen, const Sum* value_scale, Sum shift,
-                                                Sum out_dot, Sum scale, int dim) {
+                                                Rows<const T> v, MaskedKeyRange range, const Sum* value_scale,
+                                                Sum shift, Sum out_dot, Sum scale, int dim) {
     const LaneEntries<Sum> q(q_row, dim), d_out(d_out_row, dim);
     const Sum to_log2 = scale * static_cast<Sum>(log2_e);
     LaneEntries<Sum> sum;
     int count = 0;
-    for (int j = seen.begin; j < seen.end; ++j) {
-        if (!seen[j]) continue;
+    for (int j = range.begin; j < range.end; ++j) {
+        if (!range[j]) continue;
         const LaneEntries<Sum> key(k[j], dim);
-        const Sum p = power_of_two(q.dot(key) * to_log2 - shift), d_p = d_out.dot(LaneEntries<Sum>(v[j], dim));
+        const Sum p = fast_exp2(q.dot(key) * to_log2 - shift), d_p = d_out.dot(LaneEntries<Sum>(v[j], dim));
         sum.add(p * (d_p * (value_scale != nullptr ? value_scale[j] : Sum(1)) - out_dot), key);
         ++count;
     }
@@ -111,17 +111,18 @@ __device__ __noinline__ void query_gradient_row(T* d_q, const T* q_row, const T*
     sum.store(d_q, dim);
 }
 
-/// d_k = scale · Σ ds q and d_v = value_scale · Σ p d_out over the queries that see a key. Returns Σ p d_out · v.
+/// Assigns d_k = scale · Σ ds q and d_v = value_scale · Σ p d_out, summed over the key's range of queries. Returns
+/// Σ p d_out · v.
 template <typename T, typename Sum>
 __device__ __noinline__ Sum key_gradient_row(T* d_k, T* d_v, const T* k_row, const T* v_row, Rows<const T> q,
-                                             Rows<const T> d_out, RowsSeen seen, const Sum* shifts, const Sum* dots,
-                                             Sum value_scale, Sum scale, int dim) {
+                                             Rows<const T> d_out, MaskedKeyRange range, const Sum* shifts,
+                                             const Sum* dots, Sum value_scale, Sum scale, int dim) {
     const LaneEntries<Sum> k(k_row, dim), v(v_row, dim);
     const Sum to_log2 = scale * static_cast<Sum>(log2_e);
     LaneEntries<Sum> of_k, of_v;
-    for (int i = seen.begin; i < seen.end; ++i) {
+    for (int i = range.begin; i < range.end; ++i) {
         const LaneEntries<Sum> query(q[i], dim), d_o(d_out[i], dim);
-        const Sum p = power_of_two(query.dot(k) * to_log2 - shifts[i]);
+        const Sum p = fast_exp2(query.dot(k) * to_log2 - shifts[i]);
         of_v.add(p, d_o);
         of_k.add(p * (d_o.dot(v) * value_scale - dots[i]), query);
     }

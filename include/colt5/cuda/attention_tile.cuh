@@ -10,7 +10,8 @@
 #include <colt5/cuda/launch.cuh>
 #include <colt5/cuda/tile_product.cuh>
 
-/// What the kernels of local and of dense attention share, forward and backward: where things are, and tiles of rows.
+/// What the kernels of local and dense attention share, forward and backward: the memory layout of a problem, and tiles
+/// of rows in shared memory.
 namespace colt5::cuda {
 
 /// The rows of one head: row i starts at data + i · stride.
@@ -22,7 +23,7 @@ struct Rows {
     __device__ T* operator[](int i) const { return data + i * stride; }
 };
 
-/// Where the rows of each head are: batch b, route and head in route.
+/// Where the rows of each head start, given its batch entry, its route and its number within the route.
 template <typename T>
 struct Heads {
     T* data;
@@ -35,7 +36,7 @@ struct Heads {
     }
 };
 
-/// One problem: queries, keys and values of every head, of local attention (finite reach) or dense.
+/// One problem: the queries, keys and values of every head. Local attention has a finite reach, dense attention none.
 template <typename T>
 struct Attention {
     using Sum = accumulate_t<T>;
@@ -43,25 +44,25 @@ struct Attention {
 
     Heads<const T> q, k, v, out;
     int batch, routes, per_route, queries, keys, dim_head;
-    int reach;               // query i sees the keys at |first + i − j| <= reach
-    int first;               // where the first query stands among the keys; 0 unless reach is finite
+    int reach;               // query i attends to key j if |first + i − j| <= reach
+    int first;               // position of the first query among the keys; 0 for dense attention
     const bool* mask;        // (batch, routes, keys) or null
     const Sum* value_scale;  // (batch, routes, keys) or null
     Sum scale;               // 1 / √dim_head
-    bool vectors;            // every row starts at a multiple of 16 bytes and is one long
+    bool vectors;            // the address and the length of every row are multiples of 16 bytes
 
     COLT5_HOST_DEVICE int heads() const { return routes * per_route; }
 };
 
-/// An extent of a problem: what is in reach of a position, too, is a number of 32 bits.
+/// Converts an extent of a problem to 32 bits. The limit leaves room for a position plus a reach.
 template <typename T>
 int attention_extent(const char* name, Index extent) {
     expect_value(extent <= Attention<T>::everything, name, "at most 536870912 in attention on a GPU", extent);
     return static_cast<int>(extent);
 }
 
-/// Blocks for all tiles of `tile_rows` of the `rows` rows of every head: see AttentionBlock. The batch has dimensions
-/// of its own, so that kernels need not divide, which costs registers.
+/// The grid of AttentionBlock: one block for each tile of `tile_rows` of the `rows` rows of every head. The batch has
+/// dimensions of its own, so that kernels need no division, which costs registers.
 template <typename T>
 dim3 attention_grid(const Attention<T>& a, Index rows, Index tile_rows) {
     dim3 blocks = grid(divide_up(rows, tile_rows) * a.heads());
@@ -70,8 +71,8 @@ dim3 attention_grid(const Attention<T>& a, Index rows, Index tile_rows) {
     return blocks;
 }
 
-/// What one block works on: a head, and a tile of its queries or keys. Heads come first in the order of blocks, so that
-/// blocks that run together read neighbouring memory.
+/// What one block owns: a head of one sequence, and its queries or keys from `first` on. Consecutive blocks have
+/// consecutive heads, so that blocks that run at the same time read neighbouring memory.
 template <typename T>
 struct AttentionBlock {
     int b, h, route, first;
@@ -83,21 +84,21 @@ struct AttentionBlock {
         route = a.routes == 1 ? 0 : h / a.per_route;
         first = item / heads * tile_rows;
     }
-    /// There is no such sequence: the batch takes two dimensions of the grid, 65,535 by 65,535 at most, and need not
-    /// fill them.
+    /// Whether the block has no sequence. The batch takes two dimensions of the grid, 65,535 by 65,535 at most, and
+    /// need not fill them.
     __device__ bool is_beyond(const Attention<T>& a) const { return b >= a.batch; }
     template <typename U>
     __device__ Rows<U> rows(const Attention<T>& a, const Heads<U>& heads) const {
         return heads.at(b, route, h - route * a.per_route);
     }
-    /// Of the keys at hand: visible where true, and what values are multiplied by; or null.
+    /// The mask of the block's keys, false where masked, and the factors of their values; null if there are none.
     __device__ const bool* mask(const Attention<T>& a) const {
         return a.mask != nullptr ? a.mask + of_keys(a) : nullptr;
     }
     __device__ const typename Attention<T>::Sum* value_scale(const Attention<T>& a) const {
         return a.value_scale != nullptr ? a.value_scale + of_keys(a) : nullptr;
     }
-    /// Offset of a row of (batch, routes, keys), and of one of (batch, heads, queries).
+    /// Offsets of the block's row in (batch, routes, keys), and in (batch, heads, queries).
     __device__ Index of_keys(const Attention<T>& a) const {
         return (static_cast<Index>(b) * a.routes + route) * a.keys;
     }
@@ -106,16 +107,16 @@ struct AttentionBlock {
     }
 };
 
-/// Whether each of 16 rows from `rows` on sees each of 16 on the other side from `columns` on.
-__device__ inline bool sees_all(int rows, int columns, int reach) {
+/// Whether 16 queries from position `rows` on, and 16 keys from `columns` on, are all in reach of each other.
+__device__ inline bool all_in_reach(int rows, int columns, int reach) {
     return ::abs(columns - rows) <= reach - 15;
 }
 
-__device__ inline bool is_far(int distance, int reach) {
+__device__ inline bool is_out_of_reach(int distance, int reach) {
     return static_cast<unsigned>(distance + reach) > static_cast<unsigned>(2 * reach);
 }
 
-/// What every architecture from sm_80 on grants a block.
+/// Shared memory that a block can have on every architecture from sm_80 on.
 inline constexpr int shared_bytes = 99 * 1024;
 
 __device__ inline void copy_16_bytes(void* shared, const void* from, bool real) {
@@ -126,7 +127,7 @@ __device__ inline void copy_16_bytes(void* shared, const void* from, bool real) 
 __device__ inline void end_copy_group() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
-/// Until at most `groups` of this thread's copy groups are under way.
+/// Waits until at most `groups` of this thread's copy groups are pending.
 template <int groups>
 __device__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
@@ -138,7 +139,8 @@ __device__ inline void copy_float(float* shared, const float* from, bool real) {
                  : "memory");
 }
 
-/// Rows of up to `width` entries in shared memory; what is beyond a row, before row 0 or beyond `limit` is zero.
+/// Rows of up to `width` entries in shared memory. Entries beyond the end of a row, and rows before 0 or from `limit`
+/// on, are zeros.
 template <typename Arithmetic, int width>
 struct Tile {
     using T = typename Arithmetic::Scalar;
@@ -171,7 +173,7 @@ struct Tile {
             }
         }
     }
-    /// The same for a number of rows that is known; most of the time all of them are real.
+    /// The same for a number of rows that is known at compile time. It is faster if all of them are real.
     template <int threads, int rows>
     __device__ static void load_whole(T* tile, const Rows<const T>& from, int first, int limit, int dim_head) {
         constexpr int step = threads / per_row;
@@ -192,8 +194,8 @@ struct Tile {
         }
     }
 
-    /// Writes 16 accumulated rows, times a factor for the lane's upper and lower row, through 16 rows of shared memory
-    /// that belong to this warp. Rows from `limit` on are left out.
+    /// Writes a warp's 16 rows of accumulators to global memory. `upper` and `lower` are the factors of the lane's two
+    /// rows. The warp's own 16 rows of shared memory are the staging buffer. Rows from `limit` on are not written.
     template <typename Sum>
     __device__ static void store(T* own, const Sum (&acc)[width / 8][4], Sum upper, Sum lower, const Rows<T>& to,
                                  int first, int limit, int dim_head, bool vectors) {
@@ -221,7 +223,7 @@ struct Tile {
     }
 };
 
-/// a · b, rounded, so that it is the same number whatever is added to it.
+/// a · b, rounded: the compiler must not fuse it with an addition, so that it is the same number everywhere.
 __device__ inline float rounded_product(float a, float b) {
     return __fmul_rn(a, b);
 }
@@ -229,15 +231,16 @@ __device__ inline double rounded_product(double a, double b) {
     return __dmul_rn(a, b);
 }
 
-__device__ inline float power_of_two(float x) {
+/// 2^x; in float by the hardware's approximation.
+__device__ inline float fast_exp2(float x) {
     float power;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
     return power;
 }
-__device__ inline double power_of_two(double x) {
+__device__ inline double fast_exp2(double x) {
     return exp2(x);
 }
-/// 1 / x for x >= 1.
+/// 1 / x for x >= 1; in float by the hardware's approximation.
 __device__ inline float reciprocal(float x) {
     float result;
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
@@ -248,14 +251,14 @@ __device__ inline double reciprocal(double x) {
 }
 inline constexpr double log2_e = 1.4426950408889634074;
 
-/// Combines the values of the four lanes that share rows of accumulators.
+/// Combines the values of the four lanes that share a row of accumulators.
 template <typename T, typename Combine>
 __device__ T row_reduce(T value, Combine combine) {
     value = combine(value, __shfl_xor_sync(0xffffffffu, value, 1));
     return combine(value, __shfl_xor_sync(0xffffffffu, value, 2));
 }
 
-/// The same for all lanes, which the compiler can see.
+/// The warp's number in its block. The shuffle tells the compiler that it is uniform within the warp.
 __device__ inline int warp_id() {
     return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / warp_size, 0);
 }
@@ -272,7 +275,7 @@ void with_width(Index dim_head, const Run& run) {
         run.template operator()<128>();
 }
 
-/// Calls `run.template operator()<Arithmetic>()` with what multiplies values of type T under the policy.
+/// Calls `run.template operator()<Arithmetic>()` with the arithmetic that multiplies values of type T under the policy.
 template <typename T, typename Run>
 void with_arithmetic(const Cuda& policy, const Run& run) {
     if constexpr (HalfPrecision<T>) {

@@ -44,7 +44,7 @@ Attention<T> dense_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
             .vectors = dim * static_cast<Index>(sizeof(T)) % 16 == 0 && is_aligned(q.data()) && is_aligned(kv.data())};
 }
 
-/// d_value_scale (batch, routes, keys): the sum of its heads' shares (batch, heads, keys), in their order.
+/// d_value_scale (batch, routes, keys) = Σ of `shares` (batch, heads, keys) over the heads of a route, in their order.
 template <typename Sum>
 __global__ void sum_over_heads(Sum* to, const Sum* shares, Index routes, Index per_route, Index keys) {
     for (Index i = global_thread(); i < routes * keys; i += all_threads()) {

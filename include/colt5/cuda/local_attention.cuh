@@ -15,7 +15,7 @@ namespace colt5 {
 
 namespace cuda {
 
-/// The queries from token `first` on, and the keys from token `key` on that they are to see.
+/// The problem of the queries from token `first` on, and of the `keys` keys from token `key` on.
 template <typename T>
 Attention<T> local_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
                            View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
@@ -44,8 +44,8 @@ Attention<T> local_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
             .vectors = dim * static_cast<Index>(sizeof(T)) % 16 == 0 && is_aligned(q.data()) && is_aligned(kv.data())};
 }
 
-/// The slots of the three windows around token i, as in MaskedRows::window_mean: those of tokens, and how many belong
-/// to whole windows beyond the sequence.
+/// The slots of the three windows around token i, as MaskedRows::window_mean defines them. Slots [begin, end) hold
+/// tokens; out_of_grid slots belong to windows that lie wholly beyond the sequence.
 struct WindowSlots {
     __device__ WindowSlots(Index i, Index window, Index length) {
         const Index first = (i / window - 1) * window, last = (i / window + 2) * window;
@@ -57,7 +57,8 @@ struct WindowSlots {
     Index begin, end, out_of_grid;
 };
 
-/// A block a query and head. Rows that saw no key get the mean of their windows' values; all keys are at hand.
+/// Gives each query without a visible key the mean of the values in its windows. One block for each query and head; `a`
+/// has all keys of the sequence.
 template <typename T>
 __global__ void window_mean(const Attention<T> a, const accumulate_t<T>* log_sum_exp, T* out) {
     using Sum = accumulate_t<T>;
@@ -68,7 +69,7 @@ __global__ void window_mean(const Attention<T> a, const accumulate_t<T>* log_sum
     const WindowSlots slots(a.first + i, a.reach, a.keys);
     const Rows<const T> v = block.rows(a, a.v);
     const Rows<T> to = block.rows(a, a.out.with(out));
-    const bool* const mask = block.mask(a);  // where it is false, what is not finite counts as 0
+    const bool* const mask = block.mask(a);  // values of masked keys that are not finite count as 0
     for (int e = static_cast<int>(threadIdx.x); e < a.dim_head; e += static_cast<int>(blockDim.x)) {
         Sum sum = -static_cast<Sum>(slots.out_of_grid);
         for (Index j = slots.begin; j < slots.end; ++j) {
@@ -79,9 +80,8 @@ __global__ void window_mean(const Attention<T> a, const accumulate_t<T>* log_sum
     }
 }
 
-/// Its gradient, added to d_v, whose first row is that of token `origin`: a block a row and head. Windows are
-/// neighbours of each other in both directions, so that the queries that read token j are those of the windows around
-/// it.
+/// The gradient of window_mean, added to d_v, whose first row belongs to token `origin`. One block for each row and
+/// head. The relation is symmetric: the queries whose windows hold token j are those in the windows around j.
 template <typename T>
 __global__ void window_mean_gradient(const Attention<T> a, const accumulate_t<T>* log_sum_exps, const T* d_out,
                                      const Heads<T> d_v, int origin) {
@@ -105,7 +105,8 @@ __global__ void window_mean_gradient(const Attention<T> a, const accumulate_t<T>
     }
 }
 
-/// Adds to the keys' and values' part of each row of (rows, 3 · columns) what stood there, (rows, 2 · columns).
+/// Adds `copy` (rows, 2 · columns) to the last two thirds of each row of `to` (rows, 3 · columns): the gradients of
+/// keys and values that earlier chunks of tokens left there.
 template <typename T>
 __global__ void add_keys_and_values(T* to, const T* copy, Index rows, Index columns) {
     using Sum = accumulate_t<T>;
@@ -124,10 +125,10 @@ void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
                             const LocalAttention& attention) {
     const bool window_mean = attention.masked_rows == MaskedRows::window_mean && mask;
-    Tensor<accumulate_t<T>, Cuda, dynamic, dynamic, dynamic> kept;
+    Tensor<accumulate_t<T>, Cuda, dynamic, dynamic, dynamic> log_sum_exp_memory;
     if (window_mean && !log_sum_exp) {
-        kept = {policy, {q.extent(0), q.extent(2), q.extent(1)}};
-        log_sum_exp = kept.view();
+        log_sum_exp_memory = {policy, {q.extent(0), q.extent(2), q.extent(1)}};
+        log_sum_exp = log_sum_exp_memory.view();
     }
     auto problem = cuda::local_problem(q, kv, mask, first, 0, kv.extent(1), attention.reach);
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
@@ -146,8 +147,8 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
                                 const LocalAttention& attention) {
     const Index queries = q.extent(1), length = kv.extent(1), all = q.extent(2) * q.extent(3), row = 3 * all;
-    // Tokens: rows of d_qkv are those of [origin, last), the queries see [key, key_end), and earlier parts reached
-    // those before `reached`.
+    // Ranges of tokens: d_qkv has the rows [origin, last), the key range of the queries is [key, key_end), and earlier
+    // chunks of tokens have written the rows before `reached`.
     const Index origin = attention.window_begin(first), last = origin + d_qkv.extent(1);
     const Index key = std::max(Index{0}, first - attention.reach);
     const Index key_end = std::min(length, first + queries + attention.reach);
@@ -166,7 +167,7 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
                                       static_cast<std::size_t>(rows_to_add), cudaMemcpyDeviceToDevice, policy.stream()),
                     "cudaMemcpy2DAsync");
     }
-    const Index untouched = std::max(reached, key_end);  // within the halo, but out of reach
+    const Index untouched = std::max(reached, key_end);  // rows of the halo that no query reaches
     if (untouched < last) {
         VectorView<T> rest(row_of(untouched), {(last - untouched) * row});
         set_zero(policy, rest);

@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include <colt5/cuda/attention_tile.cuh>
+
+/// How attention kernels stream rows through shared memory.
+///
+/// Each block owns tiles of rows of one operand and streams the other operand's rows past them. The forward kernel and
+/// the query gradient own queries and stream keys and values. The key gradient owns keys and values and streams queries
+/// and gradients of the output. Streamed rows lie in staging buffers; warps process them in groups of 16.
+namespace colt5::cuda {
+
+enum class Staging {
+    pipelined,     ///< stages of a few rows: one is loaded while the one before is processed
+    whole_window,  ///< a single stage holds all rows that a tile attends to
+    sliding        ///< a sliding window over tiles: a block has several tiles and loads each streamed tile once
+};
+
+/// Of a sliding window: the rows of a tile, which is also the largest reach, and the number of stages.
+inline constexpr int sliding_rows = 64, sliding_stages = 3;
+
+/// The key range of a tile: those of the streamed rows [0, limit) that are in reach of a row in [first, first + rows).
+/// It begins at a multiple of 16.
+struct KeyRange {
+    int begin, end;
+
+    __device__ KeyRange(int first, int rows, int reach, int limit)
+        : begin(::max(0, first - reach) / 16 * 16), end(::min(limit, first + rows + reach)) {}
+};
+
+/// The key range of 16 rows, from `first` on, within one stage, in groups of 16 streamed rows. The stage starts at row
+/// `stage_first`, has room for `size` rows, and ends at row `limit` at the latest.
+struct Groups {
+    int begin, end;
+
+    __device__ Groups(int first, int stage_first, int size, int limit, int reach)
+        : begin(::max(0, first - reach - stage_first) / 16),
+          end(::min(::min(size, limit - stage_first) + 15, first + reach - stage_first + 31) / 16) {}
+};
+
+/// A group of 16 streamed rows: its stage, and its first row in it.
+template <typename Stage>
+struct Group {
+    const Stage& stage;
+    int row;
+};
+
+/// One bit for each row of a stage: whether the row is a key that is not masked.
+template <int rows>
+struct Visibility {
+    std::uint32_t words[(rows + 31) / 32];
+
+    /// Sets the bit of `row`. All lanes of a warp call it, with 32 consecutive rows.
+    __device__ void set(int row, bool visible) {
+        const std::uint32_t word = __ballot_sync(0xffffffffu, visible);
+        if (row % 32 == 0) words[row / 32] = word;
+    }
+    /// The bits of the 16 rows from `row` on, a multiple of 16.
+    __device__ std::uint32_t of_group(int row) const { return words[row / 32] >> row % 32 & 0xffffu; }
+};
+inline constexpr std::uint32_t whole_group = 0xffffu;
+
+/// One stage: streamed rows in shared memory. `first` and `second` hold keys and values, or queries and gradients of
+/// the output. `of_row` holds `numbers` numbers for each row.
+template <typename Tile, typename Sum, int rows, int numbers>
+struct alignas(16) StagingBuffer {  // rows are copied in 16 bytes
+    typename Tile::T first[rows * Tile::stride], second[rows * Tile::stride];
+    Sum of_row[numbers][rows];
+    Visibility<rows> visible;  // written if there is a mask, or if the sequence begins or ends in this stage
+};
+
+/// The rows of a stage that holds a whole window, a multiple of 16: a tile and 64 rows on each side of it, or as many
+/// as shared memory has room for beside `fixed_rows` rows of the tile's own operands. Each streamed row takes two tile
+/// rows.
+template <typename T>
+constexpr int window_rows(int tile_rows, int fixed_rows, int stride) {
+    constexpr int available = shared_bytes - 2048, numbers_bytes = 2 * static_cast<int>(sizeof(accumulate_t<T>)) + 1;
+    const int row_bytes = stride * static_cast<int>(sizeof(T));
+    return std::min(tile_rows + 128,
+                    (available - fixed_rows * (row_bytes + 8)) / (2 * row_bytes + numbers_bytes) / 16 * 16);
+}
+
+/// Calls `run(std::integral_constant<int, count>(), group)` for `count` groups from `group` on: `chunk` of them at a
+/// time, then the remaining ones one by one.
+template <int chunk, typename Run>
+__device__ void for_each_chunk(const Groups& groups, const Run& run) {
+    int group = groups.begin;
+    for (; group + chunk <= groups.end; group += chunk) run(std::integral_constant<int, chunk>(), group);
+    if constexpr (chunk > 1)
+        for (; group < groups.end; ++group) run(std::integral_constant<int, 1>(), group);
+}
+
+/// A software pipeline: compute(i) for i = 0 … count − 1, where load(i) starts the copies of step i into stage i %
+/// stages and commits them as one group. The caller has called load(0). With two stages, step i + 1 is loaded during
+/// compute(i).
+template <int stages, typename Load, typename Compute>
+__device__ void pipeline(int count, const Load& load, const Compute& compute) {
+    for (int i = 0; i < count; ++i) {
+        if (stages == 1 && i > 0) load(i);
+        const bool more = stages > 1 && i + 1 < count;
+        if (more) load(i + 1);
+        if (more)
+            wait_for_copies<1>();
+        else
+            wait_for_copies<0>();
+        __syncthreads();
+        compute(i);
+        if (i + 1 < count) __syncthreads();
+    }
+}
+
+/// A sliding window over tiles. A block owns `tiles` tiles of 64 rows; tile t attends to the streamed tiles t − 1, t
+/// and t + 1, which are three stages. For each t it calls
+///
+///     begin(t)            the rows of tile t have arrived
+///     compute(t, false)   with streamed tile t − 1
+///     compute(t, true)    with streamed tiles t and t + 1
+///     end()
+///
+/// load_tile(t) starts the copies of the block's own tile t, which has buffer t % 2. load_stage(p) starts those of
+/// streamed tile p, which has stage (p + 3) % 3. What load_stage(p) reads into registers, finish_stage(p) writes to the
+/// stage. Tile t + 1 and streamed tile t + 2 are loaded during compute(t, true).
+template <typename LoadTile, typename LoadStage, typename FinishStage, typename Begin, typename Compute, typename End>
+__device__ void slide_window(int tiles, const LoadTile& load_tile, const LoadStage& load_stage,
+                             const FinishStage& finish_stage, const Begin& begin, const Compute& compute,
+                             const End& end) {
+    load_tile(0);
+    for (int p = -1; p <= 1; ++p) {
+        load_stage(p);
+        finish_stage(p);
+    }
+    end_copy_group();
+    for (int t = 0; t < tiles; ++t) {
+        wait_for_copies<0>();
+        finish_stage(t + 1);
+        __syncthreads();
+        begin(t);
+        compute(t, false);
+        __syncthreads();
+        if (t + 1 < tiles) {
+            load_tile(t + 1);
+            load_stage(t + 2);  // replaces t − 1
+            end_copy_group();
+        }
+        compute(t, true);
+        end();
+    }
+}
+
+/// The groups that 16 rows of tile t, at `position`, attend to in the three streamed tiles around it, the first of
+/// which begins at row `first_row`: those of the first tile, or, if `rest`, those of the other two.
+struct SlidingWindow : Groups {
+    static constexpr int groups_per_tile = sliding_rows / 16;
+
+    __device__ SlidingWindow(int t, bool rest, int first_row, int position, int reach, int limit)
+        : Groups(position, first_row, sliding_stages * sliding_rows, limit, reach), first(first_row), streamed(t - 1) {
+        if (rest)
+            begin = ::max(begin, groups_per_tile);
+        else
+            end = ::min(end, groups_per_tile);
+    }
+    /// Whether the three tiles reach beyond the sequence.
+    __device__ bool is_incomplete(int limit) const {
+        return first < 0 || first + sliding_stages * sliding_rows > limit;
+    }
+    /// A function that finds group i, counted from the first of the three tiles, in the ring of stages.
+    template <typename Stage>
+    __device__ auto groups_of(const Stage* stages) const {
+        const int first_stage = (streamed + sliding_stages) % sliding_stages;
+        return [stages, first_stage](int group) {
+            const int at = first_stage + group / groups_per_tile;
+            return Group<Stage>{stages[at < sliding_stages ? at : at - sliding_stages], group % groups_per_tile * 16};
+        };
+    }
+    int first, streamed;  // row, and number, of the first of the three tiles
+};
+
+/// Starts copying one of the block's own tiles.
+template <typename Shape>
+__device__ void load_tile_rows(typename Shape::T* tile, const Rows<const typename Shape::T>& from, int first, int limit,
+                               const Attention<typename Shape::T>& a) {
+    if constexpr (Shape::slides)
+        Shape::Tile::template load_whole<Shape::threads, Shape::tile_rows>(tile, from, first, limit, a.dim_head);
+    else
+        Shape::Tile::template load<Shape::threads>(tile, from, first, Shape::tile_rows, limit, a.dim_head, a.vectors);
+}
+
+/// Streams keys and values past the queries of a block, which owns `tiles` tiles of them. It calls
+///
+///     load_queries(t)    starts copying tile t
+///     begin(t)           the tile has arrived; returns the position, among the keys, of the warp's first query
+///     process(groups, range, first_key, incomplete)
+///                        accumulates over some groups of 16 keys of one stage
+///     end()              all keys in reach have been processed
+///
+/// groups(i) is the group of the 16 keys from first_key + 16 i on. If `incomplete`, some keys of the groups are masked
+/// or beyond the sequence, and Visibility says which.
+template <typename Shape, typename T, typename LoadQueries, typename Begin, typename Process, typename End>
+__device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& block, typename Shape::Stage* stages,
+                            int tiles, const LoadQueries& load_queries, const Begin& begin, const Process& process,
+                            const End& end) {
+    using Stage = typename Shape::Stage;
+    using Tile = typename Shape::Tile;
+    using Sum = typename Shape::Sum;
+    const int thread = static_cast<int>(threadIdx.x);
+    const Rows<const T> k = block.rows(a, a.k), v = block.rows(a, a.v);
+    // Read as bytes and not compared yet: a comparison would wait for the load.
+    const std::uint8_t* const mask = reinterpret_cast<const std::uint8_t*>(a.mask) + block.of_keys(a);
+    const auto is_visible = [&](int key, int limit) {
+        unsigned visible = key >= 0 && key < limit;
+        if (a.mask != nullptr && visible != 0) visible = mask[key];
+        return visible;
+    };
+    if constexpr (Shape::slides) {
+        const auto first_key = [&](int p) { return a.first + block.first + p * Shape::stage_rows; };
+        const auto stage_of = [&](int p) -> Stage& { return stages[(p + sliding_stages) % sliding_stages]; };
+        unsigned visible = 0;  // of this thread's key, until finish_stage writes it
+        int position = 0;
+        slide_window(
+            ::min(tiles, (a.queries - block.first + Shape::tile_rows - 1) / Shape::tile_rows), load_queries,
+            [&](int p) {
+                Stage& stage = stage_of(p);
+                const int at = first_key(p);
+                Tile::template load_whole<Shape::threads, Shape::stage_rows>(stage.first, k, at, a.keys, a.dim_head);
+                Tile::template load_whole<Shape::threads, Shape::stage_rows>(stage.second, v, at, a.keys, a.dim_head);
+                if (thread < Shape::stage_rows) visible = is_visible(at + thread, a.keys);
+            },
+            [&](int p) {
+                if (thread < Shape::stage_rows) stage_of(p).visible.set(thread, visible != 0);
+            },
+            [&](int t) { position = begin(t); },
+            [&](int t, bool rest) {
+                const SlidingWindow window(t, rest, first_key(t - 1), position, a.reach, a.keys);
+                process(window.groups_of(stages), window, window.first,
+                        a.mask != nullptr || window.is_incomplete(a.keys));
+            },
+            end);
+    } else {
+        const KeyRange range(a.first + block.first, Shape::tile_rows, a.reach, a.keys);
+        const auto is_incomplete = [&](int i) {
+            return a.mask != nullptr || range.begin + (i + 1) * Shape::stage_rows > range.end;
+        };
+        const auto load = [&](int i) {
+            Stage& stage = stages[i % Shape::stages];
+            const int at = range.begin + i * Shape::stage_rows;
+            const int rows = ::min(Shape::stage_rows, (range.end - at + 15) / 16 * 16);
+            Tile::template load<Shape::threads>(stage.first, k, at, rows, range.end, a.dim_head, a.vectors);
+            Tile::template load<Shape::threads>(stage.second, v, at, rows, range.end, a.dim_head, a.vectors);
+            if (is_incomplete(i))
+                for (int row = thread; row < (rows + 31) / 32 * 32; row += Shape::threads)
+                    stage.visible.set(row, is_visible(at + row, range.end) != 0);
+            if (a.value_scale != nullptr)
+                for (int row = thread; row < rows; row += Shape::threads)
+                    stage.of_row[0][row] = at + row < range.end ? a.value_scale[block.of_keys(a) + at + row] : Sum(0);
+            end_copy_group();
+        };
+        load_queries(0);
+        load(0);
+        wait_for_copies<0>();
+        __syncthreads();
+        const int position = begin(0);
+        pipeline<Shape::stages>(
+            (range.end - range.begin + Shape::stage_rows - 1) / Shape::stage_rows, load, [&](int i) {
+                const Stage& stage = stages[i % Shape::stages];
+                const int at = range.begin + i * Shape::stage_rows;
+                process(
+                    [&](int group) {
+                        return Group<Stage>{stage, 16 * group};
+                    },
+                    Groups(position, at, Shape::stage_rows, range.end, a.reach), at, is_incomplete(i));
+            });
+        end();
+    }
+}
+
+/// Calls `run.template operator()<Arithmetic, width, staging>()` with the arithmetic, the tile width and the staging
+/// that suit the problem. A sliding window serves short rows of 16-bit numbers if the window reaches at most 64 tokens.
+/// Rows of 256 bytes are staged as a whole window if tensor cores multiply.
+template <bool window, typename T, typename Run>
+void with_staging(const Cuda& policy, const Attention<T>& a, const Run& run) {
+    with_arithmetic<T>(policy, [&]<typename Arithmetic>() {
+        with_width(a.dim_head, [&]<int width>() {
+            constexpr bool may_slide = window && HalfPrecision<T> && width * sizeof(T) <= 128;
+            constexpr bool whole_window = window && Arithmetic::has_tensor_cores && width * sizeof(T) == 256;
+            if constexpr (may_slide) {
+                if (a.reach <= sliding_rows && a.vectors && a.value_scale == nullptr)
+                    return run.template operator()<Arithmetic, width, Staging::sliding>();
+            }
+            run.template operator()<Arithmetic, width, whole_window ? Staging::whole_window : Staging::pipelined>();
+        });
+    });
+}
+
+/// How many tiles, of `tile_rows` of the `rows` rows of each head, a block owns: one, or, for a sliding window, so many
+/// that the blocks fill the GPU once.
+template <typename Shape, typename T>
+int tiles_of_block(const Cuda& policy, const Attention<T>& a, Index rows, Index tile_rows) {
+    if (!Shape::slides) return 1;
+    int multiprocessors = 0;
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, policy.device()),
+          "cudaDeviceGetAttribute");
+    constexpr Index most = 32;
+    const Index blocks = Index{multiprocessors} * Shape::blocks_per_multiprocessor;
+    const Index tiles = divide_up(rows, tile_rows) * a.heads() * a.batch;
+    return static_cast<int>(std::clamp(divide_up(tiles, blocks), Index{1}, most));
+}
+
+}  // namespace colt5::cuda
