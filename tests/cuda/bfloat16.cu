@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
-#include "alone.hpp"
-#include "behaviour.hpp"
+#include "check/attention.hpp"
+#include "check/batch.hpp"
+#include "check/gelu.hpp"
+#include "check/norms.hpp"
+#include "check/optimizers.hpp"
+#include "check/padding.hpp"
+#include "check/policy.hpp"
 #include "device.hpp"
-#include "numerics.hpp"
-#include "padding.hpp"
 
 std::vector<cases::Case> cases::on_cuda_in_bfloat16() {
     return all_cases_on_cuda<bfloat16>();

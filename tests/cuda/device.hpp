@@ -5,11 +5,11 @@
 
 #include <vector>
 
-#include "bodies.hpp"
+#include "all_cases.hpp"
 #include "goldens.hpp"
 #include "runners.hpp"
 
-/// What each scalar type's file makes of the bodies and of the golden files.
+/// All cases and all golden files on the GPU, for the file of each scalar type.
 namespace cases {
 
 inline Cuda cuda_policy(Precision precision, const MemoryPlan& plan) {

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include "alone.hpp"
+#include "check/batch.hpp"
+#include "check/gelu.hpp"
+#include "check/norms.hpp"
+#include "check/routers.hpp"
 #include "device.hpp"
-#include "numerics.hpp"
 
 bool cases::has_gpu() {
     int count = 0;

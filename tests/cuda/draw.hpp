@@ -15,7 +15,7 @@
 
 #include "cases.hpp"
 
-/// What the bodies of cases draw from a seed, and where they put what they compute.
+/// What cases draw from a seed, and the record of what they compute.
 namespace cases {
 
 using namespace colt5;
@@ -102,6 +102,11 @@ public:
             return at % length < real[static_cast<std::size_t>(at / length)];
         });
         return mask;
+    }
+    /// A mask in half of the cases, no mask in the others.
+    Tensor<bool, P, dynamic, dynamic> optional_mask(Index batch, Index length) {
+        auto drawn = mask(batch, length);
+        return chance(0.5) ? Tensor<bool, P, dynamic, dynamic>() : std::move(drawn);
     }
     Tensor<TokenIndex, P, dynamic, dynamic> indices(Index batch, Index k, Index length) {
         Tensor<TokenIndex, P, dynamic, dynamic> indices(policy_, {batch, k});

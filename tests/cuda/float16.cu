@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "alone.hpp"
+#include "check/batch.hpp"
 #include "device.hpp"
 
 std::vector<cases::Case> cases::on_cuda_in_float16() {

@@ -6,142 +6,18 @@
 #include <colt5/cuda.cuh>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <limits>
-#include <numbers>
-#include <string>
 #include <type_traits>
 #include <vector>
 
-/// Numbers at the ends of their range: what an operation in T makes of them follows from what it is.
+#include "numbers.hpp"
+
+/// The operations of routers at the ends of the range of numbers, and of Gumbel noise for many rows, slots and tokens.
 namespace cases {
 
 using namespace colt5;
-
-template <typename V>
-std::vector<double> numbers(const Cuda& policy, const V& tensor) {
-    std::vector<double> all;
-    for (const auto& value : to_host(policy, tensor)) all.push_back(static_cast<double>(value));
-    return all;
-}
-
-/// Largest difference, relative to the largest expected number; infinite where one is not finite.
-inline double largest_error(const std::vector<double>& actual, const std::vector<double>& expected, double factor = 1) {
-    double difference = 0, largest = 0;
-    for (std::size_t i = 0; i < expected.size(); ++i) {
-        if (!std::isfinite(actual[i]) || !std::isfinite(expected[i])) return std::numeric_limits<double>::infinity();
-        difference = std::max(difference, std::abs(actual[i] * factor - expected[i]));
-        largest = std::max(largest, std::abs(expected[i]));
-    }
-    return difference / largest;
-}
-
-template <typename T>
-MatrixTensor<T, Cuda> normal_rows(const Cuda& policy, Index rows, Index columns, std::uint64_t seed, double factor) {
-    std::vector<T> values;
-    const Random random(Seed{seed});
-    for (Index i = 0; i < rows * columns; ++i)  // rounded first: with any factor, the same digits
-        values.push_back(static_cast<T>(
-            static_cast<double>(static_cast<float>(static_cast<T>(random.normal(static_cast<std::uint64_t>(i))))) *
-            factor));
-    return from_host<MatrixTensor<T, Cuda>>(policy, {rows, columns}, values);
-}
-
-/// RMSNorm, LayerNorm and row_norm do not change with the scale of their rows, where squares leave the range either.
-template <typename T>
-void check_scale_of_norms() {
-    using Sum = accumulate_t<T>;
-    constexpr double tolerance = HalfPrecision<T> ? 2e-2 : std::is_same_v<T, float> ? 1e-5 : 1e-13;
-    constexpr std::array scales =
-        std::is_same_v<T, double> ? std::array{0x1p520, 0x1p1010} : std::array{0x1p66, 0x1p120};
-    const Cuda policy;
-    for (const Index d : {5, 37, 64, 256, 1000, 4096}) {
-        CAPTURE(d);
-        const auto gamma = normal_rows<T>(policy, 1, d, 1, 1), bias = normal_rows<T>(policy, 1, d, 2, 1);
-        const auto d_y = normal_rows<T>(policy, 50, d, 3, 1);
-        struct Of {
-            std::vector<double> rms, rms_d_x, d_gamma, layer, layer_d_x, d_weight, d_bias, norm;
-        };
-        const auto compute = [&](double scale) {
-            const auto x = normal_rows<T>(policy, 50, d, 4, scale);
-            MatrixTensor<Sum, Cuda> sums(policy, {3, d});
-            VectorTensor<T, Cuda> norm(policy, {50});
-            set_zero(policy, sums);
-            Of of;
-            of.rms = numbers(policy, rms_norm(policy, x, gamma.const_view()[0]));
-            of.rms_d_x = numbers(policy, rms_norm_vjp(policy, d_y, x, gamma.const_view()[0], sums.view()[0]));
-            of.layer = numbers(policy, layer_norm(policy, x, gamma.const_view()[0], bias.const_view()[0]));
-            of.layer_d_x =
-                numbers(policy, layer_norm_vjp(policy, d_y, x, gamma.const_view()[0], sums.view()[1], sums.view()[2]));
-            const auto all = numbers(policy, sums);
-            const auto at = [&](Index row) { return all.begin() + row * d; };
-            of.d_gamma.assign(at(0), at(1));
-            of.d_weight.assign(at(1), at(2));
-            of.d_bias.assign(at(2), at(3));
-            assign(policy, norm, row_norm(x));
-            of.norm = numbers(policy, norm);
-            return of;
-        };
-        constexpr double base = 0x1p30;  // beside which ε is nothing
-        const Of of = compute(base);
-        for (const double scale : scales) {
-            CAPTURE(scale);
-            const Of large = compute(scale);
-            CHECK(largest_error(large.rms, of.rms) <= tolerance);
-            CHECK(largest_error(large.rms_d_x, of.rms_d_x, scale / base) <= tolerance);
-            CHECK(largest_error(large.d_gamma, of.d_gamma) <= tolerance);
-            CHECK(largest_error(large.layer, of.layer) <= tolerance);
-            CHECK(largest_error(large.layer_d_x, of.layer_d_x, scale / base) <= tolerance);
-            CHECK(largest_error(large.d_weight, of.d_weight) <= tolerance);
-            CHECK(largest_error(large.d_bias, of.d_bias) <= tolerance);
-            CHECK(largest_error(large.norm, of.norm, base / scale) <= tolerance);
-            Of small = compute(1 / scale);
-            for (double& norm : small.norm) norm *= scale;  // and then by base: together they may be too large
-            CHECK(largest_error(small.norm, of.norm, base) <= tolerance);
-        }
-    }
-    const auto ones = from_host<VectorTensor<T, Cuda>>(policy, {37}, std::vector<T>(37, T(1.0f)));
-    auto zeros = tensor_like(policy, ones);
-    set_zero(policy, zeros);
-    MatrixTensor<T, Cuda> constant(policy, {3, 37});
-    fill(policy, constant, 0.7 * static_cast<double>(std::numeric_limits<Sum>::max()));
-    for (const double value : numbers(policy, layer_norm(policy, constant, ones, zeros))) CHECK(value == 0);
-}
-
-/// GELU and its gradient far below 0, in expressions and in the feedforward's backward pass, and SiLU.
-template <typename T>
-void check_gelu_tail() {
-    constexpr double tolerance = HalfPrecision<T> ? 1e-2 : std::is_same_v<T, float> ? 2e-6 : 1e-14;
-    constexpr double infinity = std::numeric_limits<double>::infinity();
-    const Cuda policy;
-    std::vector<T> values;
-    for (int i = 0; i <= 400; ++i) values.push_back(static_cast<T>(-12.5 + 0.035 * i));
-    for (const double end : {-infinity, infinity, std::nan("")}) values.push_back(static_cast<T>(end));
-    const auto x = from_host<VectorTensor<T, Cuda>>(policy, {static_cast<Index>(values.size())}, values);
-    auto slope = tensor_like(policy, x);
-    fill(policy, slope, 1);
-    gelu_vjp(policy, slope, x);
-    auto silu_of = tensor_like(policy, x);
-    assign(policy, silu_of, silu(as_expression(x)));
-    const auto at = numbers(policy, x), y = numbers(policy, gelu_forward(policy, x)), d = numbers(policy, slope),
-               s = numbers(policy, silu_of);
-    for (std::size_t i = 0; i + 3 < at.size(); ++i) {
-        const long double v = at[i], cumulative = std::erfc(-v / std::numbers::sqrt2_v<long double>) / 2;
-        const long double density = std::exp(-v * v / 2) / std::sqrt(2 * std::numbers::pi_v<long double>);
-        const auto error = [](double got, long double want) {
-            return static_cast<double>(std::abs((got - want) / want));
-        };
-        CAPTURE(at[i]);
-        CHECK(error(y[i], v * cumulative) <= tolerance);
-        if (std::abs(v + 0.7518L) > 0.1L) CHECK(error(d[i], cumulative + v * density) <= 10 * tolerance);
-    }
-    const std::size_t low = at.size() - 3, high = low + 1, no_number = low + 2;
-    CHECK((y[low] == 0 && d[low] == 0 && s[low] == 0));
-    CHECK((y[high] == infinity && d[high] == 1 && s[high] == infinity));
-    CHECK((std::isnan(y[no_number]) && std::isnan(d[no_number]) && std::isnan(s[no_number])));
-}
 
 /// A NaN among the real logits makes its row NaN and no other, in all routers, in rows of a block, a cluster and a
 /// grid.
@@ -285,23 +161,24 @@ void check_ends_of_routers() {
     }
 }
 
-/// Norms of gradients whose squares double cannot hold, and AdamW without eps.
-inline void check_ends_of_optimizers() {
+/// Gumbel noise is the host's, for every row, and for tokens and slots beyond 2^24 and 2^20.
+inline void check_gumbel_noise() {
     const Cuda policy;
-    const auto unit = normal_rows<double>(policy, 30, 40, 6, 1);
-    const double norm = std::sqrt(sum_of_squares(policy, unit));
-    for (const double factor : {0x1p520, 0x1p1010, 0x1p-560, 0x1p-1000}) {
-        const auto x = normal_rows<double>(policy, 30, 40, 6, factor);
-        const double found = scaled_norm<double>([&](double scale) { return sum_of_squares(policy, x, scale); });
-        CHECK(found / factor == doctest::Approx(norm).epsilon(1e-13));
-    }
-    VectorTensor<float, Cuda> parameter(policy, {70}), gradient(policy, {70}), mean(policy, {70}), square(policy, {70});
-    fill(policy, parameter, 2);
-    for (auto* zeros : {&gradient, &mean, &square}) set_zero(policy, *zeros);
-    const AdamWCoefficients coefficients{
-        .keep = 1, .beta1 = 0.9, .beta2 = 0.999, .step_size = 5, .square_bias = 0.03, .eps = 0};
-    adamw_update(policy, parameter, {}, gradient, mean, square, coefficients);
-    for (const double value : numbers(policy, parameter)) CHECK(value == 2);
+    const Random random(Seed{3}, 7);
+    const auto compare = [&](Index rows, Index slots, Index length, GumbelRows which) {
+        const auto noise = to_host(policy, gumbel_noise<double>(policy, random, rows, slots, length, which));
+        const Index count = rows * slots * length;
+        double largest = 0;
+        for (Index i = std::max(Index{0}, count - 1000); i < count; ++i) {
+            const double expected = gumbel_of(random, which[i / length / slots], i / length % slots, i % length);
+            largest = std::max(largest, std::abs(noise[static_cast<std::size_t>(i)] - expected));
+        }
+        CHECK(largest <= 1e-12);
+    };
+    compare(1, 1, (Index{1} << 24) + 500, {});
+    compare(1, (Index{1} << 20) + 3, 2, {});
+    compare((Index{1} << 20) + 3, 1, 2, {});
+    compare(9, 3, 7, {(Index{1} << 31) + 5, 2});
 }
 
 }  // namespace cases

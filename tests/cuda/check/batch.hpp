@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "device.hpp"
+#include "../device.hpp"
 
 /// A batch is what its samples are alone, bit for bit: outputs, and gradients of inputs. Gradients of parameters are
 /// sums over the batch.

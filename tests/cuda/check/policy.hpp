@@ -5,17 +5,14 @@
 
 #include <colt5/cuda.cuh>
 
-#include <algorithm>
-#include <cmath>
 #include <cstddef>
-#include <functional>
-#include <memory>
+#include <cstdint>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "cases.hpp"
+#include "block_once.hpp"
 
 /// What a policy promises beyond numbers, shown with a block in T: streams, devices, graphs, and what happens when
 /// memory ends.
@@ -23,62 +20,6 @@ namespace cases {
 
 using namespace colt5;
 using colt5::cuda::check;
-
-inline constexpr TransformerBlockConfig small_block{.dim = 64,
-                                                    .num_heavy_attn_tokens_q = 16,
-                                                    .num_heavy_attn_tokens_kv = 16,
-                                                    .num_heavy_ff_tokens = 16,
-                                                    .light_dim_head = 16,
-                                                    .light_heads = 4,
-                                                    .heavy_dim_head = 16,
-                                                    .heavy_heads = 4,
-                                                    .router_kwargs = {.coor_descent = {.score_scale = 0.125}}};
-
-/// A block with its tokens, and what it computes.
-template <typename T>
-struct BlockOnce {
-    using Block = ConditionalRoutedTransformerBlock<small_block, T, Cuda>;
-    struct Both {
-        TokensTensor<T, Cuda> out, d_tokens;
-    };
-
-    explicit BlockOnce(const Cuda& policy_ = Cuda(), Index length = 300)
-        : policy(policy_),
-          block(policy, Seed{0}),
-          tokens(policy, {2, length, small_block.dim}),
-          gradients(block.make_gradients()) {
-        fill_normal(policy, tokens, Random(Seed{1}));
-    }
-
-    TokensTensor<T, Cuda> infer() const { return block(tokens); }
-    Both forward_and_backward() {
-        zero_gradients<Block>(policy, gradients);
-        auto pass = block.forward(tokens);
-        auto d_tokens = block.backward(pass, pass.out, gradients);
-        return {std::move(pass.out), std::move(d_tokens)};
-    }
-    template <typename V>
-    std::vector<double> values(const V& tensor) const {
-        std::vector<double> all;
-        for (const auto& value : to_host(policy, tensor)) all.push_back(static_cast<double>(value));
-        return all;
-    }
-    /// The output, the gradient of the tokens and those of all parameters.
-    std::vector<double> values(const Both& both) const {
-        std::vector<double> all = values(both.out);
-        const auto append = [&](const std::vector<double>& more) { all.insert(all.end(), more.begin(), more.end()); };
-        append(values(both.d_tokens));
-        Block::each_parameter([&](const std::string&, const auto& gradient) { append(values(gradient)); }, "",
-                              gradients);
-        return all;
-    }
-    std::vector<double> run() { return values(forward_and_backward()); }
-
-    Cuda policy;
-    Block block;
-    TokensTensor<T, Cuda> tokens;
-    typename Block::Gradients gradients;
-};
 
 /// A graph of what `work` does on a stream. Capture fails if it waits for the device or asks it for memory.
 class Graph {
@@ -311,60 +252,12 @@ void check_exceptions() {
     CHECK(once.run() == expected);
 }
 
-/// What is written into parameters of 16 bits between two steps is what the next step updates; the others keep the
-/// digits that their master has beyond them.
-template <HalfPrecision T>
-void check_written_parameters() {
-    BlockOnce<T> once;
-    AdamW optimizer(once.policy, once.block, {.weight_decay = 0});
-    once.run();
-    optimizer.step(once.block, once.gradients);
-    auto& weight = once.block.conditional_ff.light_ff.hidden.weight;
-    const auto& master = optimizer.state().master.conditional_ff.light_ff.hidden.weight;
-    const auto before = to_host(once.policy, master);
-    auto values = to_host(once.policy, weight);
-    for (std::size_t i = 0; i < values.size(); i += 2) values[i] = T(0.001 * static_cast<double>(i));
-    upload(once.policy, weight.data(), values.data(), values.size() * sizeof(T));
-    optimizer.set_learning_rate(0);
-    optimizer.step(once.block, once.gradients);
-    const auto after = to_host(once.policy, master);
-    const auto parameters = to_host(once.policy, weight);
-    std::size_t wrong = 0, finer = 0;
-    for (std::size_t i = 0; i < values.size(); ++i) {
-        wrong += after[i] != (i % 2 == 0 ? static_cast<float>(values[i]) : before[i]);
-        wrong += parameters[i].bits() != values[i].bits();
-        finer += static_cast<float>(parameters[i]) != after[i];
-    }
-    CHECK(wrong == 0);
-    CHECK(finer > values.size() / 4);
-}
-
 /// A clone computes what the block does.
 template <typename T>
 void check_clone() {
     const BlockOnce<T> once;
     const typename BlockOnce<T>::Block copy = clone(once.policy, once.block);
     CHECK(once.values(copy(once.tokens)) == once.values(once.infer()));
-}
-
-/// Gumbel noise is the host's, for every row, and for tokens and slots beyond 2^24 and 2^20.
-inline void check_gumbel_noise() {
-    const Cuda policy;
-    const Random random(Seed{3}, 7);
-    const auto compare = [&](Index rows, Index slots, Index length, GumbelRows which) {
-        const auto noise = to_host(policy, gumbel_noise<double>(policy, random, rows, slots, length, which));
-        const Index count = rows * slots * length;
-        double largest = 0;
-        for (Index i = std::max(Index{0}, count - 1000); i < count; ++i) {
-            const double expected = gumbel_of(random, which[i / length / slots], i / length % slots, i % length);
-            largest = std::max(largest, std::abs(noise[static_cast<std::size_t>(i)] - expected));
-        }
-        CHECK(largest <= 1e-12);
-    };
-    compare(1, 1, (Index{1} << 24) + 500, {});
-    compare(1, (Index{1} << 20) + 3, 2, {});
-    compare((Index{1} << 20) + 3, 1, 2, {});
-    compare(9, 3, 7, {(Index{1} << 31) + 5, 2});
 }
 
 /// Options are looked at. A call that CUDA refuses is reported with its name, file and line.
@@ -382,7 +275,7 @@ inline void check_errors() {
     const std::string message = message_of<CudaError>([] { check(cudaSetDevice(1000), "cudaSetDevice"); });
     CAPTURE(message);
     CHECK(message.find("cudaSetDevice failed: invalid device ordinal") != std::string::npos);
-    CHECK(message.find("behaviour.hpp:") != std::string::npos);
+    CHECK(message.find("check/policy.hpp:") != std::string::npos);
     CHECK(message_of<CudaError>([] {
               check(CUBLAS_STATUS_NOT_SUPPORTED, "cublasLtMatmul");
           }).find("cublasLtMatmul failed: ") != std::string::npos);

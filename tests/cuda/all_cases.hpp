@@ -1,11 +1,22 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "modules.hpp"
-#include "operations.hpp"
+#include "module/block.hpp"
+#include "module/cross_attention.hpp"
+#include "module/training.hpp"
+#include "op/dense_attention.hpp"
+#include "op/expressions.hpp"
+#include "op/feed_forward.hpp"
+#include "op/gather.hpp"
+#include "op/linear.hpp"
+#include "op/local_attention.hpp"
+#include "op/many_sequences.hpp"
+#include "op/norms.hpp"
+#include "op/routing.hpp"
+#include "op/sinkhorn.hpp"
 
-/// The bodies of the cases, for a policy P whose kernels are included before this file and a scalar type T: that of the
-/// setting's precision on the GPU, double on the CPU.
+/// The list of all cases. Each is a function of a policy P, whose kernels are included before this file, and of a
+/// scalar type T: that of the setting's precision on the GPU, double on the CPU.
 namespace cases {
 
 /// All cases in T, for policies that `make_policy(setting)` gives.

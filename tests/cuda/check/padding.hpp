@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <colt5/cuda.cuh>
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "numbers.hpp"
+#include "padded_tokens.hpp"
+
+/// What padding holds, finite or not, changes no output of real tokens and no gradient.
+namespace cases {
+
+using namespace colt5;
+
+/// What a call gives: outputs of real tokens, then gradients of tokens and of parameters.
+template <typename Module, typename Gradients, typename T, typename... D>
+std::vector<std::vector<double>> results(const Cuda& policy, const TokensTensor<T, Cuda>& out, Mask mask,
+                                         const Gradients& gradients, const D&... d_tokens) {
+    auto real = tensor_like(policy, out);
+    assign(policy, real, select(column(mask), out, 0.0f));
+    std::vector<std::vector<double>> all{numbers(policy, real), numbers(policy, d_tokens)...};
+    Module::each_parameter([&](const std::string&, const auto& g) { all.push_back(numbers(policy, g)); }, "",
+                           gradients);
+    return all;
+}
+
+template <typename Run>
+void check_poisons(const Run& run, bool finite_too = true) {
+    using limits = std::numeric_limits<float>;
+    const auto expected = run(0.0f);
+    for (const float poison : {limits::quiet_NaN(), limits::infinity(), -limits::infinity(), 3e38f}) {
+        if (std::isfinite(poison) && !finite_too) continue;
+        CAPTURE(poison);
+        const auto actual = run(poison);
+        REQUIRE(actual.size() == expected.size());
+        for (std::size_t i = 0; i < expected.size(); ++i) {
+            CAPTURE(i);  // outputs, gradients of tokens, of parameters
+            CHECK(actual[i] == expected[i]);
+        }
+    }
+}
+
+template <typename Module, typename T>
+void check_padding_of(const Cuda& policy, Index length, Index dim, bool finite_too = true) {
+    const auto mask = mask_of(policy, length);
+    const auto run = [&](float padding) {
+        const Module module(policy, Seed{1});  // routers begin their noise again
+        const auto x = tokens_with_padding<T>(policy, length, dim, 0, mask, padding);
+        const auto d_out = tokens_with_padding<T>(policy, length, dim, 1, mask, 0);
+        auto gradients = module.make_gradients();
+        const auto pass = module.forward(x, mask);
+        const auto d_x = module.backward(pass, d_out, gradients);
+        auto all = results<Module>(policy, pass.out, mask, gradients, d_x);
+        all.push_back(results<Module>(policy, module(x, mask), mask, gradients).front());
+        return all;
+    };
+    check_poisons(run, finite_too);
+}
+
+template <RouterType router, bool take_part>
+inline constexpr TransformerBlockConfig padded_block{
+    .dim = 64,
+    .num_heavy_attn_tokens_q = 16,
+    .num_heavy_attn_tokens_kv = 24,
+    .num_routed_kv = 1 + static_cast<Index>(router),
+    .num_heavy_ff_tokens = 16,
+    .light_dim_head = 16,
+    .light_heads = 4,
+    .light_window_size = 32,
+    .heavy_dim_head = 16,
+    .heavy_heads = 6,
+    .router_straight_through = false,
+    .router_type = router,
+    .router_kwargs = {.coor_descent = {.score_scale = 0.125}, .sinkhorn = {.masked_tokens_take_part = take_part}}};
+/// What one kernel of compute capability 9.0a takes in 16 bits.
+inline constexpr FeedForwardConfig padded_wide{.dim = 512, .num_heavy_tokens = 16, .light_ff_mult = 0.5};
+inline constexpr CrossAttentionConfig padded_cross{
+    .dim = 64, .num_tokens_q = 40, .num_tokens_kv = 50, .dim_head = 16, .heads = 4};
+
+template <typename T, RouterType router, bool take_part = false>
+void check_padding_with() {
+    CAPTURE(static_cast<int>(router));
+    using Block = ConditionalRoutedTransformerBlock<padded_block<router, take_part>, T, Cuda>;
+    const Cuda policy;
+    for (const Index length : {40, 300}) {
+        CAPTURE(length);
+        // Numbers in padding count where the router reads it, and so does what a first half makes of them.
+        if (!take_part) check_padding_of<Block, T>(policy, length, 64);
+        check_padding_of<typename Block::Attention, T>(policy, length, 64, !take_part);
+        check_padding_of<typename Block::FeedForward, T>(policy, length, 64, !take_part);
+    }
+}
+
+template <typename T>
+void check_padding() {
+    check_padding_with<T, RouterType::coor_descent>();
+    check_padding_with<T, RouterType::cum_softmax>();
+    check_padding_with<T, RouterType::sinkhorn>();
+    check_padding_with<T, RouterType::sinkhorn, true>();
+    using Cross = ConditionalRoutedCrossAttention<padded_cross, T, Cuda>;
+    const Cuda policy;
+    check_padding_of<ConditionalRoutedFeedForward<padded_wide, T, Cuda>, T>(policy, 300, 512);
+    for (const Index queries : {30, 100})  // routed, or not
+        for (const Index keys : {30, 100}) {
+            CAPTURE(queries);
+            CAPTURE(keys);
+            const auto mask = mask_of(policy, queries), context_mask = mask_of(policy, keys);
+            check_poisons([&](float padding) {
+                const Cross cross(policy, Seed{1});
+                const auto x = tokens_with_padding<T>(policy, queries, 64, 0, mask, padding);
+                const auto context = tokens_with_padding<T>(policy, keys, 64, 1, context_mask, padding);
+                const auto d_out = tokens_with_padding<T>(policy, queries, 64, 2, mask, 0);
+                auto gradients = cross.make_gradients();
+                const auto pass = cross.forward(x, context, mask, context_mask);
+                const auto d = cross.backward(pass, d_out, gradients);
+                return results<Cross>(policy, pass.out, mask, gradients, d.d_x, d.d_context);
+            });
+        }
+}
+
+}  // namespace cases

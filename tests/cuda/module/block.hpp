@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <string>
+
+#include <colt5/module/conditional_routed_transformer_block.hpp>
+
+#include "../draw.hpp"
+#include "record.hpp"
+
+/// Cases of a block and of its halves, ConditionalRoutedAttention and ConditionalRoutedFeedForward.
+namespace cases {
+
+constexpr TransformerBlockConfig block_config(RouterType router, Index routes = 2) {
+    return {.dim = 48,
+            .num_heavy_attn_tokens_q = 12,
+            .num_heavy_attn_tokens_kv = 20,
+            .num_routed_kv = routes,
+            .num_heavy_ff_tokens = 17,
+            .light_dim_head = 16,
+            .light_heads = 3,
+            .light_window_size = 30,
+            .heavy_dim_head = 32,
+            .heavy_heads = 4,
+            .router_straight_through = false,
+            .router_type = router,
+            .router_kwargs = {.coor_descent = {.score_scale = 0.2}, .cum_softmax = {.temperature = 4}}};
+}
+inline constexpr TransformerBlockConfig by_descent = block_config(RouterType::coor_descent),
+                                        by_descent_of_one_route = block_config(RouterType::coor_descent, 1),
+                                        by_softmax = block_config(RouterType::cum_softmax),
+                                        by_sinkhorn = block_config(RouterType::sinkhorn);
+
+/// Tokens and perhaps a mask.
+template <TransformerBlockConfig config, typename T, typename P>
+struct BlockInput {
+    explicit BlockInput(Draw<T, P>& draw)
+        : batch(draw.size(1, 9)),
+          length(draw.length(500)),
+          x(draw.values(std::array{batch, length, config.dim})),
+          with_mask(draw.optional_mask(batch, length)),
+          mask(with_mask.const_view()) {}
+    Index batch, length;
+    TokensTensor<T, P> x;
+    Tensor<bool, P, dynamic, dynamic> with_mask;
+    Mask mask;
+};
+
+/// Each half of the block on its own: what it routes by is the same number on either side, whatever the precision.
+template <TransformerBlockConfig config, typename T, typename P>
+Results half_block_case(const P& policy, const Setting& setting) {
+    using Block = ConditionalRoutedTransformerBlock<config, T, P>;
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const BlockInput<config, T, P> in(draw);
+    const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
+    if (setting.seed % 2 == 0)
+        record_module(record, draw, draw.template made<typename Block::Attention>(), in.x, in.mask, AttentionTokens{},
+                      residual);
+    else
+        record_module(record, draw, draw.template made<typename Block::FeedForward>(), in.x, in.mask,
+                      FeedForwardTokens{}, residual);
+    return record.results;
+}
+
+/// The block is its two halves, bit for bit. Where numbers are rounded less than in float, this is all that can be said
+/// of it: its feedforward routes by what its attention computed, and may choose another token.
+template <TransformerBlockConfig config, typename T, typename P>
+Results block_case(const P& policy, const Setting& setting) {
+    using Block = ConditionalRoutedTransformerBlock<config, T, P>;
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const BlockInput<config, T, P> in(draw);
+    const auto d_out = draw.values(in.x.shape());
+
+    const Block block = draw.template made<Block>();
+    auto gradients = block.make_gradients();
+    const auto pass = block.forward(in.x, in.mask);
+    const auto d_x = block.backward(pass, d_out, gradients);
+
+    const Block parts = draw.template made<Block>();  // another one, since Sinkhorn draws noise at every call
+    auto gradients_of_parts = parts.make_gradients();
+    const auto attention = parts.conditional_attn.forward(in.x, in.mask, {}, Residual::tokens);
+    const auto feed_forward = parts.conditional_ff.forward(attention.out, in.mask, {}, Residual::tokens);
+    const auto d_middle = parts.conditional_ff.backward(feed_forward, d_out, gradients_of_parts.conditional_ff);
+    const auto d_x_of_parts = parts.conditional_attn.backward(attention, d_middle, gradients_of_parts.conditional_attn);
+
+    record.holds("out is that of the parts", same_bits(policy, pass.out, feed_forward.out));
+    record.holds("d_tokens is that of the parts", same_bits(policy, d_x, d_x_of_parts));
+    Block::each_parameter(
+        [&](const std::string& name, const auto& a, const auto& b) {
+            record.holds("gradient of " + name + " is that of the parts", same_bits(policy, a, b));
+        },
+        "", gradients, gradients_of_parts);
+    if (setting.precision == Precision::fp64 || setting.precision == Precision::fp32)
+        record_module(record, draw, draw.template made<Block>(), in.x, in.mask);
+    return record.results;
+}
+
+}  // namespace cases

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+
+#include <colt5/module/conditional_routed_cross_attention.hpp>
+
+#include "../draw.hpp"
+#include "record.hpp"
+
+/// Cases of ConditionalRoutedCrossAttention.
+namespace cases {
+
+inline constexpr CrossAttentionConfig cross_config{.dim = 48,
+                                                   .num_tokens_q = 20,
+                                                   .num_tokens_kv = 30,
+                                                   .dim_head = 16,
+                                                   .heads = 4,
+                                                   .router_kwargs = {.coor_descent = {.score_scale = 0.2}},
+                                                   .kv_routing_tokens = 2};
+
+template <typename T, typename P>
+Results cross_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const Index batch = draw.size(1, 5), length = draw.length(200), memories = draw.length(2000);
+    const auto x = draw.values(std::array{batch, length, cross_config.dim});
+    const auto context = draw.values(std::array{batch, memories, cross_config.dim});
+    const auto with_mask = draw.mask(batch, length);
+    const auto with_context_mask = draw.mask(batch, memories);
+    const bool masked = draw.chance(0.5);
+    record_module(record, draw, draw.template made<ConditionalRoutedCrossAttention<cross_config, T, P>>(), x, context,
+                  masked ? Mask(with_mask.const_view()) : Mask{},
+                  masked ? Mask(with_context_mask.const_view()) : Mask{});
+    return record.results;
+}
+
+}  // namespace cases

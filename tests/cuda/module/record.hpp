@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+
+#include "../draw.hpp"
+
+/// What cases of modules record.
+namespace cases {
+
+/// Output and all gradients of a module.
+template <typename Module, typename T, typename P, typename... Inputs>
+void record_module(Recorder<P>& record, Draw<T, P>& draw, const Module& of, const Inputs&... inputs) {
+    const auto pass = of.forward(inputs...);
+    record("inference", of(inputs...));
+    record("out", pass.out);
+    auto gradients = of.make_gradients();
+    const auto d = of.backward(pass, draw.values(pass.out.shape()), gradients);
+    if constexpr (requires { d.d_context; }) {
+        record("d_x", d.d_x);
+        record("d_context", d.d_context);
+    } else {
+        record("d_tokens", d);
+    }
+    Module::each_parameter([&](const std::string& name, auto& gradient) { record("gradient of " + name, gradient); },
+                           "", gradients);
+}
+
+}  // namespace cases

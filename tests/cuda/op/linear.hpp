@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+
+#include <colt5/op/linear.hpp>
+
+#include "../draw.hpp"
+
+/// Cases of op/linear.hpp.
+namespace cases {
+
+template <typename T, typename P>
+Results linear_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const Index batch = draw.size(1, 9), routes = draw.size(1, 3), in = draw.size(1, 140), out = draw.size(1, 140);
+    const Index length = draw.length(5000, batch * routes * std::max(in, out));
+    const auto x = draw.values(std::array{batch, routes, length, in});
+    const auto weight = draw.values(std::array{routes * out, in});
+    const auto bias = draw.values(std::array{routes * out});
+    const auto d_y = draw.values(std::array{batch, routes, length, out});
+    auto d_weight = draw.sums(std::array{routes * out, in});
+    auto d_bias = draw.sums(std::array{routes * out});
+    record("y", routed_linear(policy, x, weight, bias.const_view()));
+    record("y without bias", routed_linear(policy, x, weight));
+    record("d_x", routed_linear_vjp(policy, d_y, x, weight, d_weight.view(), d_bias.view()));
+    record("d_weight", d_weight);
+    record.in_float("d_bias", d_bias);
+    return record.results;
+}
+
+}  // namespace cases

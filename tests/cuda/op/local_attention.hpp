@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include <colt5/op/local_attention.hpp>
+
+#include "../draw.hpp"
+
+/// Cases of op/local_attention.hpp.
+namespace cases {
+
+template <typename T, typename P>
+Results local_attention_of(const P& policy, Draw<T, P>& draw, Index batch, Index length, Index heads, Index dim_head,
+                           Index reach) {
+    Recorder record(policy);
+    const auto with_mask = draw.optional_mask(batch, length);
+    const Mask mask = with_mask.const_view();
+    const auto q = draw.values(std::array{batch, length, heads, dim_head});
+    const auto kv = draw.values(std::array{batch, length, Index{2}, heads, dim_head});
+    const auto d_out = draw.values(q.shape());
+    const Index part = draw.size(length / 5 + 1, length);
+    for (const MaskedRows rows : {MaskedRows::zero, MaskedRows::window_mean}) {
+        const LocalAttention attention{reach, rows};
+        const std::string name = rows == MaskedRows::zero ? "" : " with window means";
+        const auto pass = local_attention_forward(policy, attention, q, kv, mask);
+        record("out" + name, pass.out);
+        record("out alone" + name, local_attention(policy, attention, q, kv, mask));
+        record("d_qkv" + name, local_attention_vjp(policy, attention, pass, d_out, q, kv, mask));
+
+        // The first sequence in parts: each goes to its own place of out and of d_qkv.
+        const auto of_sequence = [&](const auto& t, Index first, Index count) {
+            const auto view = t.view();
+            auto shape = view.shape();
+            const Index token = view.size() / (shape[0] * shape[1]);
+            shape[0] = 1;
+            shape[1] = count;
+            return decltype(view)::unchecked(view.data() + first * token, shape);
+        };
+        Tensor<T, P, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv(policy, {1, length, 3, heads, dim_head});
+        const auto of_window = [&](Index first, Index count) {
+            return View<T, dynamic, dynamic, dynamic, dynamic, dynamic>(d_qkv.data() + first * 3 * heads * dim_head,
+                                                                        {1, count, 3, heads, dim_head});
+        };
+        const auto first_mask = mask ? mask.range(0, 1) : mask;
+        for (Index first = 0; first < length; first += part) {
+            const Index count = std::min(part, length - first);
+            const auto some_q = of_sequence(q, first, count);
+            const auto keys = of_sequence(kv, 0, length);
+            const auto some = local_attention_forward(policy, attention, some_q, keys, first_mask, first);
+            record("out from " + std::to_string(first) + name, some.out);
+            local_attention_vjp(policy,
+                                of_window(attention.window_begin(first), attention.window(first, count, length)),
+                                attention, some, of_sequence(d_out, first, count), some_q, keys, first_mask, first);
+        }
+        record("d_qkv in parts" + name, d_qkv);
+    }
+    return record.results;
+}
+
+template <typename T, typename P>
+Results local_attention_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    const Index batch = draw.size(1, 9), heads = draw.size(1, 16), dim_head = draw.dim_head();
+    const Index length = draw.length(5000, batch * heads * dim_head), reach = draw.length(200);
+    return local_attention_of(policy, draw, batch, length, heads, dim_head, reach);
+}
+
+/// So many short heads that a block of a kernel that marches gets several tiles of each.
+template <typename T, typename P>
+Results many_heads_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    const Index length = draw.size(257, 450), dim_head = 8 * draw.size(1, 8), reach = draw.size(1, 64);
+    return local_attention_of(policy, draw, 9, length, 16, dim_head, reach);
+}
+
+}  // namespace cases

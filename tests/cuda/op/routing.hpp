@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <string>
+
+#include <colt5/op/coordinate_descent.hpp>
+#include <colt5/op/cumulative_softmax.hpp>
+#include <colt5/op/pick.hpp>
+#include <colt5/op/route_logits.hpp>
+#include <colt5/op/top_k.hpp>
+
+#include "../draw.hpp"
+
+/// Cases of the operations of a router, from tokens to scores: op/route_logits.hpp, op/top_k.hpp, op/pick.hpp,
+/// op/coordinate_descent.hpp and op/cumulative_softmax.hpp.
+namespace cases {
+
+/// Top-k and the scores of two routers, with their gradients, for logits (b, r, n).
+template <typename T, typename P>
+void record_routing(Recorder<P>& record, Draw<T, P>& draw, const std::array<Index, 3>& shape, Index k) {
+    using Logit = accumulate_t<T>;
+    const P& policy = record.policy;
+    const auto with_mask = draw.optional_mask(shape[0], shape[2]);
+    const Mask mask = with_mask.const_view();
+    const auto logits = draw.sums(shape, 2.0), wide_logits = draw.sums(shape, 20.0);
+    const auto indices = top_k(policy, logits, mask, k);
+    record("top_k", indices);
+    const auto picked = pick_scores<Logit>(policy, logits.const_view(), indices, mask);
+    record.in_float("pick_scores", picked);
+    const auto d_all = place_scores(policy, picked, indices, mask, shape[2]);
+    record.in_float("place_scores", d_all);
+
+    for (int way = 0; way < 3; ++way) {
+        const std::string name = way == 0 ? "0.2.3" : way == 1 ? "scaled" : "converged";
+        CoordinateDescent descent{.limit_k = true};
+        if (way == 1)
+            descent = {.n_iters = 20,
+                       .eps = 0.3,
+                       .eps_init = 4,
+                       .eps_decay = 0.7,
+                       .start = DescentStart::minus_logits,
+                       .limit_k = true};
+        if (way == 2) descent.iterate_to_convergence = true;
+        const auto& s = way == 2 ? wide_logits : logits;
+        const double wanted = static_cast<double>(k) * (way == 2 ? 1.1 : 1);
+        const auto pass = coordinate_descent_forward(policy, descent, wanted, s, mask);
+        record.in_float("scores of descent " + name, pass.scores);
+        const auto d = coordinate_descent_vjp(policy, descent, wanted, pass, d_all, s, mask);
+        record.in_float("d_logits of descent " + name, d.d_logits);
+        record.in_float("d_k of descent " + name, d.d_k);
+    }
+    record.in_float("cumulative_softmax", cumulative_softmax(policy, 1.0, logits, indices, mask));
+    record.in_float("d_logits of cumulative_softmax",
+                    cumulative_softmax_vjp(policy, 1.0, picked, logits, indices, mask));
+}
+
+template <typename T, typename P>
+Results routing_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const Index batch = draw.size(1, 9), routes = draw.size(1, 3), dim = draw.size(1, 200);
+    const Index length = draw.length(5000, batch * dim);
+    const auto x = draw.values(std::array{batch, length, dim});
+    const auto token = draw.values(std::array{routes, dim});
+    const auto d_logits = draw.sums(std::array{batch, routes, length});
+    record.in_float("route_logits", route_logits(policy, x, token, 0.5));
+    auto d_x = draw.values(std::array{batch, length, dim});
+    auto d_token = draw.sums(std::array{routes, dim});
+    route_logits_vjp(policy, d_x.view(), d_token.view(), d_logits, x, token, 0.5);
+    record("d_x of route_logits", d_x);
+    record.in_float("d_token", d_token);
+    const Index k = draw.length(std::min(length, Index{500})) + (draw.chance(0.3) ? length : 0);
+    record_routing(record, draw, {batch, routes, length}, k);
+    return record.results;
+}
+
+/// Rows that several blocks share: a cluster of them, or, where that has no room, more that meet in global memory; and
+/// the longest that we promise.
+template <typename T, typename P>
+Results long_rows_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const Index in_cluster = draw.size(5000, sanitized() ? 20'000 : 200'000), longer = draw.size(480'000, 600'000);
+    const Index length = std::array{in_cluster, longer, Index{1} << 24}[setting.seed % 3];
+    const Index batch = setting.seed % 3 == 2 ? 1 : draw.size(1, 2), k = draw.length(5000);
+    record_routing(record, draw, {batch, 1, length}, k);
+    return record.results;
+}
+
+}  // namespace cases
