@@ -136,6 +136,10 @@ def bound(threads):
     return {'OMP_NUM_THREADS': str(threads), 'OMP_PROC_BIND': 'true'}
 
 
+# Of our own programs, which call a BLAS from each of their threads (docs/blas.md).
+serial_blas = {'OPENBLAS_NUM_THREADS': '1'}
+
+
 class Bench:
     def __init__(self, build_dir, threads, quick, folder):
         self.build_dir, self.threads, self.quick, self.folder = build_dir, threads, quick, folder
@@ -155,11 +159,13 @@ class Bench:
             if not case.peer:
                 peer.end()  # it has written the inputs
             ours = stack.enter_context(
-                Process([self.build_dir / 'bench' / case.program, inputs, threads, *case.numbers], environment))
+                Process([self.build_dir / 'bench' / case.program, inputs, threads, *case.numbers],
+                        environment | serial_blas))
             sides = {'ours': ours} | ({'peer': peer} if case.peer else {})
             if case.one_thread:
                 sides['one_thread'] = stack.enter_context(
-                    Process([self.build_dir / 'bench' / case.program, inputs, 1, *case.numbers], bound(1)))
+                    Process([self.build_dir / 'bench' / case.program, inputs, 1, *case.numbers],
+                            bound(1) | serial_blas))
             inputs.unlink()
             self.libraries |= {'ours': ours.library, 'peer': peer.library}
             for mode in case.modes:
@@ -211,7 +217,7 @@ class Bench:
         """Operations per second by what multiplies, now, on that many threads."""
         if threads not in self.products:
             self.products[threads] = [subprocess.Popen([program, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                                       text=True, bufsize=1, env=os.environ | bound(threads))
+                                                       text=True, bufsize=1, env=os.environ | bound(threads) | serial_blas)
                                       for program in map((self.build_dir / 'bench').joinpath, ('sgemm', 'sgemm_openblas'))
                                       if program.exists()]
             self.rates(threads)  # the first products are slower

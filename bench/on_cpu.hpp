@@ -25,7 +25,7 @@ inline Policy make_policy(const std::string& threads) {
 class Meter {
 public:
     static constexpr const char* library =
-#if defined(EIGEN_USE_BLAS)
+#if defined(COLT5_USE_BLAS)
         "OpenBLAS"
 #else
         "our own kernel"

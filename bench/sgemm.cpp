@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What multiplies matrices at which rate on this machine. For each line on the standard input, makes one product with
 // each and prints `NAME GFLOPS` for all of them in one line; the argument is the number of threads, which share out the
-// rows. With EIGEN_USE_BLAS, Eigen hands over to OpenBLAS.
+// rows. With COLT5_USE_BLAS, that is OpenBLAS, which OPENBLAS_NUM_THREADS=1 keeps on each thread.
 #include <chrono>
 #include <iostream>
 #include <string>
@@ -35,19 +35,28 @@ int main(int argc, char** argv) {
     fill_normal(policy, weight, colt5::Random(colt5::Seed{2}));
 
     const colt5::Index parts = policy.threads(), rows = size / parts;
-    const auto by_eigen = [&] {
+    const auto in_parts = [&](auto&& product) {  // product(first row, rows) on each thread
         parallel_for(policy, parts, [&](colt5::Index i) {
-            const colt5::Index first = i * rows, count = i + 1 < parts ? rows : size - first;
-            y.matrix().middleRows(first, count).noalias() =
-                x.matrix().middleRows(first, count) * weight.matrix().transpose();
+            const colt5::Index first = i * rows;
+            product(first, i + 1 < parts ? rows : size - first);
         });
     };
     for (std::string line; std::getline(std::cin, line); std::cout << std::endl) {
-#if defined(EIGEN_USE_BLAS)
-        report("OpenBLAS", by_eigen);
+#if defined(COLT5_USE_BLAS)
+        report("OpenBLAS", [&] {
+            in_parts([&](colt5::Index first, colt5::Index count) {
+                colt5::cpu::blas_gemm(false, true, count, size, size, 1.0f, x.data() + first * size, size,
+                                      weight.data(), size, y.data() + first * size, size);
+            });
+        });
 #else
         Eigen::setNbThreads(1);
-        report("Eigen", by_eigen);
+        report("Eigen", [&] {
+            in_parts([&](colt5::Index first, colt5::Index count) {
+                y.matrix().middleRows(first, count).noalias() =
+                    x.matrix().middleRows(first, count) * weight.matrix().transpose();
+            });
+        });
         report("colt5", [&] { linear(policy, y.view(), x, weight); });
 #endif
     }

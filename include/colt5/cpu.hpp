@@ -24,7 +24,6 @@
 #include <colt5/cpu/linear.hpp>
 #include <colt5/cpu/local_attention.hpp>
 #include <colt5/cpu/norm_linear.hpp>
-#include <colt5/cpu/pick.hpp>
 #include <colt5/cpu/policy.hpp>
 #include <colt5/cpu/projected_local_attention.hpp>
 #include <colt5/cpu/rms_norm.hpp>

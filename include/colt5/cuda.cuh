@@ -21,7 +21,6 @@
 #include <colt5/cuda/layer_norm.cuh>
 #include <colt5/cuda/linear.cuh>
 #include <colt5/cuda/local_attention.cuh>
-#include <colt5/cuda/pick.cuh>
 #include <colt5/cuda/policy.cuh>
 #include <colt5/cuda/rms_norm.cuh>
 #include <colt5/cuda/route_logits.cuh>

@@ -13,11 +13,23 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 namespace colt5 {
 
 /// Sizes and indices are signed, as in Eigen: differences of indices are meaningful and loops need no casts.
 using Index = std::ptrdiff_t;
+
+/// ⌈a / b⌉ for a ≥ 0 and b > 0 of any size.
+template <std::integral I>
+COLT5_HOST_DEVICE constexpr I divide_up(I a, std::type_identity_t<I> b) {
+    return a / b + (a % b != 0 ? I{1} : I{0});
+}
+/// The smallest multiple of `unit` that is not below n ≥ 0.
+template <std::integral I>
+COLT5_HOST_DEVICE constexpr I round_up(I n, std::type_identity_t<I> unit) {
+    return divide_up(n, unit) * unit;
+}
 
 /// Base of every exception that the library throws on purpose.
 class Error : public std::runtime_error {

@@ -173,8 +173,6 @@ private:
         memory().deallocate(data);
     }
 
-    static std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
-
     /// A new block; with nothing changed when there is no memory for it.
     Iterator add_free(std::byte* begin, std::size_t bytes, std::size_t range) {
         const auto entry = free_.insert({bytes, begin}).first;

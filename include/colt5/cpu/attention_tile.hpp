@@ -7,7 +7,7 @@
 #include <limits>
 
 #include <colt5/cpu/gemm.hpp>
-#include <colt5/cpu/scratch.hpp>
+#include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/simd.hpp>
 
 namespace colt5::cpu {

@@ -4,7 +4,7 @@
 #include <atomic>
 
 #include <colt5/cpu/expr.hpp>
-#include <colt5/cpu/partial_sums.hpp>
+#include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/op/clean_padding.hpp>
 

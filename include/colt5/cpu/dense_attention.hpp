@@ -100,7 +100,7 @@ void dense_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
                             TokensView<const T> value_scale) {
     const Index batch = q.extent(0), length = q.extent(1), heads = q.extent(2), dim = q.extent(3);
-    const Index tiles = cpu::divide_up(length, cpu::query_tile);
+    const Index tiles = divide_up(length, cpu::query_tile);
     parallel_for(policy, batch * heads * tiles, [&](Index task) {
         const Index b = task / (heads * tiles), h = task / tiles % heads, first = task % tiles * cpu::query_tile;
         const cpu::DenseHead<T> dense(q, kv, mask, value_scale, b, h);

@@ -3,8 +3,8 @@
 
 #include <colt5/cpu/gelu.hpp>
 #include <colt5/cpu/gemm.hpp>
-#include <colt5/cpu/panels.hpp>
-#include <colt5/cpu/parameter_gradients.hpp>
+#include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/partial_sums.hpp>
 #include <colt5/cpu/rms_norm.hpp>
 #include <colt5/op/feed_forward.hpp>
 
@@ -71,8 +71,8 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
         const T *const x_rows = x.data() + row * dim, *const d_y_rows = d_y.data() + row * dim;
         MatrixTensor<T, Cpu> normed(policy, {chunk, dim}), h(policy, {chunk, hidden}), d_h(policy, {chunk, hidden});
         const cpu::Panels panels = cpu::panels(1, chunk);
-        cpu::NormPanelSums<T, RMSNormParameters<const T>> norm_sums(policy, panels.count(), dim);
-        cpu::PanelSums<T> project_bias(policy, panels.count(), dim), hidden_bias(policy, panels.count(), hidden);
+        cpu::PartialSums<T> norm_sums(policy, panels.count(), dim);
+        cpu::PartialSums<T> project_bias(policy, panels.count(), dim), hidden_bias(policy, panels.count(), hidden);
         parallel_for(policy, panels.count(), [&](Index panel) {
             panels.visit(panel, [&](Index, Index at, Index rows) {
                 T* const normed_rows = normed.data() + at * dim;
@@ -88,20 +88,20 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
 
                 T* const d_normed = cpu::thread_scratch<T, struct NormedGradient>(rows * dim);
                 from_hidden.multiply(rows, d_h_rows, hidden, {}, d_normed, dim);
-                norm_sums.normalize_vjp(panel, parameters.norm, d_x.data() + (row + at) * dim, d_normed,
+                cpu::normalize_rows_vjp(parameters.norm, d_x.data() + (row + at) * dim, norm_sums[panel], d_normed,
                                         x_rows + at * dim, rows,
                                         shared.add ? shared.add.data() + (row + at) * dim : nullptr);
-                cpu::add_rows(d_y_rows + at * dim, rows, dim, project_bias[panel]);
-                cpu::add_rows(d_h_rows, rows, hidden, hidden_bias[panel]);
+                cpu::add_rows(d_y_rows + at * dim, rows, dim, project_bias[panel][0]);
+                cpu::add_rows(d_h_rows, rows, hidden, hidden_bias[panel][0]);
             });
         });
         const cpu::PackedMatrix<Op::none, T> packed_h(policy, chunk, hidden, h.data(), hidden);
         cpu::add_weight_gradient(policy, gradients.project_weight.data(), dim, hidden, d_y_rows, packed_h);
         const cpu::PackedMatrix<Op::none, T> packed_normed(policy, chunk, dim, normed.data(), dim);
         cpu::add_weight_gradient(policy, gradients.hidden_weight.data(), hidden, dim, d_h.data(), packed_normed);
-        norm_sums.add_to(gradients.norm);
-        project_bias.add_to(gradients.project_bias);
-        hidden_bias.add_to(gradients.hidden_bias);
+        norm_sums.add_to(gradients.norm.all());
+        project_bias.add_to({gradients.project_bias});
+        hidden_bias.add_to({gradients.hidden_bias});
     };
     const cpu::Panels chunks = cpu::chunks(x.extent(0), length);
     for (Index i = 0; i < chunks.count(); ++i) chunks.visit(i, add_chunk);

@@ -2,11 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
-#include <colt5/cpu/linear.hpp>
 #include <colt5/cpu/parallel.hpp>
-#include <colt5/cpu/scratch.hpp>
+#include <colt5/cpu/simd.hpp>
 #include <colt5/op/gather.hpp>
 
 namespace colt5 {
@@ -27,7 +27,7 @@ void gather_kernel(const Cpu& policy, TokensView<T> out, TokensView<const T> x, 
     const Index batch = indices.extent(0), picks = indices.extent(1);
     cpu::check_indices(indices, x.extent(1));
     constexpr Index rows = 64;
-    const Index chunks = cpu::divide_up(picks, rows);
+    const Index chunks = divide_up(picks, rows);
     parallel_for(policy, batch * chunks, [&](Index task) {
         const Index b = task / chunks, first = task % chunks * rows;
         for (Index i = first; i < std::min(picks, first + rows); ++i)
@@ -74,7 +74,7 @@ void scatter_kernel(const Cpu& policy, Scatter how, TokensView<T> out, TokensVie
     const Index batch = rows.extent(0), picks = rows.extent(1), dim = rows.extent(2);
     cpu::check_indices(indices, out.extent(1));
     constexpr Index columns = 128;  // tasks share out columns: rows that meet in one place stay in one task
-    const Index blocks = cpu::divide_up(dim, columns);
+    const Index blocks = divide_up(dim, columns);
     parallel_for(policy, batch * blocks, [&](Index task) {
         const Index b = task / blocks, first = task % blocks * columns, count = std::min(columns, dim - first);
         const auto put = [&](Index i, T weight) {
@@ -90,6 +90,46 @@ void scatter_kernel(const Cpu& policy, Scatter how, TokensView<T> out, TokensVie
         else
             for (Index i = 0; i < picks; ++i) put(i, T(1));
     });
+}
+
+template <typename T>
+void pick_scores_kernel(const Cpu&, TokensView<T> out, TokensView<const T> scores, TokensView<const TokenIndex> indices,
+                        Mask mask) {
+    const Index batch = indices.extent(0), routes = indices.extent(1), picks = indices.extent(2);
+    if (scores || mask) cpu::check_indices(indices, scores ? scores.extent(2) : mask.extent(1));
+    for (Index b = 0; b < batch; ++b)
+        for (Index r = 0; r < routes; ++r)
+            for (Index i = 0; i < picks; ++i) {
+                const TokenIndex token = indices(b, r, i);
+                out(b, r, i) = mask && !mask(b, token) ? T(0) : scores ? scores(b, r, token) : T(1);
+            }
+}
+
+template <typename T>
+void straight_through_scores_kernel(const Cpu&, TokensView<T> scores, TokensView<const T> logits,
+                                    TokensView<const TokenIndex> indices, Mask mask) {
+    const Index batch = indices.extent(0), routes = indices.extent(1), picks = indices.extent(2);
+    cpu::check_indices(indices, logits.extent(2));
+    for (Index b = 0; b < batch; ++b)
+        for (Index r = 0; r < routes; ++r)
+            for (Index i = 0; i < picks; ++i) {
+                const T first = logits(b, r, indices(b, r, 0));
+                scores(b, r, i) = mask && !mask(b, indices(b, r, i)) ? T(0) : std::isnan(first) ? first : T(1);
+            }
+}
+
+template <typename T>
+void place_scores_kernel(const Cpu&, TokensView<T> d_scores, TokensView<const T> d_picked,
+                         TokensView<const TokenIndex> indices, Mask mask) {
+    const Index batch = indices.extent(0), routes = indices.extent(1), picks = indices.extent(2);
+    cpu::check_indices(indices, d_scores.extent(2));
+    std::fill_n(d_scores.data(), d_scores.size(), T(0));
+    for (Index b = 0; b < batch; ++b)
+        for (Index r = 0; r < routes; ++r)
+            for (Index i = 0; i < picks; ++i) {
+                const TokenIndex token = indices(b, r, i);
+                if (!mask || mask(b, token)) d_scores(b, r, token) = d_picked(b, r, i);
+            }
 }
 
 }  // namespace colt5

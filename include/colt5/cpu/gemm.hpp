@@ -5,23 +5,20 @@
 #include <array>
 #include <cassert>
 #include <cstring>
-#include <limits>
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/cpu/parallel.hpp>
-#include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
-#include <colt5/cpu/transpose.hpp>
 
-#ifdef EIGEN_USE_BLAS
-extern "C" [[gnu::weak]] void openblas_set_num_threads(int);
+#if defined(COLT5_USE_BLAS)
+#include <colt5/cpu/blas.hpp>
 #endif
 
 /// Matrix products on the calling thread, unless said. Panels are row-major; `lda`, `ldb`, `ldc` are the distances
 /// between stored rows.
 ///
 /// Every entry of a result is one chain of fused multiply-adds for each `GemmTile::depth` steps along k, whatever its
-/// place and whatever is computed beside it: the same row gives the same bits in any panel. (With EIGEN_USE_BLAS the
+/// place and whatever is computed beside it: the same row gives the same bits in any panel. (With COLT5_USE_BLAS the
 /// products are the BLAS's, and so is what they promise.)
 ///
 /// Why not Eigen's kernel: this one needs no packed copy of the left side of a · b, writes results instead of adding to
@@ -31,10 +28,6 @@ namespace colt5::cpu {
 
 enum class Op { none, transpose };
 
-inline Index divide_up(Index a, Index b) {
-    return (a + b - 1) / b;
-}
-
 /// The block of a result that stays in registers: rows × columns sums, beside one row of b and one entry of a.
 template <typename T>
 struct GemmTile {
@@ -43,17 +36,11 @@ struct GemmTile {
 #else
     static constexpr int vectors = 2;  // of 16
 #endif
-    static constexpr int rows = 6;
+    static constexpr int rows = tile_rows;
     static constexpr Index columns = vectors * lanes<T>;
     /// Steps along k between two visits of a result. The rows of b for one tile, depth × columns, stay in a near cache.
     static constexpr Index depth = 512;
-    /// Rows of a that one strip of b serves in turn: together they stay in the second cache.
-    static constexpr Index panel_rows = 32 * rows;
 };
-
-/// The fewest rows that are worth a task of their own. A product of no more rows shares out columns instead.
-inline constexpr Index few_rows = 4 * GemmTile<float>::rows;
-inline constexpr Index many_rows = std::numeric_limits<Index>::max();
 
 /// What is added to a product: a row to all rows, a matrix, which may be the result itself, both or nothing.
 template <typename T>
@@ -76,17 +63,6 @@ struct LeftSide {
 
     LeftSide from_row(Index row) const { return {data + row * tile_stride, row_stride, depth_stride, tile_stride}; }
 };
-
-#ifdef EIGEN_USE_BLAS
-inline constexpr bool uses_blas = true;
-/// Before main: OpenBLAS would start threads of its own under each of ours. The whole program gets this setting.
-inline const bool openblas_keeps_to_the_calling_thread = [] {
-    if (openblas_set_num_threads != nullptr) openblas_set_num_threads(1);
-    return openblas_set_num_threads != nullptr;
-}();
-#else
-inline constexpr bool uses_blas = false;
-#endif
 
 namespace detail {
 
@@ -197,9 +173,9 @@ template <typename T>
 void multiply_strips(Index m, Index n, Index depth, T alpha, const LeftSide<T>& a, const T* strips,
                      const Addend<T>& add, T* c, Index ldc) {
     using Tile = GemmTile<T>;
-    for (Index first = 0; first < m; first += Tile::panel_rows)
+    for (Index first = 0; first < m; first += panel_rows)
         for (Index j = 0; j < n; j += Tile::columns)
-            for (Index i = first; i < std::min(m, first + Tile::panel_rows); i += Tile::rows)
+            for (Index i = first; i < std::min(m, first + panel_rows); i += Tile::rows)
                 multiply_tile(depth, alpha, a.from_row(i), strips + j * depth, add.part(i, j), c + i * ldc + j, ldc,
                               std::min(Index{Tile::rows}, m - i), n - j);
 }
@@ -218,29 +194,13 @@ void add_transposed_block(Index m, Index n, Index depth, T alpha, const T* a, In
     multiply_strips(m, n, depth, alpha, left, strips, Addend<T>{nullptr, c, ldc}, c, ldc);
 }
 
-#ifdef EIGEN_USE_BLAS
-/// c += alpha · op_a(a) · op_b(b) by the BLAS, through the entry below Eigen's expressions that it takes over.
-template <Op op_a, Op op_b, typename T>
-void blas_gemm(Index m, Index n, Index k, T alpha, const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc) {
-    // Eigen hands over column-major results, so this is cᵀ = op_b(b)ᵀ · op_a(a)ᵀ; a stored row-major matrix is its
-    // transpose stored column-major.
-    constexpr int left_order = op_b == Op::none ? Eigen::ColMajor : Eigen::RowMajor;
-    constexpr int right_order = op_a == Op::none ? Eigen::ColMajor : Eigen::RowMajor;
-    struct NoBlocking : Eigen::internal::level3_blocking<T, T> {
-    } blocking;
-    Eigen::internal::general_matrix_matrix_product<Index, T, left_order, false, T, right_order, false, Eigen::ColMajor,
-                                                   1>::run(n, m, k, b, ldb, a, lda, c, 1, ldc, alpha, blocking,
-                                                           nullptr);
-}
-#endif
-
 }  // namespace detail
 
 /// The right side of many products, op(b) as (k, n): packed once, in parallel, and read by all threads.
 ///
 /// `rows` says how many rows will be multiplied in all. Up to few_rows, nothing is packed ahead: `multiply` shares out
 /// columns among the threads, which pack the strip at hand, and add_transposed must not be called. The policy and b
-/// must outlive the object. With EIGEN_USE_BLAS nothing is packed, either.
+/// must outlive the object. With COLT5_USE_BLAS nothing is packed, either.
 template <Op op, typename T>
 class PackedMatrix {
 public:
@@ -259,7 +219,7 @@ public:
     /// c = a · op(b) + add for rows of a (m, k): on the calling thread, unless the rows are few.
     void multiply(Index m, const T* a, Index lda, const Addend<T>& add, T* c, Index ldc) const {
         if (m == 0 || n_ == 0) return;
-#ifdef EIGEN_USE_BLAS
+#if defined(COLT5_USE_BLAS)
         for (Index i = 0; i < m; ++i) {
             T* const to = c + i * ldc;
             if (add.matrix == nullptr)
@@ -268,7 +228,7 @@ public:
                 std::copy_n(add.matrix + i * add.stride, n_, to);
             for (Index j = 0; j < n_ && add.row != nullptr; ++j) to[j] += add.row[j];
         }
-        if (k_ > 0) detail::blas_gemm<Op::none, op>(m, n_, k_, T(1), a, lda, b_, ldb_, c, ldc);
+        if (k_ > 0) blas_gemm(false, op == Op::transpose, m, n_, k_, T(1), a, lda, b_, ldb_, c, ldc);
 #else
         const auto multiply_columns = [&](Index first, Index columns, const auto& packed_at) {
             for_each_block([&](Index at) {
@@ -292,8 +252,8 @@ public:
     /// c += aᵀ · op(b) for m columns of a (k, ·) on the calling thread.
     void add_transposed(Index m, const T* a, Index lda, T* c, Index ldc) const {
         if (m == 0 || n_ == 0 || k_ == 0) return;
-#ifdef EIGEN_USE_BLAS
-        detail::blas_gemm<Op::transpose, op>(m, n_, k_, T(1), a, lda, b_, ldb_, c, ldc);
+#if defined(COLT5_USE_BLAS)
+        blas_gemm(true, op == Op::transpose, m, n_, k_, T(1), a, lda, b_, ldb_, c, ldc);
 #else
         assert(packed_.size() > 0);
         for_each_block([&](Index at) {
@@ -337,8 +297,8 @@ template <Op op_a, Op op_b, typename T>
 [[gnu::noinline]] void gemm(Index m, Index n, Index k, T alpha, const T* a, Index lda, const T* b, Index ldb, T* c,
                             Index ldc) {
     if (m == 0 || n == 0) return;
-#ifdef EIGEN_USE_BLAS
-    if (k > 0) detail::blas_gemm<op_a, op_b>(m, n, k, alpha, a, lda, b, ldb, c, ldc);
+#if defined(COLT5_USE_BLAS)
+    if (k > 0) blas_gemm(op_a == Op::transpose, op_b == Op::transpose, m, n, k, alpha, a, lda, b, ldb, c, ldc);
 #else
     using Tile = GemmTile<T>;
     const Index strips = divide_up(n, Tile::columns);
@@ -354,6 +314,21 @@ template <Op op_a, Op op_b, typename T>
             detail::add_transposed_block(m, n, depth, alpha, a + at * lda, lda, packed, c, ldc);
     }
 #endif
+}
+
+/// d_weight (out, in) += d_yᵀ · x for d_y (rows, out) and x (rows, in), which is packed. Threads share out the rows of
+/// d_weight, each of which is summed up in the order of tokens: its bits do not depend on the number of threads.
+template <typename T>
+void add_weight_gradient(const Cpu& policy, T* d_weight, Index out, Index in, const T* d_y,
+                         const PackedMatrix<Op::none, T>& x) {
+    if (out == 0) return;
+    constexpr Index unit = tile_rows;
+    const Index threads = uses_blas ? 1 : policy.threads();
+    const Index tiles = divide_up(out, unit), blocks = std::min(tiles, divide_up(out, threads * panel_rows) * threads);
+    parallel_for(policy, blocks, [&](Index block) {
+        const Index first = tiles * block / blocks * unit, end = std::min(out, tiles * (block + 1) / blocks * unit);
+        x.add_transposed(end - first, d_y + first, out, d_weight + first * in, in);
+    });
 }
 
 }  // namespace colt5::cpu

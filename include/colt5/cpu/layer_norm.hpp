@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -113,13 +114,12 @@ template <typename T>
 void layer_norm_vjp_kernel(const Cpu& policy, MatrixView<T> d_x, VectorView<T> d_weight, VectorView<T> d_bias,
                            MatrixView<const T> d_y, MatrixView<const T> x, VectorView<const T> weight) {
     const LayerNormParameters<const T> norm{weight, {}};
-    cpu::PartialSums<T> weight_sums(policy, x.extent(0), x.extent(1)), bias_sums(policy, x.extent(0), x.extent(1));
+    cpu::PartialSums<T, 2> sums(policy, cpu::row_chunks(x.extent(0)), x.extent(1));
     cpu::for_each_row_chunk(policy, x.extent(0), [&](Index chunk, Index begin, Index end) {
-        cpu::normalize_rows_vjp<T>(norm, d_x[begin].data(), {weight_sums.part(chunk), bias_sums.part(chunk)},
-                                   d_y[begin].data(), x[begin].data(), end - begin, nullptr);
+        cpu::normalize_rows_vjp<T>(norm, d_x[begin].data(), sums[chunk], d_y[begin].data(), x[begin].data(),
+                                   end - begin, nullptr);
     });
-    weight_sums.add_to(d_weight);
-    bias_sums.add_to(d_bias);
+    sums.add_to({d_weight, d_bias});
 }
 
 }  // namespace colt5

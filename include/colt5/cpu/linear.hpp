@@ -2,8 +2,8 @@
 #pragma once
 
 #include <colt5/cpu/gemm.hpp>
-#include <colt5/cpu/panels.hpp>
-#include <colt5/cpu/parameter_gradients.hpp>
+#include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/partial_sums.hpp>
 #include <colt5/op/linear.hpp>
 
 namespace colt5 {
@@ -61,15 +61,15 @@ void linear_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dyn
             };
             if (cpu::uses_blas) add_weight_gradient();
             const cpu::Panels panels = cpu::panels(1, chunk);
-            cpu::PanelSums<T> bias_sums(policy, panels.count(), d_bias ? out : 0);
+            cpu::PartialSums<T> bias_sums(policy, panels.count(), d_bias ? out : 0);
             parallel_for(policy, panels.count(), [&](Index panel) {
                 panels.visit(panel, [&](Index, Index at, Index rows) {
                     packed.multiply(rows, d_y_rows + at * out, out, {}, d_x_rows + at * in, in);
-                    if (d_bias) cpu::add_rows(d_y_rows + at * out, rows, out, bias_sums[panel]);
+                    if (d_bias) cpu::add_rows(d_y_rows + at * out, rows, out, bias_sums[panel][0]);
                 });
             });
             if (!cpu::uses_blas) add_weight_gradient();  // d_y is in the cache now
-            bias_sums.add_to(d_bias.range(r * out, d_bias ? out : 0));
+            bias_sums.add_to({d_bias.range(r * out, d_bias ? out : 0)});
         };
         for (Index i = 0; i < chunks.count(); ++i) chunks.visit(i, add_chunk);
     }

@@ -8,10 +8,8 @@
 
 #include <colt5/cpu/linear.hpp>
 #include <colt5/cpu/parallel.hpp>
-#include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/cpu/tile_product.hpp>
-#include <colt5/cpu/transpose.hpp>
 #include <colt5/op/local_attention.hpp>
 
 namespace colt5 {
@@ -52,7 +50,6 @@ struct LocalTile {
     static constexpr Index keys = 504;  // at once; a window that is wider comes in turn
     static_assert(queries % group == 0 && queries % block_rows == 0 && keys % block_rows == 0);
 
-    static Index round_up(Index n, Index unit) { return (n + unit - 1) / unit * unit; }
     /// The length of a row of dim entries, in whole batches.
     static Index row(Index dim) { return round_up(dim, lanes<T>); }
 };
@@ -69,7 +66,7 @@ public:
     LocalWindow(const LocalHead<T>& head, Index begin, Index end)
         : first(std::max(Index{0}, begin - head.reach) / block_rows * block_rows),
           last(std::min(head.length, end + head.reach)),
-          rows(LocalTile<T>::round_up(last - first, block_rows)),
+          rows(round_up(last - first, block_rows)),
           stride(LocalTile<T>::row(head.dim)),
           k(pack(head.k, head, thread_scratch<T, struct WindowKeys>(rows * stride))),
           v(pack(head.v, head, thread_scratch<T, struct WindowValues>(rows * stride))) {
@@ -291,7 +288,7 @@ private:
     Keys blocks_seen_by(Index i, Index size, Index key, Index until) const {
         const Keys seen = seen_by(i, size, key, until);
         if (seen.begin == seen.end) return {key, key};
-        return {key + (seen.begin - key) / block_rows * block_rows, key + Tile::round_up(seen.end - key, block_rows)};
+        return {key + (seen.begin - key) / block_rows * block_rows, key + round_up(seen.end - key, block_rows)};
     }
 
     /// scores (j, ·) = rows[j] · columns for the keys of [key, until), in groups of queries that see them
@@ -347,7 +344,7 @@ private:
     void clear_beside(Index c, Index key, Index until, T* weights) const {
         const Index i = c * lanes<T> / Tile::group * Tile::group, block = i / block_rows * block_rows;
         const Keys written = blocks_seen_by(i, Tile::group, key, until);
-        const Keys read = seen_by(block, Tile::round_up(i + Tile::group, block_rows) - block, key, until);
+        const Keys read = seen_by(block, round_up(i + Tile::group, block_rows) - block, key, until);
         const auto clear = [&](Index j) { store(weights + (j - key) * Tile::queries + c * lanes<T>, Batch<T>(T(0))); };
         for (Index j = read.begin; j < std::min(read.end, written.begin); ++j) clear(j);
         for (Index j = std::max(read.begin, written.end); j < read.end; ++j) clear(j);
@@ -394,7 +391,7 @@ void copy_row(bool add, const T* row, Index dim, T* to) {
 /// segments that are not neighbours do not meet.
 template <typename T>
 Index local_segment(Index reach, Index queries) {
-    return LocalTile<T>::round_up(std::max(Index{512}, 2 * std::min(reach, queries)), LocalTile<T>::queries);
+    return round_up(std::max(Index{512}, 2 * std::min(reach, queries)), LocalTile<T>::queries);
 }
 
 /// The tokens [begin, end) of the three windows around token i; `out_of_grid` counts the slots of whole windows beyond
@@ -456,7 +453,7 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
     const Index batch = q.extent(0), queries = q.extent(1), heads = q.extent(2), row = heads * q.extent(3);
     constexpr Index tile = cpu::LocalTile<T>::queries;
     const Index segment = cpu::local_segment<T>(attention.reach, queries), limit = first + queries;
-    const Index segments = cpu::divide_up(queries, segment);
+    const Index segments = divide_up(queries, segment);
     parallel_for(policy, batch * segments * heads, [&](Index task) {
         const Index b = task / (heads * segments), h = task / segments % heads;
         const Index begin = first + task % segments * segment, end = std::min(limit, begin + segment);

@@ -5,8 +5,8 @@
 
 #include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/layer_norm.hpp>
-#include <colt5/cpu/panels.hpp>
-#include <colt5/cpu/parameter_gradients.hpp>
+#include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/partial_sums.hpp>
 #include <colt5/cpu/rms_norm.hpp>
 #include <colt5/op/norm_linear.hpp>
 
@@ -45,22 +45,23 @@ void norm_linear_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const NormGrad
         const T *const x_rows = x.data() + row * in, *const d_y_rows = d_y.data() + row * out;
         MatrixTensor<T, Cpu> normed(policy, {chunk, in});
         const cpu::Panels panels = cpu::panels(1, chunk);
-        cpu::NormPanelSums<T, Norm> norm_sums(policy, panels.count(), in);
-        cpu::PanelSums<T> bias_sums(policy, panels.count(), d_bias ? out : 0);
+        cpu::PartialSums<T, Norm::count> norm_sums(policy, panels.count(), in);
+        cpu::PartialSums<T> bias_sums(policy, panels.count(), d_bias ? out : 0);
         parallel_for(policy, panels.count(), [&](Index panel) {
             panels.visit(panel, [&](Index, Index at, Index rows) {
                 cpu::normalize_rows(norm, x_rows + at * in, rows, normed.data() + at * in);
                 T* const d_normed = cpu::thread_scratch<T, struct NormedGradient>(rows * in);
                 packed.multiply(rows, d_y_rows + at * out, out, {}, d_normed, in);
-                norm_sums.normalize_vjp(panel, norm, d_x.data() + (row + at) * in, d_normed, x_rows + at * in, rows,
+                cpu::normalize_rows_vjp(norm, d_x.data() + (row + at) * in, norm_sums[panel], d_normed,
+                                        x_rows + at * in, rows,
                                         shared.add ? shared.add.data() + (row + at) * in : nullptr);
-                if (d_bias) cpu::add_rows(d_y_rows + at * out, rows, out, bias_sums[panel]);
+                if (d_bias) cpu::add_rows(d_y_rows + at * out, rows, out, bias_sums[panel][0]);
             });
         });
         const cpu::PackedMatrix<cpu::Op::none, T> packed_normed(policy, chunk, in, normed.data(), in);
         cpu::add_weight_gradient(policy, d_weight.data(), out, in, d_y_rows, packed_normed);
-        norm_sums.add_to(d_norm);
-        bias_sums.add_to(d_bias);
+        norm_sums.add_to(d_norm.all());
+        bias_sums.add_to({d_bias});
     };
     const cpu::Panels chunks = cpu::chunks(x.extent(0), length);
     for (Index i = 0; i < chunks.count(); ++i) chunks.visit(i, add_chunk);

@@ -5,10 +5,17 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
+#include <cstring>
 #include <exception>
+#include <limits>
+#include <new>
+#include <utility>
 
+#include <colt5/core/allocations.hpp>
 #include <colt5/cpu/policy.hpp>
 
+/// What CPU kernels run on: threads, rows cut into panels, and memory of a thread.
 namespace colt5 {
 
 namespace cpu {
@@ -55,5 +62,122 @@ void parallel_for(const Cpu& policy, Index count, Body&& body) {
 #endif
     for (Index i = 0; i < count; ++i) body(i);
 }
+
+namespace cpu {
+
+/// Rows that one task of a row-wise kernel takes. Fixed, so that sums over chunks do not depend on the threads.
+inline constexpr Index rows_per_chunk = 128;
+
+inline Index row_chunks(Index rows) {
+    return divide_up(rows, rows_per_chunk);
+}
+/// Calls body(chunk, begin, end) for consecutive chunks of rows, in parallel.
+template <typename Body>
+void for_each_row_chunk(const Cpu& policy, Index rows, Body&& body) {
+    parallel_for(policy, row_chunks(rows), [&](Index chunk) {
+        body(chunk, chunk * rows_per_chunk, std::min(rows, (chunk + 1) * rows_per_chunk));
+    });
+}
+
+/// Whether a BLAS multiplies (see docs/blas.md).
+#if defined(COLT5_USE_BLAS)
+inline constexpr bool uses_blas = true;
+#else
+inline constexpr bool uses_blas = false;
+#endif
+
+/// Rows of a result that a product keeps in registers. Panels consist of whole ones.
+inline constexpr int tile_rows = 6;
+/// Rows that one strip of packed weights serves in turn: together they stay in the second cache.
+inline constexpr Index panel_rows = 32 * tile_rows;
+/// The fewest rows that are worth a task of their own. A product of no more rows shares out columns instead.
+inline constexpr Index few_rows = 4 * tile_rows;
+inline constexpr Index many_rows = std::numeric_limits<Index>::max();
+
+/// Rows in groups that stay in a cache while one operation after the other works on them.
+///
+/// How they are cut depends on the length of a sequence alone, so that a BLAS gives a sequence the same bits in any
+/// batch and with any number of threads. Our own products do so however rows are cut, and take a batch whose sequences
+/// lie one after the other as one sequence.
+class Panels {
+public:
+    Panels(Index batch, Index length, Index largest, bool contiguous = true) : batch_(batch), length_(length) {
+        if (contiguous && !uses_blas) length_ *= std::exchange(batch_, 1);
+        per_sequence_ = divide_up(length_, largest);
+    }
+
+    Index count() const { return batch_ * per_sequence_; }
+    /// Calls body(sequence, first row, rows) for one of them.
+    template <typename Body>
+    void visit(Index i, Body&& body) const {
+        const Index first = begin(i % per_sequence_);
+        body(i / per_sequence_, first, begin(i % per_sequence_ + 1) - first);
+    }
+    /// The same for all, in parallel.
+    template <typename Body>
+    void for_each(const Cpu& policy, Body&& body) const {
+        parallel_for(policy, count(), [&](Index i) { visit(i, body); });
+    }
+
+private:
+    /// Whole tiles of rows, shared out evenly: threads would wait for the one whose panels are larger.
+    Index begin(Index panel) const {
+        return std::min(length_, divide_up(length_, tile_rows) * panel / per_sequence_ * tile_rows);
+    }
+
+    Index batch_, length_, per_sequence_;
+};
+
+/// Panels in which tokens go through an operation: few enough rows to share out short sequences, and otherwise as many
+/// as one strip of packed weights serves before the next one comes.
+inline Panels panels(Index batch, Index length, bool contiguous = true) {
+    const Index rows = contiguous && !uses_blas ? batch * length : length;
+    const Index count = divide_up(rows, std::clamp(divide_up(rows, 16), few_rows, panel_rows));
+    const Index even = count > 1 ? count + count % 2 : 1;  // after an odd last one, the second thread would wait
+    return {batch, length, std::max(Index{1}, divide_up(rows, even)), contiguous};
+}
+
+/// What a backward pass works on at a time: first panel by panel the gradients of the rows, then those of the weights,
+/// from what the panels have left in the third cache.
+inline Panels chunks(Index batch, Index length, bool contiguous = true) {
+    return {batch, length, Index{1024}, contiguous};
+}
+
+/// Bytes for thread_scratch, aligned to 64.
+class ScratchBuffer {
+public:
+    ScratchBuffer() = default;
+    ScratchBuffer(const ScratchBuffer&) = delete;
+    ScratchBuffer& operator=(const ScratchBuffer&) = delete;
+    ~ScratchBuffer() { ::operator delete(data_, alignment); }
+
+    /// Where the compiler looks for stray accesses, exactly so many, and new ones are filled with NaN.
+    void* of(std::size_t bytes) {
+        if (is_sanitized ? bytes != bytes_ : bytes > bytes_) {
+            void* const data = ::operator new(bytes, alignment);
+            if (is_sanitized) std::memset(data, 0xFF, bytes);
+            ::operator delete(data_, alignment);
+            data_ = data;
+            bytes_ = bytes;
+        }
+        return data_;
+    }
+
+private:
+    static constexpr std::align_val_t alignment{64};
+    void* data_ = nullptr;
+    std::size_t bytes_ = 0;
+};
+
+/// Memory of one thread that grows once and is given back when the thread ends: packing buffers and tiles of the
+/// kernels. `Use` is any type; it tells apart buffers that are in use at the same time: thread_scratch<float, struct
+/// Scores>(n). Named so in a function, the type is that function's own, and so is the buffer.
+template <typename T, typename Use>
+T* thread_scratch(Index count) {
+    thread_local ScratchBuffer buffer;
+    return static_cast<T*>(buffer.of(static_cast<std::size_t>(count) * sizeof(T)));
+}
+
+}  // namespace cpu
 
 }  // namespace colt5

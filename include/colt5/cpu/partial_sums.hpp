@@ -2,41 +2,52 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 
 #include <colt5/core/tensor.hpp>
-#include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/policy.hpp>
 #include <colt5/cpu/simd.hpp>
 
 namespace colt5::cpu {
 
-/// Rows that one task of a row-wise kernel takes. Fixed, so that sums over chunks do not depend on the threads.
-inline constexpr Index rows_per_chunk = 128;
-
-/// Calls body(chunk, begin, end) for consecutive chunks of rows, in parallel.
-template <typename Body>
-void for_each_row_chunk(const Cpu& policy, Index rows, Body&& body) {
-    const Index chunks = (rows + rows_per_chunk - 1) / rows_per_chunk;
-    parallel_for(policy, chunks, [&](Index chunk) {
-        body(chunk, chunk * rows_per_chunk, std::min(rows, (chunk + 1) * rows_per_chunk));
-    });
-}
-
-/// One zeroed row of sums per chunk, added up in order at the end: the gradient of a parameter that every row shares.
-template <typename T>
+/// Gradients of `count` parameters of `columns` numbers each that all rows share: zeros for each task of a loop over
+/// rows, to which it adds, and which are added up in order at the end. Their bits do not depend on the number of
+/// threads.
+template <typename T, std::size_t count = 1>
 class PartialSums {
 public:
-    PartialSums(const Cpu& policy, Index rows, Index columns)
-        : parts_(policy, {(rows + rows_per_chunk - 1) / rows_per_chunk, columns}) {
-        std::fill_n(parts_.data(), parts_.size(), T(0));
+    PartialSums(const Cpu& policy, Index tasks, Index columns) : sums_(policy, {tasks, Index{count}, columns}) {
+        std::fill_n(sums_.data(), sums_.size(), T(0));
     }
-    T* part(Index chunk) { return parts_.data() + chunk * parts_.extent(1); }
-    void add_to(VectorView<T> total) const {
-        for (Index chunk = 0; chunk < parts_.extent(0); ++chunk)
-            add_row(total.data(), parts_.data() + chunk * parts_.extent(1), parts_.extent(1));
+
+    /// The sums of one task, a pointer for each parameter.
+    std::array<T*, count> operator[](Index task) {
+        std::array<T*, count> sums;
+        for (std::size_t i = 0; i < count; ++i) sums[i] = row(task, i);
+        return sums;
+    }
+    /// totals[i] += the sums of parameter i; an absent total is left alone.
+    void add_to(const std::array<VectorView<T>, count>& totals) const {
+        for (std::size_t i = 0; i < count; ++i)
+            for (Index task = 0; task < sums_.extent(0); ++task)
+                add_row(totals[i].data(), row(task, i), totals[i].size());
     }
 
 private:
-    MatrixTensor<T, Cpu> parts_;
+    T* row(Index task, std::size_t i) {
+        return sums_.data() + (task * Index{count} + static_cast<Index>(i)) * sums_.extent(2);
+    }
+    const T* row(Index task, std::size_t i) const {
+        return sums_.data() + (task * Index{count} + static_cast<Index>(i)) * sums_.extent(2);
+    }
+
+    Tensor<T, Cpu, dynamic, dynamic, dynamic> sums_;
 };
+
+/// sum += Σ of rows
+template <typename T>
+void add_rows(const T* rows, Index count, Index columns, T* sum) {
+    for (Index i = 0; i < count; ++i) add_row(sum, rows + i * columns, columns);
+}
 
 }  // namespace colt5::cpu

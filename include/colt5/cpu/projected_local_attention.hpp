@@ -3,8 +3,7 @@
 
 #include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/local_attention.hpp>
-#include <colt5/cpu/panels.hpp>
-#include <colt5/cpu/parameter_gradients.hpp>
+#include <colt5/cpu/parallel.hpp>
 #include <colt5/op/projected_local_attention.hpp>
 
 namespace colt5 {

@@ -2,12 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include <colt5/core/norm.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/partial_sums.hpp>
-#include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/op/rms_norm.hpp>
 
@@ -98,12 +98,12 @@ template <typename T>
 void rms_norm_vjp_kernel(const Cpu& policy, MatrixView<T> d_x, VectorView<T> d_gamma, MatrixView<const T> d_y,
                          MatrixView<const T> x, VectorView<const T> gamma) {
     const RMSNormParameters<const T> norm{gamma};
-    cpu::PartialSums<T> sums(policy, x.extent(0), x.extent(1));
+    cpu::PartialSums<T> sums(policy, cpu::row_chunks(x.extent(0)), x.extent(1));
     cpu::for_each_row_chunk(policy, x.extent(0), [&](Index chunk, Index begin, Index end) {
-        cpu::normalize_rows_vjp<T>(norm, d_x[begin].data(), {sums.part(chunk)}, d_y[begin].data(), x[begin].data(),
+        cpu::normalize_rows_vjp<T>(norm, d_x[begin].data(), sums[chunk], d_y[begin].data(), x[begin].data(),
                                    end - begin, nullptr);
     });
-    sums.add_to(d_gamma);
+    sums.add_to({d_gamma});
 }
 
 }  // namespace colt5

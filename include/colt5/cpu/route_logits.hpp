@@ -27,21 +27,21 @@ void route_logits_vjp_kernel(const Cpu& policy, TokensView<T> d_x, MatrixView<T>
     using Batch = cpu::Batch<T>;
     const Index batch = d_logits.extent(0), routes = d_logits.extent(1), length = d_logits.extent(2);
     const Index d = x.extent(2);
-    cpu::PartialSums<T> sums(policy, batch * length, routes * d);
+    cpu::PartialSums<T> sums(policy, cpu::row_chunks(batch * length), routes * d);
     cpu::for_each_row_chunk(policy, batch * length, [&](Index chunk, Index begin, Index end) {
         for (Index row = begin; row < end; ++row)
             for (Index r = 0; r < routes; ++r) {
                 const T s = scale * d_logits(row / length, r, row % length);
                 if (s == T(0)) continue;
                 const T* const in = x.data() + row * d;
-                T *const out = d_x.data() + row * d, *const part = sums.part(chunk) + r * d;
+                T *const out = d_x.data() + row * d, *const part = sums[chunk][0] + r * d;
                 cpu::for_each_batch<T>(d, [&](Index j, Index width) {
                     store(out + j, xsimd::fma(Batch(s), load(token[r].data() + j, width), load(out + j, width)), width);
                     store(part + j, xsimd::fma(Batch(s), load(in + j, width), load(part + j, width)), width);
                 });
             }
     });
-    sums.add_to(VectorView<T>(d_token.data(), {routes * d}));
+    sums.add_to({VectorView<T>(d_token.data(), {routes * d})});
 }
 
 }  // namespace colt5

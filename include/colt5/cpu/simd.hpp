@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <type_traits>
 #include <utility>
 
@@ -158,6 +159,83 @@ T dot(const T* a, const T* b, Index count) {
     for_each_batch<T>(count,
                       [&](Index j, Index width) { total = xsimd::fma(load(a + j, width), load(b + j, width), total); });
     return reduce_add(total);
+}
+
+namespace detail {
+/// A batch as a vector of the compiler, whose lanes it can shuffle.
+template <typename T>
+struct VectorOf {
+    typedef T type __attribute__((vector_size(sizeof(T) * Batch<T>::size)));
+};
+template <typename T>
+using Vector = typename VectorOf<T>::type;
+
+/// Lane i of the result is lane choose(i) of a, or lane choose(i) − size of b.
+template <typename T, typename Choose>
+Vector<T> shuffle(Vector<T> a, Vector<T> b, Choose) {
+    return [&]<int... i>(std::integer_sequence<int, i...>) {
+        return __builtin_shufflevector(a, b, Choose()(i)...);
+    }
+    (std::make_integer_sequence<int, static_cast<int>(Batch<T>::size)>());
+}
+
+/// Transposes a square of `size` rows, one a vector: first in each 16 bytes, then squares of those among each other.
+template <typename T, int size = static_cast<int>(Batch<T>::size)>
+[[gnu::always_inline]] inline void transpose_square(Vector<T>* row) {
+    constexpr int part = std::min(size, static_cast<int>(16 / sizeof(T)));
+    // Entries of two rows take turns, those of the lower or of the upper half of each part.
+    constexpr auto lower = [](int i) { return i / part * part + i % part / 2 + i % 2 * size; };
+    constexpr auto upper = [](int i) { return i / part * part + i % part / 2 + i % 2 * size + part / 2; };
+    unroll<size / part>([&](auto block) {
+        constexpr int first = block * part;
+        for (int step = 1; step < part; step *= 2) {
+            Vector<T> next[std::size_t{part}];
+            unroll<part / 2>([&](auto r) {
+                next[2 * r] = shuffle<T>(row[first + r], row[first + r + part / 2], lower);
+                next[2 * r + 1] = shuffle<T>(row[first + r], row[first + r + part / 2], upper);
+            });
+            unroll<part>([&](auto r) { row[first + r] = next[r]; });
+        }
+    });
+    const auto exchange =
+        [&](auto distance) {  // the upper half of 2 · distance entries of one row for the lower of another
+            constexpr int d = distance;
+            constexpr auto lower_halves = [](int i) { return i / d % 2 == 0 ? i : size + i - d; };
+            constexpr auto upper_halves = [](int i) { return i / d % 2 == 0 ? i + d : size + i; };
+            unroll<size>([&](auto r) {
+                if constexpr (r / d % 2 == 0) {
+                    const Vector<T> a = row[r], b = row[r + d];
+                    row[r] = shuffle<T>(a, b, lower_halves);
+                    row[r + d] = shuffle<T>(a, b, upper_halves);
+                }
+            });
+        };
+    if constexpr (size > part) exchange(std::integral_constant<int, part>());
+    if constexpr (size > 2 * part) exchange(std::integral_constant<int, 2 * part>());
+    static_assert(size <= 4 * part);
+}
+}  // namespace detail
+
+/// to (columns, rows) = fromᵀ, where the numbers of rows and columns are divisible by lanes<T>.
+template <typename T>
+void transpose(Index rows, Index columns, const T* from, Index stride, T* to, Index to_stride) {
+    constexpr auto size = static_cast<int>(lanes<T>);
+    constexpr Index line = std::max(lanes<T>, Index{64 / sizeof(T)});  // what one row has in a line of the cache
+    // A line of every row at a time, and the next but one asked for: rows may be far apart and share a set of the
+    // cache.
+    for (Index first = 0; first < columns; first += line)
+        for (Index i = 0; i < rows; i += size)
+            for (Index j = first; j < std::min(columns, first + line); j += size) {
+                detail::Vector<T> block[std::size_t{size}];
+                const Index ahead = j + 2 * line < columns ? 2 * line : 0;
+                unroll<size>([&](auto r) {
+                    const T* const row = from + (i + r) * stride + j;
+                    __builtin_prefetch(row + ahead);
+                    std::memcpy(&block[r], row, sizeof(block[r]));
+                });
+                detail::transpose_square<T>(block);
+                unroll<size>([&](auto c) { std::memcpy(to + (j + c) * to_stride + i, &block[c], sizeof(block[c])); });
+            }
 }
 
 /// NaN in some lane where an entry is not finite, zeros elsewhere, added to `found`: many rows need one look at it.

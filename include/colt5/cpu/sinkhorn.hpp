@@ -8,7 +8,6 @@
 #include <colt5/cpu/gather.hpp>
 #include <colt5/cpu/nan_row.hpp>
 #include <colt5/cpu/parallel.hpp>
-#include <colt5/cpu/scratch.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/op/sinkhorn.hpp>
 

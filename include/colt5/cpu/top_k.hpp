@@ -6,7 +6,6 @@
 #include <cstdint>
 
 #include <colt5/cpu/parallel.hpp>
-#include <colt5/cpu/scratch.hpp>
 #include <colt5/op/top_k.hpp>
 
 namespace colt5 {

@@ -413,8 +413,8 @@ void coordinate_descent_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, M
                           steps_of_row.data(), d_k.data(), vjp, wanted, descent);
     constexpr int threads = cuda::descent_vjp_threads;
     cuda::launch(policy, "descent_vjp_logits", cuda::descent_vjp_logits<T>,
-                 cuda::grid_of_rows(rows, cuda::divide_up(length, threads)), threads, 0, d_logits.data(),
-                 all_steps.data(), steps_of_row.data(), vjp);
+                 cuda::grid_of_rows(rows, divide_up(length, threads)), threads, 0, d_logits.data(), all_steps.data(),
+                 steps_of_row.data(), vjp);
 }
 
 }  // namespace colt5

@@ -157,7 +157,7 @@ private:
         std::size_t bytes;
     };
 
-    std::size_t round_up(std::size_t bytes) const { return (bytes + granularity_ - 1) / granularity_ * granularity_; }
+    std::size_t round_up(std::size_t bytes) const { return colt5::round_up(bytes, granularity_); }
     void grow_by(std::size_t bytes) {
         Piece piece{0, bytes};
         pieces_.reserve(pieces_.size() + 1);

@@ -45,7 +45,7 @@ template <typename T>
 double sum_of_squares_kernel(const Cuda& policy, VectorView<const T> x, double scale) {
     if (x.size() == 0) return 0;
     using cuda::norm_blocks, cuda::norm_threads;
-    const Index blocks = std::min(Index{norm_blocks}, cuda::divide_up(x.size(), norm_threads));
+    const Index blocks = std::min(Index{norm_blocks}, divide_up(x.size(), norm_threads));
     VectorTensor<double, Cuda> sums(policy, {blocks}), total(policy, {1});
     cuda::launch(policy, "sum_of_squares", cuda::add_up<T, true>, cuda::grid(blocks), norm_threads, 0, sums.data(),
                  x.data(), x.size(), scale, cuda::fits_packs<T>(0, x.data()));

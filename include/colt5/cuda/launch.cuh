@@ -18,10 +18,6 @@ namespace colt5::cuda {
 
 inline constexpr int warp_size = 32;
 
-inline constexpr Index divide_up(Index a, Index b) {
-    return (a + b - 1) / b;
-}
-
 /// Starts `kernel` on the policy's stream; does nothing when there are no blocks.
 template <typename... Parameters, typename... Arguments>
 void launch(const Cuda& policy, const char* name, void (*kernel)(Parameters...), dim3 blocks, int threads,

@@ -149,7 +149,7 @@ void route_logits_kernel(const Cuda& policy, TokensView<accumulate_t<T>> logits,
         [&]<int width>(std::integral_constant<int, width>) {
             cuda::for_each_route_group(routes, [&]<int at_once>(Index first, std::integral_constant<int, at_once>) {
                 cuda::launch(policy, "route_logits", cuda::route_logits<T, width, at_once>,
-                             cuda::blocks_for(cuda::divide_up(rows, 2) * cuda::warp_size, cuda::route_threads),
+                             cuda::blocks_for(divide_up(rows, 2) * cuda::warp_size, cuda::route_threads),
                              cuda::route_threads, 0, logits.data(), x.data(), token.data(), rows, d,
                              cuda::LogitPlace{length, routes, first}, scale);
             });
@@ -163,7 +163,7 @@ void route_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<a
                              MatrixView<const T> token, accumulate_t<T> scale) {
     const Index length = x.extent(1), d = x.extent(2), rows = x.extent(0) * length, routes = token.extent(0);
     if (rows == 0 || d == 0) return;
-    const Index rows_per_block = cuda::rows_per_route_block(rows), blocks = cuda::divide_up(rows, rows_per_block);
+    const Index rows_per_block = cuda::rows_per_route_block(rows), blocks = divide_up(rows, rows_per_block);
     MatrixTensor<accumulate_t<T>, Cuda> partial(policy, {blocks, std::min(routes, Index{cuda::routes_at_once}) * d});
     cuda::with_pack_size<T>(
         d,

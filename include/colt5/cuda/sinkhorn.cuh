@@ -316,7 +316,7 @@ void sinkhorn_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<
         d_u(policy, {indices.size()});
     constexpr int threads = cuda::sinkhorn_threads;
     cuda::launch(policy, "sinkhorn_vjp_start", cuda::sinkhorn_vjp_start<T>,
-                 cuda::grid_of_rows(rows, cuda::divide_up(length, threads)), threads, 0, d_log.data(), d_v.data(),
+                 cuda::grid_of_rows(rows, divide_up(length, threads)), threads, 0, d_log.data(), d_v.data(),
                  d_scores.data(), scores.data(), indices.data(), prepared.rows);
     const auto u = [&](Index t) { return slot_potential.data() + t * slots; };
     const auto v = [&](Index t) { return t < 0 ? nullptr : token_potential.data() + t * length; };

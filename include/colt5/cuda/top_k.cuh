@@ -113,9 +113,9 @@ void top_k_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView
                                                      cuda::choose_top<cuda::GridTeam, T>, rows, length, keys.data(),
                                                      logits.data(), mask.data(), routes, k, index_bits);
     constexpr int threads = 256;
-    cuda::launch(policy, "sort_runs", cuda::sort_runs<Key>,
-                 cuda::grid(cuda::divide_up(count * cuda::warp_size, threads)), threads, 0, sorted.data(),
-                 k > cuda::sorted_run ? nullptr : indices.data(), keys.data(), rows, k, index_bits);
+    cuda::launch(policy, "sort_runs", cuda::sort_runs<Key>, cuda::grid(divide_up(count * cuda::warp_size, threads)),
+                 threads, 0, sorted.data(), k > cuda::sorted_run ? nullptr : indices.data(), keys.data(), rows, k,
+                 index_bits);
     if (k <= cuda::sorted_run) return;
     for (Index run = cuda::sorted_run; run < k; run *= 2) {
         std::swap(keys, sorted);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <colt5/op/cumulative_softmax.hpp>
-#include <colt5/op/pick.hpp>
+#include <colt5/op/gather.hpp>
 #include <colt5/op/top_k.hpp>
 #include <colt5/router/linear_router.hpp>
 

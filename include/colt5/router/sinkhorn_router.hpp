@@ -10,7 +10,7 @@
 
 #include <colt5/core/argument.hpp>
 #include <colt5/expr/expr.hpp>
-#include <colt5/op/pick.hpp>
+#include <colt5/op/gather.hpp>
 #include <colt5/op/sinkhorn.hpp>
 #include <colt5/router/linear_router.hpp>
 

@@ -11,7 +11,6 @@
 #include <colt5/op/layer_norm.hpp>
 #include <colt5/op/linear.hpp>
 #include <colt5/op/local_attention.hpp>
-#include <colt5/op/pick.hpp>
 #include <colt5/op/rms_norm.hpp>
 #include <colt5/op/route_logits.hpp>
 #include <colt5/op/sinkhorn.hpp>

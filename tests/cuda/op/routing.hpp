@@ -7,14 +7,14 @@
 
 #include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/cumulative_softmax.hpp>
-#include <colt5/op/pick.hpp>
+#include <colt5/op/gather.hpp>
 #include <colt5/op/route_logits.hpp>
 #include <colt5/op/top_k.hpp>
 
 #include "../draw.hpp"
 
-/// Cases of the operations of a router, from tokens to scores: op/route_logits.hpp, op/top_k.hpp, op/pick.hpp,
-/// op/coordinate_descent.hpp and op/cumulative_softmax.hpp.
+/// Cases of the operations of a router, from tokens to scores: op/route_logits.hpp, op/top_k.hpp, picking of
+/// op/gather.hpp, op/coordinate_descent.hpp and op/cumulative_softmax.hpp.
 namespace cases {
 
 /// Top-k and the scores of two routers, with their gradients, for logits (b, r, n).
