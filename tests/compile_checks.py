@@ -3,8 +3,9 @@
 
 compile_checks.py headers BUILD INCLUDE FOLDER COMPILER...   each header of INCLUDE/colt5/FOLDER compiles alone, without warnings
 compile_checks.py compile_fail BUILD FOLDER COMPILER...      each source fails with the TEXT of its lines `// expect: TEXT`
-                                                             and compiles with COLT5_COMPILE_FAIL_CONTROL defined; what a line
-                                                             `// flags: FLAG…` says is for the wrong program only
+                                                             (`// expect 2: TEXT`: in case 2), its first error with that of
+                                                             `// first: TEXT`, and compiles with COLT5_COMPILE_FAIL_CONTROL
+                                                             defined; `// flags: FLAG…` is for the wrong program only
 compile_checks.py budget BUILD SOURCE COMPILER...            the program compiles at -O2 in 10 s of one core and 1.5 GB
 compile_checks.py strict BUILD INCLUDE SOURCE COMPILER...     the program compiles without warnings at -O0 to -O3 with -I, and
                                                              at -O3 with -isystem, which does not silence all of them
@@ -62,22 +63,23 @@ def headers(build, include, folder, *compiler):
 
 
 def compile_fail(build, folder, *compiler):
-    programs = []  # name, flags, what is expected; the right program expects nothing
+    programs = []  # name, flags, what is expected, and of the first error; the right program expects nothing
     for path in sorted(pathlib.Path(folder).glob('*.cpp')):
         said = lambda what: re.findall(f'^// {what}: (.+)$', path.read_text(), re.MULTILINE)
         flags_of_wrong = ' '.join(said('flags')).split()
-        cases = [(f'{path.stem}, case {i}', [f'-DCOLT5_CASE={i}']) for i in range(1, int(*said('cases')) + 1)]
-        for name, flag in cases or [(path.stem, [])]:
-            programs.append((name, [*flags_of_wrong, *flag, str(path)], said('expect')))
-        programs.append((f'{path.stem}, the right program', ['-DCOLT5_COMPILE_FAIL_CONTROL', str(path)], None))
+        cases = [(f'{path.stem}, case {i}', [f'-DCOLT5_CASE={i}'], said(f'expect {i}')) for i in range(1, int(*said('cases')) + 1)]
+        for name, flag, of_case in cases or [(path.stem, [], [])]:
+            programs.append((name, [*flags_of_wrong, *flag, str(path)], said('expect') + of_case, said('first')))
+        programs.append((f'{path.stem}, the right program', ['-DCOLT5_COMPILE_FAIL_CONTROL', str(path)], None, []))
     print(f'1..{len(programs)}')
-    for number, (name, arguments, expected) in enumerate(programs, 1):
+    for number, (name, arguments, expected, first) in enumerate(programs, 1):
         compiled, output = compile(compiler, build, *arguments)
         if expected is None:
             report(number, name, compiled, output)
         else:
-            missing = [text for text in expected if text not in output]
-            report(number, name, expected and not compiled and not missing,
+            first_error = next((line for line in output.splitlines() if 'error: ' in line), '')
+            missing = [text for text in expected if text not in output] + [text for text in first if text not in first_error]
+            report(number, name, (expected or first) and not compiled and not missing,
                    'it compiled' if compiled else 'missing: ' + '\n'.join([*missing, output]))
 
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// expect: colt5: no `rms_norm` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc
+// expect: colt5: no `rms_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 #include "wrong.hpp"
 
 /// A policy for which there are no kernels.

@@ -166,6 +166,10 @@ concept Viewable = requires(const T& t) {
     typename T::value_type;
 };
 
+/// Whether operands of one operation have one scalar type.
+template <typename X, typename... Others>
+inline constexpr bool same_scalar = (std::same_as<typename X::value_type, typename Others::value_type> && ...);
+
 /// Converts to `Wanted`, or throws a ShapeError that names the argument; a wrong rank or a contradicting static extent
 /// does not compile.
 template <typename Wanted, typename Given>

@@ -12,7 +12,7 @@ namespace colt5 {
 template <typename P>
 void assign_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
-                  "colt5: no `assign` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+                  "colt5: no `assign` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// Evaluates `expression` (a node, a tensor, an Eigen matrix or a number) into `out`, in one pass over its rows.

@@ -12,7 +12,7 @@ namespace colt5 {
 template <typename P>
 void adamw_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
-                  "colt5: no `adamw` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+                  "colt5: no `adamw` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// The numbers of one update, the same for every element.
@@ -43,6 +43,7 @@ void adamw_update(const P& policy, Parameter& parameter,
     using T = typename Parameter::value_type;
     static_assert(std::same_as<typename Moment::value_type, accumulate_t<T>>,
                   "colt5: adamw_update takes `mean` and `square` in double for double and in float for all others");
+    static_assert(same_scalar<Moment, G>, "colt5: `gradient` must have the scalar type of `mean`");
     expect_shape("gradient", gradient.shape(), parameter.shape());
     expect_shape("mean", mean.shape(), parameter.shape());
     expect_shape("square", square.shape(), parameter.shape());

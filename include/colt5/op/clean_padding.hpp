@@ -11,8 +11,7 @@ namespace colt5 {
 template <typename P>
 bool padding_is_finite_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
-                  "colt5: no `padding_is_finite` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile "
-                  "with nvcc");
+                  "colt5: no `padding_is_finite` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
     return true;
 }
 

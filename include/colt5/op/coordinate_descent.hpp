@@ -12,14 +12,13 @@ namespace colt5 {
 template <typename P>
 void coordinate_descent_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
-                  "colt5: no `coordinate_descent` kernel for this policy; for Cuda include <colt5/cuda.cuh> and "
-                  "compile with nvcc");
+                  "colt5: no `coordinate_descent` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void coordinate_descent_vjp_kernel(const P&, ...) {
-    static_assert(has_kernel<P>,
-                  "colt5: no `coordinate_descent_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and "
-                  "compile with nvcc");
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `coordinate_descent_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// Where the descent begins.
@@ -119,6 +118,8 @@ auto coordinate_descent_vjp(const P& policy, const CoordinateDescent& descent, d
     const auto [batch, routes, length] = logits.shape();
     descent.check();
     detail::expect_wanted(k);
+    static_assert(same_scalar<decltype(pass.scores), D, L>,
+                  "colt5: `d_scores` and `logits` must have the scalar type of `pass`");
     expect_shape("logits", logits.shape(), pass.scores.shape());
     expect_shape("pass.threshold", pass.threshold.shape(), {batch, routes, descent.steps() + 1});
     expect_shape("pass.saturated", pass.saturated.shape(), {batch, routes, descent.steps()});

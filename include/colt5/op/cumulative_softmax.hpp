@@ -9,14 +9,13 @@ namespace colt5 {
 template <typename P>
 void cumulative_softmax_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
-                  "colt5: no `cumulative_softmax` kernel for this policy; for Cuda include <colt5/cuda.cuh> and "
-                  "compile with nvcc");
+                  "colt5: no `cumulative_softmax` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void cumulative_softmax_vjp_kernel(const P&, ...) {
-    static_assert(has_kernel<P>,
-                  "colt5: no `cumulative_softmax_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and "
-                  "compile with nvcc");
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `cumulative_softmax_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// The sum that an exponential is divided by is never taken to be smaller than this.
@@ -25,6 +24,7 @@ inline constexpr double cumulative_softmax_floor = 1e-6;
 namespace detail {
 template <typename L, typename Indices>
 void check_cumulative_softmax(double temperature, const L& logits, const Indices& indices, Mask mask) {
+    static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     expect_divisor("temperature", temperature);
     if (mask) expect_shape("mask", mask.shape(), {logits.extent(0), logits.extent(2)});
     expect_shape("indices", indices.shape(), {logits.extent(0), logits.extent(1), dynamic});
@@ -61,6 +61,7 @@ template <Policy P, Viewable D, Viewable L, Viewable Indices>
 auto cumulative_softmax_vjp(const P& policy, double temperature, const D& d_scores, const L& logits,
                             const Indices& indices, Mask mask) {
     detail::check_cumulative_softmax(temperature, logits, indices, mask);
+    static_assert(same_scalar<L, D>, "colt5: `d_scores` must have the scalar type of `logits`");
     expect_shape("d_scores", d_scores.shape(), indices.shape());
     auto d_logits = tensor_like(policy, logits);
     cumulative_softmax_vjp_kernel(policy, d_logits.view(), d_scores.const_view(), logits.const_view(),

@@ -8,16 +8,14 @@ namespace colt5 {
 
 template <typename P>
 void dense_attention_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `dense_attention` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `dense_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void dense_attention_vjp_kernel(const P&, ...) {
     static_assert(
         has_kernel<P>,
-        "colt5: no `dense_attention_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile "
-        "with nvcc");
+        "colt5: no `dense_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// (b, r, k): which keys are real, one set a route. Absent: all of them.
@@ -40,6 +38,7 @@ struct DenseAttentionGradients {
 namespace detail {
 template <typename Q, typename KV, typename Scale>
 void check_dense_attention(const Q& q, const KV& kv, KeyMask mask, const Scale& value_scale) {
+    static_assert(same_scalar<Q, KV>, "colt5: `kv` must have the scalar type of `q`");
     const auto [batch, routes, keys, heads_per_route, two, dim_head] = kv.shape();
     expect_shape("q", q.shape(), {batch, dynamic, routes * heads_per_route, dim_head});
     expect_shape("kv", kv.shape(), {dynamic, dynamic, dynamic, dynamic, 2, dynamic});
@@ -77,6 +76,8 @@ template <Policy P, typename Scalar, Viewable Out, Viewable Q, Viewable KV>
 auto dense_attention_vjp(const P& policy, const DenseAttentionPass<Scalar, P>& pass, const Out& d_out, const Q& q,
                          const KV& kv, KeyMask mask, TokensView<const accumulate_t<Scalar>> value_scale) {
     detail::check_dense_attention(q, kv, mask, value_scale);
+    static_assert(same_scalar<decltype(pass.out), Out, Q>,
+                  "colt5: `d_out` and `q` must have the scalar type of `pass`");
     expect_shape("q", q.shape(), pass.out.shape());
     expect_shape("pass.log_sum_exp", pass.log_sum_exp.shape(), {q.extent(0), q.extent(2), q.extent(1)});
     expect_shape("d_out", d_out.shape(), pass.out.shape());

@@ -12,45 +12,40 @@ namespace colt5 {
 template <typename P>
 void gather_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
-                  "colt5: no `gather` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+                  "colt5: no `gather` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void scatter_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `scatter` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `scatter` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void scatter_mean_weights_kernel(const P&, ...) {
     static_assert(
         has_kernel<P>,
-        "colt5: no `scatter_mean_weights` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile "
-        "with nvcc");
+        "colt5: no `scatter_mean_weights` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void gather_mask_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `gather_mask` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `gather_mask` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 template <typename P>
 void pick_scores_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `pick_scores` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `pick_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void straight_through_scores_kernel(const P&, ...) {
-    static_assert(has_kernel<P>,
-                  "colt5: no `straight_through_scores` kernel for this policy; for Cuda include <colt5/cuda.cuh> and "
-                  "compile with nvcc");
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `straight_through_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void place_scores_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `place_scores` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `place_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// How `scatter` treats the row that is already there, and rows that go to the same place.
@@ -72,7 +67,7 @@ auto picked_shape(const Indices& indices, Index dim) {
 /// Indices of any rank as (b, picks)
 template <typename Indices>
 auto flat_indices(const Indices& indices, Index batch) {
-    static_assert(std::is_same_v<typename Indices::value_type, TokenIndex>, "colt5: indices are of TokenIndex");
+    static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     auto expected = indices.shape();
     expected.fill(dynamic);
     expected[0] = batch;
@@ -113,6 +108,7 @@ auto gather(const P& policy, const X& x, const Indices& indices, Mask clean_mask
 /// mask.
 template <Policy P, Viewable Indices>
 auto gather_mask(const P& policy, Mask mask, const Indices& indices) {
+    static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     if (!mask) return Tensor<bool, P, dynamic, dynamic, dynamic>();
     expect_shape("mask", mask.shape(), {indices.extent(0), dynamic});
     expect_length("mask", mask.extent(1));
@@ -130,6 +126,7 @@ auto gather_mask(const P& policy, Mask mask, const Indices& indices) {
 template <Policy P, Viewable Rows, Viewable Indices>
 void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type> out, const Rows& rows,
              const Indices& indices) {
+    static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     expect_shape("rows", rows.shape(), {out.extent(0), indices.extent(1), out.extent(2)});
     expect_shape("indices", indices.shape(), {out.extent(0), dynamic});
     expect_length("out", out.extent(1));
@@ -163,6 +160,7 @@ void gather_vjp(const P& policy, TokensView<typename D::value_type> d_x, const D
 /// Throws ValueError when n is 2^31 or more, and on the CPU when an index is not in [0, n).
 template <typename Logit, Policy P, Viewable Indices>
 auto pick_scores(const P& policy, TokensView<const Logit> scores, const Indices& indices, Mask mask) {
+    static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     if (scores) expect_shape("scores", scores.shape(), {indices.extent(0), indices.extent(1), dynamic});
     if (mask) expect_shape("mask", mask.shape(), {indices.extent(0), scores ? scores.extent(2) : dynamic});
     if (scores) expect_length("scores", scores.extent(2));
@@ -181,6 +179,7 @@ auto pick_scores(const P& policy, TokensView<const Logit> scores, const Indices&
 /// Throws ValueError when n is 2^31 or more, and on the CPU when an index is not in [0, n).
 template <Policy P, Viewable L, Viewable Indices>
 auto straight_through_scores(const P& policy, const L& logits, const Indices& indices, Mask mask) {
+    static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     expect_shape("logits", logits.shape(), {indices.extent(0), indices.extent(1), dynamic});
     expect_length("logits", logits.extent(2));
     if (mask) expect_shape("mask", mask.shape(), {indices.extent(0), logits.extent(2)});
@@ -194,6 +193,7 @@ auto straight_through_scores(const P& policy, const L& logits, const Indices& in
 /// an index is not in [0, length).
 template <Policy P, Viewable D, Viewable Indices>
 auto place_scores(const P& policy, const D& d_picked, const Indices& indices, Mask mask, Index length) {
+    static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     expect_shape("d_picked", d_picked.shape(), indices.shape());
     expect_value(length >= 0, "length", ">= 0", length);
     expect_length("length", length);

@@ -10,14 +10,13 @@ namespace colt5 {
 template <typename P>
 double sum_of_squares_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
-                  "colt5: no `sum_of_squares` kernel for this policy; for Cuda include "
-                  "<colt5/cuda.cuh> and compile with nvcc");
+                  "colt5: no `sum_of_squares` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
     return 0;
 }
 template <typename P>
 void scale_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
-                  "colt5: no `scale` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+                  "colt5: no `scale` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// Σ (scale · x)², in double whatever the scalar, in an order that does not depend on the number of threads.

@@ -9,15 +9,13 @@ namespace colt5 {
 
 template <typename P>
 void layer_norm_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `layer_norm` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `layer_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void layer_norm_vjp_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `layer_norm_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `layer_norm_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// The parameters of a LayerNorm, or their gradients, as operations take them that normalize on the way.
@@ -39,6 +37,7 @@ inline constexpr double layer_norm_eps = 1e-5;
 ///     x (…, d), weight (d), bias (d)  →  y (…, d)
 template <Policy P, Viewable X, Viewable W, Viewable B>
 auto layer_norm(const P& policy, const X& x, const W& weight, const B& bias) {
+    static_assert(same_scalar<X, W, B>, "colt5: `weight` and `bias` must have the scalar type of `x`");
     expect_shape("weight", weight.shape(), {x.extent(X::rank - 1)});
     expect_shape("bias", bias.shape(), {x.extent(X::rank - 1)});
     auto y = tensor_like(policy, x);
@@ -54,6 +53,7 @@ template <Policy P, Viewable DX, Viewable Y, Viewable X, Viewable W>
 void layer_norm_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const W& weight,
                     VectorView<accumulate_t<typename X::value_type>> d_weight,
                     VectorView<accumulate_t<typename X::value_type>> d_bias) {
+    static_assert(same_scalar<X, DX, Y, W>, "colt5: `d_x`, `d_y` and `weight` must have the scalar type of `x`");
     expect_shape("d_x", d_x.shape(), x.shape());
     expect_shape("d_y", d_y.shape(), x.shape());
     expect_shape("weight", weight.shape(), {x.extent(X::rank - 1)});

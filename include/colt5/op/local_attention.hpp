@@ -11,16 +11,14 @@ namespace colt5 {
 
 template <typename P>
 void local_attention_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `local_attention` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `local_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void local_attention_vjp_kernel(const P&, ...) {
     static_assert(
         has_kernel<P>,
-        "colt5: no `local_attention_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile "
-        "with nvcc");
+        "colt5: no `local_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// What a query gets whose window holds no real token.
@@ -66,6 +64,7 @@ struct LocalAttentionPass {
 namespace detail {
 template <typename Q, typename KV>
 void check_local_attention(const LocalAttention& attention, const Q& q, const KV& kv, Mask mask, Index first) {
+    static_assert(same_scalar<Q, KV>, "colt5: `kv` must have the scalar type of `q`");
     const auto [batch, length, two, heads, dim_head] = kv.shape();
     expect_shape("kv", kv.shape(), {dynamic, dynamic, 2, dynamic, dynamic});
     expect_value(attention.reach >= 1, "reach", ">= 1", attention.reach);
@@ -122,6 +121,8 @@ void local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttentio
                          Index first) {
     detail::check_local_attention(attention, q, kv, mask, first);
     const auto [batch, queries, heads, dim_head] = q.shape();
+    static_assert(same_scalar<decltype(pass.out), D, Q, DQKV>,
+                  "colt5: `d_out`, `q` and `d_qkv` must have the scalar type of `pass`");
     expect_shape("pass", pass.out.shape(), q.shape());
     expect_shape("pass.log_sum_exp", pass.log_sum_exp.shape(), {batch, heads, queries});
     expect_shape("d_out", d_out.shape(), q.shape());

@@ -9,15 +9,13 @@ namespace colt5 {
 
 template <typename P>
 void rms_norm_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `rms_norm` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `rms_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void rms_norm_vjp_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `rms_norm_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `rms_norm_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// The parameter of an RMSNorm, or its gradient, as operations take it that normalize on the way.
@@ -39,6 +37,7 @@ inline constexpr double rms_norm_floor = 1e-12;
 ///     x (…, d), gamma (d)  →  y (…, d)
 template <Policy P, Viewable X, Viewable Gamma>
 auto rms_norm(const P& policy, const X& x, const Gamma& gamma) {
+    static_assert(same_scalar<X, Gamma>, "colt5: `gamma` must have the scalar type of `x`");
     expect_shape("gamma", gamma.shape(), {x.extent(X::rank - 1)});
     auto y = tensor_like(policy, x);
     rms_norm_kernel(policy, y.view().rows(), x.const_view().rows(), gamma.const_view());
@@ -54,6 +53,7 @@ auto rms_norm(const P& policy, const X& x, const Gamma& gamma) {
 template <Policy P, Viewable DX, Viewable Y, Viewable X, Viewable Gamma>
 void rms_norm_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const Gamma& gamma,
                   VectorView<accumulate_t<typename X::value_type>> d_gamma) {
+    static_assert(same_scalar<X, DX, Y, Gamma>, "colt5: `d_x`, `d_y` and `gamma` must have the scalar type of `x`");
     expect_shape("d_x", d_x.shape(), x.shape());
     expect_shape("d_y", d_y.shape(), x.shape());
     expect_shape("gamma", gamma.shape(), {x.extent(X::rank - 1)});

@@ -7,15 +7,13 @@ namespace colt5 {
 
 template <typename P>
 void route_logits_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `route_logits` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `route_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void route_logits_vjp_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `route_logits_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `route_logits_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// How well each token matches each routing token:  s[b, r, i] = scale · x[b, i] · routing_token[r]
@@ -24,6 +22,7 @@ void route_logits_vjp_kernel(const P&, ...) {
 template <Policy P, Viewable X, Viewable R>
 auto route_logits(const P& policy, const X& x, const R& routing_token, double scale = 1) {
     using Logit = accumulate_t<typename X::value_type>;
+    static_assert(same_scalar<X, R>, "colt5: `routing_token` must have the scalar type of `x`");
     expect_shape("routing_token", routing_token.shape(), {dynamic, x.extent(2)});
     Tensor<Logit, P, dynamic, dynamic, dynamic> logits(policy, {x.extent(0), routing_token.extent(0), x.extent(1)});
     route_logits_kernel(policy, logits.view(), x.const_view(), routing_token.const_view(), static_cast<Logit>(scale));
@@ -37,6 +36,9 @@ template <Policy P, Viewable S, Viewable X, Viewable R>
 void route_logits_vjp(const P& policy, TokensView<typename X::value_type> d_x,
                       MatrixView<accumulate_t<typename X::value_type>> d_routing_token, const S& d_logits, const X& x,
                       const R& routing_token, double scale = 1) {
+    static_assert(same_scalar<X, R>, "colt5: `routing_token` must have the scalar type of `x`");
+    static_assert(std::same_as<typename S::value_type, accumulate_t<typename X::value_type>>,
+                  "colt5: `d_logits` must have the scalar type of the logits");
     expect_shape("routing_token", routing_token.shape(), {dynamic, x.extent(2)});
     expect_shape("d_logits", d_logits.shape(), {x.extent(0), routing_token.extent(0), x.extent(1)});
     expect_shape("d_x", d_x.shape(), x.shape());

@@ -14,21 +14,18 @@ namespace colt5 {
 
 template <typename P>
 void sinkhorn_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `sinkhorn` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `sinkhorn` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void sinkhorn_vjp_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `sinkhorn_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `sinkhorn_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void gumbel_noise_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `gumbel_noise` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `gumbel_noise` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// Which rows of a stream of Gumbel noise the rows of a tensor are: its row i is row first + i mod distinct.
@@ -140,6 +137,9 @@ auto sinkhorn_forward(const P& policy, const Sinkhorn& sinkhorn, const L& logits
 template <Policy P, typename Logit, Viewable D, Viewable Indices, Viewable L>
 auto sinkhorn_vjp(const P& policy, const Sinkhorn& sinkhorn, const SinkhornPass<Logit, P>& pass, const D& d_scores,
                   const Indices& indices, const L& logits, TokensView<const Logit> noise, Mask mask) {
+    static_assert(same_scalar<decltype(pass.scores), D, L>,
+                  "colt5: `d_scores` and `logits` must have the scalar type of `pass`");
+    static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     const auto [batch, routes, length] = logits.shape();
     const Index k = pass.scores.extent(2), steps = sinkhorn.n_iters;
     sinkhorn.check();

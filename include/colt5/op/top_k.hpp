@@ -10,7 +10,7 @@ namespace colt5 {
 template <typename P>
 void top_k_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
-                  "colt5: no `top_k` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+                  "colt5: no `top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// The k largest logits of each row, in descending order; ties go to the lower index. Masked tokens come after all

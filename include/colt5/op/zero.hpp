@@ -10,7 +10,7 @@ namespace colt5 {
 template <typename P>
 void zero_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
-                  "colt5: no `zero` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+                  "colt5: no `zero` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// x = 0, whatever it held.
