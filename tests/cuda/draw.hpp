@@ -11,7 +11,7 @@
 #include <colt5/core/random.hpp>
 #include <colt5/core/scalar.hpp>
 #include <colt5/core/tensor.hpp>
-#include <colt5/core/token_index.hpp>
+#include <colt5/core/view.hpp>
 
 #include "cases.hpp"
 

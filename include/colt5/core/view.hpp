@@ -4,6 +4,8 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -157,6 +159,19 @@ using TokensView = View<T, dynamic, dynamic, dynamic>;  // (b, n, d)
 
 /// Key-padding mask (b, n): true marks a real token. A default-constructed Mask means that every token is real.
 using Mask = View<const bool, dynamic, dynamic>;
+
+/// Position of a token in its sequence.
+using TokenIndex = std::int32_t;
+
+/// Whether elements are positions of tokens.
+template <typename Indices>
+inline constexpr bool are_indices = std::same_as<typename Indices::value_type, TokenIndex>;
+
+/// Throws ValueError when a sequence has more tokens than a TokenIndex can tell apart.
+inline void expect_length(std::string_view argument, Index length) {
+    expect_value(length <= std::numeric_limits<TokenIndex>::max(), argument, "of at most 2^31 - 1 tokens a sequence",
+                 length);
+}
 
 /// Anything with views: View itself and Tensor.
 template <typename T>

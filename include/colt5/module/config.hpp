@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include <colt5/core/argument.hpp>
+#include <colt5/core/tensor.hpp>
 #include <colt5/op/local_attention.hpp>
 #include <colt5/router/routers.hpp>
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <colt5/core/tensor.hpp>
-#include <colt5/core/token_index.hpp>
 
 namespace colt5 {
 

@@ -5,7 +5,6 @@
 #include <type_traits>
 
 #include <colt5/core/tensor.hpp>
-#include <colt5/core/token_index.hpp>
 
 namespace colt5 {
 

@@ -5,7 +5,6 @@
 #include <string>
 
 #include <colt5/core/tensor.hpp>
-#include <colt5/core/token_index.hpp>
 
 namespace colt5 {
 

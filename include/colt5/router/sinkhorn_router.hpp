@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include <colt5/core/argument.hpp>
+#include <colt5/core/tensor.hpp>
 #include <colt5/expr/expr.hpp>
 #include <colt5/op/gather.hpp>
 #include <colt5/op/sinkhorn.hpp>
