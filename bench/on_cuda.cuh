@@ -75,7 +75,7 @@ public:
     void rest() const {
         policy_.synchronize();
         policy_.workspace()->release_unused();
-        policy_.beside().workspace()->release_unused();
+        policy_.side_policy().workspace()->release_unused();
     }
     void start() {
         rest();

@@ -21,7 +21,9 @@
 #include <colt5/cuda/layer_norm.cuh>
 #include <colt5/cuda/linear.cuh>
 #include <colt5/cuda/local_attention.cuh>
+#include <colt5/cuda/norm_linear.cuh>
 #include <colt5/cuda/policy.cuh>
+#include <colt5/cuda/projected_local_attention.cuh>
 #include <colt5/cuda/rms_norm.cuh>
 #include <colt5/cuda/route_logits.cuh>
 #include <colt5/cuda/sinkhorn.cuh>

@@ -243,7 +243,7 @@ TEST_CASE("extents: LightAttention, with what its backward pass is handed") {
         const LightAttention<T, Cpu> light(policy, seeds, d, heads, dim_head, {2});
         check_extents("forward", [&](Arguments& a) {
             light.forward(policy, a.view<T>("out", {b, n, d}), a.view<V>("x", {b, n, d}, {"out", "out", "norm.weight"}),
-                          a.view<const bool>("mask", {b, n}), true, a.view<V>("add", {b, n, d}));
+                          a.view<const bool>("mask", {b, n}), true, a.view<V>("residual", {b, n, d}));
         });
         const auto x = normal<T>(policy, std::array<Index, 3>{b, n, d}, 0);
         auto out = tensor_like(policy, x);
@@ -251,11 +251,11 @@ TEST_CASE("extents: LightAttention, with what its backward pass is handed") {
         check_extents("backward", [&](Arguments& a) {
             auto gradients = zeros_like_parameters(policy, light);
             pass.kv = a.tensor<T>("pass.kv", {b, n, 2 * inner_width});
-            const SharedGradient<T, Cpu> shared{.add = a.view<V>("add", {b, n, d})};
+            const GradientEpilogue<T, Cpu> epilogue{.residual = a.view<V>("residual", {b, n, d})};
             try {
                 light.backward(policy, pass, a.view<T>("d_x", {b, n, d}), a.view<V>("d_out", {b, n, d}),
                                a.view<V>("x", {b, n, d}, {"pass.kv", "pass.kv", "norm.weight"}),
-                               a.view<const bool>("mask", {b, n}), gradients, shared);
+                               a.view<const bool>("mask", {b, n}), gradients, epilogue);
             } catch (const ShapeError&) {
                 CHECK(all_zero<LightAttention<T, Cpu>>(gradients));
                 throw;
@@ -269,8 +269,8 @@ TEST_CASE("extents: LightAttention, with what its backward pass is handed") {
               "colt5: `gradients.to_out.weight` must have shape (4, 6), but has (4, 7)");
         gradients = zeros_like_parameters(policy, light);
         CHECK(message_of([&] { light.backward(other, pass, out.view(), x, x, {}, gradients); }) ==
-              "colt5: `pass.parts` must be " + std::to_string(plan.tokens_at_a_time == 1 ? 1 : 6) +
-                  ", as many as by this policy's plan, but is " + std::to_string(pass.parts.size()));
+              "colt5: `pass.chunks` must be " + std::to_string(plan.tokens_at_a_time == 1 ? 1 : 6) +
+                  ", as many as by this policy's plan, but is " + std::to_string(pass.chunks.size()));
     }
 }
 
@@ -325,14 +325,14 @@ TEST_CASE("extents: FeedForward, with what its backward pass is handed") {
         const FeedForward<T, Cpu> ff(policy, seeds, d, hidden), other(policy, seeds, d, hidden + 1);
         check_extents("forward", [&](Arguments& a) {
             ff.forward(policy, a.view<T>("out", {b, n, d}), a.view<V>("x", {b, n, d}, {"out", "out", "norm.gamma"}),
-                       true, a.view<V>("add", {b, n, d}));
+                       true, a.view<V>("residual", {b, n, d}));
         });
         check_extents("backward", [&](Arguments& a) {
             auto gradients = zeros_like_parameters(policy, ff);
             FeedForward<T, Cpu>::Pass pass{a.tensor<T>("pass.before", {b, n, hidden})};
-            const SharedGradient<T, Cpu> shared{.add = a.view<V>("add", {b, n, d})};
+            const GradientEpilogue<T, Cpu> epilogue{.residual = a.view<V>("residual", {b, n, d})};
             ff.backward(policy, pass, a.view<T>("d_x", {b, n, d}), a.view<V>("d_out", {b, n, d}),
-                        a.view<V>("x", {b, n, d}, {"pass.before", "pass.before", "norm.gamma"}), gradients, shared);
+                        a.view<V>("x", {b, n, d}, {"pass.before", "pass.before", "norm.gamma"}), gradients, epilogue);
         });
         auto x = normal<T>(policy, std::array<Index, 3>{b, n, d}, 0);
         auto of_other = zeros_like_parameters(policy, other);

@@ -24,7 +24,7 @@ TokensTensor<double, Cpu> naive(const Cpu& policy, const LightAttention<double, 
             for (Index h = 0; h < heads; ++h) {
                 std::vector<Row> keys, values;
                 for (Index j = 0; j < length; ++j) {
-                    if (std::abs(i - j) > light.attention.reach || (mask && !mask(b, j))) continue;
+                    if (std::abs(i - j) > light.schedule.attention.reach || (mask && !mask(b, j))) continue;
                     const Row& of_j = qkv[static_cast<std::size_t>(j)];
                     keys.push_back(part(of_j, inner_width + h * dim_head, dim_head));
                     values.push_back(part(of_j, 2 * inner_width + h * dim_head, dim_head));
@@ -61,7 +61,7 @@ TEST_CASE("LightAttention: agrees with a loop over the window, and its gradients
                 for (const Mask mask : {Mask(), some.const_view()}) {
                     auto out = tensor_like(policy, x);
                     const auto pass = light.forward(policy, out.view(), x, mask, !plan.recompute);
-                    CHECK(pass.parts.empty() == plan.recompute);
+                    CHECK(pass.chunks.empty() == plan.recompute);
                     CHECK(same_bits(light(policy, x, mask), out));
                     CHECK(relative_error(out, naive(policy, light, x, mask)) <= 1e-12);
                     const auto d_out = normal<double>(policy, x.shape(), 2);
@@ -88,11 +88,11 @@ TEST_CASE("LightAttention: results do not depend on the plan") {
         std::fill_n(&mask.view()(1, length * 3 / 10), length * 3 / 10, false);
         auto out = tensor_like(policy, x), d_x = tensor_like(policy, x);
         const auto pass = light.forward(policy, out.view(), x, mask.const_view(), !plan.recompute);
-        // What a part leaves to the next one must not overlap the place that it is moved to: three halos.
+        // What a chunk leaves to the next one must not overlap the place that it is moved to: three halos.
         Index first = 0;
-        for (const auto& part : pass.parts) {
-            first += part.q.extent(1);
-            if (first < length) CHECK(part.q.extent(1) >= 3 * light.attention.halo());
+        for (const auto& chunk : pass.chunks) {
+            first += chunk.q.extent(1);
+            if (first < length) CHECK(chunk.q.extent(1) >= 3 * light.schedule.attention.halo());
             if (first == length) first = 0;
         }
         auto gradients = zeros_like_parameters(policy, light);

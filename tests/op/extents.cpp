@@ -20,13 +20,13 @@ constexpr Index b = 2, n = 5, d = 4, k = 3, r = 2, width = 6, heads = 2, dim_hea
 using T = float;
 using V = const float;
 
-SharedGradient<T, Cpu, 1> shared_gradient(Arguments& a) {
-    return {.add = a.view<V>("add", {b, n, d}),
-            .of_routes = {RouteGradient<T>{.d_logits = a.view<V>("d_logits", {b, r, n + 2}, {"d_logits"}),
-                                           .route = 0,
-                                           .token = a.view<V>("token", {d}),
-                                           .d_token = a.view<T>("d_token", {d}),
-                                           .first = 1}}};
+GradientEpilogue<T, Cpu, 1> epilogue_of(Arguments& a) {
+    return {.residual = a.view<V>("residual", {b, n, d}),
+            .rank_one = {RankOneUpdate<T>{.s = a.view<V>("s", {b, r, n + 2}, {"s"}),
+                                          .route = 0,
+                                          .t = a.view<V>("t", {d}),
+                                          .d_t = a.view<T>("d_t", {d}),
+                                          .first = 1}}};
 }
 
 FeedForwardParameters<V> feed_forward_parameters(Arguments& a) {
@@ -107,24 +107,25 @@ TEST_CASE("extents: linear maps of normalized tokens, and what is added to their
         norm_linear_vjp(policy, a.view<T>("d_x", {b, n, d}), a.view<V>("d_y", {b, n, width}),
                         a.view<V>("x", {b, n, d}, {"d_x", "d_x", "norm"}), norm,
                         a.view<V>("weight", {width, d}, {"d_y", "weight"}), d_norm, a.view<T>("d_weight", {width, d}),
-                        a.view<T>("d_bias", {width}), SharedGradient<T, Cpu>{.add = a.view<V>("add", {b, n, d})});
+                        a.view<T>("d_bias", {width}),
+                        GradientEpilogue<T, Cpu>{.residual = a.view<V>("residual", {b, n, d})});
     });
-    check_extents("a route's gradient", [](Arguments& a) {
-        const auto x = a.view<V>("x", {b, n, d}, {"add", "add", "add"});
-        colt5::detail::check_shared_gradient(shared_gradient(a), x);
+    check_extents("a gradient's epilogue", [](Arguments& a) {
+        const auto x = a.view<V>("x", {b, n, d}, {"residual", "residual", "residual"});
+        colt5::detail::check_epilogue(epilogue_of(a), x);
     });
     const auto wrong_route = [](Index route, Index first) {
         const Cpu one(1);
         Arguments a(one);
-        auto shared = shared_gradient(a);
-        shared.of_routes[0].route = route;
-        shared.of_routes[0].first = first;
-        colt5::detail::check_shared_gradient(shared, a.view<V>("x", {b, n, d}));
+        auto epilogue = epilogue_of(a);
+        epilogue.rank_one[0].route = route;
+        epilogue.rank_one[0].first = first;
+        colt5::detail::check_epilogue(epilogue, a.view<V>("x", {b, n, d}));
     };
     CHECK_NOTHROW(wrong_route(1, 2));
-    CHECK_THROWS_WITH_AS(wrong_route(2, 0), "colt5: `route` must be one of d_logits, but is 2", ValueError);
-    CHECK_THROWS_WITH_AS(wrong_route(-1, 0), "colt5: `route` must be one of d_logits, but is -1", ValueError);
-    CHECK_THROWS_WITH_AS(wrong_route(0, 3), "colt5: `first` must be a token of d_logits, but is 3", ValueError);
+    CHECK_THROWS_WITH_AS(wrong_route(2, 0), "colt5: `route` must be one of s, but is 2", ValueError);
+    CHECK_THROWS_WITH_AS(wrong_route(-1, 0), "colt5: `route` must be one of s, but is -1", ValueError);
+    CHECK_THROWS_WITH_AS(wrong_route(0, 3), "colt5: `first` must be a token of s, but is 3", ValueError);
 }
 
 TEST_CASE("extents: feedforward") {
@@ -142,7 +143,7 @@ TEST_CASE("extents: feedforward") {
                                                  a.view<T>("gradients.project_bias", {d})};
         feed_forward_vjp(policy, a.view<T>("d_x", {b, n, d}), a.view<V>("d_y", {b, n, d}),
                          a.view<V>("x", {b, n, d}, {"d_x", "d_x", "norm"}), a.view<V>("before", {b, n, width}),
-                         parameters, gradients, SharedGradient<T, Cpu>{.add = a.view<V>("add", {b, n, d})});
+                         parameters, gradients, GradientEpilogue<T, Cpu>{.residual = a.view<V>("residual", {b, n, d})});
     });
 }
 
@@ -228,7 +229,7 @@ TEST_CASE("extents: what gathers and scatters") {
     for (const Scatter how : {Scatter::add, Scatter::mean, Scatter::overwrite}) {
         check_extents("scatter", [=](Arguments& a) {
             scatter(policy, how, a.view<T>("out", {b, n, d}, {"rows", "", "rows"}), a.view<V>("rows", {b, k, d}),
-                    a.view<const TokenIndex>("indices", {b, k}, {"indices", "rows"}));
+                    a.view<const TokenIndex>("indices", {b, k}, {"indices", "rows"}), a.view<V>("scale", {b, k}));
         });
         check_extents("scatter_vjp", [=](Arguments& a) {
             scatter_vjp(policy, how, a.view<V>("d_out", {b, n, d}, {"indices", "", ""}),

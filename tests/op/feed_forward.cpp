@@ -6,6 +6,7 @@
 #include <colt5/cpu/expr.hpp>
 #include <colt5/cpu/feed_forward.hpp>
 #include <colt5/cpu/linear.hpp>
+#include <colt5/op/gelu.hpp>
 
 #include "support/tensors.hpp"
 
@@ -70,7 +71,7 @@ Gradients<T> fused(const Cpu& policy, const Case<T>& c, TokensView<const T> befo
     Gradients<T> d(policy, c);
     d.x = tensor_like(policy, c.x);
     feed_forward_vjp(policy, d.x.view(), c.d_y, c.x, before, c.parameters(), d.parameters(),
-                     SharedGradient<T, Cpu>{c.added(with_add)});
+                     GradientEpilogue<T, Cpu>{c.added(with_add)});
     return d;
 }
 
@@ -150,7 +151,7 @@ TEST_CASE("feed_forward: the same bits with 1 and 2 threads, and for each sequen
         Gradients<float> g(two, c);
         HostTensor<float, 3> d_x(two, {1, 301, 40});
         feed_forward_vjp(two, d_x.view(), sequence(c.d_y, b), sequence(c.x, b), sequence(before, b), c.parameters(),
-                         g.parameters(), SharedGradient<float, Cpu>{sequence(c.add, b)});
+                         g.parameters(), GradientEpilogue<float, Cpu>{sequence(c.add, b)});
         CHECK(same_bits(d_x, sequence(d.x, b)));
     }
 }

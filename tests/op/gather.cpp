@@ -150,6 +150,28 @@ TEST_CASE("scatter: adds, averages or overwrites, as a loop does") {
     }
 }
 
+TEST_CASE("scatter: a scale multiplies each row before rows are combined") {
+    const Cpu policy(2);
+    for (const auto& shape : shapes) {
+        CAPTURE(shape_string(shape));
+        const auto [batch, picks, length, dim] = shape;
+        const auto before = normal<double>(policy, std::array{batch, length, dim}, 0);
+        const auto rows = normal<double>(policy, std::array{batch, picks, dim}, 1);
+        const auto scale = normal<double>(policy, std::array{batch, picks}, 2);
+        const auto indices = random_indices(policy, std::array{batch, picks}, length);
+        auto scaled = copy_of(policy, rows);
+        for (Index b = 0; b < batch; ++b)
+            for (Index i = 0; i < picks; ++i)
+                for (Index j = 0; j < dim; ++j) scaled.view()(b, i, j) *= scale.view()(b, i);
+        for (const Scatter how : {Scatter::add, Scatter::mean, Scatter::overwrite}) {
+            CAPTURE(static_cast<int>(how));
+            auto out = copy_of(policy, before);
+            scatter(policy, how, out.view(), rows, indices, scale);
+            CHECK(relative_error(out, naive_scatter(policy, how, before, scaled, indices)) <= 1e-14);
+        }
+    }
+}
+
 TEST_CASE("scatter: overwriting puts the last row, bit for bit, and leaves the others") {
     const Cpu policy(2);
     auto out = filled<float>(policy, std::array<Index, 3>{1, 4, 2}, 9);

@@ -54,7 +54,7 @@ template <typename T, typename Norm>
 Gradients<T> fused(const Cpu& policy, const Case<T>& c, const Norm& norm, bool with_add) {
     Gradients<T> d(policy, c);
     norm_linear_vjp(policy, d.x.view(), c.d_y, c.x, norm, c.weight, d.of(norm), d.weight.view(), d.bias.view(),
-                    SharedGradient<T, Cpu>{with_add ? c.add.const_view() : TokensView<const T>()});
+                    GradientEpilogue<T, Cpu>{with_add ? c.add.const_view() : TokensView<const T>()});
     return d;
 }
 
@@ -124,7 +124,7 @@ TEST_CASE("norm_linear: the same bits with 1 and 2 threads, and for each sequenc
         Gradients<float> g(two, c);
         HostTensor<float, 3> d_x(two, {1, 301, 40});
         norm_linear_vjp(two, d_x.view(), sequence(c.d_y, b), sequence(c.x, b), norm, c.weight, g.of(norm),
-                        g.weight.view(), g.bias.view(), SharedGradient<float, Cpu>{sequence(c.add, b)});
+                        g.weight.view(), g.bias.view(), GradientEpilogue<float, Cpu>{sequence(c.add, b)});
         CHECK(same_bits(d_x, sequence(d.x, b)));
     }
 }
@@ -163,7 +163,7 @@ TEST_CASE("norm_linear: errors name the argument and both shapes") {
     Gradients<float> d(policy, c), d_wide(policy, wide);
     const auto vjp = [&](const auto& d_y, auto d_norm, auto d_weight, TokensView<const float> add) {
         norm_linear_vjp(policy, d.x.view(), d_y, c.x, c.rms_norm(), c.weight, d_norm, d_weight, {},
-                        SharedGradient<float, Cpu>{add});
+                        GradientEpilogue<float, Cpu>{add});
     };
     const auto d_norm = d.of(c.rms_norm());
     CHECK_THROWS_WITH_AS(vjp(c.x, d_norm, d.weight.view(), {}),
@@ -173,5 +173,5 @@ TEST_CASE("norm_linear: errors name the argument and both shapes") {
     CHECK_THROWS_WITH_AS(vjp(c.d_y, d_norm, d_wide.weight.view(), {}),
                          "colt5: `d_weight` must have shape (5, 4), but has (5, 6)", ShapeError);
     CHECK_THROWS_WITH_AS(vjp(c.d_y, d_norm, d.weight.view(), wide.x.const_view()),
-                         "colt5: `add` must have shape (2, 3, 4), but has (2, 3, 6)", ShapeError);
+                         "colt5: `residual` must have shape (2, 3, 4), but has (2, 3, 6)", ShapeError);
 }

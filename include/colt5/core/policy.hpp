@@ -13,7 +13,7 @@ struct MemoryPlan {
     /// The light branches take about so many tokens through all of their layers before the next ones, so that what lies
     /// between two layers is small and stays in caches.
     Index tokens_at_a_time;
-    /// The light branches keep little from forward to backward, which computes the rest again: a tenth more work.
+    /// The light branches save little for backward, which recomputes the rest: a tenth more work.
     bool recompute;
 };
 
@@ -48,21 +48,29 @@ inline constexpr bool cleans_as_it_reads = false;
 template <typename>
 inline constexpr bool has_kernel = false;
 
-/// Lets a part of a computation run beside the rest: from construction to `join`, work under `policy()` and work under
-/// the policy itself need not be in order. Until then, neither may write or free what the other uses; but what was
-/// queued beside before the last `mark` may be read after `wait_for_mark`. Joins when it is destroyed. A policy that
-/// has nothing to run it on does it in line.
-template <Policy P>
-class Beside {
-public:
-    explicit Beside(const P& policy) : policy_(policy) {}
-    const P& policy() const { return policy_; }
-    void mark() {}
-    void wait_for_mark() {}
-    void join() {}
-
-private:
-    const P& policy_;
+/// A policy whose work goes to a stream, and which has a second one, the side stream:
+///
+///     typename P::Event         a point in the order of a stream's work; default-constructed, nothing to wait for
+///     policy.record_event()     the event behind all work that the policy has queued so far
+///     policy.wait_event(event)  what the policy queues from now on runs after the event; the host does not wait
+///     policy.side_policy()      the policy of the side stream, always the same one
+template <typename P>
+concept HasSideStream = requires(const P& policy, typename P::Event event) {
+    { policy.record_event() } -> std::same_as<typename P::Event>;
+    policy.wait_event(event);
+    { policy.side_policy() } -> std::same_as<const P&>;
 };
+
+/// The event of a policy; of one without streams, whose work is done when a call returns, an empty type.
+template <typename P>
+struct EventOf {
+    struct type {};
+};
+template <HasSideStream P>
+struct EventOf<P> {
+    using type = typename P::Event;
+};
+template <typename P>
+using Event = typename EventOf<P>::type;
 
 }  // namespace colt5

@@ -57,7 +57,8 @@ void feed_forward_kernel(const Cpu& policy, TokensView<T> y, TokensView<T> befor
 template <typename T>
 void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedForwardParameters<T>& gradients,
                              TokensView<const T> d_y, TokensView<const T> x, TokensView<const T> before,
-                             const FeedForwardParameters<const T>& parameters, const SharedGradient<T, Cpu>& shared) {
+                             const FeedForwardParameters<const T>& parameters,
+                             const GradientEpilogue<T, Cpu>& epilogue) {
     using cpu::Op;
     const Index length = x.extent(1), dim = x.extent(2), hidden = parameters.hidden_weight.extent(0);
     const Index tokens = x.extent(0) * length;
@@ -89,8 +90,7 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
                 T* const d_normed = cpu::thread_scratch<T, struct NormedGradient>(rows * dim);
                 from_hidden.multiply(rows, d_h_rows, hidden, {}, d_normed, dim);
                 cpu::normalize_rows_vjp(parameters.norm, d_x.data() + (row + at) * dim, norm_sums[panel], d_normed,
-                                        x_rows + at * dim, rows,
-                                        shared.add ? shared.add.data() + (row + at) * dim : nullptr);
+                                        x_rows + at * dim, rows, epilogue.residual_from((row + at) * dim));
                 cpu::add_rows(d_y_rows + at * dim, rows, dim, project_bias[panel][0]);
                 cpu::add_rows(d_h_rows, rows, hidden, hidden_bias[panel][0]);
             });

@@ -70,7 +70,7 @@ void scatter_mean_weights_kernel(const Cpu& policy, TokensView<T> rows, MatrixVi
 
 template <typename T>
 void scatter_kernel(const Cpu& policy, Scatter how, TokensView<T> out, TokensView<const T> rows,
-                    MatrixView<const TokenIndex> indices) {
+                    MatrixView<const TokenIndex> indices, MatrixView<const T> scale = {}) {
     const Index batch = rows.extent(0), picks = rows.extent(1), dim = rows.extent(2);
     cpu::check_indices(indices, out.extent(1));
     constexpr Index columns = 128;  // tasks share out columns: rows that meet in one place stay in one task
@@ -80,8 +80,9 @@ void scatter_kernel(const Cpu& policy, Scatter how, TokensView<T> out, TokensVie
         const auto put = [&](Index i, T weight) {
             T* const to = out[b][indices(b, i)].data() + first;
             const T* const from = rows[b][i].data() + first;
+            if (scale) weight *= scale(b, i);
             if (how == Scatter::overwrite)
-                std::copy_n(from, count, to);
+                std::transform(from, from + count, to, [weight](T value) { return weight * value; });
             else
                 cpu::add_row(to, from, count, weight);
         };

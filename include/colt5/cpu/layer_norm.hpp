@@ -102,24 +102,24 @@ void normalize_rows_vjp(const LayerNormParameters<const T>& norm, T* d_x, std::a
 }  // namespace cpu
 
 template <typename T>
-void layer_norm_kernel(const Cpu& policy, MatrixView<T> y, MatrixView<const T> x, VectorView<const T> weight,
-                       VectorView<const T> bias) {
-    const LayerNormParameters<const T> norm{weight, bias};
+void layer_norm_kernel(const Cpu& policy, MatrixView<T> y, MatrixView<const T> x,
+                       const LayerNormParameters<const T>& norm) {
     cpu::for_each_row_chunk(policy, x.extent(0), [&](Index, Index begin, Index end) {
         cpu::normalize_rows(norm, x[begin].data(), end - begin, y[begin].data());
     });
 }
 
 template <typename T>
-void layer_norm_vjp_kernel(const Cpu& policy, MatrixView<T> d_x, VectorView<T> d_weight, VectorView<T> d_bias,
-                           MatrixView<const T> d_y, MatrixView<const T> x, VectorView<const T> weight) {
-    const LayerNormParameters<const T> norm{weight, {}};
-    cpu::PartialSums<T, 2> sums(policy, cpu::row_chunks(x.extent(0)), x.extent(1));
-    cpu::for_each_row_chunk(policy, x.extent(0), [&](Index chunk, Index begin, Index end) {
-        cpu::normalize_rows_vjp<T>(norm, d_x[begin].data(), sums[chunk], d_y[begin].data(), x[begin].data(),
-                                   end - begin, nullptr);
+void layer_norm_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const LayerNormParameters<T>& d_norm,
+                           TokensView<const T> d_y, TokensView<const T> x, const LayerNormParameters<const T>& norm,
+                           const GradientEpilogue<T, Cpu>& epilogue) {
+    const Index rows = x.extent(0) * x.extent(1), d = x.extent(2);
+    cpu::PartialSums<T, LayerNormParameters<T>::count> sums(policy, cpu::row_chunks(rows), d);
+    cpu::for_each_row_chunk(policy, rows, [&](Index chunk, Index begin, Index end) {
+        cpu::normalize_rows_vjp<T>(norm, d_x.data() + begin * d, sums[chunk], d_y.data() + begin * d,
+                                   x.data() + begin * d, end - begin, epilogue.residual_from(begin * d));
     });
-    sums.add_to({d_weight, d_bias});
+    sums.add_to(d_norm.all());
 }
 
 }  // namespace colt5

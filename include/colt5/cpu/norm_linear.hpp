@@ -33,11 +33,11 @@ void norm_linear_kernel(const Cpu& policy, const std::array<Projection<T>, Count
     });
 }
 
-/// Rows are normalized again, which costs less than to have kept them.
+/// Normalized rows are recomputed, which costs less than to have saved them.
 template <typename T, typename Norm, typename NormGradients>
 void norm_linear_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const NormGradients& d_norm, MatrixView<T> d_weight,
                             VectorView<T> d_bias, TokensView<const T> d_y, TokensView<const T> x, const Norm& norm,
-                            MatrixView<const T> weight, const SharedGradient<T, Cpu>& shared) {
+                            MatrixView<const T> weight, const GradientEpilogue<T, Cpu>& epilogue) {
     const Index length = x.extent(1), in = x.extent(2), out = d_y.extent(2);
     const cpu::PackedMatrix<cpu::Op::none, T> packed(policy, out, in, weight.data(), in, x.extent(0) * length);
     const auto add_chunk = [&](Index sequence, Index first, Index chunk) {
@@ -53,8 +53,7 @@ void norm_linear_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const NormGrad
                 T* const d_normed = cpu::thread_scratch<T, struct NormedGradient>(rows * in);
                 packed.multiply(rows, d_y_rows + at * out, out, {}, d_normed, in);
                 cpu::normalize_rows_vjp(norm, d_x.data() + (row + at) * in, norm_sums[panel], d_normed,
-                                        x_rows + at * in, rows,
-                                        shared.add ? shared.add.data() + (row + at) * in : nullptr);
+                                        x_rows + at * in, rows, epilogue.residual_from((row + at) * in));
                 if (d_bias) cpu::add_rows(d_y_rows + at * out, rows, out, bias_sums[panel][0]);
             });
         });

@@ -87,23 +87,24 @@ void normalize_rows_vjp(const RMSNormParameters<const T>& norm, T* d_x, std::arr
 }  // namespace cpu
 
 template <typename T>
-void rms_norm_kernel(const Cpu& policy, MatrixView<T> y, MatrixView<const T> x, VectorView<const T> gamma) {
-    const RMSNormParameters<const T> norm{gamma};
+void rms_norm_kernel(const Cpu& policy, MatrixView<T> y, MatrixView<const T> x,
+                     const RMSNormParameters<const T>& norm) {
     cpu::for_each_row_chunk(policy, x.extent(0), [&](Index, Index begin, Index end) {
         cpu::normalize_rows(norm, x[begin].data(), end - begin, y[begin].data());
     });
 }
 
 template <typename T>
-void rms_norm_vjp_kernel(const Cpu& policy, MatrixView<T> d_x, VectorView<T> d_gamma, MatrixView<const T> d_y,
-                         MatrixView<const T> x, VectorView<const T> gamma) {
-    const RMSNormParameters<const T> norm{gamma};
-    cpu::PartialSums<T> sums(policy, cpu::row_chunks(x.extent(0)), x.extent(1));
-    cpu::for_each_row_chunk(policy, x.extent(0), [&](Index chunk, Index begin, Index end) {
-        cpu::normalize_rows_vjp<T>(norm, d_x[begin].data(), sums[chunk], d_y[begin].data(), x[begin].data(),
-                                   end - begin, nullptr);
+void rms_norm_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const RMSNormParameters<T>& d_norm,
+                         TokensView<const T> d_y, TokensView<const T> x, const RMSNormParameters<const T>& norm,
+                         const GradientEpilogue<T, Cpu>& epilogue) {
+    const Index rows = x.extent(0) * x.extent(1), d = x.extent(2);
+    cpu::PartialSums<T, RMSNormParameters<T>::count> sums(policy, cpu::row_chunks(rows), d);
+    cpu::for_each_row_chunk(policy, rows, [&](Index chunk, Index begin, Index end) {
+        cpu::normalize_rows_vjp<T>(norm, d_x.data() + begin * d, sums[chunk], d_y.data() + begin * d,
+                                   x.data() + begin * d, end - begin, epilogue.residual_from(begin * d));
     });
-    sums.add_to({d_gamma});
+    sums.add_to(d_norm.all());
 }
 
 }  // namespace colt5

@@ -2,12 +2,14 @@
 #pragma once
 
 #include <colt5/cuda/column_sums.cuh>
+#include <colt5/cuda/expr.cuh>
 #include <colt5/cuda/fused_feed_forward.cuh>
 #include <colt5/cuda/gelu.cuh>
 #include <colt5/cuda/linear.cuh>
 #include <colt5/cuda/rms_norm.cuh>
 #include <colt5/cuda/warp_row.cuh>
 #include <colt5/op/feed_forward.hpp>
+#include <colt5/op/gelu.hpp>
 
 namespace colt5 {
 
@@ -45,23 +47,32 @@ __global__ void __launch_bounds__(sum_threads)
 
 }  // namespace cuda
 
-/// In 16 bits as one kernel where that can do it.
-template <HalfPrecision T>
+/// In 16 bits one fused kernel where that takes the sizes at hand; otherwise norm, product, GELU and product.
+template <typename T>
 void feed_forward_kernel(const Cuda& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
                          const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
-    if (cuda::fused::takes(policy, y, before, x, parameters, add))
-        cuda::fused::launch_feed_forward(policy, y, before, x, parameters, add);
-    else
-        detail::feed_forward_in_steps(policy, y, before, x, parameters, add);
+    if constexpr (HalfPrecision<T>)
+        if (cuda::fused::takes(policy, y, before, x, parameters, add))
+            return cuda::fused::launch_feed_forward(policy, y, before, x, parameters, add);
+    const auto& [norm, hidden_weight, hidden_bias, project_weight, project_bias] = parameters;
+    TokensTensor<T, Cuda> h;  // (b, n, h)
+    if (before) {
+        linear(policy, before, normalize(policy, x, norm), hidden_weight, hidden_bias);
+        h = gelu_forward(policy, before);
+    } else {
+        h = linear(policy, normalize(policy, x, norm), hidden_weight, hidden_bias);
+        assign(policy, h, gelu(h));
+    }
+    linear(policy, y, h, project_weight, project_bias, add);
 }
 
-/// What GELU makes of `before`, its gradient and the bias's come from one pass.
-template <typename T, std::size_t routes>
+/// One pass over `before` makes GELU, its gradient and that of the bias.
+template <typename T, std::size_t updates>
 void feed_forward_vjp_kernel(const Cuda& policy, TokensView<T> d_x,
                              const FeedForwardParameters<accumulate_t<T>>& gradients, TokensView<const T> d_y,
                              TokensView<const T> x, TokensView<const T> before,
                              const FeedForwardParameters<const T>& parameters,
-                             const SharedGradient<T, Cuda, routes>& shared) {
+                             const GradientEpilogue<T, Cuda, updates>& epilogue) {
     const Index batch = x.extent(0), length = x.extent(1), rows = batch * length, d = x.extent(2);
     const Index hidden = parameters.hidden_weight.extent(0);
     auto normed = normalize(policy, x, parameters.norm);  // (b, n, d)
@@ -88,7 +99,7 @@ void feed_forward_vjp_kernel(const Cuda& policy, TokensView<T> d_x,
                                    cuda::of_tokens<const T>(d_h.data(), length, hidden),
                                    parameters.hidden_weight.data(),
                                    batch);  // normed is not read any more
-    normalize_vjp_kernel(policy, d_x, gradients.norm, normed.const_view(), x, parameters.norm, shared);
+    rms_norm_vjp_kernel(policy, d_x, gradients.norm, normed.const_view(), x, parameters.norm, epilogue);
 }
 
 }  // namespace colt5

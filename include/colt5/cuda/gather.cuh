@@ -83,10 +83,12 @@ inline constexpr Index most_searched_picks = 4096;
 
 /// One warp a pick: the one that writes takes along the rows of all picks of its token, in order.
 template <typename T, int width>
-__global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenIndex* indices, const TokenPicks* picks_of,
-                             Index picks, Index length, Index columns, Index count) {
+__global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenIndex* indices,
+                             const accumulate_t<T>* scale, const TokenPicks* picks_of, Index picks, Index length,
+                             Index columns, Index count) {
     using Sum = accumulate_t<T>;
     const bool overwrite = how == Scatter::overwrite;
+    const auto scale_of = [&](Index pick) { return scale != nullptr ? scale[pick] : Sum(1); };
     for (Index row = global_thread() / warp_size; row < count; row += all_threads() / warp_size) {
         const Index b = row / picks, pick = row % picks;
         const TokenIndex token = indices[row];
@@ -106,26 +108,24 @@ __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenInde
         for (Index first = 0; first < columns; first += warp_size * width) {
             const Index j = first + threadIdx.x % warp_size * width;
             const bool mine = j < columns;
-            if (overwrite) {
-                if (mine) store_pack(to + j, load_pack<width>(rows + row * columns + j));
-                continue;
-            }
             Sum sum[width];
             const auto add = [&](const T* from, Sum factor) {
                 const auto pack = load_pack<width>(from + j);
                 for (int i = 0; i < width; ++i) sum[i] += factor * static_cast<Sum>(pack.values[i]);
             };
             if (mine) {
-                for (int i = 0; i < width; ++i) sum[i] = 0;
-                add(to, Sum(1));
-                add(rows + row * columns, weight);
+                for (int i = 0; i < width; ++i) sum[i] = Sum(-0.0);  // x + −0 is x, also where x is −0
+                if (!overwrite) add(to, Sum(1));
+                add(rows + row * columns, weight * scale_of(row));
             }
-            unsigned left = meeting - 1;
+            unsigned left = overwrite ? 0 : meeting - 1;
             for (Index at = pick / warp_size * warp_size; left > 0; at += warp_size) {
                 unsigned found = search.among(at);
                 if (at <= pick) found &= ~0u << (pick - at) << 1;  // after this one
-                for (; found != 0; found &= found - 1, --left)
-                    if (mine) add(rows + (b * picks + at + __ffs(static_cast<int>(found)) - 1) * columns, weight);
+                for (; found != 0; found &= found - 1, --left) {
+                    const Index other = b * picks + at + __ffs(static_cast<int>(found)) - 1;
+                    if (mine) add(rows + other * columns, weight * scale_of(other));
+                }
             }
             if (!mine) continue;
             Pack<T, width> result;
@@ -220,7 +220,7 @@ void scatter_mean_weights_kernel(const Cuda& policy, TokensView<T> rows, MatrixV
 
 template <typename T>
 void scatter_kernel(const Cuda& policy, Scatter how, TokensView<T> out, TokensView<const T> rows,
-                    MatrixView<const TokenIndex> indices) {
+                    MatrixView<const TokenIndex> indices, MatrixView<const accumulate_t<T>> scale = {}) {
     constexpr int threads = 256;
     const Index picks = indices.extent(1), length = out.extent(1), dim = out.extent(2), count = indices.size();
     VectorTensor<cuda::TokenPicks, Cuda> table;
@@ -236,7 +236,8 @@ void scatter_kernel(const Cuda& policy, Scatter how, TokensView<T> out, TokensVi
     }
     const auto start = [&](auto* kernel) {
         cuda::launch(policy, "scatter_rows", kernel, cuda::blocks_for(count * cuda::warp_size, threads), threads, 0,
-                     how, out.data(), rows.data(), indices.data(), table.data(), picks, length, dim, count);
+                     how, out.data(), rows.data(), indices.data(), scale.data(), table.data(), picks, length, dim,
+                     count);
     };
     if (cuda::fits_packs<T>(dim, out.data(), rows.data()))
         start(cuda::scatter_rows<T, cuda::pack_size<T>>);

@@ -3,8 +3,8 @@
 
 #include <colt5/core/norm.hpp>
 #include <colt5/cuda/column_sums.cuh>
+#include <colt5/cuda/gradient_epilogue.cuh>
 #include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/shared_gradient.cuh>
 #include <colt5/cuda/warp_row.cuh>
 #include <colt5/op/layer_norm.hpp>
 
@@ -74,21 +74,21 @@ __global__ void layer_norm(T* y, const T* x, const T* weight, const T* bias, con
     }
 }
 
-/// dx with what else goes there, and what the rows of a block add to d_weight, d_bias and each d_token.
-template <int width, int packs, int routes, typename T>
+/// dx with its epilogue, and what the rows of a block add to d_weight, d_bias and each d_t.
+template <int width, int packs, int updates, typename T>
 __global__ void __launch_bounds__(sum_threads)
     layer_norm_vjp(T* d_x, const T* d_y, const T* x, const T* weight, const bool* mask,
-                   const SharedTerms<T, routes> shared, Index d, accumulate_t<T>* partial, accumulate_t<T>* global,
+                   const EpilogueTerms<T, updates> epilogue, Index d, accumulate_t<T>* partial, accumulate_t<T>* global,
                    Index rows, Index rows_each) {
     using Sum = accumulate_t<T>;
-    const WarpSums<Sum> sums(global, (2 + routes) * d);
-    LaneSums<Sum, 2 + routes, width, packs> of_lane(sums.mine(), d);
+    const WarpSums<Sum> sums(global, (2 + updates) * d);
+    LaneSums<Sum, 2 + updates, width, packs> of_lane(sums.mine(), d);
     const Index end = ::min(rows, (blockIdx.x + 1) * rows_each), warps = sum_threads / warp_size;
     for (Index row = blockIdx.x * rows_each + threadIdx.x / warp_size; row < end; row += warps) {
         const WarpRow<T, width, packs> in(x + row * d, d, is_padding(mask, row)), d_out(d_y + row * d, d);
-        const WarpRow<T, width, packs> add((shared.add != nullptr ? shared.add : x) + row * d, d);
-        Sum d_logits[shared.places];
-        shared.d_logits(d_logits, row);
+        const WarpRow<T, width, packs> residual((epilogue.residual != nullptr ? epilogue.residual : x) + row * d, d);
+        Sum s[epilogue.places];
+        epilogue.load_s(s, row);
         const RowMoments<Sum> of_row(in, d);
         Sum h_sum = 0, hz_sum = 0;
         in.for_each_with(
@@ -101,23 +101,23 @@ __global__ void __launch_bounds__(sum_threads)
                     hz_sum += h * z;
                     of_lane.add(0, i, j, e, dy * z);
                     of_lane.add(1, i, j, e, dy);
-                    for (int r = 0; r < routes; ++r)
-                        of_lane.add(2 + r, i, j, e, d_logits[r] * static_cast<Sum>(xs.values[e]));
+                    for (int r = 0; r < updates; ++r)
+                        of_lane.add(2 + r, i, j, e, s[r] * static_cast<Sum>(xs.values[e]));
                 }
             },
             d_out);
         const Sum h_mean = warp_sum(h_sum) / static_cast<Sum>(d), hz_mean = warp_sum(hz_sum) / static_cast<Sum>(d);
         in.for_each_with(
-            [&](int, Index j, const auto& xs, const auto& dys, const auto& adds) {
+            [&](int, Index j, const auto& xs, const auto& dys, const auto& residuals) {
                 const auto weights = load_pack<width>(weight + j);
                 Sum own[width];
                 for (int e = 0; e < width; ++e) {
                     const Sum h = static_cast<Sum>(dys.values[e]) * static_cast<Sum>(weights.values[e]);
                     own[e] = of_row.inverse * of_row.unit * (h - h_mean - of_row.normalized(xs.values[e]) * hz_mean);
                 }
-                store_pack(d_x + row * d + j, shared.total(own, adds, d_logits, j));
+                store_pack(d_x + row * d + j, epilogue.total(own, residuals, s, j));
             },
-            d_out, add);
+            d_out, residual);
     }
     of_lane.flush();
     sums.write(partial);
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(sum_threads)
 }  // namespace cuda
 
 template <typename T>
-void layer_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x, VectorView<const T> weight,
-                       VectorView<const T> bias, Mask clean_mask = {}) {
+void layer_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x,
+                       const LayerNormParameters<const T>& norm) {
     constexpr int threads = 256;
     const Index rows = x.extent(0), d = x.extent(1);
     cuda::with_warp_row<T>(
@@ -135,39 +135,30 @@ void layer_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> 
         [&]<int width, int packs>() {
             cuda::launch(policy, "layer_norm", cuda::layer_norm<width, packs, T>,
                          cuda::blocks_for(rows * cuda::warp_size, threads), threads, 0, y.data(), x.data(),
-                         weight.data(), bias.data(), clean_mask.data(), rows, d);
+                         norm.weight.data(), norm.bias.data(), norm.clean_mask.data(), rows, d);
         },
-        y.data(), x.data(), weight.data(), bias.data());
+        y.data(), x.data(), norm.weight.data(), norm.bias.data());
 }
 
-template <typename T, std::size_t routes>
-void normalize_vjp_kernel(const Cuda& policy, TokensView<T> d_x, const LayerNormParameters<accumulate_t<T>>& d_norm,
-                          TokensView<const T> d_y, TokensView<const T> x, const LayerNormParameters<const T>& norm,
-                          const SharedGradient<T, Cuda, routes>& shared) {
+template <typename T, std::size_t updates>
+void layer_norm_vjp_kernel(const Cuda& policy, TokensView<T> d_x, const LayerNormParameters<accumulate_t<T>>& d_norm,
+                           TokensView<const T> d_y, TokensView<const T> x, const LayerNormParameters<const T>& norm,
+                           const GradientEpilogue<T, Cuda, updates>& epilogue) {
     const Index rows = x.extent(0) * x.extent(1), d = x.extent(2);
-    const auto terms = cuda::shared_terms(shared, x.extent(1));
-    cuda::Totals<accumulate_t<T>, 2 + static_cast<int>(routes)> totals{{d_norm.weight.data(), d_norm.bias.data()}, d};
+    const auto terms = cuda::epilogue_terms(epilogue, x.extent(1));
+    cuda::Totals<accumulate_t<T>, 2 + static_cast<int>(updates)> totals{{d_norm.weight.data(), d_norm.bias.data()}, d};
     auto** to = totals.to + 2;
-    for (const auto& route : shared.of_routes) *to++ = route.d_token.data();
-    shared.wait();
+    for (const auto& update : epilogue.rank_one) *to++ = update.d_t.data();
+    policy.wait_event(epilogue.ready);
     cuda::with_warp_row<T>(
         d,
         [&]<int width, int packs>() {
             cuda::launch_with_sums(
-                policy, "layer_norm_vjp", cuda::layer_norm_vjp<width, packs, static_cast<int>(routes), T>, totals, rows,
-                d_x.data(), d_y.data(), x.data(), norm.weight.data(), norm.clean_mask.data(), terms, d);
+                policy, "layer_norm_vjp", cuda::layer_norm_vjp<width, packs, static_cast<int>(updates), T>, totals,
+                rows, d_x.data(), d_y.data(), x.data(), norm.weight.data(), norm.clean_mask.data(), terms, d);
         },
-        d_x.data(), d_y.data(), x.data(), norm.weight.data(), terms.add, terms.route[0].token,
-        terms.route[terms.places - 1].token);
-}
-
-template <typename T>
-void layer_norm_vjp_kernel(const Cuda& policy, MatrixView<T> d_x, VectorView<accumulate_t<T>> d_weight,
-                           VectorView<accumulate_t<T>> d_bias, MatrixView<const T> d_y, MatrixView<const T> x,
-                           VectorView<const T> weight) {
-    const LayerNormParameters<const T> norm{weight, {}};
-    normalize_vjp_kernel(policy, cuda::one_sequence(d_x), LayerNormParameters<accumulate_t<T>>{d_weight, d_bias},
-                         cuda::one_sequence(d_y), cuda::one_sequence(x), norm, SharedGradient<T, Cuda>{});
+        d_x.data(), d_y.data(), x.data(), norm.weight.data(), terms.residual, terms.update[0].t,
+        terms.update[terms.places - 1].t);
 }
 
 }  // namespace colt5

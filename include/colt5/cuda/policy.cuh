@@ -69,36 +69,38 @@ public:
     cublasLtHandle_t blas() const { return state_->blas.handle; }
     cuda::MatmulPlans& plans() const { return *state_->plans; }
 
-    /// Work that is queued from now on runs after all that `other` has queued so far. The host does not wait.
-    void wait_for(const Cuda& other) const {
-        other.mark();
-        wait_for_mark(other);
-    }
-    /// The two halves of it: a mark behind all that is queued here, and waiting for the last mark of `other`.
-    void mark() const {
+    /// A point in the order of a stream's work. A policy has one event: recording it again moves it on.
+    struct Event {
+        cudaEvent_t handle = nullptr;  // null: there is nothing to wait for
+    };
+    /// The event behind all that is queued so far.
+    Event record_event() const {
         const cuda::DeviceGuard guard(device());
         cuda::check(cudaEventRecord(state_->event.handle, stream()), "cudaEventRecord");
+        return {state_->event.handle};
     }
-    void wait_for_mark(const Cuda& other) const {
+    /// Work that is queued from now on runs after the event. The host does not wait.
+    void wait_event(Event event) const {
+        if (event.handle == nullptr) return;
         const cuda::DeviceGuard guard(device());
-        cuda::check(cudaStreamWaitEvent(stream(), other.state_->event.handle), "cudaStreamWaitEvent");
+        cuda::check(cudaStreamWaitEvent(stream(), event.handle), "cudaStreamWaitEvent");
     }
 
-    /// The policy of what runs beside this one's work, with a stream and a workspace of its own: see Beside.
-    const Cuda& beside() const {
-        if (!state_->beside) {
+    /// The policy of the side stream, with a workspace of its own: see schedule/side_stream.hpp.
+    const Cuda& side_policy() const {
+        if (!state_->side) {
             const Options options{
                 .device = device(), .math = math(), .memory_plan = memory_plan(), .allocations = state_->allocations};
-            state_->beside.reset(new Cuda(std::make_shared<State>(options, true)));
+            state_->side.reset(new Cuda(std::make_shared<State>(options, true)));
         }
-        return *state_->beside;
+        return *state_->side;
     }
 
-    /// What this policy's workspace and that of the work beside hold; `peak` adds up what may not have been at once.
+    /// What this policy's workspace and its side stream's hold; `peak` adds up what may not have been at once.
     WorkspaceStatistics statistics() const {
         WorkspaceStatistics total = workspace()->statistics();
-        if (!state_->beside) return total;
-        const WorkspaceStatistics more = state_->beside->statistics();
+        if (!state_->side) return total;
+        const WorkspaceStatistics more = state_->side->statistics();
         total.in_use += more.in_use;
         total.peak += more.peak;
         total.reserved += more.reserved;
@@ -107,7 +109,7 @@ public:
     }
     void reset_peak() const {
         workspace()->reset_peak();
-        if (state_->beside) state_->beside->reset_peak();
+        if (state_->side) state_->side->reset_peak();
     }
 
     /// Waits until all work of the policy is done; throws CudaError if any of it failed.
@@ -115,7 +117,7 @@ public:
 
 private:
     struct State {
-        explicit State(const Options& options, bool is_beside = false)
+        explicit State(const Options& options, bool is_side = false)
             : device(options.device),
               math(options.math),
               memory_plan(options.memory_plan),
@@ -128,11 +130,11 @@ private:
             cuda::check(cudaEventCreateWithFlags(&event.handle, cudaEventDisableTiming), "cudaEventCreateWithFlags");
             stream = options.stream;
             if (stream != nullptr) return;
-            // What runs beside is small: it fills in where the rest leaves room, and should not come last.
+            // The side stream's work is small: it fills in where the rest leaves room, and should not come last.
             int lowest = 0, highest = 0;
             cuda::check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange");
             cuda::check(
-                cudaStreamCreateWithPriority(&own_stream.handle, cudaStreamNonBlocking, is_beside ? highest : lowest),
+                cudaStreamCreateWithPriority(&own_stream.handle, cudaStreamNonBlocking, is_side ? highest : lowest),
                 "cudaStreamCreateWithPriority");
             stream = own_stream.handle;
         }
@@ -146,7 +148,7 @@ private:
         cuda::Owned<cublasLtHandle_t, cublasLtDestroy> blas;
         std::shared_ptr<Workspace> workspace;
         std::shared_ptr<cuda::MatmulPlans> plans;
-        std::unique_ptr<Cuda> beside;
+        std::unique_ptr<Cuda> side;
     };
     static std::shared_ptr<cuda::MatmulPlans> make_matmul_plans();
 
@@ -172,34 +174,5 @@ inline void download(const Cuda& policy, void* to, const void* from, std::size_t
     cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, policy.stream()), "cudaMemcpyAsync");
     policy.synchronize();
 }
-
-/// A second stream. What was allocated on one side may be freed on the other once they have joined.
-template <>
-class Beside<Cuda> {
-public:
-    explicit Beside(const Cuda& policy) : main_(policy), beside_(policy.beside()) { beside_.wait_for(main_); }
-    Beside(const Beside&) = delete;
-    Beside& operator=(const Beside&) = delete;
-    ~Beside() {
-        try {
-            join();
-        } catch (const CudaError&) {  // another exception is on its way
-        }
-    }
-
-    const Cuda& policy() const { return beside_; }
-    void mark() { beside_.mark(); }
-    void wait_for_mark() { main_.wait_for_mark(beside_); }
-    /// Again does nothing.
-    void join() {
-        if (!joined_) main_.wait_for(beside_);
-        joined_ = true;
-    }
-
-private:
-    const Cuda& main_;
-    const Cuda& beside_;
-    bool joined_ = false;
-};
 
 }  // namespace colt5

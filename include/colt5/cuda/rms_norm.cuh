@@ -3,8 +3,8 @@
 
 #include <colt5/core/norm.hpp>
 #include <colt5/cuda/column_sums.cuh>
+#include <colt5/cuda/gradient_epilogue.cuh>
 #include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/shared_gradient.cuh>
 #include <colt5/cuda/warp_row.cuh>
 #include <colt5/op/rms_norm.hpp>
 
@@ -63,21 +63,21 @@ __global__ void rms_norm(T* y, const T* x, const T* gamma, const bool* mask, Ind
     }
 }
 
-/// dx with what else goes there, and what the rows of a block add to d_gamma and to each d_token.
-template <int width, int packs, int routes, typename T>
+/// dx with its epilogue, and what the rows of a block add to d_gamma and to each d_t.
+template <int width, int packs, int updates, typename T>
 __global__ void __launch_bounds__(sum_threads)
     rms_norm_vjp(T* d_x, const T* d_y, const T* x, const T* gamma, const bool* mask,
-                 const SharedTerms<T, routes> shared, Index d, accumulate_t<T>* partial, accumulate_t<T>* global,
+                 const EpilogueTerms<T, updates> epilogue, Index d, accumulate_t<T>* partial, accumulate_t<T>* global,
                  Index rows, Index rows_each) {
     using Sum = accumulate_t<T>;
-    const WarpSums<Sum> sums(global, (1 + routes) * d);
-    LaneSums<Sum, 1 + routes, width, packs> of_lane(sums.mine(), d);
+    const WarpSums<Sum> sums(global, (1 + updates) * d);
+    LaneSums<Sum, 1 + updates, width, packs> of_lane(sums.mine(), d);
     const Index end = ::min(rows, (blockIdx.x + 1) * rows_each), warps = sum_threads / warp_size;
     for (Index row = blockIdx.x * rows_each + threadIdx.x / warp_size; row < end; row += warps) {
         const WarpRow<T, width, packs> in(x + row * d, d, is_padding(mask, row)), d_out(d_y + row * d, d);
-        const WarpRow<T, width, packs> add((shared.add != nullptr ? shared.add : x) + row * d, d);
-        Sum d_logits[shared.places];
-        shared.d_logits(d_logits, row);
+        const WarpRow<T, width, packs> residual((epilogue.residual != nullptr ? epilogue.residual : x) + row * d, d);
+        Sum s[epilogue.places];
+        epilogue.load_s(s, row);
         const RowScale<Sum> of_row(in, d);
         Sum product = 0;  // h·x
         in.for_each_with(
@@ -87,24 +87,24 @@ __global__ void __launch_bounds__(sum_threads)
                     const Sum along = of_row.in_unit(xs.values[e]) * static_cast<Sum>(dys.values[e]);
                     product += along * static_cast<Sum>(gammas.values[e]);
                     of_lane.add(0, i, j, e, along * of_row.scale);
-                    for (int r = 0; r < routes; ++r)
-                        of_lane.add(1 + r, i, j, e, d_logits[r] * static_cast<Sum>(xs.values[e]));
+                    for (int r = 0; r < updates; ++r)
+                        of_lane.add(1 + r, i, j, e, s[r] * static_cast<Sum>(xs.values[e]));
                 }
             },
             d_out);
         product = warp_sum(product);
         const Sum along_x = of_row.above_floor ? product / of_row.square : Sum(0);
         in.for_each_with(
-            [&](int, Index j, const auto& xs, const auto& dys, const auto& adds) {
+            [&](int, Index j, const auto& xs, const auto& dys, const auto& residuals) {
                 const auto gammas = load_pack<width>(gamma + j);
                 Sum own[width];
                 for (int e = 0; e < width; ++e) {
                     const Sum h = static_cast<Sum>(dys.values[e]) * static_cast<Sum>(gammas.values[e]);
                     own[e] = of_row.scale * of_row.unit * (h - of_row.in_unit(xs.values[e]) * along_x);
                 }
-                store_pack(d_x + row * d + j, shared.total(own, adds, d_logits, j));
+                store_pack(d_x + row * d + j, epilogue.total(own, residuals, s, j));
             },
-            d_out, add);
+            d_out, residual);
     }
     of_lane.flush();
     sums.write(partial);
@@ -113,8 +113,8 @@ __global__ void __launch_bounds__(sum_threads)
 }  // namespace cuda
 
 template <typename T>
-void rms_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x, VectorView<const T> gamma,
-                     Mask clean_mask = {}) {
+void rms_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x,
+                     const RMSNormParameters<const T>& norm) {
     constexpr int threads = 256;
     const Index rows = x.extent(0), d = x.extent(1);
     cuda::with_warp_row<T>(
@@ -122,38 +122,30 @@ void rms_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x,
         [&]<int width, int packs>() {
             cuda::launch(policy, "rms_norm", cuda::rms_norm<width, packs, T>,
                          cuda::blocks_for(rows * cuda::warp_size, threads), threads, 0, y.data(), x.data(),
-                         gamma.data(), clean_mask.data(), rows, d);
+                         norm.gamma.data(), norm.clean_mask.data(), rows, d);
         },
-        y.data(), x.data(), gamma.data());
+        y.data(), x.data(), norm.gamma.data());
 }
 
-template <typename T, std::size_t routes>
-void normalize_vjp_kernel(const Cuda& policy, TokensView<T> d_x, const RMSNormParameters<accumulate_t<T>>& d_norm,
-                          TokensView<const T> d_y, TokensView<const T> x, const RMSNormParameters<const T>& norm,
-                          const SharedGradient<T, Cuda, routes>& shared) {
+template <typename T, std::size_t updates>
+void rms_norm_vjp_kernel(const Cuda& policy, TokensView<T> d_x, const RMSNormParameters<accumulate_t<T>>& d_norm,
+                         TokensView<const T> d_y, TokensView<const T> x, const RMSNormParameters<const T>& norm,
+                         const GradientEpilogue<T, Cuda, updates>& epilogue) {
     const Index rows = x.extent(0) * x.extent(1), d = x.extent(2);
-    const auto terms = cuda::shared_terms(shared, x.extent(1));
-    cuda::Totals<accumulate_t<T>, 1 + static_cast<int>(routes)> totals{{d_norm.gamma.data()}, d};
+    const auto terms = cuda::epilogue_terms(epilogue, x.extent(1));
+    cuda::Totals<accumulate_t<T>, 1 + static_cast<int>(updates)> totals{{d_norm.gamma.data()}, d};
     auto** to = totals.to + 1;
-    for (const auto& route : shared.of_routes) *to++ = route.d_token.data();
-    shared.wait();
+    for (const auto& update : epilogue.rank_one) *to++ = update.d_t.data();
+    policy.wait_event(epilogue.ready);
     cuda::with_warp_row<T>(
         d,
         [&]<int width, int packs>() {
             cuda::launch_with_sums(
-                policy, "rms_norm_vjp", cuda::rms_norm_vjp<width, packs, static_cast<int>(routes), T>, totals, rows,
+                policy, "rms_norm_vjp", cuda::rms_norm_vjp<width, packs, static_cast<int>(updates), T>, totals, rows,
                 d_x.data(), d_y.data(), x.data(), norm.gamma.data(), norm.clean_mask.data(), terms, d);
         },
-        d_x.data(), d_y.data(), x.data(), norm.gamma.data(), terms.add, terms.route[0].token,
-        terms.route[terms.places - 1].token);
-}
-
-template <typename T>
-void rms_norm_vjp_kernel(const Cuda& policy, MatrixView<T> d_x, VectorView<accumulate_t<T>> d_gamma,
-                         MatrixView<const T> d_y, MatrixView<const T> x, VectorView<const T> gamma) {
-    const RMSNormParameters<const T> norm{gamma};
-    normalize_vjp_kernel(policy, cuda::one_sequence(d_x), RMSNormParameters<accumulate_t<T>>{d_gamma},
-                         cuda::one_sequence(d_y), cuda::one_sequence(x), norm, SharedGradient<T, Cuda>{});
+        d_x.data(), d_y.data(), x.data(), norm.gamma.data(), terms.residual, terms.update[0].t,
+        terms.update[terms.places - 1].t);
 }
 
 }  // namespace colt5

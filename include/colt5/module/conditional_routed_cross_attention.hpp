@@ -3,7 +3,7 @@
 
 #include <colt5/module/config.hpp>
 #include <colt5/module/heavy_attention.hpp>
-#include <colt5/module/pass.hpp>
+#include <colt5/module/module.hpp>
 #include <colt5/op/clean_padding.hpp>
 
 namespace colt5 {
@@ -16,7 +16,10 @@ namespace colt5 {
 /// routes, each for its share of the heads.
 template <CrossAttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
-class ConditionalRoutedCrossAttention {
+class ConditionalRoutedCrossAttention
+    : public ModuleBase<ConditionalRoutedCrossAttention<config, Scalar, P, RouterTemplate>, P> {
+    using Base = ModuleBase<ConditionalRoutedCrossAttention, P>;
+    friend Base;
     static_assert(is_module_scalar<Scalar, P>,
                   "colt5: modules compute in float or double, on Cuda also in bfloat16 or float16");
     static_assert(config.dim >= 1, "colt5: CrossAttentionConfig.dim must be at least 1");
@@ -88,38 +91,24 @@ public:
         }
     };
     /// What backward reads. Queries, context and masks must outlive it.
-    using Pass = PassWith<decltype(std::declval<const QRouter&>().forward(std::declval<const P&>(),
-                                                                          TokensView<const Scalar>(), Mask(), Index())),
-                          decltype(std::declval<const KVRouter&>().forward(
-                              std::declval<const P&>(), TokensView<const Scalar>(), Mask(), Index()))>;
+    using Pass = PassWith<RouterPass<QRouter, Scalar, P>, RouterPass<KVRouter, Scalar, P>>;
 
     struct InputGradients {
         Out d_x;        // (b, n, d)
         Out d_context;  // (b, m, d)
     };
 
-    explicit ConditionalRoutedCrossAttention(const P& policy, Seed seed = {})
-        : ConditionalRoutedCrossAttention(policy, SeedSequence(seed)) {}
-    ConditionalRoutedCrossAttention(const P& policy, SeedSequence&& seeds)
-        : ConditionalRoutedCrossAttention(policy, seeds) {}
-    ConditionalRoutedCrossAttention(const P& policy, SeedSequence& seeds)
-        : q_router(policy, seeds),
+    explicit ConditionalRoutedCrossAttention(const P& policy, Seeds seeds = {})
+        : Base(policy),
+          q_router(policy, seeds),
           kv_router(policy, seeds),
-          heavy_attn(policy, seeds, config.dim, config.heads, config.dim_head),
-          policy_(policy) {}
+          heavy_attn(policy, seeds, config.dim, config.heads, config.dim_head) {}
 
     /// x (b, n, d), context (b, m, d), mask (b, n) and context_mask (b, m), each may be absent  →  (b, n, d)
     template <Viewable X, Viewable C>
     Out operator()(const X& x, const C& context, Argument<Mask, P> mask = {}, Argument<Mask, P> context_mask = {},
                    CrossAttentionTokens counts = {}) const {
-        struct Routed {
-            Routing<accumulate_t<Scalar>, P> routing;
-        };
-        return attend<PassWith<Routed, Routed>>(x, context, mask, context_mask, counts,
-                                                [&](const auto& router, const auto&... arguments) {
-                                                    return Routed{router.route(policy_, arguments...)};
-                                                })
-            .out;
+        return compute<false>(x, context, mask, context_mask, counts).out;
     }
 
     /// The same, with what backward reads.
@@ -128,52 +117,7 @@ public:
                  CrossAttentionTokens counts = {}) const {
         detail::expect_kept_tokens<Tokens, P>("x", std::forward<X>(x), "mask", mask);
         detail::expect_kept_tokens<Tokens, P>("context", std::forward<C>(context), "context_mask", context_mask);
-        return attend<Pass>(x, context, mask, context_mask, counts, [&](const auto& router, const auto&... arguments) {
-            return router.forward(policy_, arguments...);
-        });
-    }
-
-    /// Adds to the gradients of the parameters.
-    template <Viewable D>
-    InputGradients backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
-        pass.origin.expect(policy_, identity(), pass.x, pass.context);
-        expect_parameters();
-        if (!fits(gradients)) expect_like<ConditionalRoutedCrossAttention>("gradients", *this, gradients);
-        expect<Tokens, P>("d_out", d_out);
-        expect_shape("d_out", d_out.shape(), pass.x.shape());
-        using Logit = accumulate_t<Scalar>;
-        Out d_heavy;                      // (b, q, d) or (b, n, d)
-        TokensTensor<Logit, P> d_scores;  // (b, 1, q)
-        if (pass.routed_q) {
-            const auto& [indices, scores] = pass.routed_q->routing;
-            d_heavy = scatter_vjp(policy_, how, d_out, single_route(indices));
-            d_scores = tensor_like(policy_, scores);
-            assign(policy_, d_scores, row_sum(d_heavy * pass.heavy.out));
-            assign(policy_, d_heavy, d_heavy * column(scores));
-        } else {
-            d_heavy = tensor_like(policy_, d_out);
-            copy_real(d_heavy, d_out, pass.mask);
-        }
-        auto d = heavy_attn.backward(policy_, pass.heavy, d_heavy, pass.queries(), pass.keys(), pass.key_mask(),
-                                     pass.key_scores(), gradients.heavy_attn);
-        InputGradients inputs{tensor_like(policy_, pass.x), tensor_like(policy_, pass.context)};
-        if (pass.routed_q) {
-            set_zero(policy_, inputs.d_x);
-            gather_vjp(policy_, inputs.d_x.view(), d.d_x, single_route(pass.routed_q->routing.indices));
-            q_router.backward(policy_, *pass.routed_q, d_scores.const_view(), pass.x, pass.mask, inputs.d_x.view(),
-                              gradients.q_router);
-        } else {
-            inputs.d_x = std::move(d.d_x);
-        }
-        if (pass.routed_kv) {
-            set_zero(policy_, inputs.d_context);
-            gather_vjp(policy_, inputs.d_context.view(), d.d_context, pass.routed_kv->routing.indices);
-            kv_router.backward(policy_, *pass.routed_kv, d.d_scores.const_view(), pass.context, pass.context_mask,
-                               inputs.d_context.view(), gradients.kv_router);
-        } else {
-            assign(policy_, inputs.d_context, d.d_context.view().reshape(pass.context.shape()));
-        }
-        return inputs;
+        return compute<true>(x, context, mask, context_mask, counts);
     }
 
     /// Whether gradients have the shapes of those that make_gradients() makes.
@@ -187,8 +131,6 @@ public:
         if constexpr (IsLinearRouter<KVRouter>) kv_router.expect_parameters("kv_router.");
         heavy_attn.expect_parameters("heavy_attn.", config.dim);
     }
-    Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
-    const P& policy() const { return policy_; }
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
@@ -200,52 +142,100 @@ public:
 private:
     const void* identity() const { return heavy_attn.to_out.weight.data(); }
 
-    template <typename SomePass, Viewable X, Viewable C, typename Route>
-    SomePass attend(const X& x, const C& context, Mask mask, Mask context_mask, const CrossAttentionTokens& counts,
-                    const Route& route) const {
-        SomePass pass;
+    /// With what backward reads, if it is to follow.
+    template <bool save, Viewable X, Viewable C>
+    auto compute(const X& x, const C& context, Mask mask, Mask context_mask, const CrossAttentionTokens& counts) const {
+        using Evaluated = Evaluated<accumulate_t<Scalar>, P>;
+        std::conditional_t<save, Pass, PassWith<Evaluated, Evaluated>> pass;
         const auto given_x = detail::expect_tokens<Tokens, P>("x", x, "mask", mask);
         const auto given_context = detail::expect_tokens<Tokens, P>("context", context, "context_mask", context_mask);
         expect_shape("context", context.shape(), {x.extent(0), dynamic, config.dim});
         expect_parameters();
         pass.mask = mask;
         pass.context_mask = context_mask;
+        const P& policy = this->policy();
         const Index num_q = detail::token_count("num_tokens_q", counts.num_tokens_q, config.num_tokens_q);
         const Index num_kv = detail::token_count("num_tokens_kv", counts.num_tokens_kv, config.num_tokens_kv);
         pass.x = clean(given_x, mask, num_q, pass.clean_x);
         pass.context = clean(given_context, context_mask, num_kv, pass.clean_context);
         if (pass.x.extent(1) > num_q) {
-            pass.routed_q = route(q_router, pass.x, mask, num_q);  // (b, 1, q)
+            pass.routed_q = run_router<save>(q_router, policy, pass.x, mask, num_q);  // indices, scores (b, 1, q)
             pass.picked_q =
-                gather(policy_, pass.x, single_route(pass.routed_q->routing.indices), to_clean<P>(mask));  // (b, q, d)
+                gather(policy, pass.x, single_route(pass.routed_q->routing.indices), to_clean<P>(mask));  // (b, q, d)
         }
         if (pass.context.extent(1) > num_kv) {
-            pass.routed_kv = route(kv_router, pass.context, context_mask, num_kv);  // (b, r, kv)
-            pass.picked_kv = gather(policy_, pass.context, pass.routed_kv->routing.indices,
+            pass.routed_kv =
+                run_router<save>(kv_router, policy, pass.context, context_mask, num_kv);  // indices, scores (b, r, kv)
+            pass.picked_kv = gather(policy, pass.context, pass.routed_kv->routing.indices,
                                     to_clean<P>(context_mask));  // (b, r, kv, d)
-            pass.picked_mask = gather_mask(policy_, context_mask, pass.routed_kv->routing.indices);
+            pass.picked_mask = gather_mask(policy, context_mask, pass.routed_kv->routing.indices);
         }
-        pass.heavy = heavy_attn.forward(policy_, pass.queries(), pass.keys(), pass.key_mask(), pass.key_scores());
-        pass.out = tensor_like(policy_, pass.x);
+        pass.heavy = heavy_attn.forward(policy, pass.queries(), pass.keys(), pass.key_mask(), pass.key_scores());
+        pass.out = tensor_like(policy, pass.x);
         if (pass.routed_q) {
             const auto& [indices, scores] = pass.routed_q->routing;
-            auto scaled = tensor_like(policy_, pass.heavy.out);
-            assign(policy_, scaled, pass.heavy.out * column(scores));
-            set_zero(policy_, pass.out);
-            scatter(policy_, how, pass.out.view(), scaled, single_route(indices));
+            set_zero(policy, pass.out);
+            scatter(policy, how, pass.out.view(), pass.heavy.out, single_route(indices), single_route(scores));
         } else {
             copy_real(pass.out, pass.heavy.out, mask);
         }
-        pass.origin = PassOrigin(policy_, identity(), pass.x, pass.context);
+        pass.origin = PassOrigin(policy, identity(), pass.x, pass.context);
         return pass;
+    }
+
+    template <Viewable D>
+    void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
+        pass.origin.expect(this->policy(), identity(), pass.x, pass.context);
+        expect_parameters();
+        if (!fits(gradients)) expect_like<ConditionalRoutedCrossAttention>("gradients", *this, gradients);
+        expect<Tokens, P>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), pass.x.shape());
+    }
+
+    template <typename SomePass, Viewable D>
+    InputGradients compute_gradients(SomePass& pass, const D& d_out, Gradients& gradients) const {
+        const P& policy = this->policy();
+        detail::release(pass.out);
+        Out d_heavy;                                     // (b, q, d) or (b, n, d)
+        TokensTensor<accumulate_t<Scalar>, P> d_scores;  // (b, 1, q)
+        if (pass.routed_q) {
+            const auto& [indices, scores] = pass.routed_q->routing;
+            d_heavy = scatter_vjp(policy, how, d_out, single_route(indices));
+            d_scores = tensor_like(policy, scores);
+            assign(policy, d_scores, row_sum(d_heavy * pass.heavy.out));
+            assign(policy, d_heavy, d_heavy * column(scores));
+        } else {
+            d_heavy = tensor_like(policy, d_out);
+            copy_real(d_heavy, d_out, pass.mask);
+        }
+        auto d = heavy_attn.backward(policy, pass.heavy, d_heavy, pass.queries(), pass.keys(), pass.key_mask(),
+                                     pass.key_scores(), gradients.heavy_attn);
+        InputGradients inputs{tensor_like(policy, pass.x), tensor_like(policy, pass.context)};
+        if (pass.routed_q) {
+            set_zero(policy, inputs.d_x);
+            gather_vjp(policy, inputs.d_x.view(), d.d_x, single_route(pass.routed_q->routing.indices));
+            q_router.backward(policy, *pass.routed_q, d_scores.const_view(), pass.x, pass.mask, inputs.d_x.view(),
+                              gradients.q_router);
+        } else {
+            inputs.d_x = std::move(d.d_x);
+        }
+        if (pass.routed_kv) {
+            set_zero(policy, inputs.d_context);
+            gather_vjp(policy, inputs.d_context.view(), d.d_context, pass.routed_kv->routing.indices);
+            kv_router.backward(policy, *pass.routed_kv, d.d_scores.const_view(), pass.context, pass.context_mask,
+                               inputs.d_context.view(), gradients.kv_router);
+        } else {
+            assign(policy, inputs.d_context, d.d_context.view().reshape(pass.context.shape()));
+        }
+        return inputs;
     }
 
     /// The tokens, or what is put into `copy`: those that are not routed are few, and gather cleans the others.
     TokensView<const Scalar> clean(const Tokens& tokens, Mask mask, Index num_tokens, Out& copy) const {
         if (to_clean<P>(mask) && tokens.extent(1) <= num_tokens)
-            copy = copy_with_clean_padding(policy_, tokens, mask);
+            copy = copy_with_clean_padding(this->policy(), tokens, mask);
         else
-            copy = clean_padding(policy_, tokens, mask).copy;
+            copy = clean_padding(this->policy(), tokens, mask).copy;
         return copy ? copy.const_view() : TokensView<const Scalar>(tokens);
     }
 
@@ -263,12 +253,10 @@ private:
     template <typename From>
     void copy_real(Out& to, const From& from, Mask mask) const {
         if (mask)
-            assign(policy_, to, select(column(mask), from, accumulate_t<Scalar>(0)));
+            assign(this->policy(), to, select(column(mask), from, accumulate_t<Scalar>(0)));
         else
-            assign(policy_, to, as_expression(from));
+            assign(this->policy(), to, as_expression(from));
     }
-
-    P policy_;
 };
 
 }  // namespace colt5

@@ -9,7 +9,10 @@ namespace colt5 {
 /// A CoLT5 encoder block:  x = attn(x) + x;  x = ff(x) + x
 template <TransformerBlockConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
-class ConditionalRoutedTransformerBlock {
+class ConditionalRoutedTransformerBlock
+    : public ModuleBase<ConditionalRoutedTransformerBlock<config, Scalar, P, RouterTemplate>, P> {
+    using Base = ModuleBase<ConditionalRoutedTransformerBlock, P>;
+    friend Base;
     // Of what has other names in AttentionConfig and FeedForwardConfig; they check the rest.
     static_assert(config.num_heavy_attn_tokens_q >= 1,
                   "colt5: TransformerBlockConfig.num_heavy_attn_tokens_q must be at least 1");
@@ -68,19 +71,13 @@ public:
         }
     };
 
-    explicit ConditionalRoutedTransformerBlock(const P& policy, Seed seed = {})
-        : ConditionalRoutedTransformerBlock(policy, SeedSequence(seed)) {}
-    ConditionalRoutedTransformerBlock(const P& policy, SeedSequence&& seeds)
-        : ConditionalRoutedTransformerBlock(policy, seeds) {}
-    ConditionalRoutedTransformerBlock(const P& policy, SeedSequence& seeds)
-        : conditional_ff(policy, seeds), conditional_attn(policy, seeds), policy_(policy) {}
+    explicit ConditionalRoutedTransformerBlock(const P& policy, Seeds seeds = {})
+        : Base(policy), conditional_ff(policy, seeds), conditional_attn(policy, seeds) {}
 
-    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Keeps nothing.
+    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Saves nothing.
     template <Viewable X>
     Out operator()(const X& tokens, Argument<Mask, P> mask = {}, TransformerBlockTokens counts = {}) const {
-        const auto of_attn = attention_tokens(counts);
-        const auto of_ff = feed_forward_tokens(counts);
-        conditional_ff.expect_parameters();
+        const auto [of_attn, of_ff] = expect_counts(counts);
         const auto x = conditional_attn(tokens, mask, of_attn, Residual::tokens);  // (b, n, d)
         return conditional_ff(x, mask, of_ff, Residual::tokens);                   // (b, n, d)
     }
@@ -88,36 +85,12 @@ public:
     /// The same, with what backward reads.
     template <typename X>
     Pass forward(X&& tokens, Kept<Mask, P> mask = {}, TransformerBlockTokens counts = {}) const {
-        const auto of_attn = attention_tokens(counts);  // before a router counts its calls
-        const auto of_ff = feed_forward_tokens(counts);
-        conditional_ff.expect_parameters();
+        const auto [of_attn, of_ff] = expect_counts(counts);
         auto attn = conditional_attn.forward(std::forward<X>(tokens), mask, of_attn, Residual::tokens);
         auto ff = conditional_ff.forward(attn.out, mask, of_ff, Residual::tokens);
         auto out = std::move(ff.out);  // (b, n, d)
         return {std::move(out), std::move(attn), std::move(ff)};
     }
-
-    /// Returns d_tokens (b, n, d); adds to the gradients of the parameters.
-    template <Viewable D>
-    Out backward(const Pass& pass, const D& d_out, Gradients& gradients) const {
-        expect_backward(pass, d_out, gradients);
-        const auto d_x = conditional_ff.backward(pass.ff, d_out, gradients.conditional_ff);  // (b, n, d)
-        return conditional_attn.backward(pass.attn, d_x, gradients.conditional_attn);
-    }
-
-    /// The same for a pass that is handed over: what has been read is freed on the way, outputs first, and gradients
-    /// take their memory. d_out must not be the pass's output.
-    template <Viewable D>
-    Out backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
-        expect_backward(pass, d_out, gradients);
-        expect_not_output(d_out, pass.out);
-        pass.ff.out = std::move(pass.out);
-        const auto d_x = conditional_ff.backward(std::move(pass.ff), d_out, gradients.conditional_ff);  // (b, n, d)
-        return conditional_attn.backward(std::move(pass.attn), d_x, gradients.conditional_attn);
-    }
-
-    Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
-    const P& policy() const { return policy_; }
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
@@ -126,7 +99,19 @@ public:
     }
 
 private:
-    /// Before anything is touched.
+    /// The numbers of tokens of the halves. Checked, with the parameters of the second half, before the first one runs
+    /// and its router counts a call.
+    std::pair<AttentionTokens, FeedForwardTokens> expect_counts(const TransformerBlockTokens& counts) const {
+        const AttentionTokens of_attn{detail::token_count("num_heavy_attn_tokens_q", counts.num_heavy_attn_tokens_q,
+                                                          config.num_heavy_attn_tokens_q),
+                                      detail::token_count("num_heavy_attn_tokens_kv", counts.num_heavy_attn_tokens_kv,
+                                                          config.num_heavy_attn_tokens_kv)};
+        const FeedForwardTokens of_ff{
+            detail::token_count("num_heavy_ff_tokens", counts.num_heavy_ff_tokens, config.num_heavy_ff_tokens)};
+        conditional_ff.expect_parameters();
+        return {of_attn, of_ff};
+    }
+
     template <Viewable D>
     void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
         conditional_attn.expect_pass(pass.attn);
@@ -139,17 +124,14 @@ private:
         expect_shape("d_out", d_out.shape(), pass.attn.tokens.shape());
     }
 
-    static AttentionTokens attention_tokens(const TransformerBlockTokens& counts) {
-        return {detail::token_count("num_heavy_attn_tokens_q", counts.num_heavy_attn_tokens_q,
-                                    config.num_heavy_attn_tokens_q),
-                detail::token_count("num_heavy_attn_tokens_kv", counts.num_heavy_attn_tokens_kv,
-                                    config.num_heavy_attn_tokens_kv)};
+    /// Returns d_tokens (b, n, d).
+    template <typename SomePass, Viewable D>
+    Out compute_gradients(SomePass& pass, const D& d_out, Gradients& gradients) const {
+        detail::release(pass.out);
+        const auto d_x =
+            conditional_ff.backward(detail::hand_on(pass.ff), d_out, gradients.conditional_ff);  // (b, n, d)
+        return conditional_attn.backward(detail::hand_on(pass.attn), d_x, gradients.conditional_attn);
     }
-    static FeedForwardTokens feed_forward_tokens(const TransformerBlockTokens& counts) {
-        return {detail::token_count("num_heavy_ff_tokens", counts.num_heavy_ff_tokens, config.num_heavy_ff_tokens)};
-    }
-
-    P policy_;
 };
 
 }  // namespace colt5

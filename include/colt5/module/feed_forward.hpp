@@ -5,14 +5,14 @@
 #include <type_traits>
 
 #include <colt5/module/layers.hpp>
-#include <colt5/module/parts.hpp>
 #include <colt5/op/feed_forward.hpp>
+#include <colt5/schedule/chunks.hpp>
 
 namespace colt5 {
 
 /// RMSNorm → Linear → GELU → Linear over the last axis: the light and the heavy feedforward.
 ///
-/// Works on parts of the batch (see MemoryPlan). A policy that cleans padding as it reads takes the mask to do so.
+/// Works chunk by chunk (see Chunks). A policy that cleans padding as it reads takes the mask to do so.
 template <typename Scalar, Policy P>
 struct FeedForward {
     RMSNorm<Scalar, P> norm;    // 0
@@ -23,7 +23,7 @@ struct FeedForward {
         RMSNorm<accumulate_t<Scalar>, P> norm;
         Linear<accumulate_t<Scalar>, P> hidden, project;
     };
-    /// What backward does not compute again.
+    /// What backward does not recompute.
     struct Pass {
         TokensTensor<Scalar, P> before;  // (b, n, hidden): what GELU is applied to; or nothing
     };
@@ -50,28 +50,27 @@ struct FeedForward {
         return out;
     }
 
-    /// The result goes to out (b, n, d); `add` (b, n, d), such as a residual, is added to it if there is one.
+    /// The result goes to out (b, n, d); `residual` (b, n, d) is added to it if there is one. Saves what GELU is
+    /// applied to for backward if `save` says so.
     template <Viewable X>
-    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, bool keep, TokensView<const Scalar> add = {},
+    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, bool save, TokensView<const Scalar> residual = {},
                  Mask clean_mask = {}) const {
         expect_parameters("", x.extent(2));
         expect_shape("out", out.shape(), x.shape());
-        if (add) expect_shape("add", add.shape(), x.shape());
+        if (residual) expect_shape("residual", residual.shape(), x.shape());
         Pass pass;
-        if (keep) pass.before = {policy, {x.extent(0), x.extent(1), hidden.weight.extent(0)}};
-        const Parts parts(policy.memory_plan(), x.extent(0), x.extent(1));
-        for (Index i = 0; i < parts.count(); ++i) {
-            const Part part = parts[i];
-            feed_forward(policy, part.of(out), part.of(x), parameters(*this, part.of(clean_mask)), part.of(pass.before),
-                         part.of(add));
-        }
+        if (save) pass.before = {policy, {x.extent(0), x.extent(1), hidden.weight.extent(0)}};
+        in_chunks(policy, x, [&](const Chunk& chunk) {
+            feed_forward(policy, chunk.of(out), chunk.of(x), parameters(*this, chunk.of(clean_mask)),
+                         chunk.of(pass.before), chunk.of(residual));
+        });
         return pass;
     }
 
-    /// The gradient goes to d_x (b, n, d), and what else is to.
-    template <Viewable D, Viewable X, std::size_t routes = 0>
+    /// The gradient goes to d_x (b, n, d), with the epilogue of its norm.
+    template <Viewable D, Viewable X, std::size_t updates = 0>
     void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x,
-                  Gradients& gradients, const SharedGradient<Scalar, P, routes>& shared = {},
+                  Gradients& gradients, const GradientEpilogue<Scalar, P, updates>& epilogue = {},
                   Mask clean_mask = {}) const {
         expect_parameters("", x.extent(2));
         expect_like<FeedForward>("gradients", *this, gradients);
@@ -79,13 +78,11 @@ struct FeedForward {
             expect_shape("pass.before", pass.before.shape(), {x.extent(0), x.extent(1), hidden.weight.extent(0)});
         expect_shape("d_x", d_x.shape(), x.shape());
         expect_shape("d_out", d_out.shape(), x.shape());
-        detail::check_shared_gradient(shared, x);
-        const Parts parts(policy.memory_plan(), x.extent(0), x.extent(1));
-        for (Index i = 0; i < parts.count(); ++i) {
-            const Part part = parts[i];
-            feed_forward_vjp(policy, part.of(d_x), part.of(d_out), part.of(x), part.of(pass.before.const_view()),
-                             parameters(*this, part.of(clean_mask)), parameters(gradients), part.of(shared));
-        }
+        detail::check_epilogue(epilogue, x);
+        in_chunks(policy, x, [&](const Chunk& chunk) {
+            feed_forward_vjp(policy, chunk.of(d_x), chunk.of(d_out), chunk.of(x), chunk.of(pass.before.const_view()),
+                             parameters(*this, chunk.of(clean_mask)), parameters(gradients), chunk.of(epilogue));
+        });
     }
 
     template <typename F, typename... M>

@@ -128,7 +128,7 @@ struct RMSNorm {
     RMSNorm() = default;
     RMSNorm(const P& policy, Index dim) : gamma(policy, {dim}) { fill(policy, gamma, 1); }
 
-    /// What operations take that normalize on the way.
+    /// As operations take them that contain a norm.
     RMSNormParameters<const Scalar> parameters(Mask clean_mask = {}) const { return {gamma.const_view(), clean_mask}; }
     RMSNormParameters<Scalar> parameters(Mask clean_mask = {}) { return {gamma.view(), clean_mask}; }
 
@@ -163,7 +163,7 @@ struct LayerNorm {
         fill(policy, bias, 0);
     }
 
-    /// What operations take that normalize on the way.
+    /// As operations take them that contain a norm.
     LayerNormParameters<const Scalar> parameters(Mask clean_mask = {}) const {
         return {weight.const_view(), bias.const_view(), clean_mask};
     }

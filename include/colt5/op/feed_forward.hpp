@@ -2,13 +2,9 @@
 #pragma once
 
 #include <string_view>
-#include <utility>
 
-#include <colt5/expr/expr.hpp>
-#include <colt5/op/gelu.hpp>
-#include <colt5/op/linear.hpp>
+#include <colt5/op/gradient_epilogue.hpp>
 #include <colt5/op/rms_norm.hpp>
-#include <colt5/op/shared_gradient.hpp>
 
 namespace colt5 {
 
@@ -22,47 +18,17 @@ struct FeedForwardParameters {
     VectorView<T> project_bias;    // (d)
 };
 
-namespace detail {
-/// One step after the other.
-template <Policy P, typename T>
-void feed_forward_in_steps(const P& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
-                           const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
-    const auto& [norm, hidden_weight, hidden_bias, project_weight, project_bias] = parameters;
-    TokensTensor<T, P> h;  // (b, n, h)
-    if (before) {
-        linear(policy, before, normalize(policy, x, norm), hidden_weight, hidden_bias);
-        h = gelu_forward(policy, before);
-    } else {
-        h = linear(policy, normalize(policy, x, norm), hidden_weight, hidden_bias);
-        assign(policy, h, gelu(h));
-    }
-    linear(policy, y, h, project_weight, project_bias, add);
+template <typename P>
+void feed_forward_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `feed_forward` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
 }
-}  // namespace detail
-
-/// For any policy. One that can keep some rows at hand overloads these.
-template <Policy P, typename T>
-void feed_forward_kernel(const P& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
-                         const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
-    detail::feed_forward_in_steps(policy, y, before, x, parameters, add);
-}
-template <Policy P, typename T, std::size_t routes>
-void feed_forward_vjp_kernel(const P& policy, TokensView<T> d_x,
-                             const FeedForwardParameters<accumulate_t<T>>& gradients, TokensView<const T> d_y,
-                             TokensView<const T> x, TokensView<const T> before,
-                             const FeedForwardParameters<const T>& parameters,
-                             const SharedGradient<T, P, routes>& shared) {
-    auto normed = normalize(policy, x, parameters.norm);  // (b, n, d)
-    TokensTensor<T, P> again;
-    if (!before) again = linear(policy, normed, parameters.hidden_weight, parameters.hidden_bias);
-    if (!before) before = again.const_view();  // (b, n, h)
-    auto d_h = linear_vjp(policy, d_y, gelu_forward(policy, before), parameters.project_weight,
-                          gradients.project_weight, gradients.project_bias);
-    gelu_vjp(policy, d_h, before);  // (b, n, h)
-    again = {};                     // what is not read any more gives its memory to what follows
-    const auto d_normed = linear_vjp(policy, d_h, std::move(normed), parameters.hidden_weight, gradients.hidden_weight,
-                                     gradients.hidden_bias);
-    normalize_vjp_kernel(policy, d_x, gradients.norm, d_normed.const_view(), x, parameters.norm, shared);
+template <typename P>
+void feed_forward_vjp_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `feed_forward_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
 }
 
 namespace detail {
@@ -80,7 +46,7 @@ void check_feed_forward(std::string_view prefix, const FeedForwardParameters<T>&
 ///
 ///     x (b, n, d), norm: RMSNorm, add (b, n, d) or absent
 /// The result goes to y (b, n, d). `before` (b, n, h), unless absent, gets what GELU is applied to: the vector-Jacobian
-/// product reads it, or computes it again.
+/// product reads it, or recomputes it.
 template <Policy P, Viewable Y, Viewable X>
 void feed_forward(const P& policy, const Y& y, const X& x,
                   const FeedForwardParameters<const typename X::value_type>& parameters,
@@ -101,23 +67,23 @@ auto feed_forward(const P& policy, const X& x, const FeedForwardParameters<const
     return y;
 }
 
-/// Vector-Jacobian product of feed_forward, to d_x (b, n, d), and what else goes there, which must not overlap it.
-/// `before` may be absent. The gradients of the parameters grow.
-template <Policy P, Viewable DX, Viewable Y, Viewable X, std::size_t routes = 0>
+/// Vector-Jacobian product of feed_forward, to d_x (b, n, d), with the epilogue of its norm, whose residual must not
+/// overlap d_x. Without `before`, that is recomputed. The gradients of the parameters accumulate.
+template <Policy P, Viewable DX, Viewable Y, Viewable X, std::size_t updates = 0>
 void feed_forward_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x,
                       TokensView<const typename X::value_type> before,
                       const FeedForwardParameters<const typename X::value_type>& parameters,
                       const FeedForwardParameters<accumulate_t<typename X::value_type>>& gradients,
-                      const SharedGradient<typename X::value_type, P, routes>& shared = {}) {
+                      const GradientEpilogue<typename X::value_type, P, updates>& epilogue = {}) {
     const Index hidden = parameters.hidden_weight.extent(0);
     detail::check_feed_forward("", parameters, x.extent(2), hidden);
     detail::check_feed_forward("gradients.", gradients, x.extent(2), hidden);
     expect_shape("d_x", d_x.shape(), x.shape());
     expect_shape("d_y", d_y.shape(), x.shape());
     if (before) expect_shape("before", before.shape(), {x.extent(0), x.extent(1), hidden});
-    detail::check_shared_gradient(shared, x);
+    detail::check_epilogue(epilogue, x);
     feed_forward_vjp_kernel(policy, d_x.view(), gradients, d_y.const_view(), x.const_view(), before, parameters,
-                            shared);
+                            epilogue);
 }
 
 }  // namespace colt5

@@ -116,26 +116,27 @@ auto gather_mask(const P& policy, Mask mask, const Indices& indices) {
     return out;
 }
 
-/// Puts rows back where they came from:  out[b, indices[b, i]] ← rows[b, i], combined as `how` says
+/// Puts rows back where they came from:  out[b, indices[b, i]] ← scale[b, i] · rows[b, i], combined as `how` says
 ///
-///     out (b, n, d), rows (b, k, d), indices (b, k), each in [0, n)
+///     out (b, n, d), rows (b, k, d), indices (b, k), each in [0, n), scale (b, k), or absent for 1
 ///
 /// Rows that meet in one place are combined in the order of i: the result does not depend on threads. Throws ValueError
 /// when n or k is 2^31 or more, and on the CPU, before anything is written, when an index is out of its range.
 template <Policy P, Viewable Rows, Viewable Indices>
 void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type> out, const Rows& rows,
-             const Indices& indices) {
+             const Indices& indices, MatrixView<const accumulate_t<typename Rows::value_type>> scale = {}) {
     static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     expect_shape("rows", rows.shape(), {out.extent(0), indices.extent(1), out.extent(2)});
     expect_shape("indices", indices.shape(), {out.extent(0), dynamic});
+    if (scale) expect_shape("scale", scale.shape(), indices.shape());
     expect_length("out", out.extent(1));
     expect_length("rows", rows.extent(1));
-    scatter_kernel(policy, how, out, rows.const_view(), indices.const_view());
+    scatter_kernel(policy, how, out, rows.const_view(), indices.const_view(), scale);
 }
 
-/// Vector-Jacobian product of scatter with respect to `rows`: what gather picks, divided by the number of rows that met
-/// in one place for the mean. (With respect to `out` it is d_out itself; overwritten rows of it are to be zeroed.) For
-/// `overwrite` the indices of a sequence must be distinct. Returns d_rows (b, k, d).
+/// Vector-Jacobian product of scatter with respect to `rows`, without scale: what gather picks, divided by the number
+/// of rows that met in one place for the mean. (With respect to `out` it is d_out itself; overwritten rows of it are to
+/// be zeroed.) For `overwrite` the indices of a sequence must be distinct. Returns d_rows (b, k, d).
 template <Policy P, Viewable D, Viewable Indices>
 auto scatter_vjp(const P& policy, Scatter how, const D& d_out, const Indices& indices) {
     auto d_rows = gather(policy, d_out, indices);

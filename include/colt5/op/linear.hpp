@@ -5,7 +5,6 @@
 #include <utility>
 
 #include <colt5/core/tensor.hpp>
-#include <colt5/expr/expr.hpp>
 
 namespace colt5 {
 
@@ -22,6 +21,13 @@ void linear_vjp_kernel(const P&, ...) {
         "colt5: no `linear_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
 }
 
+template <typename P>
+void linear_add_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `linear_add` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+}
+
 namespace detail {
 /// (b, n, d) → (b, 1, n, d)
 template <typename T>
@@ -29,14 +35,6 @@ auto one_route(TokensView<T> x) {
     return x.reshape(std::array{x.extent(0), Index{1}, x.extent(1), x.extent(2)});
 }
 }  // namespace detail
-
-/// For any policy: the addition after the product. A policy that can add on the way overloads this.
-template <Policy P, typename T>
-void linear_add_kernel(const P& policy, TokensView<T> y, TokensView<const T> x, MatrixView<const T> weight,
-                       VectorView<const T> bias, TokensView<const T> add) {
-    linear_kernel(policy, detail::one_route(y), detail::one_route(x), weight, bias);
-    assign(policy, y, y + add);
-}
 
 namespace detail {
 template <typename X, typename W>

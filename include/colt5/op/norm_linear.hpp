@@ -3,11 +3,10 @@
 
 #include <array>
 
-#include <colt5/expr/expr.hpp>
+#include <colt5/op/gradient_epilogue.hpp>
 #include <colt5/op/layer_norm.hpp>
 #include <colt5/op/linear.hpp>
 #include <colt5/op/rms_norm.hpp>
-#include <colt5/op/shared_gradient.hpp>
 
 namespace colt5 {
 
@@ -19,21 +18,17 @@ struct Projection {
     VectorView<const T> bias{};  // (out) or absent
 };
 
-/// For any policy: one step after the other. A policy that can keep normalized rows at hand overloads these.
-template <Policy P, typename T, std::size_t Count, typename Norm>
-void norm_linear_kernel(const P& policy, const std::array<Projection<T>, Count>& projections, TokensView<const T> x,
-                        const Norm& norm) {
-    const auto normed = normalize(policy, x, norm);
-    for (const auto& [y, weight, bias] : projections)
-        linear_kernel(policy, detail::one_route(y), detail::one_route(normed.const_view()), weight, bias);
+template <typename P>
+void norm_linear_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `norm_linear` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
 }
-template <Policy P, typename T, typename Norm, typename NormGradients, std::size_t routes>
-void norm_linear_vjp_kernel(const P& policy, TokensView<T> d_x, const NormGradients& d_norm,
-                            MatrixView<accumulate_t<T>> d_weight, VectorView<accumulate_t<T>> d_bias,
-                            TokensView<const T> d_y, TokensView<const T> x, const Norm& norm,
-                            MatrixView<const T> weight, const SharedGradient<T, P, routes>& shared) {
-    const auto d_normed = linear_vjp(policy, d_y, normalize(policy, x, norm), weight, d_weight, d_bias);
-    normalize_vjp_kernel(policy, d_x, d_norm, d_normed.const_view(), x, norm, shared);
+template <typename P>
+void norm_linear_vjp_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `norm_linear_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
 }
 
 /// Linear maps of normalized tokens, each to a place of its own:  y = norm(x) · weightᵀ + bias
@@ -62,14 +57,14 @@ auto norm_linear(const P& policy, const X& x, const Norm& norm, const W& weight,
     return y;
 }
 
-/// Vector-Jacobian product of norm_linear, to d_x (b, n, in): linear_vjp, then that of the norm, and what else goes
-/// there, which must not overlap it. The gradients of the parameters grow.
+/// Vector-Jacobian product of norm_linear, to d_x (b, n, in): linear_vjp, then normalize_vjp with its epilogue, whose
+/// residual must not overlap d_x. The gradients of the parameters accumulate.
 template <Policy P, Viewable DX, Viewable Y, Viewable X, typename Norm, typename NormGradients, Viewable W,
-          std::size_t routes = 0>
+          std::size_t updates = 0>
 void norm_linear_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const Norm& norm, const W& weight,
                      const NormGradients& d_norm, MatrixView<accumulate_t<typename X::value_type>> d_weight,
                      VectorView<accumulate_t<typename X::value_type>> d_bias = {},
-                     const SharedGradient<typename X::value_type, P, routes>& shared = {}) {
+                     const GradientEpilogue<typename X::value_type, P, updates>& epilogue = {}) {
     const auto [batch, length, in] = x.shape();
     for (const auto& parameter : norm.all()) expect_shape("norm", parameter.shape(), {in});
     for (const auto& gradient : d_norm.all()) expect_shape("d_norm", gradient.shape(), {in});
@@ -78,9 +73,9 @@ void norm_linear_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, c
     expect_shape("d_y", d_y.shape(), {batch, length, weight.extent(0)});
     expect_shape("d_weight", d_weight.shape(), weight.shape());
     if (d_bias) expect_shape("d_bias", d_bias.shape(), {weight.extent(0)});
-    detail::check_shared_gradient(shared, x);
+    detail::check_epilogue(epilogue, x);
     norm_linear_vjp_kernel(policy, d_x.view(), d_norm, d_weight, d_bias, d_y.const_view(), x.const_view(), norm,
-                           weight.const_view(), shared);
+                           weight.const_view(), epilogue);
 }
 
 }  // namespace colt5

@@ -1,39 +1,22 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <array>
-
-#include <colt5/op/linear.hpp>
 #include <colt5/op/local_attention.hpp>
 
 namespace colt5 {
 
-namespace detail {
-/// (b, n, h, dim_head) → (b, n, h · dim_head)
-template <Viewable T>
-auto merge_heads(const T& x) {
-    return x.view().reshape(std::array{x.extent(0), x.extent(1), x.extent(2) * x.extent(3)});
-}
-}  // namespace detail
-
-/// For any policy: one step after the other. A policy that can use the attention's forward pass in its backward pass
-/// overloads this.
-template <Policy P, typename T>
-void projected_local_attention_vjp_kernel(const P& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
-                                          MatrixView<accumulate_t<T>> d_weight, TokensView<const T> d_y,
-                                          View<const T, dynamic, dynamic, dynamic, dynamic> q,
-                                          View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask,
-                                          Index first, const LocalAttention& attention, MatrixView<const T> weight) {
-    const auto pass = local_attention_forward(policy, attention, q, kv, mask, first);
-    const auto d_out = linear_vjp(policy, d_y, detail::merge_heads(pass.out), weight, d_weight);
-    local_attention_vjp(policy, d_qkv, attention, pass, d_out.view().reshape(q.shape()), q, kv, mask, first);
+template <typename P>
+void projected_local_attention_vjp_kernel(const P&, ...) {
+    static_assert(has_kernel<P>,
+                  "colt5: no `projected_local_attention_vjp` kernel for this policy; for Cuda include "
+                  "<colt5/cuda.cuh> and compile with nvcc");
 }
 
-/// Vector-Jacobian product of  y = local_attention(q, kv) · weightᵀ  from the inputs alone: attention is computed
-/// again.
+/// Vector-Jacobian product of  y = local_attention(q, kv) · weightᵀ  from the inputs alone: attention is
+/// recomputed.
 ///
 ///     d_y (b, m, out), weight (out, h · dim_head); everything else as for local_attention_vjp
-/// The gradients of queries, keys and values go to d_qkv; d_weight grows.
+/// The gradients of queries, keys and values go to d_qkv; d_weight accumulates.
 template <Policy P, Viewable DQKV, Viewable Y, Viewable Q, Viewable KV, Viewable W>
 void projected_local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttention& attention, const Y& d_y,
                                    const Q& q, const KV& kv, Mask mask, Index first, const W& weight,

@@ -7,8 +7,8 @@
 #include <string_view>
 
 #include <colt5/op/clean_padding.hpp>
+#include <colt5/op/gradient_epilogue.hpp>
 #include <colt5/op/route_logits.hpp>
-#include <colt5/op/shared_gradient.hpp>
 #include <colt5/router/router.hpp>
 
 namespace colt5 {
@@ -93,25 +93,27 @@ concept IsLinearRouter = requires(const R& router) {
     detail::derives_from_linear_router(router);
 };
 
-/// The number of routing tokens of some routers of the same tokens, if a light branch adds all their gradients on the
-/// way; otherwise 0, and each router's gradient is a pass of its own.
+/// The number of routing tokens of some routers of the same tokens, if the backend adds the gradients of all their
+/// logits as rank-one updates in the epilogue of a light branch; otherwise 0, and each router's gradient is a pass over
+/// the tokens of its own.
 template <typename P, typename... Routers>
-inline constexpr std::size_t routes_on_the_way = [] {
+inline constexpr std::size_t rank_one_updates = [] {
     if constexpr ((IsLinearRouter<Routers> && ...)) {
         constexpr auto all = static_cast<std::size_t>((Routers::num_routing_tokens + ...));
-        return all <= most_routes_on_the_way<P> ? all : 0;
+        return all <= most_rank_one_updates<P> ? all : 0;
     } else {
         return std::size_t{0};
     }
 }();
 
-/// Those of one router, from place `at` on. The caller has compared the shapes of parameters and gradients.
-template <typename T, Policy P, std::size_t routes, typename R>
-void add_routes(SharedGradient<T, P, routes>& shared, std::size_t at, const R& router,
-                TokensView<const accumulate_t<T>> d_logits, typename R::Gradients& gradients) {
+/// The updates of one router, from place `at` on: d_logits (b, r, n). The caller has compared the shapes of parameters
+/// and gradients.
+template <typename T, Policy P, std::size_t updates, typename R>
+void set_rank_one_updates(GradientEpilogue<T, P, updates>& epilogue, std::size_t at, const R& router,
+                          TokensView<const accumulate_t<T>> d_logits, typename R::Gradients& gradients) {
     for (Index r = 0; r < R::num_routing_tokens; ++r)
-        shared.of_routes[at++] = {d_logits, r, router.routing_token.const_view()[r], gradients.routing_token.view()[r],
-                                  R::logit_scale};
+        epilogue.rank_one[at++] = {d_logits, r, router.routing_token.const_view()[r], gradients.routing_token.view()[r],
+                                   R::logit_scale};
 }
 
 }  // namespace colt5

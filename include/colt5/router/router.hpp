@@ -67,6 +67,26 @@ struct Routing {
     Tensor<Logit, P, dynamic, dynamic, dynamic> scores;        // (b, r, k); 0 for masked tokens
 };
 
+/// What forward of a router returns: `.routing`, and what its backward reads.
+template <typename R, typename Scalar, typename P>
+using RouterPass =
+    decltype(std::declval<const R&>().forward(std::declval<const P&>(), TokensView<const Scalar>(), Mask(), Index()));
+
+/// What a module reads of a router that evaluates.
+template <typename Logit, Policy P>
+struct Evaluated {
+    Routing<Logit, P> routing;
+};
+
+/// `forward` of a router if backward is to follow, otherwise `route`; x (b, n, d). Either has `.routing`.
+template <bool save, typename R, typename Scalar, Policy P>
+auto run_router(const R& router, const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) {
+    if constexpr (save)
+        return router.forward(policy, x, mask, num_tokens);
+    else
+        return Evaluated<accumulate_t<Scalar>, P>{router.route(policy, x, mask, num_tokens)};
+}
+
 /// A router of one routing token gives (b, 1, k): seen as (b, k).
 template <typename T>
 auto single_route(const T& tensor) {

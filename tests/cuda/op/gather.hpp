@@ -26,6 +26,11 @@ Results gather_case(const P& policy, const Setting& setting) {
         record(how == Scatter::add ? "add" : "mean", out);
         record(how == Scatter::add ? "d_rows of add" : "d_rows of mean", scatter_vjp(policy, how, out, indices));
     }
+    const auto scale = draw.sums(std::array{batch, k});
+    for (const Scatter how : {Scatter::add, Scatter::mean}) {
+        scatter(policy, how, out.view(), rows, indices, scale);
+        record(how == Scatter::add ? "scaled add" : "scaled mean", out);
+    }
     return record.results;
 }
 

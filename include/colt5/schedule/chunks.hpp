@@ -5,13 +5,13 @@
 #include <array>
 
 #include <colt5/core/tensor.hpp>
-#include <colt5/op/shared_gradient.hpp>
+#include <colt5/op/gradient_epilogue.hpp>
 
 namespace colt5 {
 
 /// The tokens [first, first + tokens) of the sequences [sequence, sequence + sequences) of a batch: whole sequences, or
-/// part of one.
-struct Part {
+/// a part of one.
+struct Chunk {
     Index sequence, sequences, first, tokens;
     bool is_last;  ///< of its sequences
 
@@ -30,14 +30,14 @@ struct Part {
         return tensor.view().range(sequence, sequences);
     }
 
-    template <typename T, Policy P, std::size_t routes>
-    auto of(SharedGradient<T, P, routes> shared) const {
-        shared.add = of(shared.add);
-        for (auto& route : shared.of_routes) {
-            route.d_logits = sequences_of(route.d_logits);
-            route.first = first;
+    template <typename T, Policy P, std::size_t updates>
+    auto of(GradientEpilogue<T, P, updates> epilogue) const {
+        epilogue.residual = of(epilogue.residual);
+        for (auto& update : epilogue.rank_one) {
+            update.s = sequences_of(update.s);
+            update.first = first;
         }
-        return shared;
+        return epilogue;
     }
 
 private:
@@ -52,12 +52,12 @@ private:
     }
 };
 
-/// A batch in parts of about the policy's tokens_at_a_time, in order. None that another one of its sequence follows is
-/// shorter than `least`. They depend on the length of the sequences alone, but for how many short sequences come
-/// together.
-class Parts {
+/// A batch in chunks of about the policy's tokens_at_a_time, in order: what lies between the layers of a light branch
+/// is then small and stays in caches. No chunk is shorter than `least`, unless it is the last of its sequence. Where
+/// sequences are cut depends on their length alone.
+class Chunks {
 public:
-    Parts(const MemoryPlan& plan, Index batch, Index length, Index least = 1) : batch_(batch), length_(length) {
+    Chunks(const MemoryPlan& plan, Index batch, Index length, Index least = 1) : batch_(batch), length_(length) {
         const auto divide_up = [](Index a, Index b) { return a / b + (a % b > 0 ? 1 : 0); };  // of any size
         const Index most = std::max(plan.tokens_at_a_time, Index{1});
         per_sequence_ =
@@ -68,17 +68,24 @@ public:
     }
 
     Index count() const { return (batch_ + sequences_ - 1) / sequences_ * per_sequence_; }
-    Part operator[](Index i) const {
+    Chunk operator[](Index i) const {
         const Index sequence = i / per_sequence_ * sequences_, first = i % per_sequence_ * tokens_;
         return {sequence, std::min(sequences_, batch_ - sequence), first, std::min(tokens_, length_ - first),
                 first + tokens_ >= length_};
     }
-    /// The largest extents of a part.
+    /// The largest extents of a chunk.
     Index sequences() const { return std::min(sequences_, batch_); }
     Index tokens() const { return std::min(tokens_, length_); }
 
 private:
     Index batch_, length_, per_sequence_, tokens_, sequences_;
 };
+
+/// body(chunk) for the chunks of tokens x (b, n, …), in order.
+template <Policy P, Viewable X, typename Body>
+void in_chunks(const P& policy, const X& x, Body&& body) {
+    const Chunks chunks(policy.memory_plan(), x.extent(0), x.extent(1));
+    for (Index i = 0; i < chunks.count(); ++i) body(chunks[i]);
+}
 
 }  // namespace colt5

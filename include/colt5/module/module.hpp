@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <type_traits>
+#include <utility>
+
+#include <colt5/core/error.hpp>
+#include <colt5/core/random.hpp>
+#include <colt5/core/tensor.hpp>
+#include <colt5/module/layers.hpp>
+
+namespace colt5 {
+
+/// What backward asks of a pass before it reads it: that forward of the same module returned it, and that nobody has
+/// used it up. In a program that is compiled with COLT5_CHECK_TOKENS defined, also that the tokens are as they were: a
+/// copy of them to the host and one pass over it in each forward and backward.
+class PassOrigin {
+public:
+    PassOrigin() = default;
+    /// `module` is the memory of one of its parameters, which stays where it is when the module moves.
+    template <Policy P, Viewable... Tokens>
+    PassOrigin(const P& policy, const void* module, const Tokens&... tokens)
+        : module_(module), tokens_(checksum(policy, tokens...)) {}
+    PassOrigin(PassOrigin&& other) noexcept : module_(std::exchange(other.module_, nullptr)), tokens_(other.tokens_) {}
+    PassOrigin& operator=(PassOrigin&& other) noexcept {
+        module_ = std::exchange(other.module_, nullptr);
+        tokens_ = other.tokens_;
+        return *this;
+    }
+
+    /// Throws ValueError.
+    template <Policy P, Viewable... Tokens>
+    void expect(const P& policy, const void* module, const Tokens&... tokens) const {
+        expect_value(module_ != nullptr, "pass", "what forward returned",
+                     "used up: it was handed to backward, or moved from");
+        expect_value(module_ == module, "pass", "of this module", "of another one of its type");
+        expect_value(tokens_ == checksum(policy, tokens...), "tokens", "what forward was given", "changed since");
+    }
+
+private:
+    template <Policy P, Viewable... Tokens>
+    static std::uint64_t checksum([[maybe_unused]] const P& policy, [[maybe_unused]] const Tokens&... tokens) {
+        std::uint64_t sum = 0;
+#if defined(COLT5_CHECK_TOKENS)
+        const auto add = [&](const auto& values) {
+            for (const auto& value : values) {
+                std::uint64_t bits = 0;
+                std::memcpy(&bits, &value, sizeof(value));
+                sum = (sum ^ bits) * 0x100000001B3 + 1;  // as FNV-1a, by elements
+            }
+        };
+        (add(to_host(policy, tokens)), ...);
+#endif
+        return sum;
+    }
+
+    const void* module_ = nullptr;
+    std::uint64_t tokens_ = 0;
+};
+
+/// Where a module draws its parameters from: a seed, or a sequence that other modules draw from, too.
+class Seeds {
+public:
+    Seeds(Seed seed = {}) : own_(seed) {}                           // NOLINT: converts
+    Seeds(SeedSequence& sequence) : own_({}), given_(&sequence) {}  // NOLINT
+    Seeds(SeedSequence&& sequence) : own_(std::move(sequence)) {}   // NOLINT
+    /// Draws from the sequence of `other`.
+    Seeds(Seeds& other) : Seeds(static_cast<SeedSequence&>(other)) {}
+    operator SeedSequence&() { return given_ != nullptr ? *given_ : own_; }  // NOLINT
+
+private:
+    SeedSequence own_;
+    SeedSequence* given_ = nullptr;
+};
+
+/// What a module adds to its output: nothing, or the tokens that it was given.
+enum class Residual { none, tokens };
+
+namespace detail {
+
+/// What `residual` stands for: the tokens or the gradient of the output, or an absent view.
+template <Viewable T>
+auto residual_of(Residual residual, const T& t) {
+    return residual == Residual::tokens ? t.const_view() : decltype(t.const_view())();
+}
+
+/// The number of tokens of one call; throws ValueError below 1.
+inline Index token_count(const char* argument, std::optional<Index> given, Index configured) {
+    const Index count = given.value_or(configured);
+    expect_value(count >= 1, argument, ">= 1", count);
+    return count;
+}
+
+/// `tokens` (b, n, dim) with static dim, in the memory of policy P, `mask` (b, n) or absent.
+template <typename Tokens, typename P, typename X>
+Tokens expect_tokens(const char* argument, const X& tokens, const char* mask_argument, Mask mask) {
+    const auto x = expect<Tokens, P>(argument, tokens);
+    expect_value(mask || mask.size() == 0, mask_argument, "a view of data", "null");
+    if (mask) expect_shape(mask_argument, mask.shape(), {x.extent(0), x.extent(1)});
+    expect_length(argument, x.extent(1));
+    return x;
+}
+
+/// The same for tokens that a pass keeps a view of.
+template <typename Tokens, typename P, typename X>
+Tokens expect_kept_tokens(const char* argument, X&& tokens, const char* mask_argument, Mask mask) {
+    static_assert(outlives_call<X>,
+                  "colt5: a pass reads its tokens again: give the tensor a name, a temporary is gone by then");
+    return expect_tokens<Tokens, P>(argument, tokens, mask_argument, mask);
+}
+
+/// Frees what has been read of a pass that is handed over; leaves a const one alone.
+template <typename T>
+void release(T& value) {
+    if constexpr (!std::is_const_v<T>) value = {};
+}
+
+/// A part of a pass as backward of a part of the module takes it: handed over if the pass is.
+template <typename T>
+decltype(auto) hand_on(T& part) {
+    if constexpr (std::is_const_v<T>)
+        return (part);
+    else
+        return std::move(part);
+}
+
+}  // namespace detail
+
+/// What the modules have in common. A Self that derives from it has Gradients and a Pass, and to itself
+///
+///     self.expect_backward(pass, d_out, gradients)     throws before anything is touched
+///     self.compute_gradients(pass, d_out, gradients)   backward, of a const Pass or of one that it may free as it
+///     reads
+template <typename Self, Policy P>
+class ModuleBase {
+public:
+    const P& policy() const { return policy_; }
+
+    /// Gradients of all parameters, filled with zeros.
+    auto make_gradients() const { return zeros_like_parameters(policy_, self()); }
+
+    /// Returns the gradients of the inputs; adds to those of the parameters. A pass that is handed over, with
+    /// std::move, is freed as it is read, its output first, and gradients take its memory: then d_out must not be that
+    /// output. Throws ValueError unless forward of this module returned the pass, and nothing has used it up.
+    template <typename Pass, Viewable D, typename Gradients>
+    auto backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
+        static_assert(std::same_as<std::remove_cvref_t<Pass>, typename Self::Pass>,
+                      "colt5: `pass` must be what forward of this module returned");
+        static_assert(std::same_as<Gradients, typename Self::Gradients>,
+                      "colt5: `gradients` must be those that make_gradients() of this module returns");
+        self().expect_backward(pass, d_out, gradients);
+        if constexpr (std::is_lvalue_reference_v<Pass> || std::is_const_v<std::remove_reference_t<Pass>>) {
+            return self().compute_gradients(std::as_const(pass), d_out, gradients);
+        } else {
+            const void *const of_d = d_out.const_view().data(), *const of_out = pass.out.const_view().data();
+            expect_value(of_d == nullptr || of_d != of_out, "d_out",
+                         "another tensor than the output of the pass handed over", "that output");
+            auto taken = std::move(pass);
+            return self().compute_gradients(taken, d_out, gradients);
+        }
+    }
+
+protected:
+    explicit ModuleBase(const P& policy) : policy_(policy) {}
+
+private:
+    const Self& self() const { return static_cast<const Self&>(*this); }
+
+    P policy_;
+};
+
+}  // namespace colt5

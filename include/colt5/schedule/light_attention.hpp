@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <colt5/op/clean_padding.hpp>
+#include <colt5/op/norm_linear.hpp>
+#include <colt5/op/projected_local_attention.hpp>
+#include <colt5/schedule/chunks.hpp>
+
+namespace colt5 {
+
+/// The parameters of light attention, or their gradients.
+template <typename T>
+struct LightAttentionParameters {
+    LayerNormParameters<T> norm;
+    MatrixView<T> to_qkv;  // (3 · h · dim_head, d)
+    MatrixView<T> to_out;  // (d, h · dim_head)
+};
+
+/// Light attention chunk by chunk (see Chunks):
+///
+///     q, k, v = norm(x) · to_qkvᵀ,   out = local_attention(q, k, v) · to_outᵀ + residual
+///
+/// Queries see the keys of the chunks next to their own. So a chunk is at least three halos long, and forward projects
+/// one chunk ahead.
+template <typename Scalar, Policy P>
+struct LightAttentionSchedule {
+    Index heads, dim_head;
+    LocalAttention attention;
+
+    /// Keys and values are always saved. Backward recomputes queries and attention if they are not.
+    struct Pass {
+        struct OfChunk {
+            TokensTensor<Scalar, P> q;  // (b, n, h · dim_head)
+            LocalAttentionPass<Scalar, P> attended;
+        };
+        TokensTensor<Scalar, P> kv;   // (b, n, 2 · h · dim_head)
+        std::vector<OfChunk> chunks;  // or nothing
+    };
+
+    Index inner() const { return heads * dim_head; }
+
+    /// The result goes to out (b, n, d).
+    template <Viewable X>
+    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, Mask mask,
+                 const LightAttentionParameters<const Scalar>& parameters, TokensView<const Scalar> residual,
+                 bool save) const {
+        Pass pass{.kv = {policy, {x.extent(0), x.extent(1), 2 * inner()}}, .chunks = {}};
+        const Chunks chunks = chunks_of(policy, x);
+        const auto project = [&](Index i) {  // keys and values of a chunk; returns its queries
+            TokensTensor<Scalar, P> q;
+            if (i == chunks.count()) return q;
+            const Chunk chunk = chunks[i];
+            q = {policy, {chunk.sequences, chunk.tokens, inner()}};
+            norm_linear(policy, chunk.of(x), clean_norm(parameters, chunk, mask),
+                        std::array{Projection<Scalar>{q.view(), q_weight(parameters)},
+                                   Projection<Scalar>{chunk.of(pass.kv), kv_weight(parameters)}});
+            return q;
+        };
+        auto q = project(0);
+        for (Index i = 0; i < chunks.count(); ++i) {
+            const Chunk chunk = chunks[i];
+            auto next = project(i + 1);
+            auto attended = local_attention_forward(policy, attention, split_heads(q), kv_of(pass, chunk),
+                                                    chunk.sequences_of(mask), chunk.first);  // (b, n, h, dim_head)
+            linear(policy, chunk.of(out), merge_heads(attended.out), parameters.to_out, {},
+                   chunk.of(residual));  // (b, n, d)
+            if (save) pass.chunks.push_back({std::move(q), std::move(attended)});
+            q = std::move(next);
+        }
+        return pass;
+    }
+
+    /// Throws ValueError unless the pass has no chunks, or as many as this policy's plan makes of x.
+    template <Viewable X>
+    void expect_chunks(const P& policy, const Pass& pass, const X& x) const {
+        const Index saved = static_cast<Index>(pass.chunks.size()), count = chunks_of(policy, x).count();
+        if (saved > 0 && saved != count)
+            expect_value(false, "pass.chunks", std::to_string(count) + ", as many as by this policy's plan", saved);
+    }
+
+    /// The gradient goes to d_x (b, n, d), with the epilogue of its norm. Those of the parameters accumulate.
+    ///
+    /// The gradients of a chunk's last keys are complete when the next chunk is done. So those of a window of tokens
+    /// are held, from the halo before a chunk to the halo behind it, and what is not complete is carried to the next
+    /// window.
+    template <Viewable D, Viewable X, std::size_t updates>
+    void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x, Mask mask,
+                  const LightAttentionParameters<const Scalar>& parameters,
+                  const LightAttentionParameters<accumulate_t<Scalar>>& gradients,
+                  const GradientEpilogue<Scalar, P, updates>& epilogue) const {
+        const Chunks chunks = chunks_of(policy, x);
+        const Index length = x.extent(1), halo = std::min(attention.halo(), length);
+        TokensTensor<Scalar, P> d_qkv(policy,
+                                      {chunks.sequences(), std::min(length, chunks.tokens() + 2 * halo), 3 * inner()});
+        for (Index i = 0; i < chunks.count(); ++i) {
+            const Chunk chunk = chunks[i];
+            const Index begin = attention.window_begin(chunk.first);
+            const Index window = attention.window(chunk.first, chunk.tokens, length);
+            const Index complete = chunk.is_last ? window : chunk.first + chunk.tokens - halo - begin;
+            const auto d_window = TokensView<Scalar>::unchecked(d_qkv.data(), {chunk.sequences, window, 3 * inner()});
+            attention_gradients(policy, d_window, pass, i, chunk, chunk.of(d_out), chunk.of(x), mask, parameters,
+                                gradients);
+            const Chunk done{chunk.sequence, chunk.sequences, begin, complete, chunk.is_last};
+            norm_linear_vjp(policy, done.of(d_x), first_tokens(d_window, complete), done.of(x),
+                            clean_norm(parameters, done, mask), parameters.to_qkv, gradients.norm, gradients.to_qkv, {},
+                            done.of(epilogue));
+            if (!chunk.is_last) carry(policy, d_window, complete);
+        }
+    }
+
+private:
+    /// The gradients of a chunk's queries, and of the keys and values that they see.
+    template <Viewable D, Viewable X>
+    void attention_gradients(const P& policy, TokensView<Scalar> d_window, const Pass& pass, Index i,
+                             const Chunk& chunk, const D& d_out, const X& x, Mask mask,
+                             const LightAttentionParameters<const Scalar>& parameters,
+                             const LightAttentionParameters<accumulate_t<Scalar>>& gradients) const {
+        const auto kv = kv_of(pass, chunk);
+        const Mask mask_of_sequences = chunk.sequences_of(mask);
+        if (pass.chunks.empty()) {
+            const auto q = norm_linear(policy, x, clean_norm(parameters, chunk, mask), q_weight(parameters));
+            projected_local_attention_vjp(policy, split(d_window, 3), attention, d_out, split_heads(q), kv,
+                                          mask_of_sequences, chunk.first, parameters.to_out, gradients.to_out);
+        } else {
+            const auto& [q, attended] = pass.chunks[static_cast<std::size_t>(i)];
+            const auto d_attended =
+                linear_vjp(policy, d_out, merge_heads(attended.out), parameters.to_out, gradients.to_out);
+            local_attention_vjp(policy, split(d_window, 3), attention, attended, split_heads(d_attended),
+                                split_heads(q), kv, mask_of_sequences, chunk.first);
+        }
+    }
+
+    template <Viewable X>
+    Chunks chunks_of(const P& policy, const X& x) const {
+        return {policy.memory_plan(), x.extent(0), x.extent(1), 3 * std::min(attention.halo(), x.extent(1))};
+    }
+    auto q_weight(const LightAttentionParameters<const Scalar>& parameters) const {
+        return parameters.to_qkv.range(0, inner());
+    }
+    auto kv_weight(const LightAttentionParameters<const Scalar>& parameters) const {
+        return parameters.to_qkv.range(inner(), 2 * inner());
+    }
+    static auto clean_norm(const LightAttentionParameters<const Scalar>& parameters, const Chunk& chunk, Mask mask) {
+        auto norm = parameters.norm;
+        norm.clean_mask = chunk.of(to_clean<P>(mask));
+        return norm;
+    }
+    auto kv_of(const Pass& pass, const Chunk& chunk) const { return split(chunk.sequences_of(pass.kv), 2); }
+
+    /// The tokens of one sequence's window behind the first `complete`, moved to its begin.
+    static void carry(const P& policy, const TokensView<Scalar>& window, Index complete) {
+        const Index rest = window.extent(1) - complete;
+        const auto rows = window.rows();
+        assign(policy, rows.range(0, rest), rows.range(complete, rest));
+    }
+    /// The first tokens of one sequence, or all tokens.
+    static auto first_tokens(const TokensView<Scalar>& x, Index count) {
+        return TokensView<Scalar>::unchecked(x.data(), {x.extent(0), count, x.extent(2)});
+    }
+
+    template <typename T>
+    auto split(const T& x, Index each) const {  // (b, n, each, h, dim_head)
+        return x.view().reshape(std::array<Index, 5>{x.extent(0), x.extent(1), each, heads, dim_head});
+    }
+    template <typename T>
+    auto split_heads(const T& x) const {  // (b, n, h, dim_head)
+        return x.view().reshape(std::array<Index, 4>{x.extent(0), x.extent(1), heads, dim_head});
+    }
+    template <typename T>
+    auto merge_heads(const T& x) const {  // (b, n, h · dim_head)
+        return x.view().reshape(std::array<Index, 3>{x.extent(0), x.extent(1), inner()});
+    }
+};
+
+}  // namespace colt5
