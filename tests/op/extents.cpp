@@ -174,7 +174,7 @@ TEST_CASE("extents: local attention") {
                                 a.view<V>("d_out", {batch, queries, heads, dim_head}),
                                 a.view<V>("q", {batch, queries, heads, dim_head}),
                                 a.view<V>("kv", {batch, n, 2, heads, dim_head}, {"q", "q", "kv", "q", "q"}),
-                                a.view<const bool>("mask", {batch, n}), first);
+                                a.view<const bool>("mask", {batch, n}), first, 0);
         };
     };
     check_extents("local_attention_vjp", vjp(b, 0));
@@ -182,7 +182,7 @@ TEST_CASE("extents: local attention") {
         projected_local_attention_vjp(policy, a.view<T>("d_qkv", {b, n, 3, heads, dim_head}), attention,
                                       a.view<V>("d_y", {b, n, d}), a.view<V>("q", {b, n, heads, dim_head}),
                                       a.view<V>("kv", {b, n, 2, heads, dim_head}, {"q", "q", "kv", "q", "q"}),
-                                      a.view<const bool>("mask", {b, n}), 0,
+                                      a.view<const bool>("mask", {b, n}), 0, 0,
                                       a.view<V>("weight", {d, heads * dim_head}, {"d_weight", "weight"}),
                                       a.view<T>("d_weight", {d, heads * dim_head}));
     });

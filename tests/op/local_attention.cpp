@@ -307,7 +307,7 @@ struct Gradients {
         const Split<T> s(policy, c.qkv);
         projected_local_attention_vjp(policy, computed_again.view(), attention,
                                       c.d_out.const_view().reshape(std::array{batch, length, inner}), s.q, s.kv, c.mask,
-                                      0, identity, d_weight.view());
+                                      0, 0, identity, d_weight.view());
     }
     LocalAttentionPass<T, Cpu> pass;
     HostTensor<T, 5> from_pass, computed_again;
@@ -495,8 +495,8 @@ TEST_CASE("local_attention: a sequence in parts") {
                 const auto whole = local_attention_forward(policy, attention, s.q, s.kv, c.mask);
                 const auto d_whole = local_attention_vjp(policy, attention, whole, c.d_out, s.q, s.kv, c.mask);
                 auto out = tensor_like(policy, whole.out);
-                auto d_qkv = filled<double>(policy, c.qkv.shape(), NAN);  // what is not assigned stays NaN
-                for (Index first = 0; first < length; first += part) {
+                auto d_qkv = filled<double>(policy, c.qkv.shape(), NAN);         // what is not assigned stays NaN
+                for (Index first = 0, end = 0; first < length; first += part) {  // end: of the window before
                     const Index count = std::min(part, length - first);
                     const auto q = tokens(s.q, first, count), d_out = tokens(c.d_out, first, count);
                     const auto pass = local_attention_forward(policy, attention, q, s.kv, c.mask, first);
@@ -507,7 +507,9 @@ TEST_CASE("local_attention: a sequence in parts") {
                     shape[1] = attention.window(first, count, length);
                     const View<double, dynamic, dynamic, dynamic, dynamic, dynamic> window(
                         &d_qkv.view()(0, begin, 0, 0, 0), shape);
-                    local_attention_vjp(policy, window, attention, pass, d_out, q, s.kv, c.mask, first);
+                    local_attention_vjp(policy, window, attention, pass, d_out, q, s.kv, c.mask, first,
+                                        std::max(Index{0}, end - begin));
+                    end = begin + shape[1];
                 }
                 if (part % 32 == 0)
                     CHECK(same_bits(out, whole.out));
@@ -515,6 +517,55 @@ TEST_CASE("local_attention: a sequence in parts") {
                     CHECK(relative_error(out, whole.out) <= 1e-13);
                 CHECK(relative_error(d_qkv, d_whole) <= 1e-13);
             }
+}
+
+TEST_CASE("local_attention_vjp: adds to the keys and values of the rows that are carried, and assigns the others") {
+    const Cpu policy(2);
+    const Index length = 700, first = 100, count = 520;
+    const Case<double> c(policy, 1, length, 2, 3, true);
+    const Split<double> s(policy, c.qkv);
+    const auto q = tokens(s.q, first, count), d_out = tokens(c.d_out, first, count);
+    auto identity = filled<double>(policy, std::array<Index, 2>{6, 6}, 0);
+    for (Index e = 0; e < 6; ++e) identity.view()(e, e) = 1;
+    for (const MaskedRows masked_rows : modes) {
+        const LocalAttention attention{20, masked_rows};
+        const auto pass = local_attention_forward(policy, attention, q, s.kv, c.mask, first);
+        const Index before = first - attention.window_begin(first), window = attention.window(first, count, length);
+        const std::array<Index, 5> shape{1, window, 3, 2, 3};
+        // Whatever the distance to the queries: none, those within the halo and out of reach, some queries, all rows.
+        for (const Index carried : {Index{0}, Index{1}, before, before + 40, before + 519, window}) {
+            CAPTURE(static_cast<int>(masked_rows));
+            CAPTURE(carried);
+            const auto run = [&](auto&& vjp) {
+                // Where nothing is carried there is NaN, which may not be read.
+                auto nothing = filled<double>(policy, shape, NAN), some = filled<double>(policy, shape, NAN);
+                for (Index j = 0; j < carried; ++j)
+                    for (Index e = 0; e < 18; ++e) (&some.view()(0, j, 0, 0, 0))[e] = double(j + e);
+                vjp(nothing.view(), 0);
+                vjp(some.view(), carried);
+                double worst = 0;
+                for (Index j = 0; j < window; ++j)
+                    for (Index e = 0; e < 18; ++e) {
+                        const double assigned = (&nothing.view()(0, j, 0, 0, 0))[e];
+                        const bool is_query = j >= before && j < before + count;
+                        if (e < 6 && !is_query) continue;  // dq of other tokens is left alone
+                        const double added = e >= 6 && j < carried ? double(j + e) : 0;
+                        const double difference = std::abs((&some.view()(0, j, 0, 0, 0))[e] - (assigned + added));
+                        worst = std::isnan(difference) ? INFINITY : std::max(worst, difference);
+                    }
+                CHECK(worst <= 1e-11);
+            };
+            run([&](const auto& d_qkv, Index rows) {
+                local_attention_vjp(policy, d_qkv, attention, pass, d_out, q, s.kv, c.mask, first, rows);
+            });
+            run([&](const auto& d_qkv, Index rows) {
+                auto d_weight = filled<double>(policy, identity.shape(), 0);
+                projected_local_attention_vjp(policy, d_qkv, attention,
+                                              d_out.reshape(std::array<Index, 3>{1, count, 6}), q, s.kv, c.mask, first,
+                                              rows, identity, d_weight.view());
+            });
+        }
+    }
 }
 
 TEST_CASE("local_attention: errors name the argument and both shapes") {
@@ -548,6 +599,15 @@ TEST_CASE("local_attention: errors name the argument and both shapes") {
                          "colt5: `first` must be in [0, 5], the tokens of kv, but is 6", ValueError);
     const auto part = local_attention_forward(policy, LocalAttention{1}, q, kv, {}, 2);
     auto d_qkv = tensor_like(policy, c.qkv);
-    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, d_qkv.view(), LocalAttention{1}, part, q, q, kv, {}, 2),
+    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, d_qkv.view(), LocalAttention{1}, part, q, q, kv, {}, 2, 0),
                          "colt5: `d_qkv` must have shape (1, 4, 3, 2, 4), but has (2, 5, 3, 2, 4)", ShapeError);
+    auto d_window = normal<float>(policy, std::array<Index, 5>{1, 4, 3, 2, 4}, 0);
+    for (const Index carried : {-1, 5})
+        CHECK_THROWS_WITH_AS(
+            local_attention_vjp(policy, d_window.view(), LocalAttention{1}, part, q, q, kv, {}, 2, carried),
+            ("colt5: `carried` must be in [0, 4], the rows of d_qkv, but is " + std::to_string(carried)).c_str(),
+            ValueError);
+    const auto whole = local_attention_forward(policy, attention, s.q, s.kv, {});
+    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, d_qkv.view(), attention, whole, c.d_out, s.q, s.kv, {}, 0, 1),
+                         "colt5: `carried` must be 0 unless there is one sequence, but is 1", ValueError);
 }

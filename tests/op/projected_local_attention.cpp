@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include <colt5/cpu/linear.hpp>
 #include <colt5/cpu/projected_local_attention.hpp>
 
 #include "support/tensors.hpp"
@@ -32,6 +33,8 @@ TEST_CASE("projected_local_attention: the gradient is that of its steps") {
                     for (const Index first : {Index{0}, batch == 1 ? length / 3 : Index{0}}) {
                         const Index queries = length - first;
                         const auto q = normal<double>(policy, std::array{batch, queries, heads, dim_head}, 4);
+                        const Index carried =
+                            first > 0 ? std::min(length, first + attention.halo()) - attention.window_begin(first) : 0;
                         const auto d_y = normal<double>(policy, std::array{batch, queries, out}, 5);
                         const auto shape =
                             std::array{batch, attention.window(first, queries, length), Index{3}, heads, dim_head};
@@ -43,10 +46,10 @@ TEST_CASE("projected_local_attention: the gradient is that of its steps") {
                         const auto merged = pass.out.view().reshape(std::array{batch, queries, heads * dim_head});
                         const auto d_out = linear_vjp(policy, d_y, merged, weight, expected_d_weight.view());
                         local_attention_vjp(policy, expected.view(), attention, pass, d_out.view().reshape(q.shape()),
-                                            q, kv, mask, first);
+                                            q, kv, mask, first, carried);
 
-                        projected_local_attention_vjp(policy, d_qkv.view(), attention, d_y, q, kv, mask, first, weight,
-                                                      d_weight.view());
+                        projected_local_attention_vjp(policy, d_qkv.view(), attention, d_y, q, kv, mask, first, carried,
+                                                      weight, d_weight.view());
                         CHECK(relative_error(d_qkv, expected) <= 1e-13);
                         CHECK(relative_error(d_weight, expected_d_weight) <= 1e-13);
                     }

@@ -17,7 +17,6 @@ template <typename T>
 struct AttentionHead {
     const T *q, *k, *v;
     Index q_stride, kv_stride, dim_head, keys;
-    Index reach;           // a query i sees the keys at |i − j| <= reach; negative: all
     const bool* mask;      // (keys) or null
     const T* value_scale;  // (keys) or null
     T scale;               // 1 / √dim_head
@@ -39,11 +38,7 @@ template <typename T>
 class AttentionTile {
 public:
     AttentionTile(const AttentionHead<T>& head, Index first_query, Index queries)
-        : head_(head), first_(first_query), queries_(queries) {
-        const bool all = head.reach < 0;
-        begin_ = all ? 0 : std::max(Index{0}, first_query - head.reach);
-        end_ = all ? head.keys : std::min(head.keys, first_query + queries + head.reach);
-    }
+        : head_(head), first_(first_query), queries_(queries) {}
 
     /// out rows (stride out_stride) are assigned; log_sum_exp (queries) may be null.
     void forward(T* out, Index out_stride, T* log_sum_exp) {
@@ -51,8 +46,8 @@ public:
         std::array<T, query_tile> largest, sum;
         largest.fill(-infinity);
         sum.fill(T(0));
-        for (Index key = begin_; key < end_; key += key_tile) {
-            const Index keys = std::min(key_tile, end_ - key);
+        for (Index key = 0; key < head_.keys; key += key_tile) {
+            const Index keys = std::min(key_tile, head_.keys - key);
             load_scores(key, keys);
             for (Index i = 0; i < queries_; ++i) {
                 T* const row = scores_ + i * key_tile;
@@ -62,7 +57,7 @@ public:
                 T& total = sum[static_cast<std::size_t>(i)];
                 total = total * shrink + exponentiate(row, keys, shift);
                 if (head_.value_scale) multiply_row(row, head_.value_scale + key, keys);
-                if (key > begin_ && shrink != T(1)) scale_row(out + i * out_stride, head_.dim_head, shrink);
+                if (key > 0 && shrink != T(1)) scale_row(out + i * out_stride, head_.dim_head, shrink);
                 largest[static_cast<std::size_t>(i)] = top;
             }
             gemm<Op::none, Op::none>(queries_, head_.dim_head, keys, T(1), scores_, key_tile,
@@ -83,8 +78,8 @@ public:
             out_dot[static_cast<std::size_t>(i)] = dot(out + i * out_stride, d_out + i * d_out_stride, dim);
             std::fill_n(d.d_q + (first_ + i) * d.q_stride, dim, T(0));
         }
-        for (Index key = begin_; key < end_; key += key_tile) {
-            const Index keys = std::min(key_tile, end_ - key);
+        for (Index key = 0; key < head_.keys; key += key_tile) {
+            const Index keys = std::min(key_tile, head_.keys - key);
             const Index at = key * head_.kv_stride, d_at = key * d.kv_stride;
             load_scores(key, keys);
             T* const d_scores = thread_scratch<T, struct ScoreGradients>(query_tile * key_tile);
@@ -112,7 +107,7 @@ public:
 private:
     static constexpr T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
 
-    /// scores = scale · q kᵀ for a block of keys, −∞ where the key is masked or out of reach
+    /// scores = scale · q kᵀ for a block of keys, −∞ where the key is masked
     void load_scores(Index key, Index keys) {
         scores_ = thread_scratch<T, struct Scores>(query_tile * key_tile);
         for (Index i = 0; i < queries_; ++i) std::fill_n(scores_ + i * key_tile, keys, T(0));
@@ -125,11 +120,6 @@ private:
                 for (Index j = 0; j < keys; ++j) row[j] = head_.nonfinite_keys[key + j] ? nan : row[j];
             if (head_.mask)
                 for (Index j = 0; j < keys; ++j) row[j] = head_.mask[key + j] ? row[j] : -infinity;
-            if (head_.reach < 0) continue;
-            const Index low = std::clamp(first_ + i - head_.reach - key, Index{0}, keys);
-            const Index high = std::clamp(first_ + i + head_.reach + 1 - key, low, keys);
-            std::fill(row, row + low, -infinity);
-            std::fill(row + high, row + keys, -infinity);
         }
     }
     static T row_max(const T* row, Index count) {
@@ -168,7 +158,7 @@ private:
     }
 
     const AttentionHead<T>& head_;
-    Index first_, queries_, begin_, end_;
+    Index first_, queries_;
     T* scores_ = nullptr;  // (query_tile, key_tile)
 };
 

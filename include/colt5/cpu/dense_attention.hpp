@@ -6,7 +6,6 @@
 #include <cmath>
 
 #include <colt5/cpu/attention_tile.hpp>
-#include <colt5/cpu/linear.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/op/dense_attention.hpp>
 
@@ -33,7 +32,6 @@ struct DenseHead {
                per_route * 2 * dim_head,
                dim_head,
                kv.extent(2),
-               -1,
                mask ? mask[b][route].data() : nullptr,
                value_scale ? value_scale[b][route].data() : nullptr,
                T(1) / std::sqrt(static_cast<T>(dim_head))} {}

@@ -247,7 +247,7 @@ concept EigenDense = requires(const T& t) {
 };
 
 template <typename T>
-concept EigenInMemory = EigenDense<T> &&(Eigen::internal::traits<T>::Flags& Eigen::DirectAccessBit) != 0;
+concept EigenInMemory = EigenDense<T> &&(unsigned{T::Flags} & Eigen::DirectAccessBit) != 0;
 
 }  // namespace detail
 

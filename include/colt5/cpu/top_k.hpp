@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 
 #include <colt5/cpu/parallel.hpp>
@@ -12,19 +11,15 @@ namespace colt5 {
 
 namespace cpu {
 
-/// A logit and its index as one number whose order is the order of choice, smallest first: larger logit, then lower
-/// index. Equal to sorting with a comparison, but without branches, and total even with NaN, whatever its sign and
-/// payload.
+/// A rank and the index of its logit as one number whose order is the order of choice: smaller rank, then lower index.
+/// Equal to sorting with a comparison, but without branches.
 template <typename T>
 struct RankKey;
 
 template <>
 struct RankKey<float> {
     using type = std::uint64_t;
-    static type make(float logit, bool valid, Index index) {
-        const auto bits = std::bit_cast<std::uint32_t>(logit + 0.0f);  // −0 becomes 0
-        const std::uint32_t ascending = (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
-        const std::uint32_t rank = !valid ? 0xFFFFFFFFu : logit != logit ? 0u : ~ascending;
+    static type make(std::uint32_t rank, Index index) {
         return (std::uint64_t{rank} << 32) | static_cast<std::uint32_t>(index);
     }
     static TokenIndex index(type key) { return static_cast<TokenIndex>(key & 0xFFFFFFFFu); }
@@ -39,12 +34,7 @@ struct RankKey<double> {
             return a.rank != b.rank ? a.rank < b.rank : a.index < b.index;
         }
     };
-    static type make(double logit, bool valid, Index index) {
-        const auto bits = std::bit_cast<std::uint64_t>(logit + 0.0);
-        const std::uint64_t ascending = (bits >> 63) != 0 ? ~bits : bits | (std::uint64_t{1} << 63);
-        const std::uint64_t rank = !valid ? ~std::uint64_t{0} : logit != logit ? std::uint64_t{0} : ~ascending;
-        return {rank, static_cast<TokenIndex>(index)};
-    }
+    static type make(std::uint64_t rank, Index index) { return {rank, static_cast<TokenIndex>(index)}; }
     static TokenIndex index(const type& key) { return key.index; }
 };
 
@@ -53,12 +43,16 @@ struct RankKey<double> {
 template <typename T>
 void top_k_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensView<const T> logits, Mask mask) {
     using Key = cpu::RankKey<T>;
+    using Rank = LogitRank<T>;
     const Index batch = logits.extent(0), routes = logits.extent(1), length = logits.extent(2);
     const Index k = indices.extent(2);
     parallel_for(policy, batch * routes, [&](Index row) {
         const Index b = row / routes, r = row % routes;
         auto* const keys = cpu::thread_scratch<typename Key::type, struct RankKeys>(length);
-        for (Index i = 0; i < length; ++i) keys[i] = Key::make(logits(b, r, i), !mask || mask(b, i), i);
+        for (Index i = 0; i < length; ++i) {
+            const auto rank = Rank::of(logits(b, r, i));
+            keys[i] = Key::make(!mask || mask(b, i) ? rank : Rank::masked, i);
+        }
         if (k < length) std::nth_element(keys, keys + k, keys + length);
         std::sort(keys, keys + k);
         for (Index i = 0; i < k; ++i) indices(b, r, i) = Key::index(keys[i]);

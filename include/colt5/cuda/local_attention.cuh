@@ -44,19 +44,6 @@ Attention<T> local_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
             .vectors = dim * static_cast<Index>(sizeof(T)) % 16 == 0 && is_aligned(q.data()) && is_aligned(kv.data())};
 }
 
-/// The slots of the three windows around token i, as MaskedRows::window_mean defines them. Slots [begin, end) hold
-/// tokens; out_of_grid slots belong to windows that lie wholly beyond the sequence.
-struct WindowSlots {
-    __device__ WindowSlots(Index i, Index window, Index length) {
-        const Index first = (i / window - 1) * window, last = (i / window + 2) * window;
-        const Index grid = divide_up(length, window) * window;
-        begin = ::max(Index{0}, first);
-        end = ::min(length, last);
-        out_of_grid = ::max(Index{0}, -first) + ::max(Index{0}, last - grid);
-    }
-    Index begin, end, out_of_grid;
-};
-
 /// Gives each query without a visible key the mean of the values in its windows. One block for each query and head; `a`
 /// has all keys of the sequence.
 template <typename T>
@@ -145,29 +132,36 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
                                 TokensView<const accumulate_t<T>> log_sum_exp,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> q,
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
-                                const LocalAttention& attention) {
+                                Index carried, const LocalAttention& attention) {
     const Index queries = q.extent(1), length = kv.extent(1), all = q.extent(2) * q.extent(3), row = 3 * all;
-    // Ranges of tokens: d_qkv has the rows [origin, last), the key range of the queries is [key, key_end), and earlier
-    // chunks of tokens have written the rows before `reached`.
+    // Ranges of tokens: d_qkv has the rows [origin, last), the key range of the queries is [key, key_end), and the rows
+    // before carried_end hold gradients of keys and values.
     const Index origin = attention.window_begin(first), last = origin + d_qkv.extent(1);
     const Index key = std::max(Index{0}, first - attention.reach);
     const Index key_end = std::min(length, first + queries + attention.reach);
-    const Index reached = first > 0 ? std::min(length, first + attention.halo()) : 0;
+    const Index carried_end = origin + carried;
     const auto row_of = [&](Index token) { return d_qkv.data() + (token - origin) * row; };
     const auto part = [&](Index token, Index i) {
         return cuda::Heads<T>{row_of(token) + i * all, d_qkv.extent(1) * row, 0, q.extent(3), row};
     };
 
-    const Index rows_to_add = std::min(reached, key_end) - key;
+    const Index rows_to_add = std::min(carried_end, key_end) - key;
     MatrixTensor<T, Cuda> earlier(policy, {std::max(Index{0}, rows_to_add), 2 * all});
+    const std::size_t bytes = static_cast<std::size_t>(all) * sizeof(T);
     if (earlier.size() > 0) {
         const cuda::DeviceGuard guard(policy.device());
-        const std::size_t bytes = static_cast<std::size_t>(all) * sizeof(T);
         cuda::check(cudaMemcpy2DAsync(earlier.data(), 2 * bytes, row_of(key) + all, 3 * bytes, 2 * bytes,
                                       static_cast<std::size_t>(rows_to_add), cudaMemcpyDeviceToDevice, policy.stream()),
                     "cudaMemcpy2DAsync");
     }
-    const Index untouched = std::max(reached, key_end);  // rows of the halo that no query reaches
+    // Rows of the halo that no query reaches.
+    if (carried_end < key) {
+        const cuda::DeviceGuard guard(policy.device());
+        cuda::check(cudaMemset2DAsync(row_of(carried_end) + all, 3 * bytes, 0, 2 * bytes,
+                                      static_cast<std::size_t>(key - carried_end), policy.stream()),
+                    "cudaMemset2DAsync");
+    }
+    const Index untouched = std::max(carried_end, key_end);
     if (untouched < last) {
         VectorView<T> rest(row_of(untouched), {(last - untouched) * row});
         set_zero(policy, rest);

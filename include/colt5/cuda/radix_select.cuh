@@ -5,39 +5,21 @@
 #include <limits>
 
 #include <colt5/cuda/row_team.cuh>
+#include <colt5/op/top_k.hpp>
 
 /// Selection of the first of many keys by counting digits, the upper ones first.
 namespace colt5::cuda {
 
-/// Logits as unsigned integers whose order is the order of choice, smallest first. Keys hold a rank and an index below.
+/// The rank of a logit, and the type of keys that hold a rank and an index below.
 template <typename T>
 struct Rank;
-
 template <>
-struct Rank<float> {
-    using type = std::uint32_t;
+struct Rank<float> : LogitRank<float> {
     using Key = std::uint64_t;
-    static constexpr int bits = 32;
-    static constexpr type masked = 0xffffffffu;
-    __device__ static type of(float logit) {
-        if (logit != logit) return 0;
-        const std::uint32_t bits_of_logit = __float_as_uint(logit + 0.0f);  // −0 becomes 0
-        return (bits_of_logit & 0x80000000u) ? bits_of_logit : ~(bits_of_logit | 0x80000000u);
-    }
 };
-
 template <>
-struct Rank<double> {
-    using type = std::uint64_t;
+struct Rank<double> : LogitRank<double> {
     __extension__ using Key = unsigned __int128;
-    static constexpr int bits = 64;
-    static constexpr type masked = ~std::uint64_t{0};
-    static constexpr type sign = std::uint64_t{1} << 63;
-    __device__ static type of(double logit) {
-        if (logit != logit) return 0;
-        const auto bits_of_logit = static_cast<std::uint64_t>(__double_as_longlong(logit + 0.0));
-        return (bits_of_logit & sign) ? bits_of_logit : ~(bits_of_logit | sign);
-    }
 };
 
 /// Σ over the threads before this one; all threads of the block call it.

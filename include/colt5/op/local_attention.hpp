@@ -28,6 +28,20 @@ enum class MaskedRows {
                   ///< as −1. Meaningless; there to reproduce the reference's numbers in padded rows
 };
 
+/// MaskedRows::window_mean of token i: the tokens [begin, end) of the three windows around it; `out_of_grid` counts the
+/// slots of whole windows beyond the sequence, whose values are −1. Windows are neighbours of each other in both
+/// directions: the tokens whose mean counts token j are those of the windows around j.
+struct WindowSlots {
+    COLT5_HOST_DEVICE WindowSlots(Index i, Index window, Index length) {
+        const Index first = (i / window - 1) * window, last = (i / window + 2) * window;
+        const Index grid = round_up(length, window);
+        begin = first > 0 ? first : 0;
+        end = last < length ? last : length;
+        out_of_grid = (first < 0 ? -first : 0) + (last > grid ? last - grid : 0);
+    }
+    Index begin, end, out_of_grid;
+};
+
 /// Each token attends to the real tokens at distance `reach` or less:
 ///
 ///     out[i] = Σ_j softmax_j(q[i]·k[j] / √dim_head) v[j]   over |i − j| ≤ reach, mask[j]
@@ -77,6 +91,17 @@ void check_local_attention(const LocalAttention& attention, const Q& q, const KV
     if (mask) expect_shape("mask", mask.shape(), {batch, length});
     expect_length("kv", length);
 }
+template <typename DQKV, typename Q, typename KV>
+void check_local_gradient(const LocalAttention& attention, const DQKV& d_qkv, const Q& q, const KV& kv, Index first,
+                          Index carried) {
+    const auto [batch, queries, heads, dim_head] = q.shape();
+    const Index window = attention.window(first, queries, kv.extent(1));
+    expect_shape("d_qkv", d_qkv.shape(), {batch, window, 3, heads, dim_head});
+    if (carried < 0 || carried > window)
+        expect_value(false, "carried",
+                     colt5::detail::concat({"in [0, ", std::to_string(window), "], the rows of d_qkv"}), carried);
+    if (batch != 1) expect_value(carried == 0, "carried", "0 unless there is one sequence", carried);
+}
 }  // namespace detail
 
 /// Forward that keeps what backward reads.
@@ -111,13 +136,15 @@ auto local_attention(const P& policy, const LocalAttention& attention, const Q& 
 ///     dq[i] = Σ_j ds_ij k[j],      dk[j] = Σ_i ds_ij q[i]
 ///
 /// The result goes to d_qkv (b, w, 3, h, dim_head): queries, keys and values, side by side as one projection makes
-/// them. Its rows are all tokens, or for a part of m queries the `attention.window(first, m, n)` tokens from
-/// `attention.window_begin(first)` on. Of the part's queries dq is assigned. Keys and values that an earlier part
-/// reached, those of tokens up to first + halo unless first is 0, are added to; the others are assigned.
+/// them. Its rows are all tokens, or for a chunk of m queries the `attention.window(first, m, n)` tokens from
+/// `attention.window_begin(first)` on. dq of the chunk's queries is assigned. The first `carried` rows hold gradients
+/// of keys and values already, from the chunk before, which are added to; dk and dv of the other rows are assigned.
+///
+/// Throws ValueError when `carried` is not a number of rows, or not 0 where there are several sequences.
 template <Policy P, typename Scalar, Viewable D, Viewable Q, Viewable KV, Viewable DQKV>
 void local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttention& attention,
                          const LocalAttentionPass<Scalar, P>& pass, const D& d_out, const Q& q, const KV& kv, Mask mask,
-                         Index first) {
+                         Index first, Index carried) {
     detail::check_local_attention(attention, q, kv, mask, first);
     const auto [batch, queries, heads, dim_head] = q.shape();
     static_assert(same_scalar<decltype(pass.out), D, Q, DQKV>,
@@ -125,9 +152,10 @@ void local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttentio
     expect_shape("pass", pass.out.shape(), q.shape());
     expect_shape("pass.log_sum_exp", pass.log_sum_exp.shape(), {batch, heads, queries});
     expect_shape("d_out", d_out.shape(), q.shape());
-    expect_shape("d_qkv", d_qkv.shape(), {batch, attention.window(first, queries, kv.extent(1)), 3, heads, dim_head});
+    detail::check_local_gradient(attention, d_qkv, q, kv, first, carried);
     local_attention_vjp_kernel(policy, d_qkv.view(), d_out.const_view(), pass.out.const_view(),
-                               pass.log_sum_exp.const_view(), q.const_view(), kv.const_view(), mask, first, attention);
+                               pass.log_sum_exp.const_view(), q.const_view(), kv.const_view(), mask, first, carried,
+                               attention);
 }
 
 /// The same for whole sequences. Returns d_qkv (b, n, 3, h, dim_head).
@@ -136,7 +164,7 @@ auto local_attention_vjp(const P& policy, const LocalAttention& attention, const
                          const D& d_out, const Q& q, const KV& kv, Mask mask) {
     const auto [batch, length, heads, dim_head] = q.shape();
     Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv(policy, {batch, length, 3, heads, dim_head});
-    local_attention_vjp(policy, d_qkv.view(), attention, pass, d_out, q, kv, mask, 0);
+    local_attention_vjp(policy, d_qkv.view(), attention, pass, d_out, q, kv, mask, 0, 0);
     return d_qkv;
 }
 

@@ -19,16 +19,16 @@ void projected_local_attention_vjp_kernel(const P&, ...) {
 /// The gradients of queries, keys and values go to d_qkv; d_weight accumulates.
 template <Policy P, Viewable DQKV, Viewable Y, Viewable Q, Viewable KV, Viewable W>
 void projected_local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttention& attention, const Y& d_y,
-                                   const Q& q, const KV& kv, Mask mask, Index first, const W& weight,
+                                   const Q& q, const KV& kv, Mask mask, Index first, Index carried, const W& weight,
                                    MatrixView<accumulate_t<typename Q::value_type>> d_weight) {
     detail::check_local_attention(attention, q, kv, mask, first);
     const auto [batch, queries, heads, dim_head] = q.shape();
     expect_shape("weight", weight.shape(), {dynamic, heads * dim_head});
     expect_shape("d_weight", d_weight.shape(), weight.shape());
     expect_shape("d_y", d_y.shape(), {batch, queries, weight.extent(0)});
-    expect_shape("d_qkv", d_qkv.shape(), {batch, attention.window(first, queries, kv.extent(1)), 3, heads, dim_head});
+    detail::check_local_gradient(attention, d_qkv, q, kv, first, carried);
     projected_local_attention_vjp_kernel(policy, d_qkv.view(), d_weight, d_y.const_view(), q.const_view(),
-                                         kv.const_view(), mask, first, attention, weight.const_view());
+                                         kv.const_view(), mask, first, carried, attention, weight.const_view());
 }
 
 }  // namespace colt5

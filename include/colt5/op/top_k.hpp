@@ -2,6 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
 
 #include <colt5/op/gather.hpp>
 
@@ -12,6 +16,22 @@ void top_k_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
                   "colt5: no `top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
+
+/// Logits as unsigned integers in the order of choice, smallest first: that of descending logits, with −0 as 0, NaN of
+/// any sign and payload before all numbers, and masked tokens after them.
+template <std::floating_point T>
+struct LogitRank {
+    using type = std::conditional_t<sizeof(T) == sizeof(std::uint32_t), std::uint32_t, std::uint64_t>;
+    static constexpr int bits = 8 * sizeof(T);
+    static constexpr type masked = static_cast<type>(~type{0});
+
+    COLT5_HOST_DEVICE static type of(T logit) {
+        constexpr type sign = type{1} << (bits - 1);
+        const auto pattern = std::bit_cast<type>(logit + T(0));  // −0 becomes 0
+        const type rank = (pattern & sign) != 0 ? pattern : ~(pattern | sign);
+        return logit != logit ? type{0} : rank;
+    }
+};
 
 /// The k largest logits of each row, in descending order; ties go to the lower index. Masked tokens come after all
 /// others, so that they are chosen only when fewer than k are real; NaN counts as the largest number.

@@ -98,19 +98,21 @@ struct LightAttentionSchedule {
         const Index length = x.extent(1), halo = std::min(attention.halo(), length);
         TokensTensor<Scalar, P> d_qkv(policy,
                                       {chunks.sequences(), std::min(length, chunks.tokens() + 2 * halo), 3 * inner()});
+        Index carried = 0;  // tokens at the begin of the window
         for (Index i = 0; i < chunks.count(); ++i) {
             const Chunk chunk = chunks[i];
             const Index begin = attention.window_begin(chunk.first);
             const Index window = attention.window(chunk.first, chunk.tokens, length);
             const Index complete = chunk.is_last ? window : chunk.first + chunk.tokens - halo - begin;
             const auto d_window = TokensView<Scalar>::unchecked(d_qkv.data(), {chunk.sequences, window, 3 * inner()});
-            attention_gradients(policy, d_window, pass, i, chunk, chunk.of(d_out), chunk.of(x), mask, parameters,
-                                gradients);
+            attention_gradients(policy, d_window, pass, i, chunk, carried, chunk.of(d_out), chunk.of(x), mask,
+                                parameters, gradients);
             const Chunk done{chunk.sequence, chunk.sequences, begin, complete, chunk.is_last};
             norm_linear_vjp(policy, done.of(d_x), first_tokens(d_window, complete), done.of(x),
                             clean_norm(parameters, done, mask), parameters.to_qkv, gradients.norm, gradients.to_qkv, {},
                             done.of(epilogue));
-            if (!chunk.is_last) carry(policy, d_window, complete);
+            carried = window - complete;
+            if (carried > 0) carry(policy, d_window, complete);
         }
     }
 
@@ -118,7 +120,7 @@ private:
     /// The gradients of a chunk's queries, and of the keys and values that they see.
     template <Viewable D, Viewable X>
     void attention_gradients(const P& policy, TokensView<Scalar> d_window, const Pass& pass, Index i,
-                             const Chunk& chunk, const D& d_out, const X& x, Mask mask,
+                             const Chunk& chunk, Index carried, const D& d_out, const X& x, Mask mask,
                              const LightAttentionParameters<const Scalar>& parameters,
                              const LightAttentionParameters<accumulate_t<Scalar>>& gradients) const {
         const auto kv = kv_of(pass, chunk);
@@ -126,13 +128,13 @@ private:
         if (pass.chunks.empty()) {
             const auto q = norm_linear(policy, x, clean_norm(parameters, chunk, mask), q_weight(parameters));
             projected_local_attention_vjp(policy, split(d_window, 3), attention, d_out, split_heads(q), kv,
-                                          mask_of_sequences, chunk.first, parameters.to_out, gradients.to_out);
+                                          mask_of_sequences, chunk.first, carried, parameters.to_out, gradients.to_out);
         } else {
             const auto& [q, attended] = pass.chunks[static_cast<std::size_t>(i)];
             const auto d_attended =
                 linear_vjp(policy, d_out, merge_heads(attended.out), parameters.to_out, gradients.to_out);
             local_attention_vjp(policy, split(d_window, 3), attention, attended, split_heads(d_attended),
-                                split_heads(q), kv, mask_of_sequences, chunk.first);
+                                split_heads(q), kv, mask_of_sequences, chunk.first, carried);
         }
     }
 

@@ -45,15 +45,16 @@ Results local_attention_of(const P& policy, Draw<T, P>& draw, Index batch, Index
                                                                         {1, count, 3, heads, dim_head});
         };
         const auto first_mask = mask ? mask.range(0, 1) : mask;
-        for (Index first = 0; first < length; first += part) {
+        for (Index first = 0, end = 0; first < length; first += part) {  // end: of the window before
             const Index count = std::min(part, length - first);
+            const Index begin = attention.window_begin(first), window = attention.window(first, count, length);
             const auto some_q = of_sequence(q, first, count);
             const auto keys = of_sequence(kv, 0, length);
             const auto some = local_attention_forward(policy, attention, some_q, keys, first_mask, first);
             record("out from " + std::to_string(first) + name, some.out);
-            local_attention_vjp(policy,
-                                of_window(attention.window_begin(first), attention.window(first, count, length)),
-                                attention, some, of_sequence(d_out, first, count), some_q, keys, first_mask, first);
+            local_attention_vjp(policy, of_window(begin, window), attention, some, of_sequence(d_out, first, count),
+                                some_q, keys, first_mask, first, std::max(Index{0}, end - begin));
+            end = begin + window;
         }
         record("d_qkv in parts" + name, d_qkv);
     }
