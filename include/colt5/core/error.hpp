@@ -13,7 +13,6 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <type_traits>
 
 namespace colt5 {
 
@@ -21,14 +20,16 @@ namespace colt5 {
 using Index = std::ptrdiff_t;
 
 /// ⌈a / b⌉ for a ≥ 0 and b > 0 of any size.
-template <std::integral I>
-COLT5_HOST_DEVICE constexpr I divide_up(I a, std::type_identity_t<I> b) {
-    return a / b + (a % b != 0 ? I{1} : I{0});
+COLT5_HOST_DEVICE constexpr Index divide_up(Index a, Index b) {
+    return a / b + (a % b != 0 ? 1 : 0);
 }
 /// The smallest multiple of `unit` that is not below n ≥ 0.
-template <std::integral I>
-COLT5_HOST_DEVICE constexpr I round_up(I n, std::type_identity_t<I> unit) {
+COLT5_HOST_DEVICE constexpr Index round_up(Index n, Index unit) {
     return divide_up(n, unit) * unit;
+}
+template <std::unsigned_integral N>
+constexpr N round_up(N n, N unit) {
+    return n / unit * unit + (n % unit != 0 ? unit : N{0});
 }
 
 /// Base of every exception that the library throws on purpose.
