@@ -58,7 +58,6 @@ private:
 class Chunks {
 public:
     Chunks(const MemoryPlan& plan, Index batch, Index length, Index least = 1) : batch_(batch), length_(length) {
-        const auto divide_up = [](Index a, Index b) { return a / b + (a % b > 0 ? 1 : 0); };  // of any size
         const Index most = std::max(plan.tokens_at_a_time, Index{1});
         per_sequence_ =
             std::clamp(divide_up(length, most), Index{1}, std::max(Index{1}, length / std::max(least, Index{1})));
