@@ -126,8 +126,8 @@ private:
         SideStream side_stream(policy);
         const P& side = side_stream.policy();
         auto routed = run_router<save, RouterType, Scalar>(router, side, x, mask, k);
-        const auto indices = single_route(routed.routing.indices);  // (b, k)
-        const auto scores = single_route(routed.routing.scores);    // (b, k)
+        const auto indices = single_route(routed.routing.indices);           // (b, k)
+        const auto scores = single_route(routed.routing.scores);             // (b, k)
         Out heavy_out(side, {x.extent(0), indices.extent(1), x.extent(2)});  // (b, k, d)
         auto heavy = heavy_ff.forward(side, heavy_out.view(), gather(side, x, indices, to_clean<P>(mask)), save);
 

@@ -98,8 +98,11 @@ private:
     template <typename M>
     static auto parameters(M& m, Mask clean_mask = {}) {
         using T = std::remove_pointer_t<decltype(m.hidden.weight.data())>;
-        return FeedForwardParameters<T>{m.norm.parameters(clean_mask), m.hidden.weight.view(), m.hidden.bias.view(),
-                                        m.project.weight.view(), m.project.bias.view()};
+        return FeedForwardParameters<T>{{m.norm.gamma.view(), clean_mask},
+                                        m.hidden.weight.view(),
+                                        m.hidden.bias.view(),
+                                        m.project.weight.view(),
+                                        m.project.bias.view()};
     }
 };
 

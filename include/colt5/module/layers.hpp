@@ -11,7 +11,6 @@
 #include <colt5/expr/expr.hpp>
 #include <colt5/op/layer_norm.hpp>
 #include <colt5/op/linear.hpp>
-#include <colt5/op/norm_linear.hpp>
 #include <colt5/op/rms_norm.hpp>
 #include <colt5/op/zero.hpp>
 
@@ -128,10 +127,6 @@ struct RMSNorm {
     RMSNorm() = default;
     RMSNorm(const P& policy, Index dim) : gamma(policy, {dim}) { fill(policy, gamma, 1); }
 
-    /// As operations take them that contain a norm.
-    RMSNormParameters<const Scalar> parameters(Mask clean_mask = {}) const { return {gamma.const_view(), clean_mask}; }
-    RMSNormParameters<Scalar> parameters(Mask clean_mask = {}) { return {gamma.view(), clean_mask}; }
-
     template <Viewable X>
     auto operator()(const P& policy, const X& x) const {
         return rms_norm(policy, x, gamma);
@@ -162,12 +157,6 @@ struct LayerNorm {
         fill(policy, weight, 1);
         fill(policy, bias, 0);
     }
-
-    /// As operations take them that contain a norm.
-    LayerNormParameters<const Scalar> parameters(Mask clean_mask = {}) const {
-        return {weight.const_view(), bias.const_view(), clean_mask};
-    }
-    LayerNormParameters<Scalar> parameters() { return {weight.view(), bias.view()}; }
 
     template <Viewable X>
     auto operator()(const P& policy, const X& x) const {

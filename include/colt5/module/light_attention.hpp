@@ -87,7 +87,8 @@ private:
     template <typename M>
     static auto parameters(M& m) {
         using T = std::remove_pointer_t<decltype(m.to_out.weight.data())>;
-        return LightAttentionParameters<T>{m.norm.parameters(), m.to_qkv.weight.view(), m.to_out.weight.view()};
+        return LightAttentionParameters<T>{
+            {m.norm.weight.view(), m.norm.bias.view()}, m.to_qkv.weight.view(), m.to_out.weight.view()};
     }
 };
 
