@@ -66,7 +66,7 @@ int attention_extent(const char* name, Index extent) {
 template <typename T>
 dim3 attention_grid(const Attention<T>& a, Index rows, Index tile_rows) {
     dim3 blocks = grid(divide_up(rows, tile_rows) * a.heads());
-    blocks.z = static_cast<unsigned>(std::max(1, divide_up(a.batch, 65535)));
+    blocks.z = static_cast<unsigned>(std::max(Index{1}, divide_up(a.batch, 65535)));
     blocks.y = static_cast<unsigned>(divide_up(a.batch, blocks.z));
     return blocks;
 }

@@ -66,7 +66,7 @@ public:
         sequences_ = per_sequence_ > 1 ? 1 : std::clamp(most / tokens_, Index{1}, std::max(Index{1}, batch));
     }
 
-    Index count() const { return (batch_ + sequences_ - 1) / sequences_ * per_sequence_; }
+    Index count() const { return divide_up(batch_, sequences_) * per_sequence_; }
     Chunk operator[](Index i) const {
         const Index sequence = i / per_sequence_ * sequences_, first = i % per_sequence_ * tokens_;
         return {sequence, std::min(sequences_, batch_ - sequence), first, std::min(tokens_, length_ - first),
