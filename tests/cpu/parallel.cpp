@@ -5,7 +5,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -90,4 +92,78 @@ TEST_CASE("parallel_for: a child of fork() does not wait for the threads of its 
     CHECK(WIFEXITED(status));
     CHECK(WEXITSTATUS(status) == 0);
     CHECK(sum() == 499500);  // the parent has them still
+}
+
+TEST_CASE("for_each_row_chunk: each row once, in chunks that do not depend on the threads") {
+    for (const int threads : {1, 3}) {
+        const Cpu policy(threads);
+        for (const Index rows : {Index{0}, Index{1}, cpu::rows_per_chunk, 3 * cpu::rows_per_chunk + 5}) {
+            std::vector<Index> chunk_of(static_cast<std::size_t>(rows), -1);
+            cpu::for_each_row_chunk(policy, rows, [&](Index chunk, Index begin, Index end) {
+                for (Index row = begin; row < end; ++row) chunk_of[static_cast<std::size_t>(row)] = chunk;
+            });
+            for (Index row = 0; row < rows; ++row)
+                CHECK(chunk_of[static_cast<std::size_t>(row)] == row / cpu::rows_per_chunk);
+            CHECK(cpu::row_chunks(rows) == (rows == 0 ? 0 : chunk_of.back() + 1));
+        }
+    }
+}
+
+TEST_CASE("Panels: each row once, in whole tiles but for the last, and none too long for the cache") {
+    const Cpu policy(2);
+    for (const Index batch : {1, 2, 5})
+        for (const Index length : {1, 5, 6, 7, 24, 25, 383, 384, 385, 1000, 1024, 1025, 5000})
+            for (const bool contiguous : {true, false})
+                for (const bool is_chunks : {false, true}) {
+                    CAPTURE(batch);
+                    CAPTURE(length);
+                    CAPTURE(contiguous);
+                    CAPTURE(is_chunks);
+                    const cpu::Panels panels =
+                        is_chunks ? cpu::chunks(batch, length, contiguous) : cpu::panels(batch, length, contiguous);
+                    std::vector<std::array<Index, 3>> all(static_cast<std::size_t>(panels.count()));
+                    for (Index i = 0; i < panels.count(); ++i)
+                        panels.visit(i, [&](Index sequence, Index first, Index rows) {
+                            all[static_cast<std::size_t>(i)] = {sequence, first, rows};
+                        });
+                    std::atomic<Index> calls = 0;
+                    panels.for_each(policy, [&](Index, Index, Index) { ++calls; });
+                    CHECK(calls == panels.count());
+                    Index next = 0;  // row of the batch
+                    bool whole = true, short_enough = true;
+                    const bool one = contiguous && !cpu::uses_blas;  // the batch is one sequence
+                    const Index end = one ? batch * length : length, most = is_chunks ? 1024 : cpu::panel_rows;
+                    for (const auto& [sequence, first, rows] : all) {
+                        CHECK(sequence * length + first == next);
+                        whole =
+                            whole && first % cpu::tile_rows == 0 && (rows % cpu::tile_rows == 0 || first + rows == end);
+                        short_enough = short_enough && rows <= most + cpu::tile_rows;
+                        next += rows;
+                    }
+                    CHECK(next == batch * length);
+                    CHECK(whole);
+                    CHECK(short_enough);
+                }
+    CHECK(cpu::panels(1, 0).count() <= 1);
+    CHECK(cpu::chunks(3, 0).count() == 0);
+}
+
+TEST_CASE("thread_scratch: memory of a thread, one for each use, aligned") {
+    struct One;
+    struct Other;
+    float* const one = cpu::thread_scratch<float, One>(100);
+    float* const other = cpu::thread_scratch<float, Other>(100);
+    CHECK(reinterpret_cast<std::uintptr_t>(one) % 64 == 0);
+    CHECK((one + 100 <= other || other + 100 <= one));
+    CHECK(cpu::thread_scratch<float, One>(100) == one);
+    float* of_thread = nullptr;
+    std::thread([&] {
+        of_thread = cpu::thread_scratch<float, One>(100);
+        of_thread[99] = 1;
+    }).join();
+    CHECK(of_thread != one);
+    one[0] = 2;
+    float* const larger = cpu::thread_scratch<float, One>(1000000);
+    larger[999999] = 3;
+    CHECK(cpu::thread_scratch<float, One>(1000000) == larger);
 }

@@ -137,3 +137,22 @@ TEST_CASE_TEMPLATE("simd: functions at the ends of their range", T, float, doubl
     CHECK(std::isnan(first(cpu::erf(B(nan)))));
     CHECK(std::isnan(first(cpu::tanh(B(nan)))));
 }
+
+TEST_CASE_TEMPLATE("transpose: every entry, and nothing beside it", T, float, double) {
+    const Index size = cpu::lanes<T>;
+    for (const Index rows : {Index{0}, size, 2 * size, 5 * size})
+        for (const Index columns : {Index{0}, size, 2 * size, 9 * size}) {
+            const Index stride = columns + 3, to_stride = rows + 5;
+            std::vector<T> from(static_cast<std::size_t>(rows * stride + 1));
+            std::iota(from.begin(), from.end(), T(0));
+            std::vector<T> to(static_cast<std::size_t>(columns * to_stride + 1), T(-1));
+            cpu::transpose(rows, columns, from.data(), stride, to.data(), to_stride);
+            bool same = true;
+            for (Index j = 0; j < columns; ++j)
+                for (Index i = 0; i < to_stride; ++i)
+                    same = same && to[static_cast<std::size_t>(j * to_stride + i)] ==
+                                       (i < rows ? from[static_cast<std::size_t>(i * stride + j)] : T(-1));
+            CHECK(same);
+            CHECK(to.back() == T(-1));
+        }
+}

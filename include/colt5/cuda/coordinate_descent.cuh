@@ -48,7 +48,7 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
                      double& eps) {
     const bool writes = threadIdx.x == 0 && row.team.rank() == 0;
     const double inverse_k = 1 / k;
-    eps = ::max(descent.eps_init, descent.eps);
+    eps = descent.first_eps();
     T tau = 0;
     int t = 1;
     if (descent.start == DescentStart::minus_logits) {
@@ -58,7 +58,7 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
             threshold[1] = tau;
             saturated[0] = 0;
         }
-        eps = ::max(eps * descent.eps_decay, descent.eps);
+        eps = descent.next_eps(eps);
         t = 2;
     } else if (writes) {
         threshold[0] = tau;
@@ -78,7 +78,7 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
             saturated[t - 1] = step.saturated;
         }
         if (!eps_is_last) {
-            const double next_eps = ::max(eps * descent.eps_decay, descent.eps);
+            const double next_eps = descent.next_eps(eps);
             eps_is_last = next_eps == eps;
             eps = next_eps;
             inverse_eps = static_cast<T>(1 / eps);
@@ -217,17 +217,6 @@ struct DescentSteps {
     DescentStep<T> together;
 };
 
-/// ε of step t = 1, 2, …
-__device__ inline double step_eps(const CoordinateDescent& descent, int t) {
-    double eps = ::max(descent.eps_init, descent.eps);
-    for (int i = 1; i < t; ++i) {
-        const double next = ::max(eps * descent.eps_decay, descent.eps);
-        if (next == eps) break;
-        eps = next;
-    }
-    return eps;
-}
-
 /// Writes the steps of one row from the last to the first, those that repeat the one after them added to it, and leaves
 /// out those that take nothing. One warp does it, each lane a step at a time. Returns their number, and dk.
 template <typename T>
@@ -244,12 +233,12 @@ __device__ int collect_steps(DescentStep<T>* steps, double& k_gradient, double a
         T inverse_eps = 0;
         bool repeats = false;
         if (t > 0) {
-            eps = step_eps(descent, t);
+            eps = descent.step_eps(t);
             inverse_eps = static_cast<T>(1 / eps);
             const double before = tau[t - 1], after = tau[t], above = saturated[t - 1];
             // without saturated logits the exponential may overflow
             product = above == 0 ? 0 : above * inverse_k * ::exp((before - after) / eps);
-            repeats = t < count && before == after && tau[t] == tau[t + 1] && step_eps(descent, t + 1) == eps;
+            repeats = t < count && before == after && tau[t] == tau[t + 1] && descent.step_eps(t + 1) == eps;
         }
         for (int offset = 1; offset < warp_size; offset *= 2) {
             const double other = __shfl_up_sync(all_lanes, product, offset);
@@ -341,7 +330,7 @@ __global__ void __launch_bounds__(Team::threads)
         distinct = collect_steps(step, k_gradient, alpha, k, tau, saturated, vjp.steps, descent);
     }
     __syncwarp();
-    const bool same_eps = descent.iterate_to_convergence || step_eps(descent, vjp.steps) == step_eps(descent, 1);
+    const bool same_eps = descent.step_eps(vjp.steps) == descent.step_eps(1);
     const auto together = all_together(step, distinct, same_eps);
     if (threadIdx.x != 0) return;
     d_k[team.row] = k < wanted ? T(0) : static_cast<T>(k_gradient);

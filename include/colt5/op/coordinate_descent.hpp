@@ -57,11 +57,20 @@ struct CoordinateDescent {
         expect_value(eps_decay > 0 && eps_decay <= 1, "eps_decay", "in (0, 1]", eps_decay);
     }
     /// ε of step t = 1 … n_iters + 1, the last one being that of the scores.
-    double step_eps(int t) const {
+    COLT5_HOST_DEVICE double step_eps(int t) const {
         if (iterate_to_convergence) return eps;
-        double current = std::max(eps_init, eps);
-        for (int i = 1; i < t; ++i) current = std::max(current * eps_decay, eps);
+        double current = first_eps();
+        for (int i = 1; i < t; ++i) {
+            const double next = next_eps(current);
+            if (next == current) break;
+            current = next;
+        }
         return current;
+    }
+    COLT5_HOST_DEVICE double first_eps() const { return eps_init > eps ? eps_init : eps; }
+    COLT5_HOST_DEVICE double next_eps(double current) const {
+        const double decayed = current * eps_decay;
+        return decayed > eps ? decayed : eps;
     }
     Index steps() const { return iterate_to_convergence ? 1 : n_iters; }
 };
