@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Compiles sources, for what the compiler says; reports in the Test Anything Protocol.
 
-compile_checks.py headers BUILD INCLUDE FOLDER COMPILER...   each header of INCLUDE/colt5/FOLDER compiles alone, without warnings
+compile_checks.py headers BUILD INCLUDE FOLDER COMPILER...   each header of INCLUDE/colt5/FOLDER compiles alone, without
+                                                             warnings, behind macros of others
 compile_checks.py compile_fail BUILD FOLDER COMPILER...      each source fails with the TEXT of its lines `// expect: TEXT`
                                                              (`// expect 2: TEXT`: in case 2), its first error with that of
                                                              `// first: TEXT`, and compiles with COLT5_COMPILE_FAIL_CONTROL
@@ -10,6 +11,7 @@ compile_checks.py budget BUILD SOURCE COMPILER...            the program compile
 compile_checks.py strict BUILD INCLUDE SOURCE COMPILER...     the program compiles without warnings at -O0 to -O3 with -I, and
                                                              at -O3 with -isystem, which does not silence all of them
 compile_checks.py cuda INCLUDE NVCC FOLDER...                nvcc compiles the headers of each FOLDER, without Eigen and xsimd
+compile_checks.py cuda_headers INCLUDE NVCC                  nvcc parses each header of the CUDA backend alone, without warnings
 
 The flags of the first three are those with which BUILD compiles the link test.
 """
@@ -54,11 +56,21 @@ def headers_of(include, folder):
     return sorted(str(path.relative_to(include)) for path in (pathlib.Path(include) / 'colt5' / folder).glob('*.hpp'))
 
 
+# Of Windows' headers and <complex.h>
+macros_of_others = '''#define min(a, b) ((a) < (b) ? (a) : (b))
+#define max(a, b) ((a) > (b) ? (a) : (b))
+#define small char
+#define near
+#define far
+#define I (__extension__ 1.0iF)
+'''
+
+
 def headers(build, include, folder, *compiler):
     names = headers_of(include, folder)
     print(f'1..{len(names)}')
     for number, name in enumerate(names, 1):
-        good, output = compile(compiler, build, '-Werror', '-Wno-unknown-warning-option', '-', text=f'#include <{name}>\n#include <{name}>\n')
+        good, output = compile(compiler, build, '-Werror', '-Wno-unknown-warning-option', '-', text=f'{macros_of_others}#include <{name}>\n#include <{name}>\n')
         report(number, name, good, output)
 
 
@@ -115,6 +127,20 @@ def cuda(include, nvcc, *folders):
             report(number, folder, result.returncode == 0 and 'warning' not in result.stderr, result.stdout + result.stderr)
 
 
+def cuda_headers(include, nvcc):
+    names = sorted(str(path.relative_to(include)) for path in pathlib.Path(include).rglob('*.cuh'))
+    print(f'1..{len(names)}')
+    with tempfile.TemporaryDirectory() as scratch:
+        source = pathlib.Path(scratch) / 'header.cu'
+        for number, name in enumerate(names, 1):
+            source.write_text(f'#include <{name}>\n#include <{name}>\n')
+            # The device's side alone: it parses what the host's side does, and nothing calls a template.
+            command = [nvcc, '-std=c++20', '--expt-relaxed-constexpr', '-arch=compute_90a', '-ptx', '-I', include, source, '-o', os.devnull]
+            result = subprocess.run(command, capture_output=True, text=True)
+            report(number, name, result.returncode == 0 and 'warning' not in result.stderr, result.stdout + result.stderr)
+
+
 if __name__ == '__main__':
     check, *arguments = sys.argv[1:]
-    {'headers': headers, 'compile_fail': compile_fail, 'budget': budget, 'strict': strict, 'cuda': cuda}[check](*arguments)
+    {'headers': headers, 'compile_fail': compile_fail, 'budget': budget, 'strict': strict, 'cuda': cuda,
+     'cuda_headers': cuda_headers}[check](*arguments)

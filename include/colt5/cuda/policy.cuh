@@ -11,6 +11,7 @@
 
 #include <colt5/core/allocations.hpp>
 #include <colt5/core/policy.hpp>
+#include <colt5/core/scalar.hpp>
 #include <colt5/core/workspace.hpp>
 #include <colt5/cuda/device_memory.cuh>
 #include <colt5/cuda/error.cuh>
