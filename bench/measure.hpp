@@ -154,9 +154,9 @@ int serve_module(const Inputs& inputs, Module module, const Counts&... counts) {
     const auto mask = all_true_mask(inputs.policy, x.extent(0), x.extent(1));
     return serve(inputs.policy, [&](bool backward, const Keep& keep) {
         if (!backward) return keep(module(x, mask.const_view(), counts...));
-        auto pass = module.forward(x, mask.const_view(), counts...);
+        auto saved = module.forward(x, mask.const_view(), counts...);
         auto gradients = module.make_gradients();
-        keep(module.backward(std::move(pass), d_out ? d_out : x, gradients));
+        keep(module.backward(std::move(saved), d_out ? d_out : x, gradients));
     });
 }
 

@@ -15,9 +15,9 @@ int main() {
     fill_normal(policy, queries, Random(Seed{1}));
     fill_normal(policy, memory, Random(Seed{2}));
 
-    auto pass = cross.forward(queries, memory);  // routes 64 of the 100 queries, and twice 64 of the 20000 memories
+    auto saved = cross.forward(queries, memory);  // routes 64 of the 100 queries, and twice 64 of the 20000 memories
     auto gradients = cross.make_gradients();
-    const auto d = cross.backward(pass, pass.out, gradients);  // of the loss ‖out‖² / 2
+    const auto d = cross.backward(saved, saved.out, gradients);  // of the loss ‖out‖² / 2
 
     Index read = 0;
     for (Index i = 0; i < memory.extent(1); ++i) read += d.d_context.matrix().row(i).norm() > 0 ? 1 : 0;

@@ -33,13 +33,13 @@ int main() {
     auto d_out = tensor_like(policy, target);
     float first = 0, loss = 0;
     for (int step = 0; step < 100; ++step) {
-        auto pass = block.forward(tokens);         // keeps what backward reads
-        assign(policy, d_out, pass.out - target);  // gradient of the loss ‖out − target‖² / 2
+        auto saved = block.forward(tokens);         // the output, and what backward reads
+        assign(policy, d_out, saved.out - target);  // gradient of the loss ‖out − target‖² / 2
         loss = d_out.matrix().squaredNorm() / 2;
         if (step == 0) first = loss;
 
         zero_gradients(policy, gradients);
-        auto d_tokens = block.backward(std::move(pass), d_out, gradients);  // frees the pass as it reads it
+        auto d_tokens = block.backward(std::move(saved), d_out, gradients);  // frees it as it reads it
         clip_gradient_norm(policy, gradients, 1.0);
         optimizer.step(block, gradients);
     }

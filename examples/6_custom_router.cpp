@@ -14,7 +14,7 @@ struct SigmoidRouter {
     struct Gradients {
         colt5::MatrixTensor<Logit, P> routing_token;  // (r, d)
     };
-    struct Pass {
+    struct Activations {
         colt5::Routing<Logit, P> routing;
     };
 
@@ -32,13 +32,13 @@ struct SigmoidRouter {
         auto picked = colt5::pick_scores<Logit>(policy, scores, indices, mask);  // 0 for masked tokens
         return colt5::Routing<Logit, P>{std::move(indices), std::move(picked)};
     }
-    Pass forward(const P& policy, colt5::TokensView<const Scalar> x, colt5::Mask mask, colt5::Index k) const {
+    Activations forward(const P& policy, colt5::TokensView<const Scalar> x, colt5::Mask mask, colt5::Index k) const {
         return {route(policy, x, mask, k)};
     }
-    void backward(const P& policy, const Pass& pass, colt5::TokensView<const Logit> d_scores,
+    void backward(const P& policy, const Activations& saved, colt5::TokensView<const Logit> d_scores,
                   colt5::TokensView<const Scalar> x, colt5::Mask mask, colt5::TokensView<Scalar> d_x,
                   Gradients& gradients) const {
-        const auto& [indices, scores] = pass.routing;
+        const auto& [indices, scores] = saved.routing;
         auto d_logits = tensor_like(policy, scores);                        // (b, r, k)
         assign(policy, d_logits, d_scores * scores * (Logit(1) - scores));  // sigmoid' = y (1 − y)
         route_logits_vjp(policy, d_x, gradients.routing_token.view(),
@@ -60,9 +60,9 @@ int main() {
 
     TokensTensor<float, Cpu> tokens(policy, {1, 64, config.dim});
     fill_normal(policy, tokens, Random(Seed{1}));
-    auto pass = feedforward.forward(tokens);
+    auto saved = feedforward.forward(tokens);
     auto gradients = feedforward.make_gradients();
-    feedforward.backward(pass, pass.out, gradients);
+    feedforward.backward(saved, saved.out, gradients);
     std::printf("norm of the routing token's gradient: %g\n", gradients.router.routing_token.matrix().norm());
     return gradients.router.routing_token.matrix().norm() > 0 ? 0 : 1;
 }

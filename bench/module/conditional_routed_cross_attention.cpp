@@ -16,8 +16,8 @@ int main(int argc, char** argv) {
     const bench::Tokens x = inputs.tokens("x"), context = inputs.tokens("context"), d_out = inputs.tokens("d_out");
     return bench::serve(inputs.policy, [&](bool backward, const bench::Keep& keep) {
         if (!backward) return keep(module(x, context));
-        const auto pass = module.forward(x, context);
+        const auto saved = module.forward(x, context);
         auto gradients = module.make_gradients();
-        keep(module.backward(pass, d_out, gradients).d_context);
+        keep(module.backward(saved, d_out, gradients).d_context);
     });
 }

@@ -13,9 +13,9 @@ int main(int argc, char** argv) {
     return bench::serve(policy, [&](bool backward, const bench::Keep& keep) {
         if (!backward) return keep(light(policy, x, mask.const_view()));
         auto out = tensor_like(policy, x), d_x = tensor_like(policy, x);
-        const auto pass = light.forward(policy, out.view(), x, mask.const_view(), !policy.memory_plan().recompute);
+        const auto saved = light.forward(policy, out.view(), x, mask.const_view(), !policy.memory_plan().recompute);
         auto gradients = colt5::zeros_like_parameters(policy, light);
-        light.backward(policy, pass, d_x.view(), d_out, x, mask.const_view(), gradients);
+        light.backward(policy, saved, d_x.view(), d_out, x, mask.const_view(), gradients);
         keep(d_x);
     });
 }

@@ -13,17 +13,17 @@ int main(int argc, char** argv) {
     const auto all_true = bench::all_true_mask(policy, logits.extent(0), logits.extent(2));
     const colt5::Mask mask = all_true.const_view();
     return bench::serve(policy, [&](bool backward, const bench::Keep& keep) {
-        const auto pass = colt5::coordinate_descent_forward(policy, descent, k, logits, mask);
+        const auto saved = colt5::coordinate_descent_forward(policy, descent, k, logits, mask);
         if (chosen == 0) {
-            if (!backward) return keep(pass.scores);
-            const auto d = colt5::coordinate_descent_vjp(policy, descent, k, pass, d_out, logits, mask);
+            if (!backward) return keep(saved.scores);
+            const auto d = colt5::coordinate_descent_vjp(policy, descent, k, saved, d_out, logits, mask);
             return keep(d.d_logits);
         }
         const auto indices = colt5::top_k(policy, logits, mask, chosen);
-        const auto picked = colt5::pick_scores<bench::Scalar>(policy, pass.scores, indices, mask);
+        const auto picked = colt5::pick_scores<bench::Scalar>(policy, saved.scores, indices, mask);
         if (!backward) return keep(picked);
         const auto d_scores = colt5::place_scores(policy, d_out, indices, mask, logits.extent(2));
-        const auto d = colt5::coordinate_descent_vjp(policy, descent, k, pass, d_scores, logits, mask);
+        const auto d = colt5::coordinate_descent_vjp(policy, descent, k, saved, d_scores, logits, mask);
         keep(d.d_logits);
     });
 }

@@ -24,7 +24,7 @@ int main(int argc, char** argv) {
 
     return bench::serve(policy, [&](bool backward, const bench::Keep& keep) {
         if (!backward) return keep(colt5::local_attention(policy, attention, q, kv, {}));
-        const auto pass = colt5::local_attention_forward(policy, attention, q, kv, {});
-        keep(colt5::local_attention_vjp(policy, attention, pass, d_out, q, kv, {}));
+        const auto saved = colt5::local_attention_forward(policy, attention, q, kv, {});
+        keep(colt5::local_attention_vjp(policy, attention, saved, d_out, q, kv, {}));
     });
 }

@@ -20,11 +20,11 @@ int main() {
     auto gradients = block.make_gradients();  // float
     for (int step = 0; step < 10; ++step) {
         zero_gradients(policy, gradients);
-        auto pass = block.forward(tokens);
-        auto d_out = tensor_like(policy, pass.out);
-        assign(policy, d_out, pass.out - tokens);  // the gradient of ½ ‖block(x) − x‖²
+        auto saved = block.forward(tokens);
+        auto d_out = tensor_like(policy, saved.out);
+        assign(policy, d_out, saved.out - tokens);  // the gradient of ½ ‖block(x) − x‖²
         std::printf("%.4g\n", sum_of_squares(policy, d_out));
-        block.backward(std::move(pass), d_out, gradients);
+        block.backward(std::move(saved), d_out, gradients);
         optimizer.step(block, gradients);
     }
 }

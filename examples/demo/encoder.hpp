@@ -48,29 +48,29 @@ struct ByteEmbedding {
         fill_normal(policy, table, seeds.next(), 1 / std::sqrt(double{width}));
     }
 
-    struct Pass {
+    struct Activations {
         Tokens out;                                                                  // (b, n, d)
         colt5::Tensor<TokenIndex, Cpu, colt5::dynamic, colt5::dynamic> rows[width];  // (1, b · n): of the table
     };
 
-    Pass forward(const Cpu& policy, const Batch& batch) const {
+    Activations forward(const Cpu& policy, const Batch& batch) const {
         const Index count = batch.size() * batch.length;
-        Pass pass{.out = {policy, {batch.size(), batch.length, dim}}, .rows = {}};
-        const auto out = pass.out.view().reshape(std::array<Index, 3>{1, count, dim});
+        Activations saved{.out = {policy, {batch.size(), batch.length, dim}}, .rows = {}};
+        const auto out = saved.out.view().reshape(std::array<Index, 3>{1, count, dim});
         assign(policy, out, 0);
         for (Index j = 0; j < width; ++j) {
-            auto& rows = pass.rows[j] = {policy, {1, count}};
+            auto& rows = saved.rows[j] = {policy, {1, count}};
             for (Index i = 0; i < count; ++i)
                 rows.data()[i] = static_cast<TokenIndex>(
                     256 * j + (i % batch.length < j ? 0 : batch.bytes[static_cast<std::size_t>(i - j)]));
             assign(policy, out, out + gather(policy, table, rows));
         }
-        return pass;
+        return saved;
     }
 
-    void backward(const Cpu& policy, const Pass& pass, const Tokens& d_out, Gradients& gradients) const {
+    void backward(const Cpu& policy, const Activations& saved, const Tokens& d_out, Gradients& gradients) const {
         const auto d = d_out.view().reshape(std::array<Index, 3>{1, d_out.extent(0) * d_out.extent(1), dim});
-        for (const auto& rows : pass.rows) gather_vjp(policy, gradients.table.view(), d, rows);
+        for (const auto& rows : saved.rows) gather_vjp(policy, gradients.table.view(), d, rows);
     }
 
     template <typename F, typename... M>
@@ -98,9 +98,9 @@ public:
         colt5::RMSNorm<float, Cpu>::Gradients norm;
         colt5::Linear<float, Cpu>::Gradients head;
     };
-    struct Pass {
-        ByteEmbedding::Pass embedded;
-        std::vector<typename Block::Pass> blocks;
+    struct Activations {
+        ByteEmbedding::Activations embedded;
+        std::vector<typename Block::Activations> blocks;
         Places places;
         Tokens picked, normed;  // (b, answers, d)
         Tokens logits;          // (b, answers, 10)
@@ -113,30 +113,30 @@ public:
           head(policy, seeds, dim, 10, true),
           policy_(policy) {}
 
-    /// `batch` must outlive the pass.
-    Pass forward(const Batch& batch) const {
-        Pass pass;
-        pass.embedded = embedding.forward(policy_, batch);
-        pass.blocks.reserve(layers);
+    /// `batch` must outlive what is returned.
+    Activations forward(const Batch& batch) const {
+        Activations saved;
+        saved.embedded = embedding.forward(policy_, batch);
+        saved.blocks.reserve(layers);
         for (const Block& block : blocks) {
-            const Tokens& x = pass.blocks.empty() ? pass.embedded.out : pass.blocks.back().out;
-            pass.blocks.push_back(block.forward(x));  // (b, n, d)
+            const Tokens& x = saved.blocks.empty() ? saved.embedded.out : saved.blocks.back().out;
+            saved.blocks.push_back(block.forward(x));  // (b, n, d)
         }
-        pass.places = Places(batch.answer_places.data(), {batch.size(), answers});
-        pass.picked = gather(policy_, pass.blocks.back().out, pass.places);  // (b, answers, d)
-        pass.normed = norm(policy_, pass.picked);
-        pass.logits = head(policy_, pass.normed);  // (b, answers, 10)
-        return pass;
+        saved.places = Places(batch.answer_places.data(), {batch.size(), answers});
+        saved.picked = gather(policy_, saved.blocks.back().out, saved.places);  // (b, answers, d)
+        saved.normed = norm(policy_, saved.picked);
+        saved.logits = head(policy_, saved.normed);  // (b, answers, 10)
+        return saved;
     }
 
-    void backward(const Pass& pass, const Tokens& d_logits, Gradients& gradients) const {
-        const auto d_normed = head.backward(policy_, d_logits, pass.normed, gradients.head);
-        const auto d_picked = norm.backward(policy_, d_normed, pass.picked, gradients.norm);
-        auto d_x = tensor_like(policy_, pass.embedded.out);
+    void backward(const Activations& saved, const Tokens& d_logits, Gradients& gradients) const {
+        const auto d_normed = head.backward(policy_, d_logits, saved.normed, gradients.head);
+        const auto d_picked = norm.backward(policy_, d_normed, saved.picked, gradients.norm);
+        auto d_x = tensor_like(policy_, saved.embedded.out);
         assign(policy_, d_x, 0);
-        gather_vjp(policy_, d_x.view(), d_picked, pass.places);
-        for (std::size_t i = layers; i-- > 0;) d_x = blocks[i].backward(pass.blocks[i], d_x, gradients.blocks[i]);
-        embedding.backward(policy_, pass.embedded, d_x, gradients.embedding);
+        gather_vjp(policy_, d_x.view(), d_picked, saved.places);
+        for (std::size_t i = layers; i-- > 0;) d_x = blocks[i].backward(saved.blocks[i], d_x, gradients.blocks[i]);
+        embedding.backward(policy_, saved.embedded, d_x, gradients.embedding);
     }
 
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }

@@ -17,12 +17,12 @@ public:
     static constexpr bool picks_repeat = false;
 
     struct Gradients {};
-    struct Pass {
+    struct Activations {
         Routing routing;
     };
 
-    void backward(const P&, const Pass&, colt5::TokensView<const Logit>, colt5::TokensView<const Scalar>, colt5::Mask,
-                  colt5::TokensView<Scalar>, Gradients&) const {}
+    void backward(const P&, const Activations&, colt5::TokensView<const Logit>, colt5::TokensView<const Scalar>,
+                  colt5::Mask, colt5::TokensView<Scalar>, Gradients&) const {}
     template <typename F, typename... R>
     static void each_parameter(F&&, const std::string&, R&...) {}
 };
@@ -33,7 +33,7 @@ class RandomRouter : public ParameterlessRouter<Scalar, P> {
     using Base = ParameterlessRouter<Scalar, P>;
 
 public:
-    using typename Base::Logit, typename Base::Routing, typename Base::Pass;
+    using typename Base::Logit, typename Base::Routing, typename Base::Activations;
 
     RandomRouter(const P&, colt5::SeedSequence& seeds) : seed_(seeds.next_seed()) {}
 
@@ -45,7 +45,7 @@ public:
         auto scores = colt5::pick_scores<Logit>(policy, {}, indices, mask);
         return {std::move(indices), std::move(scores)};
     }
-    Pass forward(const P& policy, colt5::TokensView<const Scalar> x, colt5::Mask mask, colt5::Index k) const {
+    Activations forward(const P& policy, colt5::TokensView<const Scalar> x, colt5::Mask mask, colt5::Index k) const {
         return {route(policy, x, mask, k)};
     }
 
@@ -60,7 +60,7 @@ class NoRouter : public ParameterlessRouter<Scalar, P> {
     using Base = ParameterlessRouter<Scalar, P>;
 
 public:
-    using typename Base::Routing, typename Base::Pass;
+    using typename Base::Routing, typename Base::Activations;
 
     /// Takes a seed, as the other routers do, for the layers that come after to start with the same weights.
     NoRouter(const P&, colt5::SeedSequence& seeds) { seeds.next_seed(); }
@@ -69,7 +69,7 @@ public:
         const std::array<colt5::Index, 3> none{x.extent(0), config.num_routing_tokens, 0};
         return {{policy, none}, {policy, none}};
     }
-    Pass forward(const P& policy, colt5::TokensView<const Scalar> x, colt5::Mask mask, colt5::Index k) const {
+    Activations forward(const P& policy, colt5::TokensView<const Scalar> x, colt5::Mask mask, colt5::Index k) const {
         return {route(policy, x, mask, k)};
     }
 };

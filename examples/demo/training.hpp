@@ -78,12 +78,12 @@ void evaluate(const Cpu& policy, const Model& model, const Task& task, Index bat
     Index routed_tokens = 0;
     for (Index i = 0; i < batches; ++i) {
         const Batch batch = task.held_out_batch(i, size);
-        const auto pass = model.forward(batch);
-        const Loss loss = cross_entropy(policy, pass.logits, batch);
+        const auto saved = model.forward(batch);
+        const Loss loss = cross_entropy(policy, saved.logits, batch);
         result.loss += loss.mean / static_cast<double>(batches);
         result.accuracy += loss.accuracy / static_cast<double>(batches);
         for (std::size_t layer = 0; layer < layers; ++layer) {
-            const auto& block = pass.blocks[layer];
+            const auto& block = saved.blocks[layer];
             const auto& ff = block.ff.routed.routing;
             record_routing(block.attn.routed_q.routing, batch, i == 0, result.routed[layer][queries]);
             record_routing(block.attn.routed_kv.routing, batch, i == 0, result.routed[layer][keys_values]);
@@ -91,7 +91,7 @@ void evaluate(const Cpu& policy, const Model& model, const Task& task, Index bat
             if (layer == 0) routed_tokens += ff.indices.size();
         }
         if (i > 0) continue;
-        const auto logits = pass.logits.matrix();  // (b · answers, 10)
+        const auto logits = saved.logits.matrix();  // (b · answers, 10)
         for (Index j = 0; j < answers; ++j) {
             Index digit = 0;
             logits.row(j).maxCoeff(&digit);
@@ -126,11 +126,11 @@ Result train(const std::string& name, std::size_t number, const Task& task, cons
     for (Index step = 0; step < steps; ++step) {
         const Index length = document_length(static_cast<double>(step) / static_cast<double>(steps));
         const Batch batch = task.training_batch(step, settings.tokens / length, length);
-        const auto pass = model.forward(batch);
-        const Loss loss = cross_entropy(policy, pass.logits, batch);
+        const auto saved = model.forward(batch);
+        const Loss loss = cross_entropy(policy, saved.logits, batch);
 
         colt5::zero_gradients<Model>(policy, gradients);
-        model.backward(pass, loss.d_logits, gradients);
+        model.backward(saved, loss.d_logits, gradients);
         colt5::clip_gradient_norm<Model>(policy, gradients, 1.0);
         optimizer.set_learning_rate(
             colt5::warmup_cosine(step, {.peak = 3e-3, .warmup = steps / 20, .total = steps, .floor = 1e-4}));

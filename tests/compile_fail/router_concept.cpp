@@ -6,10 +6,10 @@ template <colt5::RouterConfig config, typename Scalar, typename P>
 struct NoRouter {
     explicit NoRouter(const P&, colt5::SeedSequence&) {}
     struct Gradients {};
-    struct Pass {
+    struct Activations {
         colt5::Routing<colt5::accumulate_t<Scalar>, P> routing;
     };
-    Pass forward(const P&, colt5::TokensView<const Scalar>, colt5::Mask, colt5::Index) const;
+    Activations forward(const P&, colt5::TokensView<const Scalar>, colt5::Mask, colt5::Index) const;
 };
 
 #ifdef COLT5_COMPILE_FAIL_CONTROL

@@ -29,8 +29,8 @@ void routing(const Cpu& policy, const Tokens<0>& x, const Matrix<4>& token, cons
              const colt5::TokensTensor<colt5::TokenIndex, Cpu>& indices) {
     const auto logits = route_logits(policy, x, token);
     cumulative_softmax_vjp(policy, 1, d_scores, x, indices, {});
-    const auto pass = coordinate_descent_forward(policy, {}, 4, x, {});
-    coordinate_descent_vjp(policy, {}, 4, pass, Tokens<6>(), x, {});
+    const auto saved = coordinate_descent_forward(policy, {}, 4, x, {});
+    coordinate_descent_vjp(policy, {}, 4, saved, Tokens<6>(), x, {});
 }
 
 void attention(const Cpu& policy, const colt5::Tensor<float, Cpu, 1, 8, 2, 4>& q,
@@ -40,6 +40,6 @@ void attention(const Cpu& policy, const colt5::Tensor<float, Cpu, 1, 8, 2, 4>& q
                const colt5::Tensor<float, Cpu, 1, 8, 2, 2, 4>& right_kv) {
     local_attention(policy, {.reach = 2}, q, kv, {});
     dense_attention_forward(policy, q, dense_kv, {}, {});
-    const auto pass = local_attention_forward(policy, {.reach = 2}, q, right_kv, {});
-    local_attention_vjp(policy, {.reach = 2}, pass, d_out, q, right_kv, {});
+    const auto saved = local_attention_forward(policy, {.reach = 2}, q, right_kv, {});
+    local_attention_vjp(policy, {.reach = 2}, saved, d_out, q, right_kv, {});
 }

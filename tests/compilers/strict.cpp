@@ -64,7 +64,7 @@ struct FirstTokens {
     struct Gradients {
         MatrixTensor<Logit, P> routing_token;
     };
-    struct Pass {
+    struct Activations {
         Routing<Logit, P> routing;
     };
     MatrixTensor<Scalar, P> routing_token;
@@ -79,13 +79,13 @@ struct FirstTokens {
         auto scores = pick_scores(policy, logits.const_view(), indices, mask);
         return Routing<Logit, P>{std::move(indices), std::move(scores)};
     }
-    Pass forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index k) const {
+    Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index k) const {
         return {route(policy, x, mask, k)};
     }
-    void backward(const P& policy, const Pass& pass, TokensView<const Logit> d_scores, TokensView<const Scalar> x,
-                  Mask mask, TokensView<Scalar> d_x, Gradients& gradients) const {
+    void backward(const P& policy, const Activations& saved, TokensView<const Logit> d_scores,
+                  TokensView<const Scalar> x, Mask mask, TokensView<Scalar> d_x, Gradients& gradients) const {
         route_logits_vjp(policy, d_x, gradients.routing_token.view(),
-                         place_scores(policy, d_scores, pass.routing.indices, mask, x.extent(1)), x, routing_token,
+                         place_scores(policy, d_scores, saved.routing.indices, mask, x.extent(1)), x, routing_token,
                          0.25);
     }
     template <typename F, typename... R>
@@ -104,15 +104,15 @@ void train(const Cpu& policy, Mask mask, const Context&... context) {
     fill_normal(policy, tokens, Random(Seed{2}));
     auto gradients = module.make_gradients();
     zero_gradients<Module>(policy, gradients);
-    auto pass = [&] {
+    auto saved = [&] {
         if constexpr (sizeof...(Context) == 0)
             return module.forward(tokens, mask);
         else
             return module.forward(tokens, context..., mask);
     }();
-    auto d_out = tensor_like(policy, pass.out);
-    assign(policy, d_out, pass.out - tokens);
-    module.backward(std::move(pass), d_out, gradients);
+    auto d_out = tensor_like(policy, saved.out);
+    assign(policy, d_out, saved.out - tokens);
+    module.backward(std::move(saved), d_out, gradients);
     expect(clip_gradient_norm<Module>(policy, gradients, 1.0) >= 0, "a norm of gradients");
     optimizer.set_learning_rate(warmup_cosine(3, {.peak = 1e-3, .warmup = 2, .total = 10}));
     optimizer.step(module, gradients);

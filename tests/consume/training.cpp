@@ -29,10 +29,10 @@ int main(int, char** arguments) {
     auto gradients = block.make_gradients();
     auto d_out = colt5::tensor_like(policy, tokens);
     for (int step = 0; step < 3; ++step) {
-        auto pass = block.forward(tokens);
-        assign(policy, d_out, pass.out - tokens);
+        auto saved = block.forward(tokens);
+        assign(policy, d_out, saved.out - tokens);
         colt5::zero_gradients(policy, gradients);
-        block.backward(std::move(pass), d_out, gradients);
+        block.backward(std::move(saved), d_out, gradients);
         colt5::clip_gradient_norm(policy, gradients, 1.0);
         optimizer.step(block, gradients);
     }

@@ -30,11 +30,11 @@ TEST_CASE("debug: tokens that change between forward and backward are found") {
     auto x = normal<float>(policy, std::array<Index, 3>{2, 12, 8}, 0);
     const auto d_out = normal<float>(policy, x.shape(), 1);
     auto gradients = block.make_gradients();
-    const auto pass = block.forward(x);
+    const auto saved = block.forward(x);
     std::swap(x.view()(0, 1, 0), x.view()(1, 11, 7));  // the same numbers in other places
-    CHECK_THROWS_WITH_AS(block.backward(pass, d_out, gradients), changed, ValueError);
+    CHECK_THROWS_WITH_AS(block.backward(saved, d_out, gradients), changed, ValueError);
     std::swap(x.view()(0, 1, 0), x.view()(1, 11, 7));
-    block.backward(pass, d_out, gradients);
+    block.backward(saved, d_out, gradients);
 }
 
 TEST_CASE("debug: so is a context that changes") {
@@ -44,8 +44,8 @@ TEST_CASE("debug: so is a context that changes") {
                d_out = normal<float>(policy, x.shape(), 1);
     auto context = normal<float>(policy, std::array<Index, 3>{2, 5, 8}, 2);
     auto gradients = cross.make_gradients();
-    const auto pass = cross.forward(x, context);
+    const auto saved = cross.forward(x, context);
     context.view()(1, 4, 7) += 1;
-    CHECK_THROWS_WITH_AS(cross.backward(pass, d_out, gradients), changed, ValueError);
+    CHECK_THROWS_WITH_AS(cross.backward(saved, d_out, gradients), changed, ValueError);
     context.view()(1, 4, 7) -= 1;
 }

@@ -66,10 +66,10 @@ Arrays run_coordinate_descent(const P& policy, File& file, const colt5::Coordina
     const Index rows = s.extent(0), n = s.extent(1);
     const auto one_route = [&](const auto& tensor) { return tensor.view().reshape(std::array{rows, Index{1}, n}); };
     const auto one_row = [&](const auto& tensor) { return tensor.view().reshape(std::array{rows, n}); };
-    const auto pass = coordinate_descent_forward(policy, descent, k, one_route(s), mask);
-    const auto d = coordinate_descent_vjp(policy, descent, k, pass, one_route(cotangent), one_route(s), mask);
+    const auto saved = coordinate_descent_forward(policy, descent, k, one_route(s), mask);
+    const auto d = coordinate_descent_vjp(policy, descent, k, saved, one_route(cotangent), one_route(s), mask);
     Arrays results;
-    results["out.scores"] = array_of(policy, one_row(pass.scores));
+    results["out.scores"] = array_of(policy, one_row(saved.scores));
     results["grad.s"] = array_of(policy, one_row(d.d_logits));
     if (file.contains("grad.k")) results["grad.k"] = array_of(policy, d.d_k.view().reshape(std::array{rows}));
     return results;
@@ -158,12 +158,12 @@ Arrays run_module(const P& policy, File& file, const Variation& variation = {}) 
     Arrays results;
     const auto call = [&](const auto&... arguments) {
         results["out.y, inference"] = array_of(policy, module(arguments...));
-        const auto pass = module.forward(arguments...);
-        results["out.y"] = array_of(policy, pass.out);
-        pass.each_routing([&](const std::string& router, const auto& routing) {
+        const auto saved = module.forward(arguments...);
+        results["out.y"] = array_of(policy, saved.out);
+        saved.each_routing([&](const std::string& router, const auto& routing) {
             results["routing." + router] = array_of(policy, routing.indices);
         });
-        return module.backward(pass, cotangent, gradients);
+        return module.backward(saved, cotangent, gradients);
     };
     if constexpr (requires { module(x, x, mask, mask); }) {
         const auto context = of_file("in.context");

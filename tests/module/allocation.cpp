@@ -125,8 +125,8 @@ TEST_CASE_TEMPLATE("allocation: a second call of a block allocates nothing, infe
         for (const Mask mask : {Mask(), some.const_view()}) {
             check_allocates_nothing(policy, [&] { block(x, mask); });
             check_allocates_nothing(policy, [&] {
-                const auto pass = block.forward(x, mask);
-                block.backward(pass, x, gradients);
+                const auto saved = block.forward(x, mask);
+                block.backward(saved, x, gradients);
             });
             check_allocates_nothing(policy, [&] { block.backward(block.forward(x, mask), x, gradients); });
             check_allocates_nothing(policy, [&] { block(x, mask, {.num_heavy_ff_tokens = 20}); });
@@ -134,7 +134,7 @@ TEST_CASE_TEMPLATE("allocation: a second call of a block allocates nothing, infe
             {
                 const auto out = block(x, mask);
                 CHECK(bytes_in_use(policy) == before + rounded(x.size() * static_cast<Index>(sizeof(Scalar))));
-                const auto pass = block.forward(x, mask);
+                const auto saved = block.forward(x, mask);
                 CHECK(bytes_in_use(policy) > before + 2 * rounded(x.size() * static_cast<Index>(sizeof(Scalar))));
             }
             CHECK(bytes_in_use(policy) == before);
@@ -154,8 +154,8 @@ TEST_CASE("allocation: a second call of cross attention allocates nothing, infer
         for (const CrossAttentionTokens& counts : {CrossAttentionTokens{}, unrouted}) {
             check_allocates_nothing(policy, [&] { cross(x, context, {}, context_mask.const_view(), counts); });
             check_allocates_nothing(policy, [&] {
-                const auto pass = cross.forward(x, context, {}, context_mask.const_view(), counts);
-                cross.backward(pass, x, gradients);
+                const auto saved = cross.forward(x, context, {}, context_mask.const_view(), counts);
+                cross.backward(saved, x, gradients);
             });
             const std::size_t before = bytes_in_use(policy);
             const auto out = cross(x, context, {}, context_mask.const_view(), counts);

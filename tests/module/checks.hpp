@@ -51,17 +51,17 @@ template <typename Module, typename... Counts>
 void check_gradients(Module& module, TokensTensor<double, Cpu>& tokens, Mask mask, const Counts&... counts) {
     const Cpu& policy = module.policy();
     const auto d_out = normal<double>(policy, tokens.shape(), 99);
-    const auto pass = module.forward(tokens, mask, counts...);
-    CHECK(same_bits(pass.out, module(tokens, mask, counts...)));
+    const auto saved = module.forward(tokens, mask, counts...);
+    CHECK(same_bits(saved.out, module(tokens, mask, counts...)));
     auto gradients = module.make_gradients();
-    const auto d_tokens = module.backward(pass, d_out, gradients);
+    const auto d_tokens = module.backward(saved, d_out, gradients);
     const auto loss = [&] { return inner(d_out, module(tokens, mask, counts...)); };
     CHECK(gradient_error(d_tokens, finite_differences(policy, tokens, loss)) <= gradient_tolerance);
     check_parameter_gradients(policy, module, gradients, loss);
 
-    module.backward(pass, d_out, gradients);
+    module.backward(saved, d_out, gradients);
     auto once = module.make_gradients();
-    module.backward(pass, d_out, once);
+    module.backward(saved, d_out, once);
     Module::each_parameter(
         [&](const std::string& name, const auto& twice, const auto& gradient) {
             CAPTURE(name);

@@ -77,9 +77,9 @@ TEST_CASE_TEMPLATE("ConditionalRoutedAttention: gradients by finite differences"
         check_gradients(module, shorter, shorter_mask.const_view());
     }
     // The routers take part: their gradients are not all zero.
-    const auto pass = module.forward(x);
+    const auto saved = module.forward(x);
     auto gradients = module.make_gradients();
-    module.backward(pass, x, gradients);
+    module.backward(saved, x, gradients);
     CHECK(gradient_norm<Module>(gradients, "q_router.routing_token") > 1e-4);
     CHECK(gradient_norm<Module>(gradients, "kv_router.routing_token") > 1e-4);
 }
@@ -112,8 +112,8 @@ TEST_CASE("ConditionalRoutedAttention: errors name the argument and both shapes 
                          ValueError);
     CHECK_THROWS_WITH_AS(module(x, {}, {.num_heavy_tokens_kv = -2}),
                          "colt5: `num_heavy_tokens_kv` must be >= 1, but is -2", ValueError);
-    const auto pass = module.forward(x);
+    const auto saved = module.forward(x);
     auto gradients = module.make_gradients();
-    CHECK_THROWS_WITH_AS(module.backward(pass, longer, gradients),
+    CHECK_THROWS_WITH_AS(module.backward(saved, longer, gradients),
                          "colt5: `d_out` must have shape (2, 4, 5), but has (2, 5, 5)", ShapeError);
 }

@@ -28,10 +28,10 @@ void check_cross_gradients(Module& module, TokensTensor<double, Cpu>& x, TokensT
                            Mask context_mask, const CrossAttentionTokens& counts = {}) {
     const Cpu& policy = module.policy();
     const auto d_out = normal<double>(policy, x.shape(), 99);
-    const auto pass = module.forward(x, context, mask, context_mask, counts);
-    CHECK(same_bits(pass.out, module(x, context, mask, context_mask, counts)));
+    const auto saved = module.forward(x, context, mask, context_mask, counts);
+    CHECK(same_bits(saved.out, module(x, context, mask, context_mask, counts)));
     auto gradients = module.make_gradients();
-    const auto d = module.backward(pass, d_out, gradients);
+    const auto d = module.backward(saved, d_out, gradients);
     const auto loss = [&] { return inner(d_out, module(x, context, mask, context_mask, counts)); };
     CHECK(gradient_error(d.d_x, finite_differences(policy, x, loss)) <= gradient_tolerance);
     CHECK(gradient_error(d.d_context, finite_differences(policy, context, loss)) <= gradient_tolerance);
@@ -52,9 +52,9 @@ TEST_CASE("ConditionalRoutedCrossAttention: gradients by finite differences, que
             CAPTURE(num_q);
             CAPTURE(num_kv);
             const CrossAttentionTokens counts{num_q, num_kv};
-            const auto pass = module.forward(x, context, {}, {}, counts);
-            CHECK(pass.routed_q.has_value() == (num_q < 7));
-            CHECK(pass.routed_kv.has_value() == (num_kv < 8));
+            const auto saved = module.forward(x, context, {}, {}, counts);
+            CHECK(saved.routed_q.has_value() == (num_q < 7));
+            CHECK(saved.routed_kv.has_value() == (num_kv < 8));
             check_cross_gradients(module, x, context, {}, {}, counts);
             check_cross_gradients(module, x, context, mask.const_view(), context_mask.const_view(), counts);
         }
@@ -111,9 +111,9 @@ TEST_CASE("ConditionalRoutedCrossAttention: Sinkhorn routing works, its gradient
     module.kv_router.noise = GumbelNoise<double>::given(kv_noise.const_view());
     check_cross_gradients(module, x, context, {}, {});
     check_cross_gradients(module, x, context, mask.const_view(), context_mask.const_view());
-    const auto pass = module.forward(x, context);
+    const auto saved = module.forward(x, context);
     auto gradients = module.make_gradients();
-    module.backward(pass, x, gradients);
+    module.backward(saved, x, gradients);
     CHECK(gradient_norm<Cross<by_sinkhorn>>(gradients, "q_router.routing_token") > 1e-4);
     CHECK(gradient_norm<Cross<by_sinkhorn>>(gradients, "kv_router.routing_token") > 1e-4);
 }
@@ -153,13 +153,13 @@ TEST_CASE("ConditionalRoutedCrossAttention: masked queries get zeros and no grad
     for (const Index length : {2, 3, 7}) {
         const auto x = normal<double>(policy, std::array<Index, 3>{2, length, 5}, 0);
         const auto mask = mask_of_lengths(policy, {1, 0}, length);
-        const auto pass = module.forward(x, context, mask.const_view());
-        CHECK_FALSE(all_zero(pass.out.const_view()[0][0]));
+        const auto saved = module.forward(x, context, mask.const_view());
+        CHECK_FALSE(all_zero(saved.out.const_view()[0][0]));
         auto gradients = module.make_gradients();
-        const auto d = module.backward(pass, normal<double>(policy, x.shape(), 2), gradients);
+        const auto d = module.backward(saved, normal<double>(policy, x.shape(), 2), gradients);
         for (Index b = 0; b < 2; ++b)
             for (Index i = 1 - b; i < length; ++i) {
-                CHECK(all_zero(pass.out.const_view()[b][i]));
+                CHECK(all_zero(saved.out.const_view()[b][i]));
                 CHECK(all_zero(d.d_x.const_view()[b][i]));
             }
         CHECK(all_zero(d.d_context.const_view()[1]));  // nobody asked
@@ -174,10 +174,10 @@ TEST_CASE("ConditionalRoutedCrossAttention: a fully masked context gives zeros a
     for (const Index length : {3, 8}) {
         const auto context = normal<double>(policy, std::array<Index, 3>{1, length, 5}, 1);
         const auto none = mask_of_lengths(policy, {0}, length);
-        const auto pass = module.forward(x, context, {}, none.const_view());
-        CHECK(all_zero(pass.out));
+        const auto saved = module.forward(x, context, {}, none.const_view());
+        CHECK(all_zero(saved.out));
         auto gradients = module.make_gradients();
-        const auto d = module.backward(pass, normal<double>(policy, x.shape(), 2), gradients);
+        const auto d = module.backward(saved, normal<double>(policy, x.shape(), 2), gradients);
         CHECK(all_zero(d.d_x));
         CHECK(all_zero(d.d_context));
         Cross<soft>::each_parameter(
@@ -208,8 +208,8 @@ TEST_CASE("ConditionalRoutedCrossAttention: errors name the argument and both sh
                          ValueError);
     CHECK_THROWS_WITH_AS(module(x, x, {}, {}, {.num_tokens_kv = 0}), "colt5: `num_tokens_kv` must be >= 1, but is 0",
                          ValueError);
-    const auto pass = module.forward(x, x);
+    const auto saved = module.forward(x, x);
     auto gradients = module.make_gradients();
-    CHECK_THROWS_WITH_AS(module.backward(pass, one, gradients),
+    CHECK_THROWS_WITH_AS(module.backward(saved, one, gradients),
                          "colt5: `d_out` must have shape (2, 4, 5), but has (1, 9, 5)", ShapeError);
 }

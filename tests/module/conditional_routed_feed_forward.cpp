@@ -124,10 +124,10 @@ TEST_CASE("ConditionalRoutedFeedForward: errors name the argument and both shape
                          ShapeError);
     CHECK_THROWS_WITH_AS(module(x, {}, {.num_heavy_tokens = 0}), "colt5: `num_heavy_tokens` must be >= 1, but is 0",
                          ValueError);
-    const auto pass = module.forward(x);
+    const auto saved = module.forward(x);
     auto gradients = module.make_gradients();
-    CHECK_THROWS_WITH_AS(module.backward(pass, wide, gradients),
+    CHECK_THROWS_WITH_AS(module.backward(saved, wide, gradients),
                          "colt5: `d_out` must have shape (any, any, 5), but has (2, 4, 6)", ShapeError);
-    CHECK_THROWS_WITH_AS(module.backward(pass, longer, gradients),
+    CHECK_THROWS_WITH_AS(module.backward(saved, longer, gradients),
                          "colt5: `d_out` must have shape (2, 4, 5), but has (2, 5, 5)", ShapeError);
 }

@@ -61,7 +61,8 @@ TEST_CASE("ConditionalRoutedTransformerBlock: gradients by finite differences") 
     }
 }
 
-TEST_CASE("ConditionalRoutedTransformerBlock: a pass that is handed to backward gives the same bits in less memory") {
+TEST_CASE(
+    "ConditionalRoutedTransformerBlock: activations that are handed to backward give the same bits in less memory") {
     const Cpu policy(2);
     const Block block(policy, Seed{1});
     const auto x = normal<double>(policy, std::array<Index, 3>{2, 300, 5}, 0);
@@ -74,11 +75,11 @@ TEST_CASE("ConditionalRoutedTransformerBlock: a pass that is handed to backward 
         return policy.workspace()->statistics().peak;
     };
     TokensTensor<double, Cpu> kept_d_x, d_x;
-    auto pass = block.forward(x, mask.const_view());
-    const auto peak_kept = peak_of([&] { kept_d_x = block.backward(pass, d_out, kept_gradients); });
+    auto saved = block.forward(x, mask.const_view());
+    const auto peak_kept = peak_of([&] { kept_d_x = block.backward(saved, d_out, kept_gradients); });
     kept_d_x = support::copy_of(policy, kept_d_x);
     const std::size_t in_use = policy.workspace()->statistics().in_use;
-    const auto peak = peak_of([&] { d_x = block.backward(std::move(pass), d_out, gradients); });
+    const auto peak = peak_of([&] { d_x = block.backward(std::move(saved), d_out, gradients); });
     CHECK(peak < peak_kept);
     CHECK(policy.workspace()->statistics().in_use < in_use);
     CHECK(same_bits(d_x, kept_d_x));
@@ -141,10 +142,10 @@ TEST_CASE("ConditionalRoutedTransformerBlock: empty batches and sequences") {
     const Block block(policy);
     for (const auto& shape : {std::array<Index, 3>{0, 4, 5}, {2, 0, 5}}) {
         const auto x = normal<double>(policy, shape, 0);
-        const auto pass = block.forward(x);
-        CHECK(pass.out.shape() == shape);
+        const auto saved = block.forward(x);
+        CHECK(saved.out.shape() == shape);
         auto gradients = block.make_gradients();
-        CHECK(block.backward(pass, x, gradients).shape() == shape);
+        CHECK(block.backward(saved, x, gradients).shape() == shape);
         Block::each_parameter([](const std::string&, const auto& gradient) { CHECK(all_zero(gradient)); }, "",
                               gradients);
     }
@@ -165,8 +166,8 @@ TEST_CASE("ConditionalRoutedTransformerBlock: errors name the argument and both 
                          "colt5: `num_heavy_attn_tokens_kv` must be >= 1, but is 0", ValueError);
     CHECK_THROWS_WITH_AS(block(x, {}, {.num_heavy_ff_tokens = 0}),
                          "colt5: `num_heavy_ff_tokens` must be >= 1, but is 0", ValueError);
-    const auto pass = block.forward(x);
+    const auto saved = block.forward(x);
     auto gradients = block.make_gradients();
-    CHECK_THROWS_WITH_AS(block.backward(pass, wide, gradients),
+    CHECK_THROWS_WITH_AS(block.backward(saved, wide, gradients),
                          "colt5: `d_out` must have shape (any, any, 5), but has (2, 4, 6)", ShapeError);
 }

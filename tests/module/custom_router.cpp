@@ -49,9 +49,9 @@ TEST_CASE("a user's router: ConditionalRoutedFeedForward") {
     Block::FeedForward module(Cpu(1), Seed{1});
     check(module);
     const auto x = normal<double>(module.policy(), std::array<Index, 3>{1, 7, 5}, 0);
-    const auto pass = module.forward(x);
+    const auto saved = module.forward(x);
     auto gradients = module.make_gradients();
-    module.backward(pass, x, gradients);
+    module.backward(saved, x, gradients);
     CHECK(gradient_norm<Block::FeedForward>(gradients, "router.weight") > 1e-4);
 }
 
@@ -60,9 +60,9 @@ TEST_CASE("a user's router: ConditionalRoutedAttention") {
     check(module);
     CHECK(module.kv_router.weight.extent(0) == 2);
     const auto x = normal<double>(module.policy(), std::array<Index, 3>{1, 7, 5}, 0);
-    const auto pass = module.forward(x);
+    const auto saved = module.forward(x);
     auto gradients = module.make_gradients();
-    module.backward(pass, x, gradients);
+    module.backward(saved, x, gradients);
     CHECK(gradient_norm<Block::Attention>(gradients, "q_router.weight") > 1e-4);
     CHECK(gradient_norm<Block::Attention>(gradients, "kv_router.weight") > 1e-4);
 }
@@ -87,9 +87,9 @@ TEST_CASE("a user's router: ConditionalRoutedCrossAttention") {
         const Mask x_mask = masked ? mask.const_view() : Mask();
         const Mask c_mask = masked ? context_mask.const_view() : Mask();
         const auto d_out = normal<double>(policy, x.shape(), 99);
-        const auto pass = module.forward(x, context, x_mask, c_mask);
+        const auto saved = module.forward(x, context, x_mask, c_mask);
         auto gradients = module.make_gradients();
-        const auto d = module.backward(pass, d_out, gradients);
+        const auto d = module.backward(saved, d_out, gradients);
         const auto loss = [&] { return inner(d_out, module(x, context, x_mask, c_mask)); };
         CHECK(gradient_error(d.d_x, finite_differences(policy, x, loss)) <= gradient_tolerance);
         CHECK(gradient_error(d.d_context, finite_differences(policy, context, loss)) <= gradient_tolerance);

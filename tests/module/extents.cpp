@@ -107,21 +107,22 @@ bool all_zero(const Gradients& gradients) {
 }
 
 /// Every gradient and every parameter, each with each extent off by one. `run(module)` calls the module without a
-/// pass; forward(module) gives a pass, and backward(module, pass, gradients) takes one, by reference or as it is.
+/// saved activations; forward(module) gives them, and backward(module, saved, gradients) takes them, by reference or as
+/// they are.
 template <typename Module, typename Run, typename Forward, typename Backward>
 void check_parameters_and_gradients(Run&& run, Forward&& forward, Backward&& backward) {
     const Cpu policy(1);
     Module module(policy, Seed{1});
     const std::vector<std::string> names = member_names(module);
-    auto pass = forward(module);
+    auto saved = forward(module);
     for (std::size_t i = 0; i < names.size(); ++i) {
         CAPTURE(names[i]);
         auto gradients = module.make_gradients();
         with_wrong_parameter<Module>(policy, gradients, i, [&](const std::string& right, const std::string& wrong) {
             const std::string expected =
                 "colt5: `gradients." + names[i] + "` must have shape " + right + ", but has " + wrong;
-            CHECK(message_of([&] { backward(module, pass, gradients); }) == expected);
-            CHECK(message_of([&] { backward(module, std::move(pass), gradients); }) == expected);
+            CHECK(message_of([&] { backward(module, saved, gradients); }) == expected);
+            CHECK(message_of([&] { backward(module, std::move(saved), gradients); }) == expected);
             CHECK(all_zero<Module>(gradients));
         });
         with_wrong_parameter<Module>(policy, module, i, [&](const std::string&, const std::string& wrong) {
@@ -139,11 +140,11 @@ void check_parameters_and_gradients(Run&& run, Forward&& forward, Backward&& bac
             CHECK(is_named(message_of([&] { forward(module); })));
         });
     }
-    // Nothing has come of it: the pass that was handed over is still there.
+    // Nothing has come of it: what was handed over is still there.
     auto gradients = module.make_gradients(), again = module.make_gradients();
-    const auto d_x = backward(module, pass, gradients);
+    const auto d_x = backward(module, saved, gradients);
     CHECK_FALSE(all_zero<Module>(gradients));
-    CHECK(same_bits(backward(module, std::move(pass), again), d_x));
+    CHECK(same_bits(backward(module, std::move(saved), again), d_x));
 }
 
 template <typename Module>
@@ -152,18 +153,18 @@ void check_module() {
     const auto x = normal<T>(policy, std::array<Index, 3>{b, n, d}, 0), d_out = normal<T>(policy, x.shape(), 1);
     check_parameters_and_gradients<Module>(
         [&](const Module& module) { return module(x); }, [&](const Module& module) { return module.forward(x); },
-        [&](const Module& module, auto&& pass, typename Module::Gradients& gradients) {
-            return module.backward(std::forward<decltype(pass)>(pass), d_out, gradients);
+        [&](const Module& module, auto&& saved, typename Module::Gradients& gradients) {
+            return module.backward(std::forward<decltype(saved)>(saved), d_out, gradients);
         });
     const Module module(policy, Seed{1});
     check_extents("call", [&](Arguments& a) {
         module(a.view<V>("tokens", {b, n, d}, {"mask", "mask", "tokens"}), a.view<const bool>("mask", {b, n}));
     });
-    const auto pass = module.forward(x);
+    const auto saved = module.forward(x);
     check_extents("backward", [&](Arguments& a) {
         auto gradients = module.make_gradients();
         try {
-            module.backward(pass, a.view<V>("d_out", {b, n, d}), gradients);
+            module.backward(saved, a.view<V>("d_out", {b, n, d}), gradients);
         } catch (const ShapeError&) {
             CHECK(all_zero<Module>(gradients));
             throw;
@@ -193,8 +194,8 @@ void check_empty() {
         const auto mask = random_mask(policy, std::array<Index, 2>{shape[0], shape[1]}, 0);
         auto gradients = module.make_gradients();
         CHECK(module(x, mask.const_view()).shape() == shape);
-        const auto pass = module.forward(x, mask.const_view());
-        CHECK(module.backward(pass, x, gradients).shape() == shape);
+        const auto saved = module.forward(x, mask.const_view());
+        CHECK(module.backward(saved, x, gradients).shape() == shape);
         CHECK(all_zero<Module>(gradients));
     }
 }
@@ -215,8 +216,8 @@ TEST_CASE("extents: gradients, parameters and inputs of conditional cross attent
     const auto context = normal<T>(policy, std::array<Index, 3>{b, n - 5, d}, 2);
     check_parameters_and_gradients<Cross>([&](const Cross& module) { return module(x, context); },
                                           [&](const Cross& module) { return module.forward(x, context); },
-                                          [&](const Cross& module, const auto& pass, Cross::Gradients& gradients) {
-                                              return module.backward(pass, d_out, gradients).d_x;
+                                          [&](const Cross& module, const auto& saved, Cross::Gradients& gradients) {
+                                              return module.backward(saved, d_out, gradients).d_x;
                                           });
     const Cross module(policy, Seed{1});
     for (const Index length : {n, k})  // routed and not
@@ -229,10 +230,10 @@ TEST_CASE("extents: gradients, parameters and inputs of conditional cross attent
         module(a.view<V>("x", {b, n, d}, {"context", "", "x"}),
                a.view<V>("context", {b, n, d}, {"context", "", "context"}));
     });
-    const auto pass = module.forward(x, context);
+    const auto saved = module.forward(x, context);
     check_extents("backward", [&](Arguments& a) {
         auto gradients = module.make_gradients();
-        module.backward(pass, a.view<V>("d_out", {b, n, d}), gradients);
+        module.backward(saved, a.view<V>("d_out", {b, n, d}), gradients);
     });
 }
 
@@ -247,14 +248,14 @@ TEST_CASE("extents: LightAttention, with what its backward pass is handed") {
         });
         const auto x = normal<T>(policy, std::array<Index, 3>{b, n, d}, 0);
         auto out = tensor_like(policy, x);
-        auto pass = light.forward(policy, out.view(), x, {}, !plan.recompute);
+        auto saved = light.forward(policy, out.view(), x, {}, !plan.recompute);
         check_extents("backward", [&](Arguments& a) {
             auto gradients = zeros_like_parameters(policy, light);
-            pass.kv = a.tensor<T>("pass.kv", {b, n, 2 * inner_width});
+            saved.kv = a.tensor<T>("saved.kv", {b, n, 2 * inner_width});
             const GradientEpilogue<T, Cpu> epilogue{.residual = a.view<V>("residual", {b, n, d})};
             try {
-                light.backward(policy, pass, a.view<T>("d_x", {b, n, d}), a.view<V>("d_out", {b, n, d}),
-                               a.view<V>("x", {b, n, d}, {"pass.kv", "pass.kv", "norm.weight"}),
+                light.backward(policy, saved, a.view<T>("d_x", {b, n, d}), a.view<V>("d_out", {b, n, d}),
+                               a.view<V>("x", {b, n, d}, {"saved.kv", "saved.kv", "norm.weight"}),
                                a.view<const bool>("mask", {b, n}), gradients, epilogue);
             } catch (const ShapeError&) {
                 CHECK(all_zero<LightAttention<T, Cpu>>(gradients));
@@ -265,12 +266,12 @@ TEST_CASE("extents: LightAttention, with what its backward pass is handed") {
         const Cpu other(1, {plan.tokens_at_a_time == 1 ? 1000 : 1, false});
         auto gradients = zeros_like_parameters(policy, light);
         gradients.to_out.weight = {policy, {d, inner_width + 1}};
-        CHECK(message_of([&] { light.backward(policy, pass, out.view(), x, x, {}, gradients); }) ==
+        CHECK(message_of([&] { light.backward(policy, saved, out.view(), x, x, {}, gradients); }) ==
               "colt5: `gradients.to_out.weight` must have shape (4, 6), but has (4, 7)");
         gradients = zeros_like_parameters(policy, light);
-        CHECK(message_of([&] { light.backward(other, pass, out.view(), x, x, {}, gradients); }) ==
-              "colt5: `pass.chunks` must be " + std::to_string(plan.tokens_at_a_time == 1 ? 1 : 6) +
-                  ", as many as by this policy's plan, but is " + std::to_string(pass.chunks.size()));
+        CHECK(message_of([&] { light.backward(other, saved, out.view(), x, x, {}, gradients); }) ==
+              "colt5: `saved.chunks` must be " + std::to_string(plan.tokens_at_a_time == 1 ? 1 : 6) +
+                  ", as many as by this policy's plan, but is " + std::to_string(saved.chunks.size()));
     }
 }
 
@@ -286,16 +287,16 @@ TEST_CASE("extents: HeavyAttention, with what its backward pass is handed") {
     });
     check_extents("backward", [&](Arguments& a) {
         auto gradients = zeros_like_parameters(policy, heavy);
-        Heavy::Pass pass{{},
-                         a.tensor<T>("pass.q", {b, n, inner_width}),
-                         a.tensor<T>("pass.kv", {b, r, k, 2 * inner_width / r}),
-                         {a.tensor<T>("pass.attention.out", {b, n, heads, dim_head}),
-                          a.tensor<T>("pass.attention.log_sum_exp", {b, heads, n})}};
+        Heavy::Activations saved{{},
+                                 a.tensor<T>("saved.q", {b, n, inner_width}),
+                                 a.tensor<T>("saved.kv", {b, r, k, 2 * inner_width / r}),
+                                 {a.tensor<T>("saved.attention.out", {b, n, heads, dim_head}),
+                                  a.tensor<T>("saved.attention.log_sum_exp", {b, heads, n})}};
         Heavy::InputGradients to{a.tensor<T>("d.d_x", {b, n, d}), a.tensor<T>("d.d_context", {b, r, k, d}),
                                  a.tensor<T>("d.d_scores", {b, r, k})};
         try {
-            heavy.backward(policy, pass, to, a.view<V>("d_out", {b, n, d}),
-                           a.view<V>("x", {b, n, d}, {"context", "pass.q", "norm.gamma"}),
+            heavy.backward(policy, saved, to, a.view<V>("d_out", {b, n, d}),
+                           a.view<V>("x", {b, n, d}, {"context", "saved.q", "norm.gamma"}),
                            a.view<V>("context", {b, r, k, d}, {"context", "mask", "mask", "context"}),
                            a.view<const bool>("mask", {b, r, k}), a.view<V>("scores", {b, r, k}), gradients);
         } catch (const Error&) {
@@ -305,10 +306,10 @@ TEST_CASE("extents: HeavyAttention, with what its backward pass is handed") {
     });
     const auto x = normal<T>(policy, std::array<Index, 3>{b, n, d}, 0);
     const auto context = normal<T>(policy, std::array<Index, 4>{b, r, k, d}, 1);
-    const auto pass = heavy.forward(policy, x, context, {}, {});
+    const auto saved = heavy.forward(policy, x, context, {}, {});
     auto gradients = zeros_like_parameters(policy, heavy);
     gradients.to_q.weight = {policy, {inner_width, d - 1}};
-    CHECK(message_of([&] { heavy.backward(policy, pass, x, x, context, {}, {}, gradients); }) ==
+    CHECK(message_of([&] { heavy.backward(policy, saved, x, x, context, {}, {}, gradients); }) ==
           "colt5: `gradients.to_q.weight` must have shape (6, 4), but has (6, 3)");
     for (const Index routes : {0, 3}) {
         Arguments a(policy);
@@ -329,10 +330,10 @@ TEST_CASE("extents: FeedForward, with what its backward pass is handed") {
         });
         check_extents("backward", [&](Arguments& a) {
             auto gradients = zeros_like_parameters(policy, ff);
-            FeedForward<T, Cpu>::Pass pass{a.tensor<T>("pass.before", {b, n, hidden})};
+            FeedForward<T, Cpu>::Activations saved{a.tensor<T>("saved.before", {b, n, hidden})};
             const GradientEpilogue<T, Cpu> epilogue{.residual = a.view<V>("residual", {b, n, d})};
-            ff.backward(policy, pass, a.view<T>("d_x", {b, n, d}), a.view<V>("d_out", {b, n, d}),
-                        a.view<V>("x", {b, n, d}, {"pass.before", "pass.before", "norm.gamma"}), gradients, epilogue);
+            ff.backward(policy, saved, a.view<T>("d_x", {b, n, d}), a.view<V>("d_out", {b, n, d}),
+                        a.view<V>("x", {b, n, d}, {"saved.before", "saved.before", "norm.gamma"}), gradients, epilogue);
         });
         auto x = normal<T>(policy, std::array<Index, 3>{b, n, d}, 0);
         auto of_other = zeros_like_parameters(policy, other);
@@ -351,10 +352,10 @@ TEST_CASE_TEMPLATE("extents: routers", Router, CoordinateDescentRouter<RouterCon
         router.route(policy, a.view<V>("x", {b, n, d}, {"mask", "mask", "x"}), a.view<const bool>("mask", {b, n}), k);
     });
     const auto x = normal<T>(policy, std::array<Index, 3>{b, n, d}, 0);
-    const auto pass = router.forward(policy, x.const_view(), {}, k);
+    const auto saved = router.forward(policy, x.const_view(), {}, k);
     check_extents("backward", [&](Arguments& a) {
         typename Router::Gradients gradients{a.tensor<T>("gradients.routing_token", {1, d})};
-        router.backward(policy, pass, a.view<V>("d_scores", {b, 1, k}), a.view<V>("x", {b, n, d}, {"x", "d_x", "x"}),
+        router.backward(policy, saved, a.view<V>("d_scores", {b, 1, k}), a.view<V>("x", {b, n, d}, {"x", "d_x", "x"}),
                         a.view<const bool>("mask", {b, n}), a.view<T>("d_x", {b, n, d}), gradients);
     });
     router.routing_token = {policy, {2, d}};
@@ -375,9 +376,9 @@ TEST_CASE("extents: modules take no tokens at all") {
         const auto x = normal<T>(policy, std::array<Index, 3>{batch, length, d}, 0);
         const auto context = normal<T>(policy, std::array<Index, 3>{batch, of_context, d}, 1);
         auto gradients = cross.make_gradients();
-        const auto pass = cross.forward(x, context);
-        CHECK(pass.out.shape() == x.shape());
-        const auto inputs = cross.backward(pass, x, gradients);
+        const auto saved = cross.forward(x, context);
+        CHECK(saved.out.shape() == x.shape());
+        const auto inputs = cross.backward(saved, x, gradients);
         CHECK(inputs.d_x.shape() == x.shape());
         CHECK(inputs.d_context.shape() == context.shape());
     }

@@ -16,8 +16,8 @@ TEST_CASE("FeedForward: RMSNorm, linear, GELU, linear; inference as training; gr
         fill_normal(policy, ff.norm.gamma, seeds.next());
         auto x = normal<double>(policy, std::array<Index, 3>{3, 9, 5}, 0);
         auto out = tensor_like(policy, x);
-        const auto pass = ff.forward(policy, out.view(), x, !plan.recompute);
-        CHECK(static_cast<bool>(pass.before) == !plan.recompute);
+        const auto saved = ff.forward(policy, out.view(), x, !plan.recompute);
+        CHECK(static_cast<bool>(saved.before) == !plan.recompute);
         CHECK(same_bits(ff(policy, x), out));
         auto expected = tensor_like(policy, x);
         for (Index b = 0; b < 3; ++b)
@@ -30,7 +30,7 @@ TEST_CASE("FeedForward: RMSNorm, linear, GELU, linear; inference as training; gr
         const auto d_out = normal<double>(policy, x.shape(), 1);
         auto gradients = zeros_like_parameters(policy, ff);
         auto d_x = tensor_like(policy, x);
-        ff.backward(policy, pass, d_x.view(), d_out, x, gradients);
+        ff.backward(policy, saved, d_x.view(), d_out, x, gradients);
         const auto loss = [&] { return inner(d_out, ff(policy, x)); };
         CHECK(gradient_error(d_x, finite_differences(policy, x, loss)) <= gradient_tolerance);
         check_parameter_gradients(policy, ff, gradients, loss);

@@ -58,11 +58,11 @@ TEST_CASE("HeavyAttention: agrees with a loop over all pairs, and its gradients 
         for (Index j = 0; j < 6; ++j) some.view()(1, 0, j) = false;  // heads of this route see nothing
         for (const KeyMask mask : {KeyMask(), some.const_view()})
             for (const auto given : {TokensView<const double>(), scores.const_view()}) {
-                const auto pass = heavy.forward(policy, x, context, mask, given);
-                CHECK(relative_error(pass.out, naive(policy, heavy, x, context, mask, given)) <= 1e-12);
+                const auto saved = heavy.forward(policy, x, context, mask, given);
+                CHECK(relative_error(saved.out, naive(policy, heavy, x, context, mask, given)) <= 1e-12);
                 const auto d_out = normal<double>(policy, x.shape(), 4);
                 auto gradients = zeros_like_parameters(policy, heavy);
-                const auto d = heavy.backward(policy, pass, d_out, x, context, mask, given, gradients);
+                const auto d = heavy.backward(policy, saved, d_out, x, context, mask, given, gradients);
                 const auto loss = [&] { return inner(d_out, heavy.forward(policy, x, context, mask, given).out); };
                 CHECK(gradient_error(d.d_x, finite_differences(policy, x, loss)) <= gradient_tolerance);
                 CHECK(gradient_error(d.d_context, finite_differences(policy, context, loss)) <= gradient_tolerance);

@@ -53,10 +53,10 @@ struct Results {
 };
 template <typename Block>
 Results<Block> run(const Block& block, const typename Block::Out& x, const typename Block::Out& d_out, Mask mask) {
-    const auto pass = block.forward(x, mask);
+    const auto saved = block.forward(x, mask);
     auto gradients = block.make_gradients();
-    auto d_tokens = block.backward(pass, d_out, gradients);
-    return {copy_of(block.policy(), pass.out), std::move(d_tokens), std::move(gradients)};
+    auto d_tokens = block.backward(saved, d_out, gradients);
+    return {copy_of(block.policy(), saved.out), std::move(d_tokens), std::move(gradients)};
 }
 template <typename Block>
 void check_same_bits(const Results<Block>& a, const Results<Block>& b) {

@@ -20,10 +20,10 @@ struct Results {
 template <typename T>
 Results<T> run(const Cross<T>& cross, const TokensTensor<T, Cpu>& x, const TokensTensor<T, Cpu>& context,
                const TokensTensor<T, Cpu>& d_out, Mask mask, Mask context_mask) {
-    const auto pass = cross.forward(x, context, mask, context_mask);
+    const auto saved = cross.forward(x, context, mask, context_mask);
     auto gradients = cross.make_gradients();
-    auto inputs = cross.backward(pass, d_out, gradients);
-    return {support::copy_of(cross.policy(), pass.out), std::move(inputs), std::move(gradients)};
+    auto inputs = cross.backward(saved, d_out, gradients);
+    return {support::copy_of(cross.policy(), saved.out), std::move(inputs), std::move(gradients)};
 }
 
 }  // namespace

@@ -60,14 +60,14 @@ TEST_CASE("LightAttention: agrees with a loop over the window, and its gradients
                 const auto some = random_mask(policy, std::array<Index, 2>{2, length}, 1, 0.6);
                 for (const Mask mask : {Mask(), some.const_view()}) {
                     auto out = tensor_like(policy, x);
-                    const auto pass = light.forward(policy, out.view(), x, mask, !plan.recompute);
-                    CHECK(pass.chunks.empty() == plan.recompute);
+                    const auto saved = light.forward(policy, out.view(), x, mask, !plan.recompute);
+                    CHECK(saved.chunks.empty() == plan.recompute);
                     CHECK(same_bits(light(policy, x, mask), out));
                     CHECK(relative_error(out, naive(policy, light, x, mask)) <= 1e-12);
                     const auto d_out = normal<double>(policy, x.shape(), 2);
                     auto gradients = zeros_like_parameters(policy, light);
                     auto d_x = tensor_like(policy, x);
-                    light.backward(policy, pass, d_x.view(), d_out, x, mask, gradients);
+                    light.backward(policy, saved, d_x.view(), d_out, x, mask, gradients);
                     const auto loss = [&] { return inner(d_out, light(policy, x, mask)); };
                     CHECK(gradient_error(d_x, finite_differences(policy, x, loss)) <= gradient_tolerance);
                     check_parameter_gradients(policy, light, gradients, loss);
@@ -87,16 +87,16 @@ TEST_CASE("LightAttention: results do not depend on the plan") {
         // wider than the reach, over the edges of parts
         std::fill_n(&mask.view()(1, length * 3 / 10), length * 3 / 10, false);
         auto out = tensor_like(policy, x), d_x = tensor_like(policy, x);
-        const auto pass = light.forward(policy, out.view(), x, mask.const_view(), !plan.recompute);
+        const auto saved = light.forward(policy, out.view(), x, mask.const_view(), !plan.recompute);
         // What a chunk leaves to the next one must not overlap the place that it is moved to: three halos.
         Index first = 0;
-        for (const auto& chunk : pass.chunks) {
+        for (const auto& chunk : saved.chunks) {
             first += chunk.q.extent(1);
             if (first < length) CHECK(chunk.q.extent(1) >= 3 * light.schedule.attention.halo());
             if (first == length) first = 0;
         }
         auto gradients = zeros_like_parameters(policy, light);
-        light.backward(policy, pass, d_x.view(), d_out, x, mask.const_view(), gradients);
+        light.backward(policy, saved, d_x.view(), d_out, x, mask.const_view(), gradients);
         TokensTensor<double, Cpu> d_weight(policy, {1, dim, wide});
         std::copy_n(gradients.to_qkv.weight.data(), d_weight.size(), d_weight.data());
         return std::array{std::move(out), std::move(d_x), std::move(d_weight)};

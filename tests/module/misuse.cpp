@@ -67,62 +67,63 @@ std::string refusal(typename Module::Gradients& gradients, const Module& module,
 }
 
 constexpr const char* used_up =
-    "colt5: `pass` must be what forward returned, but is used up: it was handed to backward, or moved from";
+    "colt5: `saved` must be what forward returned, but is used up: it was handed to backward, or moved from";
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("misuse: a pass that is used up, and one that forward never returned", Module, Block, Attention,
-                   Feed, Cross) {
+TEST_CASE_TEMPLATE("misuse: activations that are used up, and some that forward never returned", Module, Block,
+                   Attention, Feed, Cross) {
     const Cpu policy(1);
     const Module module(policy, Seed{1});
     const auto x = normal<double>(policy, std::array<Index, 3>{2, 12, dim}, 0),
                d_out = normal<double>(policy, x.shape(), 1);
     auto gradients = module.make_gradients();
-    auto pass = forward(module, x);
+    auto saved = forward(module, x);
     if constexpr (!std::same_as<Module, Cross>) {
-        module.backward(std::move(pass), d_out, gradients);
-        CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(pass, d_out, gradients); }) == used_up);
-        CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(std::move(pass), d_out, gradients); }) ==
+        module.backward(std::move(saved), d_out, gradients);
+        CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(saved, d_out, gradients); }) == used_up);
+        CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(std::move(saved), d_out, gradients); }) ==
               used_up);
-        pass = forward(module, x);
+        saved = forward(module, x);
     }
-    const auto taken = std::move(pass);
-    CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(pass, d_out, gradients); }) == used_up);
+    const auto taken = std::move(saved);
+    CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(saved, d_out, gradients); }) == used_up);
     module.backward(taken, d_out, gradients);
-    module.backward(taken, d_out, gradients);  // a pass that is lent can be used again
-    const typename Module::Pass none{};
+    module.backward(taken, d_out, gradients);  // what is lent can be used again
+    const typename Module::Activations none{};
     CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(none, d_out, gradients); }) == used_up);
 }
 
-TEST_CASE_TEMPLATE("misuse: a pass of another module of the same type", Module, Block, Attention, Feed, Cross) {
+TEST_CASE_TEMPLATE("misuse: activations of another module of the same type", Module, Block, Attention, Feed, Cross) {
     const Cpu policy(1);
     Module module(policy, Seed{1}), other(policy, Seed{1});
     const auto x = normal<double>(policy, std::array<Index, 3>{2, 12, dim}, 0),
                d_out = normal<double>(policy, x.shape(), 1);
     auto gradients = module.make_gradients();
-    auto pass = forward(other, x);
-    const char* const message = "colt5: `pass` must be of this module, but is of another one of its type";
-    CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(pass, d_out, gradients); }) == message);
-    CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(std::move(pass), d_out, gradients); }) ==
+    auto saved = forward(other, x);
+    const char* const message = "colt5: `saved` must be of this module, but is of another one of its type";
+    CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(saved, d_out, gradients); }) == message);
+    CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(std::move(saved), d_out, gradients); }) ==
           message);
     const Module moved = std::move(other);  // is still the one
-    moved.backward(std::move(pass), d_out, gradients);
+    moved.backward(std::move(saved), d_out, gradients);
 }
 
-TEST_CASE_TEMPLATE("misuse: a pass that is handed over with its own output as d_out", Module, Block, Attention, Feed) {
+TEST_CASE_TEMPLATE("misuse: activations that are handed over with their own output as d_out", Module, Block, Attention,
+                   Feed) {
     const Cpu policy(1);
     const Module module(policy, Seed{1});
     const auto x = normal<double>(policy, std::array<Index, 3>{2, 12, dim}, 0);
     auto gradients = module.make_gradients();
-    auto pass = forward(module, x);
+    auto saved = forward(module, x);
     const char* const message =
-        "colt5: `d_out` must be another tensor than the output of the pass handed over, but is that output";
-    CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(std::move(pass), pass.out, gradients); }) ==
+        "colt5: `d_out` must be another tensor than the output that is handed over, but is that output";
+    CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(std::move(saved), saved.out, gradients); }) ==
           message);
-    const auto view = pass.out.const_view();
-    CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(std::move(pass), view, gradients); }) ==
+    const auto view = saved.out.const_view();
+    CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(std::move(saved), view, gradients); }) ==
           message);
-    const auto d = module.backward(pass, pass.out, gradients);  // of a pass that is lent, it may be
+    const auto d = module.backward(saved, saved.out, gradients);  // of what is lent, it may be
     CHECK(all_finite(d));
 }
 
@@ -133,8 +134,8 @@ TEST_CASE_TEMPLATE("misuse: gradients that nobody has made", Module, Block, Atte
                d_out = normal<double>(policy, x.shape(), 1);
     typename Module::Gradients none;
     auto gradients = module.make_gradients();
-    const auto pass = forward(module, x);
-    const std::string message = refusal<ValueError>(gradients, module, [&] { module.backward(pass, d_out, none); });
+    const auto saved = forward(module, x);
+    const std::string message = refusal<ValueError>(gradients, module, [&] { module.backward(saved, d_out, none); });
     CHECK(message.starts_with("colt5: `gradients."));
     CHECK(message.ends_with("` must be a tensor, as of make_gradients(), but is empty"));
 }
@@ -153,8 +154,8 @@ TEST_CASE_TEMPLATE("misuse: a view of null has a name", Module, Block, Attention
     const char* const of_mask = "colt5: `mask` must be a view of data, but is null";
     CHECK(refusal<ValueError>(gradients, module, [&] { infer(module, x, null_mask); }) == of_mask);
     CHECK(refusal<ValueError>(gradients, module, [&] { forward(module, x, null_mask); }) == of_mask);
-    const auto pass = forward(module, x);
-    CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(pass, null, gradients); }) ==
+    const auto saved = forward(module, x);
+    CHECK(refusal<ValueError>(gradients, module, [&] { module.backward(saved, null, gradients); }) ==
           "colt5: `d_out` must be a view of data, but is null");
     if constexpr (std::same_as<Module, Cross>) {
         CHECK(refusal<ValueError>(gradients, module, [&] { module(x, null); }) ==
@@ -166,14 +167,14 @@ TEST_CASE_TEMPLATE("misuse: a view of null has a name", Module, Block, Attention
     CHECK(infer(module, empty).size() == 0);
 }
 
-TEST_CASE_TEMPLATE("passes: routing has one name whichever module it comes from", Module, Block, Attention, Feed,
+TEST_CASE_TEMPLATE("activations: routing has one name whichever module it comes from", Module, Block, Attention, Feed,
                    Cross) {
     const Cpu policy(1);
     const Module module(policy, Seed{1});
     const auto x = normal<double>(policy, std::array<Index, 3>{2, 12, dim}, 0);
-    const auto pass = forward(module, x);
+    const auto saved = forward(module, x);
     std::vector<std::string> routed, routers;
-    pass.each_routing([&](const std::string& name, const Routing<double, Cpu>& routing) {
+    saved.each_routing([&](const std::string& name, const Routing<double, Cpu>& routing) {
         routed.push_back(name + ".routing_token");
         CHECK(routing.indices.extent(0) == 2);
         CHECK(routing.scores.shape() == routing.indices.shape());

@@ -31,10 +31,11 @@ using SoftmaxBlock = ConditionalRoutedTransformerBlock<by_softmax, double, Cpu>;
 using SinkhornBlock = ConditionalRoutedTransformerBlock<by_sinkhorn, double, Cpu>;
 
 template <typename Block>
-void expect_finite(const Block& block, const typename Block::Pass& pass, const TokensTensor<double, Cpu>& d_out) {
-    CHECK(all_finite(pass.out));
+void expect_finite(const Block& block, const typename Block::Activations& saved,
+                   const TokensTensor<double, Cpu>& d_out) {
+    CHECK(all_finite(saved.out));
     auto gradients = block.make_gradients();
-    CHECK(all_finite(block.backward(pass, d_out, gradients)));
+    CHECK(all_finite(block.backward(saved, d_out, gradients)));
     Block::each_parameter(
         [](const std::string& name, const auto& gradient) {
             CAPTURE(name);
@@ -113,10 +114,10 @@ TEST_CASE_TEMPLATE("reference: a fully masked sample gives zeros and no gradient
         const auto x = normal<double>(policy, std::array<Index, 3>{2, length, 6}, 0);
         const auto d_out = normal<double>(policy, x.shape(), 1);
         const auto mask = mask_of_lengths(policy, {0, length}, length);
-        const auto pass = block.conditional_attn.forward(x, mask.const_view());
+        const auto saved = block.conditional_attn.forward(x, mask.const_view());
         auto gradients = block.conditional_attn.make_gradients();
-        const auto d_x = block.conditional_attn.backward(pass, d_out, gradients);
-        CHECK(all_zero(pass.out.const_view()[0]));
+        const auto d_x = block.conditional_attn.backward(saved, d_out, gradients);
+        CHECK(all_zero(saved.out.const_view()[0]));
         CHECK(all_zero(d_x.const_view()[0]));
         CHECK_FALSE(all_zero(d_x.const_view()[1]));
         expect_finite(block, block.forward(x, mask.const_view()), d_out);
@@ -139,9 +140,9 @@ TEST_CASE_TEMPLATE("reference: a sequence shorter than the window, and than k, w
     for (const Index length : {1, 2, 3, 7}) {
         CAPTURE(length);
         const auto x = normal<double>(policy, std::array<Index, 3>{2, length, 6}, 0);
-        const auto pass = block.forward(x);
-        CHECK(pass.out.shape() == x.shape());
-        expect_finite(block, pass, x);
+        const auto saved = block.forward(x);
+        CHECK(saved.out.shape() == x.shape());
+        expect_finite(block, saved, x);
         if constexpr (!Block::FeedForward::RouterType::picks_repeat) {  // every token is chosen, at score 1
             const auto ff = block.conditional_ff(x);
             auto expected = block.conditional_ff.light_ff(policy, x);
@@ -156,9 +157,9 @@ TEST_CASE("reference: parameters without a part in the loss have no gradient, pa
     const Cpu policy(2);
     const DescentBlock block(policy, Seed{1});
     const auto x = normal<double>(policy, std::array<Index, 3>{2, 30, 6}, 0, 0.3);
-    const auto pass = block.forward(x);
+    const auto saved = block.forward(x);
     auto gradients = block.make_gradients();
-    block.backward(pass, x, gradients);
+    block.backward(saved, x, gradients);
     DescentBlock::each_parameter(
         [](const std::string& name, const auto& gradient) {
             CAPTURE(name);

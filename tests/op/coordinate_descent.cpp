@@ -180,8 +180,8 @@ TEST_CASE("coordinate_descent: the gradients are those of finite differences of 
             CAPTURE(describe(p));
             CAPTURE(masked);
             Case<double> c(policy, 1, 2, p.length, p.deviation, masked);
-            const auto pass = coordinate_descent_forward(policy, p.descent, p.k, c.logits, c.mask);
-            const auto d = coordinate_descent_vjp(policy, p.descent, p.k, pass, c.d_scores, c.logits, c.mask);
+            const auto saved = coordinate_descent_forward(policy, p.descent, p.k, c.logits, c.mask);
+            const auto d = coordinate_descent_vjp(policy, p.descent, p.k, saved, c.d_scores, c.logits, c.mask);
             const double step = 1e-5 * p.descent.eps;
             const auto expected = finite_differences(
                 policy, c.logits, [&] { return inner(c.d_scores, naive(policy, p.descent, p.k, c)); }, step);
@@ -209,13 +209,13 @@ TEST_CASE("coordinate_descent: the gradients are those of finite differences of 
         }
 }
 
-TEST_CASE("coordinate_descent: the pass keeps the thresholds and the numbers of logits above them") {
+TEST_CASE("coordinate_descent: saves the thresholds and the numbers of logits above them") {
     const Cpu policy(1);
     const Case<double> c(policy, 1, 1, 40, 2, true);
     for (const DescentStart start : {DescentStart::zero, DescentStart::minus_logits}) {
         const CoordinateDescent descent{.n_iters = 12, .eps = 0.2, .eps_init = 2, .eps_decay = 0.8, .start = start};
-        const auto pass = coordinate_descent_forward(policy, descent, 5, c.logits, c.mask);
-        const auto tau = to_host(policy, pass.threshold), count = to_host(policy, pass.saturated);
+        const auto saved = coordinate_descent_forward(policy, descent, 5, c.logits, c.mask);
+        const auto tau = to_host(policy, saved.threshold), count = to_host(policy, saved.saturated);
         REQUIRE(tau.size() == 13);
         REQUIRE(count.size() == 12);
         CHECK(tau[0] == (start == DescentStart::zero ? 0 : infinity));
@@ -246,9 +246,10 @@ TEST_CASE("coordinate_descent: stopping early changes no bit") {
     REQUIRE(stops_at < 90);
     for (const int n_iters : {1, 2, 3, static_cast<int>(stops_at), static_cast<int>(stops_at) + 1, 60}) {
         CAPTURE(n_iters);
-        const auto pass = pass_of(n_iters);
-        for (Index t = 0; t <= n_iters; ++t) CHECK(pass.threshold.view()(0, 0, t) == longest.threshold.view()(0, 0, t));
-        for (Index t = 0; t < n_iters; ++t) CHECK(pass.saturated.view()(0, 0, t) == longest.saturated.view()(0, 0, t));
+        const auto saved = pass_of(n_iters);
+        for (Index t = 0; t <= n_iters; ++t)
+            CHECK(saved.threshold.view()(0, 0, t) == longest.threshold.view()(0, 0, t));
+        for (Index t = 0; t < n_iters; ++t) CHECK(saved.saturated.view()(0, 0, t) == longest.saturated.view()(0, 0, t));
     }
     CHECK(same_bits(pass_of(60).scores, longest.scores));
     // An ε that only just decays is never "the same as in every later step", so nothing stops early.
@@ -269,12 +270,12 @@ TEST_CASE_TEMPLATE("coordinate_descent: a threshold that stands still goes on wh
     const CoordinateDescent descent{.n_iters = 6, .eps = 0.25, .eps_init = 2, .eps_decay = 0.5};
     TokensTensor<T, Cpu> logits(policy, {1, 1, 4});
     for (Index i = 0; i < 4; ++i) logits.data()[i] = static_cast<T>(row[static_cast<std::size_t>(i)]);
-    const auto pass = coordinate_descent_forward(policy, descent, 3, logits, {});
-    REQUIRE(pass.threshold.data()[1] == T(0));
-    CHECK(pass.threshold.data()[2] < T(-0.1));
+    const auto saved = coordinate_descent_forward(policy, descent, 3, logits, {});
+    REQUIRE(saved.threshold.data()[1] == T(0));
+    CHECK(saved.threshold.data()[2] < T(-0.1));
     const Row expected = naive_row(descent, 3, row);
     for (Index i = 0; i < 4; ++i)
-        CHECK(static_cast<double>(pass.scores.data()[i]) ==
+        CHECK(static_cast<double>(saved.scores.data()[i]) ==
               doctest::Approx(expected[static_cast<std::size_t>(i)]).epsilon(std::is_same_v<T, float> ? 1e-5 : 1e-12));
 }
 
@@ -290,11 +291,11 @@ TEST_CASE(
                 CAPTURE(k);
                 CAPTURE(limit_k);
                 const CoordinateDescent descent{.eps = 0.7, .limit_k = limit_k, .iterate_to_convergence = true};
-                const auto pass = coordinate_descent_forward(policy, descent, k, c.logits, c.mask);
-                const auto d = coordinate_descent_vjp(policy, descent, k, pass, c.d_scores, c.logits, c.mask);
-                CHECK(pass.threshold.data()[1] == -infinity);
+                const auto saved = coordinate_descent_forward(policy, descent, k, c.logits, c.mask);
+                const auto d = coordinate_descent_vjp(policy, descent, k, saved, c.d_scores, c.logits, c.mask);
+                CHECK(saved.threshold.data()[1] == -infinity);
                 for (Index i = 0; i < 20; ++i) {
-                    CHECK(pass.scores.data()[i] == (!c.mask || c.mask(0, i) ? 1.0 : 0.0));
+                    CHECK(saved.scores.data()[i] == (!c.mask || c.mask(0, i) ? 1.0 : 0.0));
                     CHECK(d.d_logits.data()[i] == 0);
                 }
                 CHECK(d.d_k.data()[0] == 0);
@@ -328,9 +329,9 @@ TEST_CASE("coordinate_descent: solved to convergence, the scores sum to k") {
 TEST_CASE("coordinate_descent: far more tokens wanted than there are, every score is 1 and the gradient 0") {
     const Cpu policy(1);
     const Case<double> c(policy, 1, 1, 20, 1, true);
-    const auto pass = coordinate_descent_forward(policy, CoordinateDescent{}, 400, c.logits, c.mask);
-    for (Index i = 0; i < 20; ++i) CHECK(pass.scores.data()[i] == (c.mask(0, i) ? 1.0 : 0.0));
-    const auto d = coordinate_descent_vjp(policy, CoordinateDescent{}, 400, pass, c.d_scores, c.logits, c.mask);
+    const auto saved = coordinate_descent_forward(policy, CoordinateDescent{}, 400, c.logits, c.mask);
+    for (Index i = 0; i < 20; ++i) CHECK(saved.scores.data()[i] == (c.mask(0, i) ? 1.0 : 0.0));
+    const auto d = coordinate_descent_vjp(policy, CoordinateDescent{}, 400, saved, c.d_scores, c.logits, c.mask);
     for (const double ds : to_host(policy, d.d_logits)) CHECK(ds == 0);
     CHECK(d.d_k.data()[0] == 0);
 }
@@ -340,27 +341,27 @@ TEST_CASE("coordinate_descent: masked tokens and logits of -infinity score 0, ha
     for (const Problem& p : problems()) {
         CAPTURE(describe(p));
         Case<double> c(policy, 2, 1, p.length, p.deviation, true);
-        const auto pass = coordinate_descent_forward(policy, p.descent, p.k, c.logits, c.mask);
-        const auto d = coordinate_descent_vjp(policy, p.descent, p.k, pass, c.d_scores, c.logits, c.mask);
+        const auto saved = coordinate_descent_forward(policy, p.descent, p.k, c.logits, c.mask);
+        const auto d = coordinate_descent_vjp(policy, p.descent, p.k, saved, c.d_scores, c.logits, c.mask);
         auto other = copy_of(policy, c.logits), unmasked = copy_of(policy, c.logits);
         for (Index i = 0; i < other.size(); ++i) {
             if (c.mask.data()[i]) continue;
-            CHECK(pass.scores.data()[i] == 0);
+            CHECK(saved.scores.data()[i] == 0);
             CHECK(d.d_logits.data()[i] == 0);
             other.data()[i] = i % 2 == 0 ? 1e30 : std::numeric_limits<double>::quiet_NaN();
             c.d_scores.data()[i] = std::numeric_limits<double>::quiet_NaN();
             unmasked.data()[i] = -infinity;
         }
-        const auto other_pass = coordinate_descent_forward(policy, p.descent, p.k, other, c.mask);
-        const auto other_d = coordinate_descent_vjp(policy, p.descent, p.k, other_pass, c.d_scores, other, c.mask);
-        CHECK(same_bits(other_pass.scores, pass.scores));
+        const auto other_saved = coordinate_descent_forward(policy, p.descent, p.k, other, c.mask);
+        const auto other_d = coordinate_descent_vjp(policy, p.descent, p.k, other_saved, c.d_scores, other, c.mask);
+        CHECK(same_bits(other_saved.scores, saved.scores));
         CHECK(same_bits(other_d.d_logits, d.d_logits));
         CHECK(same_bits(other_d.d_k, d.d_k));
         // A logit of −∞ still counts as a real token, of which only two things depend: the start at −s, and limit_k.
         if (p.descent.start == DescentStart::zero && !p.descent.limit_k) {
             const auto infinite = coordinate_descent_forward(policy, p.descent, p.k, unmasked, {});
             const auto infinite_d = coordinate_descent_vjp(policy, p.descent, p.k, infinite, c.d_scores, unmasked, {});
-            CHECK(same_bits(infinite.scores, pass.scores));
+            CHECK(same_bits(infinite.scores, saved.scores));
             CHECK(same_bits(infinite_d.d_logits, d.d_logits));
         }
     }
@@ -383,11 +384,11 @@ TEST_CASE("coordinate_descent: extreme logits never give NaN, and scores stay in
                     CAPTURE(static_cast<int>(start));
                     CAPTURE(descent.eps);
                     const auto logits = row_of(policy, row);
-                    const auto pass = coordinate_descent_forward(policy, descent, k, logits, {});
+                    const auto saved = coordinate_descent_forward(policy, descent, k, logits, {});
                     const auto g = filled<double>(policy, logits.shape(), 1);
-                    const auto d = coordinate_descent_vjp(policy, descent, k, pass, g, logits, {});
+                    const auto d = coordinate_descent_vjp(policy, descent, k, saved, g, logits, {});
                     for (std::size_t i = 0; i < row.size(); ++i) {
-                        const double y = pass.scores.data()[i];
+                        const double y = saved.scores.data()[i];
                         CHECK((y >= 0 && y <= 1));
                         CHECK(std::isfinite(d.d_logits.data()[i]));
                         if (row[i] == -infinity) CHECK(y == 0);
@@ -413,14 +414,14 @@ TEST_CASE_TEMPLATE("coordinate_descent: a NaN among the real logits makes its ro
                     if (masked) c.mask_tensor.data()[place] = true;
                     const auto clean = coordinate_descent_forward(policy, p.descent, p.k, c.logits, c.mask);
                     c.logits.view()(0, 1, place) = std::numeric_limits<T>::quiet_NaN();
-                    const auto pass = coordinate_descent_forward(policy, p.descent, p.k, c.logits, c.mask);
-                    const auto d = coordinate_descent_vjp(policy, p.descent, p.k, pass, c.d_scores, c.logits, c.mask);
+                    const auto saved = coordinate_descent_forward(policy, p.descent, p.k, c.logits, c.mask);
+                    const auto d = coordinate_descent_vjp(policy, p.descent, p.k, saved, c.d_scores, c.logits, c.mask);
                     Index wrong = 0;
                     for (Index i = 0; i < length; ++i) {
-                        const T y = pass.scores.view()(0, 1, i), ds = d.d_logits.view()(0, 1, i);
+                        const T y = saved.scores.view()(0, 1, i), ds = d.d_logits.view()(0, 1, i);
                         const bool real = !c.mask || c.mask(0, i);
                         wrong += real ? !std::isnan(y) || !std::isnan(ds) : y != 0 || ds != 0;
-                        wrong += pass.scores.view()(0, 0, i) != clean.scores.view()(0, 0, i);
+                        wrong += saved.scores.view()(0, 0, i) != clean.scores.view()(0, 0, i);
                         wrong += !std::isfinite(d.d_logits.view()(0, 0, i));
                     }
                     CHECK(wrong == 0);
@@ -437,12 +438,12 @@ TEST_CASE("coordinate_descent: a logit of +infinity scores 1 and is as one that 
         for (const Index count : {Index{1}, p.length / 2, p.length}) {  // also more of them than wanted tokens
             auto infinite = copy_of(policy, c.logits), large = copy_of(policy, c.logits);
             for (Index i = 0; i < count; ++i) infinite.data()[i] = infinity, large.data()[i] = 1e300;
-            const auto pass = coordinate_descent_forward(policy, p.descent, p.k, infinite, {});
-            const auto d = coordinate_descent_vjp(policy, p.descent, p.k, pass, c.d_scores, infinite, {});
+            const auto saved = coordinate_descent_forward(policy, p.descent, p.k, infinite, {});
+            const auto d = coordinate_descent_vjp(policy, p.descent, p.k, saved, c.d_scores, infinite, {});
             const auto of_large = coordinate_descent_forward(policy, p.descent, p.k, large, {});
             for (Index i = 0; i < p.length; ++i) {
-                CHECK(pass.scores.data()[i] == of_large.scores.data()[i]);
-                if (i < count) CHECK(pass.scores.data()[i] == 1);
+                CHECK(saved.scores.data()[i] == of_large.scores.data()[i]);
+                if (i < count) CHECK(saved.scores.data()[i] == 1);
                 CHECK(std::isfinite(d.d_logits.data()[i]));
                 if (i < count) CHECK(d.d_logits.data()[i] == 0);
             }
@@ -456,9 +457,9 @@ TEST_CASE("coordinate_descent: empty rows and batches") {
         for (const bool converged : {false, true}) {
             const CoordinateDescent descent{.iterate_to_convergence = converged};
             const auto logits = filled<float>(policy, shape, 0);
-            const auto pass = coordinate_descent_forward(policy, descent, 2, logits, {});
-            const auto d = coordinate_descent_vjp(policy, descent, 2, pass, logits, logits, {});
-            CHECK(pass.scores.shape() == shape);
+            const auto saved = coordinate_descent_forward(policy, descent, 2, logits, {});
+            const auto d = coordinate_descent_vjp(policy, descent, 2, saved, logits, logits, {});
+            CHECK(saved.scores.shape() == shape);
             for (const float d_k : to_host(policy, d.d_k)) CHECK(d_k == 0);
         }
 }
@@ -467,17 +468,17 @@ TEST_CASE("coordinate_descent: the same bits with 1 and 2 threads, and for each 
     const Cpu one(1), two(2);
     for (const Problem& p : problems()) {
         const Case<float> c(one, 3, 2, 300, p.deviation, true);
-        const auto pass = coordinate_descent_forward(one, p.descent, p.k, c.logits, c.mask);
-        const auto d = coordinate_descent_vjp(one, p.descent, p.k, pass, c.d_scores, c.logits, c.mask);
+        const auto saved = coordinate_descent_forward(one, p.descent, p.k, c.logits, c.mask);
+        const auto d = coordinate_descent_vjp(one, p.descent, p.k, saved, c.d_scores, c.logits, c.mask);
         const auto pass2 = coordinate_descent_forward(two, p.descent, p.k, c.logits, c.mask);
         const auto d2 = coordinate_descent_vjp(two, p.descent, p.k, pass2, c.d_scores, c.logits, c.mask);
-        CHECK(same_bits(pass2.scores, pass.scores));
+        CHECK(same_bits(pass2.scores, saved.scores));
         CHECK(same_bits(d2.d_logits, d.d_logits));
         CHECK(same_bits(d2.d_k, d.d_k));
         for (Index b = 0; b < 3; ++b) {
             const auto logits = sequence(c.logits, b);
             const auto alone = coordinate_descent_forward(two, p.descent, p.k, logits, sequence(c.mask, b));
-            CHECK(same_bits(alone.scores, sequence(pass.scores, b)));
+            CHECK(same_bits(alone.scores, sequence(saved.scores, b)));
             CHECK(same_bits(
                 coordinate_descent_vjp(two, p.descent, p.k, alone, sequence(c.d_scores, b), logits, sequence(c.mask, b))
                     .d_logits,
@@ -501,11 +502,11 @@ TEST_CASE_TEMPLATE("coordinate_descent: the extremes of its options give no NaN"
                         CAPTURE(k);
                         CAPTURE(deviation);
                         const Case<T> c(policy, 1, 1, 300, deviation, masked);
-                        const auto pass = coordinate_descent_forward(policy, descent, k, c.logits, c.mask);
-                        const auto d = coordinate_descent_vjp(policy, descent, k, pass, c.d_scores, c.logits, c.mask);
+                        const auto saved = coordinate_descent_forward(policy, descent, k, c.logits, c.mask);
+                        const auto d = coordinate_descent_vjp(policy, descent, k, saved, c.d_scores, c.logits, c.mask);
                         Index nans = 0;
                         for (Index i = 0; i < 300; ++i)
-                            nans += std::isnan(pass.scores.data()[i]) || std::isnan(d.d_logits.data()[i]);
+                            nans += std::isnan(saved.scores.data()[i]) || std::isnan(d.d_logits.data()[i]);
                         CHECK(nans == 0);
                         CHECK_FALSE(std::isnan(d.d_k.data()[0]));
                     }
@@ -538,9 +539,9 @@ TEST_CASE("coordinate_descent: errors name the argument") {
                          ValueError);
     CHECK_THROWS_WITH_AS(coordinate_descent_forward(policy, CoordinateDescent{}, 1, c.logits, Mask(mask)),
                          "colt5: `mask` must have shape (2, 5), but has (2, 4)", ShapeError);
-    const auto pass = forward({}, 1);
+    const auto saved = forward({}, 1);
     const auto vjp = [&](const auto& d_scores, const auto& logits, Mask given) {
-        return coordinate_descent_vjp(policy, CoordinateDescent{}, 1, pass, d_scores, logits, given);
+        return coordinate_descent_vjp(policy, CoordinateDescent{}, 1, saved, d_scores, logits, given);
     };
     CHECK_THROWS_WITH_AS(vjp(wide, c.logits, {}), "colt5: `d_scores` must have shape (2, 1, 5), but has (2, 1, 6)",
                          ShapeError);

@@ -62,14 +62,14 @@ HostTensor<double, 4> naive(const Cpu& policy, const Case<double>& c) {
                 const Index r = h / per_route, in_route = h % per_route;
                 std::vector<double> p(static_cast<std::size_t>(keys), 0.0);
                 double largest = -std::numeric_limits<double>::infinity(), sum = 0;
-                for (const bool second_pass : {false, true})
+                for (const bool second_saved : {false, true})
                     for (Index j = 0; j < keys; ++j) {
                         if (c.mask && !c.mask(b, r, j)) continue;
                         double s = 0;
                         for (Index e = 0; e < dim; ++e)
                             s += c.q.view()(b, i, h, e) * c.kv.view()(b, r, j, in_route, 0, e);
                         s /= std::sqrt(static_cast<double>(dim));
-                        if (second_pass)
+                        if (second_saved)
                             sum += p[static_cast<std::size_t>(j)] = std::exp(s - largest);
                         else
                             largest = std::max(largest, s);
@@ -89,8 +89,8 @@ auto forward(const Cpu& policy, const Case<T>& c) {
     return dense_attention_forward(policy, c.q, c.kv, c.mask, c.scale);
 }
 template <typename T>
-auto backward(const Cpu& policy, const Case<T>& c, const DenseAttentionPass<T, Cpu>& pass) {
-    return dense_attention_vjp(policy, pass, c.d_out, c.q, c.kv, c.mask, c.scale);
+auto backward(const Cpu& policy, const Case<T>& c, const DenseAttentionActivations<T, Cpu>& saved) {
+    return dense_attention_vjp(policy, saved, c.d_out, c.q, c.kv, c.mask, c.scale);
 }
 
 }  // namespace
@@ -153,23 +153,23 @@ TEST_CASE("dense_attention: a fully masked route gives zeros and no gradient, an
     for (const Index keys : {5, 300}) {
         Case<double> c(policy, {2, 2, 70, keys, 2, 3}, true, true);
         std::fill_n(c.mask_tensor.data(), 2 * keys, false);  // both routes of the first sequence
-        const auto pass = forward(policy, c);
-        const auto d = backward(policy, c, pass);
-        for (const double y : to_host(policy, sequence(pass.out, 0))) CHECK(y == 0);
-        for (const double l : to_host(policy, sequence(pass.log_sum_exp, 0)))
+        const auto saved = forward(policy, c);
+        const auto d = backward(policy, c, saved);
+        for (const double y : to_host(policy, sequence(saved.out, 0))) CHECK(y == 0);
+        for (const double l : to_host(policy, sequence(saved.log_sum_exp, 0)))
             CHECK(l == -std::numeric_limits<double>::infinity());
         for (const double g : to_host(policy, sequence(d.d_q, 0))) CHECK(g == 0);
         for (const double g : to_host(policy, sequence(d.d_kv, 0))) CHECK(g == 0);
         for (const double g : to_host(policy, sequence(d.d_value_scale, 0))) CHECK(g == 0);
-        CHECK(inner(sequence(pass.out, 1), sequence(pass.out, 1)) > 0);
+        CHECK(inner(sequence(saved.out, 1), sequence(saved.out, 1)) > 0);
     }
 }
 
 TEST_CASE_TEMPLATE("dense_attention: what masked keys hold changes no bit", T, float, double) {
     const Cpu policy(2);
     Case<T> c(policy, {2, 2, 70, 300, 2, 3}, true, true);
-    const auto pass = forward(policy, c);
-    const auto d = backward(policy, c, pass);
+    const auto saved = forward(policy, c);
+    const auto d = backward(policy, c, saved);
     const auto noise = normal<T>(policy, c.kv.shape(), 99, 1e4);
     for (Index j = 0; j < 2 * 2 * 300; ++j) {
         if (c.mask.data()[j]) continue;
@@ -180,8 +180,8 @@ TEST_CASE_TEMPLATE("dense_attention: what masked keys hold changes no bit", T, f
     }
     const auto noisy = forward(policy, c);
     const auto noisy_d = backward(policy, c, noisy);
-    CHECK(same_bits(noisy.out, pass.out));
-    CHECK(same_bits(noisy.log_sum_exp, pass.log_sum_exp));
+    CHECK(same_bits(noisy.out, saved.out));
+    CHECK(same_bits(noisy.log_sum_exp, saved.log_sum_exp));
     CHECK(same_bits(noisy_d.d_q, d.d_q));
     CHECK(to_host(policy, noisy_d.d_kv) == to_host(policy, d.d_kv));
     CHECK(to_host(policy, noisy_d.d_value_scale) == to_host(policy, d.d_value_scale));
@@ -197,16 +197,16 @@ TEST_CASE_TEMPLATE("dense_attention: what is not finite in masked keys counts as
                 if (!c.mask.data()[j]) std::fill_n(c.kv.data() + j * 12, 12, value);
         };
         fill_masked(0);
-        const auto pass = forward(policy, c);
-        const auto d = backward(policy, c, pass);
+        const auto saved = forward(policy, c);
+        const auto d = backward(policy, c, saved);
         for (const double value : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(),
                                    -std::numeric_limits<double>::infinity(), 3e38}) {
             CAPTURE(value);
             fill_masked(static_cast<T>(value));
             const auto actual = forward(policy, c);
             const auto actual_d = backward(policy, c, actual);
-            CHECK(same_bits(actual.out, pass.out));
-            CHECK(same_bits(actual.log_sum_exp, pass.log_sum_exp));
+            CHECK(same_bits(actual.out, saved.out));
+            CHECK(same_bits(actual.log_sum_exp, saved.log_sum_exp));
             CHECK(same_bits(actual_d.d_q, d.d_q));
             CHECK(to_host(policy, actual_d.d_kv) == to_host(policy, d.d_kv));
             if (scaled) CHECK(to_host(policy, actual_d.d_value_scale) == to_host(policy, d.d_value_scale));
@@ -227,8 +227,8 @@ TEST_CASE_TEMPLATE("dense_attention: what is not finite reaches what sees it and
             for (Index j = 0; j < 600; ++j) c.mask_tensor.data()[j] = j % 3 == 1;
             T* const entry = of_gradient ? &c.d_out.view()(0, at, 1, 2) : &c.q.view()(0, at, 1, 2);
             *entry = T(0);
-            const auto pass = forward(policy, c);
-            const auto d = backward(policy, c, pass);
+            const auto saved = forward(policy, c);
+            const auto d = backward(policy, c, saved);
             *entry = nan;
             const auto actual = forward(policy, c);
             const auto actual_d = backward(policy, c, actual);
@@ -238,7 +238,7 @@ TEST_CASE_TEMPLATE("dense_attention: what is not finite reaches what sees it and
                     if (reached) CHECK(all_nan(&actual_d.d_q.const_view()(0, i, h, 0), 3));
                     if (reached && !of_gradient) CHECK(all_nan(&actual.out.const_view()(0, i, h, 0), 3));
                     if (reached) continue;
-                    CHECK(same_bits(actual.out.view()[0][i][h], pass.out.view()[0][i][h]));
+                    CHECK(same_bits(actual.out.view()[0][i][h], saved.out.view()[0][i][h]));
                     CHECK(same_bits(actual_d.d_q.view()[0][i][h], d.d_q.view()[0][i][h]));
                 }
             for (Index r = 0; r < 2; ++r)
@@ -254,11 +254,11 @@ TEST_CASE_TEMPLATE("dense_attention: what is not finite reaches what sees it and
             Case<T> c(policy, {1, 2, 70, 300, 1, 3}, true, false);
             for (Index j = 0; j < 600; ++j) c.mask_tensor.data()[j] = only ? j % 300 == 4 : j % 3 == 1;
             c.kv.view()(0, 1, 4, 0, part, 1) = nan;
-            const auto pass = forward(policy, c);
-            const auto d = backward(policy, c, pass);
+            const auto saved = forward(policy, c);
+            const auto d = backward(policy, c, saved);
             for (Index i = 0; i < 70; ++i) {
-                CHECK(all_nan(&pass.out.const_view()(0, i, 1, 0), 3));
-                CHECK(std::isfinite(inner(pass.out.view()[0][i][0], pass.out.view()[0][i][0])));
+                CHECK(all_nan(&saved.out.const_view()(0, i, 1, 0), 3));
+                CHECK(std::isfinite(inner(saved.out.view()[0][i][0], saved.out.view()[0][i][0])));
                 CHECK(std::isfinite(inner(d.d_q.view()[0][i][0], d.d_q.view()[0][i][0])));
             }
             CHECK(std::isfinite(inner(d.d_kv.view()[0][0], d.d_kv.view()[0][0])));
@@ -287,19 +287,19 @@ TEST_CASE("dense_attention: the largest logit in any block of keys; logits as la
             c.kv.view()(0, 0, at, 0, 0, e) = 1e5;
             for (Index i = 0; i < 3; ++i) c.q.view()(0, i, 0, e) = 1;
         }
-        const auto pass = forward(policy, c);
-        const auto d = backward(policy, c, pass);
+        const auto saved = forward(policy, c);
+        const auto d = backward(policy, c, saved);
         for (Index i = 0; i < 3; ++i)
             for (Index e = 0; e < 2; ++e)
-                CHECK(pass.out.view()(0, i, 0, e) == doctest::Approx(c.kv.view()(0, 0, at, 0, 1, e)).epsilon(1e-12));
+                CHECK(saved.out.view()(0, i, 0, e) == doctest::Approx(c.kv.view()(0, 0, at, 0, 1, e)).epsilon(1e-12));
         CHECK(std::isfinite(inner(d.d_kv, d.d_kv)));
         CHECK(std::isfinite(inner(d.d_q, d.d_q)));
     }
     Case<float> f(policy, {1, 1, 100, 600, 1, 2}, true, true);
     for (Index i = 0; i < f.q.size(); ++i) f.q.data()[i] *= 1e5f;
-    const auto pass = forward(policy, f);
-    const auto d = backward(policy, f, pass);
-    CHECK(std::isfinite(inner(pass.out, pass.out)));
+    const auto saved = forward(policy, f);
+    const auto d = backward(policy, f, saved);
+    CHECK(std::isfinite(inner(saved.out, saved.out)));
     CHECK(std::isfinite(inner(d.d_kv, d.d_kv)));
 }
 
@@ -307,13 +307,13 @@ TEST_CASE("dense_attention: the same bits with 1 and 2 threads, run to run, and 
     const Cpu one(1), two(2);
     for (const Problem& p : {Problem{3, 2, 130, 300, 2, 5}, Problem{2, 1, 10, 20, 1, 3}}) {
         const Case<float> c(one, p, true, true);
-        const auto pass = forward(one, c);
-        const auto d = backward(one, c, pass);
+        const auto saved = forward(one, c);
+        const auto d = backward(one, c, saved);
         for (int run = 0; run < 2; ++run) {
             const auto pass2 = forward(two, c);
             const auto d2 = backward(two, c, pass2);
-            CHECK(same_bits(pass2.out, pass.out));
-            CHECK(same_bits(pass2.log_sum_exp, pass.log_sum_exp));
+            CHECK(same_bits(pass2.out, saved.out));
+            CHECK(same_bits(pass2.log_sum_exp, saved.log_sum_exp));
             CHECK(same_bits(d2.d_q, d.d_q));
             CHECK(same_bits(d2.d_kv, d.d_kv));
             CHECK(same_bits(d2.d_value_scale, d.d_value_scale));
@@ -325,7 +325,7 @@ TEST_CASE("dense_attention: the same bits with 1 and 2 threads, run to run, and 
             const auto scale = sequence(c.scale, b);
             const auto alone = dense_attention_forward(two, q, kv, mask, scale);
             const auto d_alone = dense_attention_vjp(two, alone, sequence(c.d_out, b), q, kv, mask, scale);
-            CHECK(same_bits(alone.out, sequence(pass.out, b)));
+            CHECK(same_bits(alone.out, sequence(saved.out, b)));
             CHECK(same_bits(d_alone.d_q, sequence(d.d_q, b)));
             CHECK(same_bits(d_alone.d_kv, sequence(d.d_kv, b)));
             CHECK(same_bits(d_alone.d_value_scale, sequence(d.d_value_scale, b)));
@@ -347,9 +347,9 @@ TEST_CASE("dense_attention: errors name the argument and both shapes") {
                          "colt5: `mask` must have shape (2, 2, 4), but has (2, 2, 6)", ShapeError);
     CHECK_THROWS_WITH_AS(dense_attention_forward(policy, c.q, c.kv, c.mask, longer.scale),
                          "colt5: `value_scale` must have shape (2, 2, 4), but has (2, 2, 6)", ShapeError);
-    const auto pass = forward(policy, c);
-    CHECK_THROWS_WITH_AS(dense_attention_vjp(policy, pass, wide.d_out, c.q, c.kv, c.mask, c.scale),
+    const auto saved = forward(policy, c);
+    CHECK_THROWS_WITH_AS(dense_attention_vjp(policy, saved, wide.d_out, c.q, c.kv, c.mask, c.scale),
                          "colt5: `d_out` must have shape (2, 3, 2, 5), but has (2, 3, 2, 6)", ShapeError);
-    CHECK_THROWS_WITH_AS(dense_attention_vjp(policy, pass, c.d_out, longer.q, c.kv, c.mask, c.scale),
+    CHECK_THROWS_WITH_AS(dense_attention_vjp(policy, saved, c.d_out, longer.q, c.kv, c.mask, c.scale),
                          "colt5: `q` must have shape (2, 3, 2, 5), but has (2, 4, 2, 5)", ShapeError);
 }

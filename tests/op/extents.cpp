@@ -168,9 +168,9 @@ TEST_CASE("extents: local attention") {
         return [&, batch, first](Arguments& a) {
             const Index queries = n - first, window = attention.window(first, queries, n);
             const std::string m = batch == 1 ? "d_qkv" : "q";  // the queries of one sequence may be any number
-            LocalAttentionPass<T, Cpu> pass{a.tensor<T>("pass", {batch, queries, heads, dim_head}),
-                                            a.tensor<T>("pass.log_sum_exp", {batch, heads, queries})};
-            local_attention_vjp(policy, a.view<T>("d_qkv", {batch, window, 3, heads, dim_head}), attention, pass,
+            LocalAttentionActivations<T, Cpu> saved{a.tensor<T>("saved", {batch, queries, heads, dim_head}),
+                                                    a.tensor<T>("saved.log_sum_exp", {batch, heads, queries})};
+            local_attention_vjp(policy, a.view<T>("d_qkv", {batch, window, 3, heads, dim_head}), attention, saved,
                                 a.view<V>("d_out", {batch, queries, heads, dim_head}),
                                 a.view<V>("q", {batch, queries, heads, dim_head}),
                                 a.view<V>("kv", {batch, n, 2, heads, dim_head}, {"q", "q", "kv", "q", "q"}),
@@ -205,9 +205,9 @@ TEST_CASE("extents: dense attention") {
                                 a.view<const bool>("mask", {b, r, k}), a.view<V>("value_scale", {b, r, k}));
     });
     check_extents("dense_attention_vjp", [&](Arguments& a) {
-        DenseAttentionPass<T, Cpu> pass{a.tensor<T>("pass.out", {b, n, heads, dim_head}, {"q", "q", "q", "q"}),
-                                        a.tensor<T>("pass.log_sum_exp", {b, heads, n})};
-        dense_attention_vjp(policy, pass, a.view<V>("d_out", {b, n, heads, dim_head}),
+        DenseAttentionActivations<T, Cpu> saved{a.tensor<T>("saved.out", {b, n, heads, dim_head}, {"q", "q", "q", "q"}),
+                                                a.tensor<T>("saved.log_sum_exp", {b, heads, n})};
+        dense_attention_vjp(policy, saved, a.view<V>("d_out", {b, n, heads, dim_head}),
                             a.view<V>("q", {b, n, heads, dim_head}), kv(a), a.view<const bool>("mask", {b, r, k}),
                             a.view<V>("value_scale", {b, r, k}));
     });
@@ -285,10 +285,10 @@ TEST_CASE("extents: routing") {
         check_extents("coordinate_descent_vjp", [=](Arguments& a) {
             const CoordinateDescent descent{.n_iters = 4, .iterate_to_convergence = converged};
             const Index steps = descent.steps();
-            CoordinateDescentPass<T, Cpu> pass{a.tensor<T>("pass.scores", {b, r, n}, {"logits", "logits", "logits"}),
-                                               a.tensor<T>("pass.threshold", {b, r, steps + 1}),
-                                               a.tensor<T>("pass.saturated", {b, r, steps})};
-            coordinate_descent_vjp(policy, descent, 2, pass, a.view<V>("d_scores", {b, r, n}),
+            CoordinateDescentActivations<T, Cpu> saved{
+                a.tensor<T>("saved.scores", {b, r, n}, {"logits", "logits", "logits"}),
+                a.tensor<T>("saved.threshold", {b, r, steps + 1}), a.tensor<T>("saved.saturated", {b, r, steps})};
+            coordinate_descent_vjp(policy, descent, 2, saved, a.view<V>("d_scores", {b, r, n}),
                                    a.view<V>("logits", {b, r, n}), a.view<const bool>("mask", {b, n}));
         });
     check_extents("sinkhorn_forward", [](Arguments& a) {
@@ -297,14 +297,14 @@ TEST_CASE("extents: routing") {
     });
     check_extents("sinkhorn_vjp", [](Arguments& a) {
         const Sinkhorn sinkhorn{.n_iters = 4};
-        SinkhornPass<T, Cpu> pass{
-            a.tensor<TokenIndex>("pass.indices", {b, r, k}, {"", "", ""}),  // `indices` are read instead
-            a.tensor<T>("pass.scores", {b, r, k}, {"pass.scores", "pass.scores", "pass.slot_potential"}),
-            a.tensor<double>("pass.slot_potential", {b, r, 4, k}),
-            a.tensor<double>("pass.token_potential", {b, r, 4, n})};
-        sinkhorn_vjp(policy, sinkhorn, pass, a.view<V>("d_scores", {b, r, k}),
+        SinkhornActivations<T, Cpu> saved{
+            a.tensor<TokenIndex>("saved.indices", {b, r, k}, {"", "", ""}),  // `indices` are read instead
+            a.tensor<T>("saved.scores", {b, r, k}, {"saved.scores", "saved.scores", "saved.slot_potential"}),
+            a.tensor<double>("saved.slot_potential", {b, r, 4, k}),
+            a.tensor<double>("saved.token_potential", {b, r, 4, n})};
+        sinkhorn_vjp(policy, sinkhorn, saved, a.view<V>("d_scores", {b, r, k}),
                      a.view<const TokenIndex>("indices", {b, r, k}),
-                     a.view<V>("logits", {b, r, n}, {"pass.scores", "pass.scores", "pass.token_potential"}),
+                     a.view<V>("logits", {b, r, n}, {"saved.scores", "saved.scores", "saved.token_potential"}),
                      a.view<V>("noise", {b * r, k, n}), a.view<const bool>("mask", {b, n}));
     });
 }
@@ -354,8 +354,8 @@ TEST_CASE("extents: indices on the CPU are in their range, or nothing is written
         CHECK_THROWS_WITH_AS(cumulative_softmax_vjp(policy, 1, d_scores, logits, routed, {}), message.c_str(),
                              ValueError);
         const Sinkhorn sinkhorn;
-        const auto pass = sinkhorn_forward(policy, sinkhorn, logits, {}, Mask{}, 3);
-        CHECK_THROWS_WITH_AS(sinkhorn_vjp(policy, sinkhorn, pass, d_scores, routed, logits, {}, Mask{}),
+        const auto saved = sinkhorn_forward(policy, sinkhorn, logits, {}, Mask{}, 3);
+        CHECK_THROWS_WITH_AS(sinkhorn_vjp(policy, sinkhorn, saved, d_scores, routed, logits, {}, Mask{}),
                              message.c_str(), ValueError);
     }
 }
@@ -424,8 +424,8 @@ TEST_CASE("extents: sizes of windows and of passes do not overflow") {
     // One more threshold than steps.
     const auto none = HostTensor<T, 3>(policy, {0, 1, 5});
     const CoordinateDescent descent{.n_iters = std::numeric_limits<int>::max()};
-    const auto pass = coordinate_descent_forward(policy, descent, 1, none, {});
-    CHECK(pass.threshold.extent(2) == Index{std::numeric_limits<int>::max()} + 1);
+    const auto saved = coordinate_descent_forward(policy, descent, 1, none, {});
+    CHECK(saved.threshold.extent(2) == Index{std::numeric_limits<int>::max()} + 1);
     CHECK_THROWS_AS(
         sinkhorn_forward(policy, {}, View<V, dynamic, dynamic, dynamic>(none.data(), {0, 1, most / 4}), {}, Mask{}, 1),
         ValueError);

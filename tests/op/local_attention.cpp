@@ -69,10 +69,10 @@ auto forward(const Cpu& policy, const LocalAttention& attention, const QKV& qkv,
     return local_attention_forward(policy, attention, s.q, s.kv, mask);
 }
 template <typename T, typename D, typename QKV>
-auto vjp(const Cpu& policy, const LocalAttention& attention, const LocalAttentionPass<T, Cpu>& pass, const D& d_out,
-         const QKV& qkv, Mask mask) {
+auto vjp(const Cpu& policy, const LocalAttention& attention, const LocalAttentionActivations<T, Cpu>& saved,
+         const D& d_out, const QKV& qkv, Mask mask) {
     const Split<T> s(policy, qkv);
-    return local_attention_vjp(policy, attention, pass, d_out, s.q, s.kv, mask);
+    return local_attention_vjp(policy, attention, saved, d_out, s.q, s.kv, mask);
 }
 
 /// What one head of one sequence computes: scores of every pair, and the mean that window_mean gives to row i, summed
@@ -145,9 +145,9 @@ TEST_CASE("local_attention: agrees with a loop over all pairs, in double and flo
                 const Case<double> c(policy, p.batch, p.length, p.heads, p.dim_head, masked);
                 const Case<float> f(policy, p.batch, p.length, p.heads, p.dim_head, masked);
                 const auto expected = naive(policy, attention, c);
-                const auto pass = forward(policy, attention, c.qkv, c.mask);
-                CHECK(relative_error(pass.out, expected) <= 1e-13);
-                CHECK(same_bits(attend(policy, attention, c.qkv, c.mask), pass.out));
+                const auto saved = forward(policy, attention, c.qkv, c.mask);
+                CHECK(relative_error(saved.out, expected) <= 1e-13);
+                CHECK(same_bits(attend(policy, attention, c.qkv, c.mask), saved.out));
                 CHECK(relative_error(attend(policy, attention, f.qkv, f.mask), expected) <= 2e-6);
             }
 }
@@ -158,10 +158,10 @@ TEST_CASE("local_attention: the widest reach sees all, a wider one is refused") 
     const auto all = forward(policy, LocalAttention{40}, c.qkv, c.mask);
     for (const MaskedRows masked_rows : modes) {
         const LocalAttention widest{LocalAttention::most_reach, masked_rows};
-        const auto pass = forward(policy, widest, c.qkv, c.mask);
-        const auto d_qkv = vjp(policy, widest, pass, c.d_out, c.qkv, c.mask);
+        const auto saved = forward(policy, widest, c.qkv, c.mask);
+        const auto d_qkv = vjp(policy, widest, saved, c.d_out, c.qkv, c.mask);
         for (const double d : to_host(policy, d_qkv)) CHECK(std::isfinite(d));
-        if (masked_rows == MaskedRows::zero) CHECK(same_bits(pass.out, all.out));
+        if (masked_rows == MaskedRows::zero) CHECK(same_bits(saved.out, all.out));
     }
     CHECK_THROWS_WITH_AS(attend(policy, LocalAttention{std::numeric_limits<Index>::max()}, c.qkv, c.mask),
                          "colt5: `reach` must be at most 2^31, but is 9223372036854775807", ValueError);
@@ -181,7 +181,7 @@ TEST_CASE("local_attention: every reach from 1 to 100") {
 TEST_CASE("local_attention: the log-sum-exp of each row, -infinity where no key is visible") {
     const Cpu policy(1);
     const Case<double> c(policy, 1, 70, 1, 2, true);
-    const auto pass = forward(policy, LocalAttention{2}, c.qkv, c.mask);
+    const auto saved = forward(policy, LocalAttention{2}, c.qkv, c.mask);
     int without_key = 0;
     for (Index i = 0; i < 70; ++i) {
         double sum = 0;
@@ -190,7 +190,7 @@ TEST_CASE("local_attention: the log-sum-exp of each row, -infinity where no key 
                 const auto q = c.qkv.view()[0][i], k = c.qkv.view()[0][j];
                 sum += std::exp((q(0, 0, 0) * k(1, 0, 0) + q(0, 0, 1) * k(1, 0, 1)) / std::sqrt(2.0));
             }
-        const double log_sum_exp = pass.log_sum_exp.view()(0, 0, i);
+        const double log_sum_exp = saved.log_sum_exp.view()(0, 0, i);
         if (sum > 0)
             CHECK(log_sum_exp == doctest::Approx(std::log(sum)).epsilon(1e-12));
         else
@@ -211,8 +211,8 @@ TEST_CASE("local_attention: the gradient is that of finite differences") {
                 if (masked && p.batch == 0) continue;
                 const LocalAttention attention{p.reach, masked_rows};
                 Case<double> c(policy, p.batch, p.length, p.heads, p.dim_head, masked);
-                const auto pass = forward(policy, attention, c.qkv, c.mask);
-                const auto d_qkv = vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
+                const auto saved = forward(policy, attention, c.qkv, c.mask);
+                const auto d_qkv = vjp(policy, attention, saved, c.d_out, c.qkv, c.mask);
                 const auto loss = [&] { return inner(c.d_out, attend(policy, attention, c.qkv, c.mask)); };
                 if (c.qkv.size() < 300)
                     CHECK(relative_error(d_qkv, finite_differences(policy, c.qkv, loss)) <= 1e-7);
@@ -235,8 +235,8 @@ TEST_CASE("local_attention: the gradient over several segments of both colours")
             Case<double> c(policy, 1, length, 1, 2, true);
             // Padding across the border of two segments: window_mean reaches further back than attention does.
             for (Index i = 950; i < std::min(length, Index{1100}); ++i) c.mask_tensor.view()(0, i) = false;
-            const auto pass = forward(policy, attention, c.qkv, c.mask);
-            const auto d_qkv = vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
+            const auto saved = forward(policy, attention, c.qkv, c.mask);
+            const auto d_qkv = vjp(policy, attention, saved, c.d_out, c.qkv, c.mask);
             const auto loss = [&] { return inner(c.d_out, attend(policy, attention, c.qkv, c.mask)); };
             CHECK(directional_error(policy, c.qkv, d_qkv, loss) <= 1e-7);
         }
@@ -248,9 +248,9 @@ TEST_CASE("local_attention: rows that see no key are zeros without a gradient") 
         Case<double> c(policy, 2, 150, 2, 3, true);
         std::fill_n(c.mask_tensor.data(), 150, false);  // the first sequence is padding only
         const LocalAttention attention{reach};
-        const auto pass = forward(policy, attention, c.qkv, c.mask);
-        const auto d_qkv = vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
-        for (const double y : to_host(policy, sequence(pass.out, 0))) CHECK(y == 0);
+        const auto saved = forward(policy, attention, c.qkv, c.mask);
+        const auto d_qkv = vjp(policy, attention, saved, c.d_out, c.qkv, c.mask);
+        for (const double y : to_host(policy, sequence(saved.out, 0))) CHECK(y == 0);
         for (const double d : to_host(policy, sequence(d_qkv, 0))) CHECK(d == 0);
         for (Index j = 0; j < 150; ++j) {
             if (c.mask(1, j)) continue;
@@ -273,8 +273,8 @@ TEST_CASE_TEMPLATE("local_attention: what padding holds changes no bit of a real
                         if (!c.mask(b, i)) std::fill_n(c.d_out.view()[b][i].data(), 10, T(0));
             };
             d_padding_is_zero();
-            const auto pass = forward(policy, attention, c.qkv, c.mask);
-            const auto d_qkv = vjp(policy, attention, pass, c.d_out, c.qkv, c.mask);
+            const auto saved = forward(policy, attention, c.qkv, c.mask);
+            const auto d_qkv = vjp(policy, attention, saved, c.d_out, c.qkv, c.mask);
             const auto noise = normal<T>(policy, c.qkv.shape(), 99, 1e4);
             for (Index b = 0; b < 2; ++b)
                 for (Index i = 0; i < 333; ++i)
@@ -284,7 +284,7 @@ TEST_CASE_TEMPLATE("local_attention: what padding holds changes no bit of a real
             for (Index b = 0; b < 2; ++b)
                 for (Index i = 0; i < 333; ++i) {
                     if (!c.mask(b, i)) continue;
-                    CHECK(same_bits(noisy.out.view()[b][i], pass.out.view()[b][i]));
+                    CHECK(same_bits(noisy.out.view()[b][i], saved.out.view()[b][i]));
                     CHECK(same_bits(noisy_d.view()[b][i], d_qkv.view()[b][i]));
                 }
         }
@@ -296,8 +296,8 @@ namespace {
 template <typename T>
 struct Gradients {
     Gradients(const Cpu& policy, const LocalAttention& attention, const Case<T>& c)
-        : pass(forward(policy, attention, c.qkv, c.mask)),
-          from_pass(vjp(policy, attention, pass, c.d_out, c.qkv, c.mask)),
+        : saved(forward(policy, attention, c.qkv, c.mask)),
+          from_saved(vjp(policy, attention, saved, c.d_out, c.qkv, c.mask)),
           computed_again(tensor_like(policy, c.qkv)) {
         const auto [batch, length, heads, dim] = c.d_out.shape();
         const Index inner = heads * dim;
@@ -309,8 +309,8 @@ struct Gradients {
                                       c.d_out.const_view().reshape(std::array{batch, length, inner}), s.q, s.kv, c.mask,
                                       0, 0, identity, d_weight.view());
     }
-    LocalAttentionPass<T, Cpu> pass;
-    HostTensor<T, 5> from_pass, computed_again;
+    LocalAttentionActivations<T, Cpu> saved;
+    HostTensor<T, 5> from_saved, computed_again;
 };
 
 /// Whether all entries of a row are NaN.
@@ -366,9 +366,9 @@ TEST_CASE_TEMPLATE("local_attention: what is not finite reaches what sees it and
                                 same = same && same_bits(a, e);
                         };
                         const bool query_is_nan = is_reached(i) && sees_any;
-                        check(query_is_nan && part != out_gradient, actual.pass.out.view()[0][i],
-                              expected.pass.out.view()[0][i]);
-                        for (const auto gradients : {&Gradients<T>::from_pass, &Gradients<T>::computed_again}) {
+                        check(query_is_nan && part != out_gradient, actual.saved.out.view()[0][i],
+                              expected.saved.out.view()[0][i]);
+                        for (const auto gradients : {&Gradients<T>::from_saved, &Gradients<T>::computed_again}) {
                             const auto a = (actual.*gradients).view()[0][i], e = (expected.*gradients).view()[0][i];
                             check(query_is_nan, a[0], e[0]);
                             check(reached, a[1], e[1]);
@@ -401,15 +401,15 @@ TEST_CASE_TEMPLATE("local_attention: what is not finite in masked tokens counts 
                   -std::numeric_limits<double>::infinity()}) {
                 fill_keys_and_values(static_cast<T>(poison));
                 const Gradients<T> actual(policy, attention, c);
-                CHECK(same_bits(actual.pass.out, expected.pass.out));
-                CHECK(same_bits(actual.from_pass, expected.from_pass));
+                CHECK(same_bits(actual.saved.out, expected.saved.out));
+                CHECK(same_bits(actual.from_saved, expected.from_saved));
                 CHECK(same_bits(actual.computed_again, expected.computed_again));
             }
             if (masked_rows == MaskedRows::window_mean) continue;
             fill_keys_and_values(std::numeric_limits<T>::max());
             const Gradients<T> large(policy, attention, c);
-            CHECK(same_bits(large.pass.out, expected.pass.out));
-            CHECK(same_bits(large.from_pass, expected.from_pass));
+            CHECK(same_bits(large.saved.out, expected.saved.out));
+            CHECK(same_bits(large.from_saved, expected.from_saved));
             CHECK(same_bits(large.computed_again, expected.computed_again));
         }
 }
@@ -420,7 +420,7 @@ TEST_CASE_TEMPLATE("local_attention: the logit of the only key that a query sees
         Case<T> c(policy, 1, 700, 2, 19, true);
         for (Index i = 0; i < 700; ++i) c.mask_tensor.view()(0, i) = i % (2 * reach + 1) == 3;
         const Gradients<T> d(policy, LocalAttention{reach}, c);
-        for (const auto& d_qkv : {d.from_pass.view(), d.computed_again.view()})
+        for (const auto& d_qkv : {d.from_saved.view(), d.computed_again.view()})
             for (Index i = 0; i < 700; ++i)
                 for (Index e = 0; e < 2 * 2 * 19; ++e) CHECK(d_qkv[0][i].data()[e] == 0);  // queries and keys
     }
@@ -429,11 +429,11 @@ TEST_CASE_TEMPLATE("local_attention: the logit of the only key that a query sees
 TEST_CASE("local_attention: large logits do not overflow") {
     const Cpu policy(1);
     auto qkv = normal<float>(policy, std::array<Index, 5>{1, 300, 3, 1, 4}, 0, 300);  // logits of some 1e5
-    const auto pass = forward(policy, LocalAttention{200}, qkv, {});
-    const auto d_qkv = vjp(policy, LocalAttention{200}, pass, pass.out, qkv, {});
-    CHECK(std::isfinite(inner(pass.out, pass.out)));
+    const auto saved = forward(policy, LocalAttention{200}, qkv, {});
+    const auto d_qkv = vjp(policy, LocalAttention{200}, saved, saved.out, qkv, {});
+    CHECK(std::isfinite(inner(saved.out, saved.out)));
     CHECK(std::isfinite(inner(d_qkv, d_qkv)));
-    CHECK(std::isfinite(inner(pass.log_sum_exp, pass.log_sum_exp)));
+    CHECK(std::isfinite(inner(saved.log_sum_exp, saved.log_sum_exp)));
 }
 
 TEST_CASE("local_attention: the same bits with 1 and 2 threads, run to run, and for each sequence alone") {
@@ -442,19 +442,19 @@ TEST_CASE("local_attention: the same bits with 1 and 2 threads, run to run, and 
         for (const MaskedRows masked_rows : modes) {
             const LocalAttention attention{reach, masked_rows};
             const Case<float> c(one, 2, length, 3, 5, true);
-            const auto pass = forward(one, attention, c.qkv, c.mask);
-            const auto d_qkv = vjp(one, attention, pass, c.d_out, c.qkv, c.mask);
+            const auto saved = forward(one, attention, c.qkv, c.mask);
+            const auto d_qkv = vjp(one, attention, saved, c.d_out, c.qkv, c.mask);
             for (int run = 0; run < 2; ++run) {
                 const auto pass2 = forward(two, attention, c.qkv, c.mask);
-                CHECK(same_bits(pass2.out, pass.out));
-                CHECK(same_bits(pass2.log_sum_exp, pass.log_sum_exp));
+                CHECK(same_bits(pass2.out, saved.out));
+                CHECK(same_bits(pass2.log_sum_exp, saved.log_sum_exp));
                 CHECK(same_bits(vjp(two, attention, pass2, c.d_out, c.qkv, c.mask), d_qkv));
             }
             for (Index b = 0; b < 2; ++b) {
                 const auto qkv = sequence(c.qkv, b);
                 const auto mask = sequence(c.mask, b);
                 const auto alone = forward(two, attention, qkv, mask);
-                CHECK(same_bits(alone.out, sequence(pass.out, b)));
+                CHECK(same_bits(alone.out, sequence(saved.out, b)));
                 CHECK(same_bits(vjp(two, attention, alone, sequence(c.d_out, b), qkv, mask), sequence(d_qkv, b)));
             }
         }
@@ -499,15 +499,15 @@ TEST_CASE("local_attention: a sequence in parts") {
                 for (Index first = 0, end = 0; first < length; first += part) {  // end: of the window before
                     const Index count = std::min(part, length - first);
                     const auto q = tokens(s.q, first, count), d_out = tokens(c.d_out, first, count);
-                    const auto pass = local_attention_forward(policy, attention, q, s.kv, c.mask, first);
-                    CHECK(same_bits(local_attention(policy, attention, q, s.kv, c.mask, first), pass.out));
-                    std::copy_n(pass.out.data(), pass.out.size(), &out.view()(0, first, 0, 0));
+                    const auto saved = local_attention_forward(policy, attention, q, s.kv, c.mask, first);
+                    CHECK(same_bits(local_attention(policy, attention, q, s.kv, c.mask, first), saved.out));
+                    std::copy_n(saved.out.data(), saved.out.size(), &out.view()(0, first, 0, 0));
                     const Index begin = attention.window_begin(first);
                     auto shape = c.qkv.shape();
                     shape[1] = attention.window(first, count, length);
                     const View<double, dynamic, dynamic, dynamic, dynamic, dynamic> window(
                         &d_qkv.view()(0, begin, 0, 0, 0), shape);
-                    local_attention_vjp(policy, window, attention, pass, d_out, q, s.kv, c.mask, first,
+                    local_attention_vjp(policy, window, attention, saved, d_out, q, s.kv, c.mask, first,
                                         std::max(Index{0}, end - begin));
                     end = begin + shape[1];
                 }
@@ -529,7 +529,7 @@ TEST_CASE("local_attention_vjp: adds to the keys and values of the rows that are
     for (Index e = 0; e < 6; ++e) identity.view()(e, e) = 1;
     for (const MaskedRows masked_rows : modes) {
         const LocalAttention attention{20, masked_rows};
-        const auto pass = local_attention_forward(policy, attention, q, s.kv, c.mask, first);
+        const auto saved = local_attention_forward(policy, attention, q, s.kv, c.mask, first);
         const Index before = first - attention.window_begin(first), window = attention.window(first, count, length);
         const std::array<Index, 5> shape{1, window, 3, 2, 3};
         // Whatever the distance to the queries: none, those within the halo and out of reach, some queries, all rows.
@@ -556,7 +556,7 @@ TEST_CASE("local_attention_vjp: adds to the keys and values of the rows that are
                 CHECK(worst <= 1e-11);
             };
             run([&](const auto& d_qkv, Index rows) {
-                local_attention_vjp(policy, d_qkv, attention, pass, d_out, q, s.kv, c.mask, first, rows);
+                local_attention_vjp(policy, d_qkv, attention, saved, d_out, q, s.kv, c.mask, first, rows);
             });
             run([&](const auto& d_qkv, Index rows) {
                 auto d_weight = filled<double>(policy, identity.shape(), 0);
@@ -583,11 +583,11 @@ TEST_CASE("local_attention: errors name the argument and both shapes") {
                          "colt5: `q` must have shape (2, 5, 2, 4), but has (2, 5, 2, 5)", ShapeError);
     CHECK_THROWS_WITH_AS(local_attention_forward(policy, attention, s.q, s.kv, Mask(mask)),
                          "colt5: `mask` must have shape (2, 5), but has (2, 4)", ShapeError);
-    const auto pass = local_attention_forward(policy, attention, s.q, s.kv, {});
-    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, attention, pass, wide, s.q, s.kv, {}),
+    const auto saved = local_attention_forward(policy, attention, s.q, s.kv, {});
+    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, attention, saved, wide, s.q, s.kv, {}),
                          "colt5: `d_out` must have shape (2, 5, 2, 4), but has (2, 5, 2, 5)", ShapeError);
-    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, attention, pass, longer.d_out, longer_s.q, longer_s.kv, {}),
-                         "colt5: `pass` must have shape (2, 6, 2, 4), but has (2, 5, 2, 4)", ShapeError);
+    CHECK_THROWS_WITH_AS(local_attention_vjp(policy, attention, saved, longer.d_out, longer_s.q, longer_s.kv, {}),
+                         "colt5: `saved` must have shape (2, 6, 2, 4), but has (2, 5, 2, 4)", ShapeError);
     // Parts, of one sequence only.
     CHECK_THROWS_WITH_AS(local_attention(policy, attention, tokens(sequence(s.q, 0), 0, 2), s.kv, {}),
                          "colt5: `q` must have shape (2, 5, 2, 4), but has (1, 2, 2, 4)", ShapeError);

@@ -42,10 +42,10 @@ TEST_CASE("projected_local_attention: the gradient is that of its steps") {
                         auto expected_d_weight = filled<double>(policy, weight.shape(), 2.0);
                         auto d_weight = filled<double>(policy, weight.shape(), 2.0);
 
-                        const auto pass = local_attention_forward(policy, attention, q, kv, mask, first);
-                        const auto merged = pass.out.view().reshape(std::array{batch, queries, heads * dim_head});
+                        const auto saved = local_attention_forward(policy, attention, q, kv, mask, first);
+                        const auto merged = saved.out.view().reshape(std::array{batch, queries, heads * dim_head});
                         const auto d_out = linear_vjp(policy, d_y, merged, weight, expected_d_weight.view());
-                        local_attention_vjp(policy, expected.view(), attention, pass, d_out.view().reshape(q.shape()),
+                        local_attention_vjp(policy, expected.view(), attention, saved, d_out.view().reshape(q.shape()),
                                             q, kv, mask, first, carried);
 
                         projected_local_attention_vjp(policy, d_qkv.view(), attention, d_y, q, kv, mask, first, carried,

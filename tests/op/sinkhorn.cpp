@@ -47,8 +47,8 @@ auto forward(const Cpu& policy, const Sinkhorn& sinkhorn, const Case<T>& c, Inde
     return sinkhorn_forward(policy, sinkhorn, c.logits, c.noise, c.mask, slots);
 }
 template <typename T>
-auto backward(const Cpu& policy, const Sinkhorn& sinkhorn, const Case<T>& c, const SinkhornPass<T, Cpu>& pass) {
-    return sinkhorn_vjp(policy, sinkhorn, pass, c.d_scores, pass.indices, c.logits, c.noise, c.mask);
+auto backward(const Cpu& policy, const Sinkhorn& sinkhorn, const Case<T>& c, const SinkhornActivations<T, Cpu>& saved) {
+    return sinkhorn_vjp(policy, sinkhorn, saved, c.d_scores, saved.indices, c.logits, c.noise, c.mask);
 }
 
 /// The reference's matrix (slots, tokens) of one row: normalized over tokens, then over slots, time and again.
@@ -124,14 +124,14 @@ TEST_CASE("sinkhorn: choices and scores agree with normalizing the matrix") {
                     CAPTURE(noisy);
                     const auto [batch, routes, length, slots] = shape;
                     const Case<double> c(policy, batch, routes, length, slots, masked, noisy);
-                    const auto pass = forward(policy, sinkhorn, c, slots);
-                    REQUIRE(pass.indices.shape() == std::array{batch, routes, c.k});
+                    const auto saved = forward(policy, sinkhorn, c, slots);
+                    REQUIRE(saved.indices.shape() == std::array{batch, routes, c.k});
                     for (Index b = 0; b < batch; ++b)
                         for (Index r = 0; r < routes; ++r) {
                             const auto p = naive_transport(sinkhorn, c, b, r);
                             for (Index i = 0; i < c.k; ++i) {
-                                const Index choice = pass.indices.view()(b, r, i);
-                                const double score = pass.scores.view()(b, r, i);
+                                const Index choice = saved.indices.view()(b, r, i);
+                                const double score = saved.scores.view()(b, r, i);
                                 if (i >= static_cast<Index>(p.size())) {  // left over: a masked token
                                     CHECK(!c.mask(b, choice));
                                     CHECK(score == 0);
@@ -148,7 +148,7 @@ TEST_CASE("sinkhorn: choices and scores agree with normalizing the matrix") {
                             }
                         }
                     const Case<float> f(policy, batch, routes, length, slots, masked, noisy);
-                    CHECK(relative_error(forward(policy, sinkhorn, f, slots).scores, pass.scores) <= 1e-5);
+                    CHECK(relative_error(forward(policy, sinkhorn, f, slots).scores, saved.scores) <= 1e-5);
                 }
 }
 
@@ -165,9 +165,9 @@ TEST_CASE("sinkhorn: the gradient is that of finite differences") {
                     const auto [batch, routes, length, slots] = shape;
                     if (length > 100) continue;
                     Case<double> c(policy, batch, routes, length, slots, masked, noisy);
-                    const auto pass = forward(policy, sinkhorn, c, slots);
-                    const auto d_logits = backward(policy, sinkhorn, c, pass);
-                    const auto loss = [&] { return naive_loss(sinkhorn, c, pass.indices); };
+                    const auto saved = forward(policy, sinkhorn, c, slots);
+                    const auto d_logits = backward(policy, sinkhorn, c, saved);
+                    const auto loss = [&] { return naive_loss(sinkhorn, c, saved.indices); };
                     const auto expected = finite_differences(policy, c.logits, loss, 3e-5);
                     if (inner(expected, expected) > 1e-12)
                         CHECK(relative_error(d_logits, expected) <= 1e-6);
@@ -186,8 +186,8 @@ TEST_CASE("sinkhorn: without noise all slots agree; ties go to the lower index")
     const Cpu policy(1);
     const std::vector<double> values{1, 3, 2, 3, -1};
     const auto logits = from_host<TokensTensor<double, Cpu>>(policy, {1, 1, 5}, values);
-    const auto pass = sinkhorn_forward(policy, Sinkhorn{.n_iters = 1}, logits, {}, {}, 3);
-    for (const double score : to_host(policy, pass.scores)) CHECK(score == doctest::Approx(1.0 / 3));
+    const auto saved = sinkhorn_forward(policy, Sinkhorn{.n_iters = 1}, logits, {}, {}, 3);
+    for (const double score : to_host(policy, saved.scores)) CHECK(score == doctest::Approx(1.0 / 3));
     const auto ones = filled<double>(policy, std::array<Index, 3>{1, 1, 5}, 1);
     const auto tied = sinkhorn_forward(policy, Sinkhorn{}, ones, {}, {}, 3);
     CHECK(to_host(policy, tied.indices) == std::vector<TokenIndex>{0, 0, 0});
@@ -197,16 +197,16 @@ TEST_CASE("sinkhorn: what masked tokens hold changes nothing, and they have no g
     const Cpu policy(1);
     for (const Sinkhorn& sinkhorn : variants) {
         Case<double> c(policy, 3, 1, 20, 6, true, true);
-        const auto pass = forward(policy, sinkhorn, c, 6);
-        const auto d_logits = backward(policy, sinkhorn, c, pass);
+        const auto saved = forward(policy, sinkhorn, c, 6);
+        const auto d_logits = backward(policy, sinkhorn, c, saved);
         for (Index i = 0; i < 60; ++i)
             if (!c.mask.data()[i]) {
                 CHECK(d_logits.data()[i] == 0);
                 c.logits.data()[i] = i % 2 == 0 ? std::numeric_limits<double>::quiet_NaN() : 1e30;
             }
         const auto other = forward(policy, sinkhorn, c, 6);
-        CHECK(same_bits(other.indices, pass.indices));
-        CHECK(same_bits(other.scores, pass.scores));
+        CHECK(same_bits(other.indices, saved.indices));
+        CHECK(same_bits(other.scores, saved.scores));
         CHECK(same_bits(backward(policy, sinkhorn, c, other), d_logits));
     }
 }
@@ -222,13 +222,13 @@ TEST_CASE_TEMPLATE("sinkhorn: a NaN among the real logits makes its row NaN, whe
                 Case<T> c(policy, 1, 2, 40, 9, masked, true);
                 if (masked) c.mask_tensor.data()[place] = true;
                 c.logits.view()(0, 1, place) = std::numeric_limits<T>::quiet_NaN();
-                const auto pass = forward(policy, sinkhorn, c, 9);
-                const auto d_logits = backward(policy, sinkhorn, c, pass);
+                const auto saved = forward(policy, sinkhorn, c, 9);
+                const auto d_logits = backward(policy, sinkhorn, c, saved);
                 const auto real = [&](Index i) { return !c.mask || c.mask(0, i); };
                 for (Index i = 0; i < 9; ++i) {
-                    CHECK(std::isnan(pass.scores.view()(0, 1, i)));
-                    CHECK(real(pass.indices.view()(0, 1, i)));
-                    CHECK(std::isfinite(pass.scores.view()(0, 0, i)));
+                    CHECK(std::isnan(saved.scores.view()(0, 1, i)));
+                    CHECK(real(saved.indices.view()(0, 1, i)));
+                    CHECK(std::isfinite(saved.scores.view()(0, 0, i)));
                 }
                 for (Index j = 0; j < 40; ++j) {
                     const T d = d_logits.view()(0, 1, j);
@@ -246,10 +246,10 @@ TEST_CASE("sinkhorn: infinite logits count as the largest number and as nothing"
     finite.logits.data()[3] = std::numeric_limits<double>::max();
     c.logits.data()[7] = -infinity;
     finite.logits.data()[7] = -1;
-    const auto pass = forward(policy, Sinkhorn{}, c, 6), expected = forward(policy, Sinkhorn{}, finite, 6);
-    CHECK(same_bits(pass.indices, expected.indices));
-    CHECK(same_bits(pass.scores, expected.scores));
-    const auto d_logits = backward(policy, Sinkhorn{}, c, pass);
+    const auto saved = forward(policy, Sinkhorn{}, c, 6), expected = forward(policy, Sinkhorn{}, finite, 6);
+    CHECK(same_bits(saved.indices, expected.indices));
+    CHECK(same_bits(saved.scores, expected.scores));
+    const auto d_logits = backward(policy, Sinkhorn{}, c, saved);
     for (const double d : to_host(policy, d_logits)) CHECK(std::isfinite(d));
     CHECK(d_logits.data()[3] == 0);
     CHECK(d_logits.data()[7] == 0);
@@ -265,9 +265,10 @@ TEST_CASE("sinkhorn: logits at the floor have a gradient, those below it have no
         expected.logits.data()[j] = above[static_cast<std::size_t>(j)];
     }
     for (const Sinkhorn& sinkhorn : variants) {
-        const auto pass = forward(policy, sinkhorn, c, 3), expected_pass = forward(policy, sinkhorn, expected, 3);
-        CHECK(same_bits(pass.indices, expected_pass.indices));
-        const auto d = backward(policy, sinkhorn, c, pass), large = backward(policy, sinkhorn, expected, expected_pass);
+        const auto saved = forward(policy, sinkhorn, c, 3), expected_saved = forward(policy, sinkhorn, expected, 3);
+        CHECK(same_bits(saved.indices, expected_saved.indices));
+        const auto d = backward(policy, sinkhorn, c, saved),
+                   large = backward(policy, sinkhorn, expected, expected_saved);
         REQUIRE(std::abs(large.data()[0]) > 1e-4);
         for (const Index j : {0, 2, 4}) CHECK(d.data()[j] * 1e-20 == doctest::Approx(large.data()[j]).epsilon(1e-10));
         for (const Index j : {1, 3}) CHECK(d.data()[j] == 0);
@@ -302,19 +303,19 @@ TEST_CASE("sinkhorn: padding changes no choice and no score") {
 TEST_CASE("sinkhorn: the same bits with 1 and 2 threads, and for each sequence alone") {
     const Cpu one(1), two(2);
     const Case<float> c(one, 3, 2, 700, 20, true, true);
-    const auto pass = forward(one, Sinkhorn{}, c, 20);
-    const auto d_logits = backward(one, Sinkhorn{}, c, pass);
+    const auto saved = forward(one, Sinkhorn{}, c, 20);
+    const auto d_logits = backward(one, Sinkhorn{}, c, saved);
     const auto pass2 = forward(two, Sinkhorn{}, c, 20);
-    CHECK(same_bits(pass2.indices, pass.indices));
-    CHECK(same_bits(pass2.scores, pass.scores));
+    CHECK(same_bits(pass2.indices, saved.indices));
+    CHECK(same_bits(pass2.scores, saved.scores));
     CHECK(same_bits(backward(two, Sinkhorn{}, c, pass2), d_logits));
     for (Index b = 0; b < 3; ++b) {
         const auto logits = sequence(c.logits, b);
         const auto mask = sequence(c.mask, b);
         const TokensView<const float> noise(c.noise[2 * b].data(), {2, 20, 700});
         const auto alone = sinkhorn_forward(two, Sinkhorn{}, logits, noise, mask, 20);
-        CHECK(same_bits(alone.indices, sequence(pass.indices, b)));
-        CHECK(same_bits(alone.scores, sequence(pass.scores, b)));
+        CHECK(same_bits(alone.indices, sequence(saved.indices, b)));
+        CHECK(same_bits(alone.scores, sequence(saved.scores, b)));
         CHECK(
             same_bits(sinkhorn_vjp(two, Sinkhorn{}, alone, sequence(c.d_scores, b), alone.indices, logits, noise, mask),
                       sequence(d_logits, b)));
@@ -337,9 +338,9 @@ TEST_CASE("sinkhorn: errors name the argument") {
     for (const double temperature : {smallest_divisor, largest_divisor})
         for (const bool masked : {false, true}) {
             const Case<float> extreme(policy, 2, 1, 50, 9, masked, true);
-            const auto pass = forward(policy, Sinkhorn{.temperature = temperature}, extreme, 9);
-            for (const float score : to_host(policy, pass.scores)) CHECK(std::isfinite(score));
-            const auto d = backward(policy, Sinkhorn{.temperature = temperature}, extreme, pass);
+            const auto saved = forward(policy, Sinkhorn{.temperature = temperature}, extreme, 9);
+            for (const float score : to_host(policy, saved.scores)) CHECK(std::isfinite(score));
+            const auto d = backward(policy, Sinkhorn{.temperature = temperature}, extreme, saved);
             for (const float value : to_host(policy, d)) CHECK_FALSE(std::isnan(value));
         }
     CHECK_THROWS_WITH_AS(pass_of({}, {}, {}, 0), "colt5: `slots` must be >= 1, but is 0", ValueError);
@@ -347,13 +348,15 @@ TEST_CASE("sinkhorn: errors name the argument") {
                          ShapeError);
     CHECK_THROWS_WITH_AS(pass_of({}, {}, wide.mask, 3), "colt5: `mask` must have shape (2, 5), but has (2, 6)",
                          ShapeError);
-    const auto pass = forward(policy, Sinkhorn{}, c, 3);
-    CHECK_THROWS_WITH_AS(sinkhorn_vjp(policy, Sinkhorn{}, pass, c.logits, pass.indices, c.logits, c.noise, c.mask),
+    const auto saved = forward(policy, Sinkhorn{}, c, 3);
+    CHECK_THROWS_WITH_AS(sinkhorn_vjp(policy, Sinkhorn{}, saved, c.logits, saved.indices, c.logits, c.noise, c.mask),
                          "colt5: `d_scores` must have shape (2, 1, 3), but has (2, 1, 5)", ShapeError);
-    CHECK_THROWS_WITH_AS(sinkhorn_vjp(policy, Sinkhorn{}, pass, c.d_scores, pass.indices, c.logits, wide.noise, c.mask),
-                         "colt5: `noise` must have shape (2, 3, 5), but has (2, 3, 6)", ShapeError);
-    CHECK_THROWS_WITH_AS(sinkhorn_vjp(policy, Sinkhorn{}, pass, c.d_scores, pass.indices, c.logits, c.noise, wide.mask),
-                         "colt5: `mask` must have shape (2, 5), but has (2, 6)", ShapeError);
+    CHECK_THROWS_WITH_AS(
+        sinkhorn_vjp(policy, Sinkhorn{}, saved, c.d_scores, saved.indices, c.logits, wide.noise, c.mask),
+        "colt5: `noise` must have shape (2, 3, 5), but has (2, 3, 6)", ShapeError);
+    CHECK_THROWS_WITH_AS(
+        sinkhorn_vjp(policy, Sinkhorn{}, saved, c.d_scores, saved.indices, c.logits, c.noise, wide.mask),
+        "colt5: `mask` must have shape (2, 5), but has (2, 6)", ShapeError);
 }
 
 TEST_CASE(

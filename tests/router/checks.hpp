@@ -88,9 +88,9 @@ void check_choice(const Cpu& policy, R& router) {
             const auto routing = router.route(policy, x.const_view(), mask, k);
             CHECK(same_bits(routing.indices, expected));
             CHECK(same_bits(routing.scores, ones_of_real<T>(policy, expected, mask)));
-            const auto pass = router.forward(policy, x.const_view(), mask, k);
-            CHECK(same_bits(pass.routing.indices, expected));
-            CHECK(same_bits(pass.routing.scores, routing.scores));
+            const auto saved = router.forward(policy, x.const_view(), mask, k);
+            CHECK(same_bits(saved.routing.indices, expected));
+            CHECK(same_bits(saved.routing.scores, routing.scores));
         }
 }
 
@@ -99,14 +99,14 @@ void check_choice(const Cpu& policy, R& router) {
 template <typename Soft, typename Straight>
 void check_gradients(const Cpu& policy, Soft& soft, const Straight& straight, HostTensor<double, 3>& x, Mask mask,
                      Index k) {
-    const auto pass = soft.forward(policy, x.const_view(), mask, k);
+    const auto saved = soft.forward(policy, x.const_view(), mask, k);
     const auto hard = straight.forward(policy, x.const_view(), mask, k);
-    REQUIRE(same_bits(pass.routing.indices, hard.routing.indices));
-    const auto d_scores = normal<double>(policy, pass.routing.scores.shape(), 5);
+    REQUIRE(same_bits(saved.routing.indices, hard.routing.indices));
+    const auto d_scores = normal<double>(policy, saved.routing.scores.shape(), 5);
 
     auto d_x = filled<double>(policy, x.shape(), 0), d_x_hard = filled<double>(policy, x.shape(), 3);
     auto gradients = colt5::zeros_like_parameters(policy, soft);
-    soft.backward(policy, pass, d_scores.const_view(), x.const_view(), mask, d_x.view(), gradients);
+    soft.backward(policy, saved, d_scores.const_view(), x.const_view(), mask, d_x.view(), gradients);
     const auto loss = [&] { return inner(d_scores, soft.route(policy, x.const_view(), mask, k).scores); };
     CHECK(inner(gradients.routing_token, gradients.routing_token) > 1e-6);  // there is something to compare
     CHECK(relative_error(d_x, finite_differences(policy, x, loss)) <= 1e-6);

@@ -113,11 +113,11 @@ TEST_CASE(
     const Cpu policy(2);
     const auto x = normal<float>(policy, std::array<Index, 3>{1, length, dim}, 0);
     const auto gradient_norm = [&]<typename R>(const R& router) {
-        const auto pass = router.forward(policy, x.const_view(), {}, k);
+        const auto saved = router.forward(policy, x.const_view(), {}, k);
         auto d_x = filled<float>(policy, x.shape(), 0);
         auto gradients = zeros_like_parameters(policy, router);
         const auto d_scores = normal<float>(policy, std::array<Index, 3>{1, 1, k}, 1);
-        router.backward(policy, pass, d_scores.const_view(), x.const_view(), {}, d_x.view(), gradients);
+        router.backward(policy, saved, d_scores.const_view(), x.const_view(), {}, d_x.view(), gradients);
         CHECK((inner(d_x, d_x) > 0) == (inner(gradients.routing_token, gradients.routing_token) > 0));
         return std::sqrt(inner(gradients.routing_token, gradients.routing_token));
     };
@@ -132,13 +132,14 @@ TEST_CASE("CoordinateDescentRouter: rows of any length") {
     const Cpu policy(2);
     auto router = make_router<Descent<float, with(false, {}, 1, 4)>>(policy);
     const auto x = normal<float>(policy, std::array<Index, 3>{1, length, 4}, 0);
-    const auto pass = router.forward(policy, x.const_view(), {}, 1000);
-    CHECK(same_bits(pass.routing.indices, ranked(policy, route_logits(policy, x, router.routing_token), Mask(), 1000)));
-    CHECK(pass.routing.scores.const_view()(0, 0, 0) > pass.routing.scores.const_view()(0, 0, 999));
-    CHECK(pass.routing.scores.const_view()(0, 0, 999) > 0);
+    const auto saved = router.forward(policy, x.const_view(), {}, 1000);
+    CHECK(
+        same_bits(saved.routing.indices, ranked(policy, route_logits(policy, x, router.routing_token), Mask(), 1000)));
+    CHECK(saved.routing.scores.const_view()(0, 0, 0) > saved.routing.scores.const_view()(0, 0, 999));
+    CHECK(saved.routing.scores.const_view()(0, 0, 999) > 0);
     auto d_x = filled<float>(policy, x.shape(), 0);
     auto gradients = zeros_like_parameters(policy, router);
-    router.backward(policy, pass, pass.routing.scores.const_view(), x.const_view(), {}, d_x.view(), gradients);
+    router.backward(policy, saved, saved.routing.scores.const_view(), x.const_view(), {}, d_x.view(), gradients);
     CHECK(inner(d_x, d_x) > 0);
 }
 

@@ -74,12 +74,12 @@ TEST_CASE("DifferentiableTopKRouter: a fully masked sample scores 0 and has no g
     const auto router = make_router<TopK<float, with(false)>>(policy);
     const auto x = normal<float>(policy, std::array<Index, 3>{1, 6, 5}, 0);
     const auto none = filled<bool>(policy, std::array<Index, 2>{1, 6}, 0);
-    const auto pass = router.forward(policy, x.const_view(), none.const_view(), 4);
-    CHECK(same_bits(pass.routing.scores, filled<float>(policy, std::array<Index, 3>{1, 2, 4}, 0)));
+    const auto saved = router.forward(policy, x.const_view(), none.const_view(), 4);
+    CHECK(same_bits(saved.routing.scores, filled<float>(policy, std::array<Index, 3>{1, 2, 4}, 0)));
     auto d_x = filled<float>(policy, x.shape(), 0);
     auto gradients = zeros_like_parameters(policy, router);
-    const auto d_scores = normal<float>(policy, pass.routing.scores.shape(), 1);
-    router.backward(policy, pass, d_scores.const_view(), x.const_view(), none.const_view(), d_x.view(), gradients);
+    const auto d_scores = normal<float>(policy, saved.routing.scores.shape(), 1);
+    router.backward(policy, saved, d_scores.const_view(), x.const_view(), none.const_view(), d_x.view(), gradients);
     CHECK(inner(d_x, d_x) == 0);
     CHECK(inner(gradients.routing_token, gradients.routing_token) == 0);
 }

@@ -42,13 +42,13 @@ TEST_CASE_TEMPLATE("routers: a NaN logit of a real token makes its row NaN and n
         for (const Index masked : {3, 10, 17}) x.view()(1, masked, 0) = nan;
         const auto routing = router.route(policy, x.const_view(), mask.const_view(), k);
         const auto expected = router.route(policy, clean.const_view(), mask.const_view(), k);
-        const auto pass = router.forward(policy, x.const_view(), mask.const_view(), k);
+        const auto saved = router.forward(policy, x.const_view(), mask.const_view(), k);
         const auto d_scores = filled<float>(policy, routing.scores.shape(), 1);
-        const auto d_logits = router.d_logits(policy, pass, d_scores.const_view(), mask.const_view());
+        const auto d_logits = router.d_logits(policy, saved, d_scores.const_view(), mask.const_view());
         for (Index r = 0; r < 2; ++r) {
             for (Index i = 0; i < k; ++i) {
                 CHECK(std::isnan(routing.scores.const_view()(0, r, i)));
-                CHECK(std::isnan(pass.routing.scores.const_view()(0, r, i)));
+                CHECK(std::isnan(saved.routing.scores.const_view()(0, r, i)));
                 CHECK(mask.view()(0, routing.indices.const_view()(0, r, i)));
                 for (const Index b : {1, 2}) {
                     CHECK(routing.scores.const_view()(b, r, i) == expected.scores.const_view()(b, r, i));

@@ -18,7 +18,7 @@ public:
     struct Gradients {
         colt5::VectorTensor<Scalar, P> weight;  // (r)
     };
-    struct Pass {
+    struct Activations {
         colt5::Routing<Logit, P> routing;
     };
 
@@ -46,14 +46,15 @@ public:
         return {std::move(indices), std::move(picked)};
     }
 
-    Pass forward(const P& policy, colt5::TokensView<const Scalar> x, colt5::Mask mask, colt5::Index num_tokens) const {
+    Activations forward(const P& policy, colt5::TokensView<const Scalar> x, colt5::Mask mask,
+                        colt5::Index num_tokens) const {
         return {route(policy, x, mask, num_tokens)};
     }
 
-    void backward(const P&, const Pass& pass, colt5::TokensView<const Logit> d_scores,
+    void backward(const P&, const Activations& saved, colt5::TokensView<const Logit> d_scores,
                   colt5::TokensView<const Scalar> x, colt5::Mask mask, colt5::TokensView<Scalar> d_x,
                   Gradients& gradients) const {
-        const auto indices = pass.routing.indices.const_view();
+        const auto indices = saved.routing.indices.const_view();
         const auto dim = static_cast<Logit>(x.extent(2));
         for (colt5::Index b = 0; b < indices.extent(0); ++b)
             for (colt5::Index r = 0; r < indices.extent(1); ++r)

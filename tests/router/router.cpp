@@ -43,11 +43,11 @@ TEST_CASE("Router: a user's router has the gradients of finite differences") {
     auto x = normal<double>(policy, std::array<Index, 3>{2, 7, 5}, 0);
     const auto some = random_mask(policy, std::array<Index, 2>{2, 7}, 1);
     for (const Mask mask : {Mask(), some.const_view()}) {
-        const auto pass = router.forward(policy, x.const_view(), mask, 3);
-        const auto d_scores = normal<double>(policy, pass.routing.scores.shape(), 2);
+        const auto saved = router.forward(policy, x.const_view(), mask, 3);
+        const auto d_scores = normal<double>(policy, saved.routing.scores.shape(), 2);
         auto d_x = filled<double>(policy, x.shape(), 0);
         auto gradients = zeros_like_parameters(policy, router);
-        router.backward(policy, pass, d_scores.const_view(), x.const_view(), mask, d_x.view(), gradients);
+        router.backward(policy, saved, d_scores.const_view(), x.const_view(), mask, d_x.view(), gradients);
         const auto loss = [&] { return inner(d_scores, router.route(policy, x.const_view(), mask, 3).scores); };
         CHECK(relative_error(d_x, finite_differences(policy, x, loss)) <= 1e-8);
         CHECK(relative_error(gradients.weight, finite_differences(policy, router.weight, loss)) <= 1e-8);

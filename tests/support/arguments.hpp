@@ -44,7 +44,7 @@ public:
                                           decltype(std::declval<Owner&>().view())>;
         return Result(reinterpret_cast<T*>(memory.bytes.data()), extents);
     }
-    /// The same for a tensor, such as those of a pass.
+    /// The same for a tensor, such as those of saved activations.
     template <typename T, std::size_t rank>
     HostTensor<T, rank> tensor(const std::string& name, const Index (&shape)[rank],
                                std::vector<std::string> blamed = {}) {

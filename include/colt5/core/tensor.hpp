@@ -168,8 +168,8 @@ public:
     }
 };
 
-/// The same for a view that is kept beyond the call, such as in a pass: a temporary tensor would be gone by then, and
-/// does not compile.
+/// The same for a view that is kept beyond the call, such as in saved activations: a temporary tensor would be gone by
+/// then, and does not compile.
 template <typename V, typename P>
 class Kept : public Argument<V, P> {
 public:

@@ -19,21 +19,21 @@ void projected_local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dy
     using cpu::Op;
     const auto [batch, queries, heads, dim_head] = q.shape();
     const Index inner = heads * dim_head, dim = d_y.extent(2), length = queries;
-    LocalAttentionPass<T, Cpu> pass{{policy, q.shape()}, {policy, {batch, heads, queries}}};
-    auto d_out = tensor_like(policy, pass.out);
+    LocalAttentionActivations<T, Cpu> saved{{policy, q.shape()}, {policy, {batch, heads, queries}}};
+    auto d_out = tensor_like(policy, saved.out);
     const cpu::PackedMatrix<Op::none, T> packed(policy, dim, inner, weight.data(), inner, batch * length);
     cpu::panels(batch, length).for_each(policy, [&](Index sequence, Index begin, Index rows) {
         const Index row = sequence * length + begin;
         packed.multiply(rows, d_y.data() + row * dim, dim, {}, d_out.data() + row * inner, inner);
     });
-    cpu::local_attention_gradients<true>(policy, d_qkv, d_out.const_view(), pass.out.view(), pass.log_sum_exp.view(), q,
-                                         kv, mask, first, carried, attention);
+    cpu::local_attention_gradients<true>(policy, d_qkv, d_out.const_view(), saved.out.view(), saved.log_sum_exp.view(),
+                                         q, kv, mask, first, carried, attention);
     const cpu::Panels chunks = cpu::chunks(batch, length);
     const auto add_chunk = [&](Index sequence, Index begin, Index rows) {
         const Index row = sequence * length + begin;
         cpu::add_weight_gradient(
             policy, d_weight.data(), dim, inner, d_y.data() + row * dim,
-            cpu::PackedMatrix<Op::none, T>(policy, rows, inner, pass.out.data() + row * inner, inner));
+            cpu::PackedMatrix<Op::none, T>(policy, rows, inner, saved.out.data() + row * inner, inner));
     };
     for (Index i = 0; i < chunks.count(); ++i) chunks.visit(i, add_chunk);
 }

@@ -25,7 +25,7 @@ void gumbel_noise_kernel(const Cpu& policy, TokensView<T> noise, Random random, 
 namespace cpu {
 
 /// z of one (sample, route), computed where it is read: (log-logit of the token + noise) / temperature. In double,
-/// whatever the logits are: see SinkhornPass.
+/// whatever the logits are: see SinkhornActivations.
 template <typename T>
 class SinkhornRow {
 public:

@@ -19,10 +19,10 @@ void projected_local_attention_vjp_kernel(const Cuda& policy,
                                           Index first, Index carried, const LocalAttention& attention,
                                           MatrixView<const T> weight) {
     const auto [batch, queries, heads, dim_head] = q.shape();
-    const auto pass = local_attention_forward(policy, attention, q, kv, mask, first);
-    const auto out = pass.out.view().reshape(std::array{batch, queries, heads * dim_head});
+    const auto saved = local_attention_forward(policy, attention, q, kv, mask, first);
+    const auto out = saved.out.view().reshape(std::array{batch, queries, heads * dim_head});
     const auto d_out = linear_vjp(policy, d_y, out, weight, d_weight);
-    local_attention_vjp(policy, d_qkv, attention, pass, d_out.view().reshape(q.shape()), q, kv, mask, first, carried);
+    local_attention_vjp(policy, d_qkv, attention, saved, d_out.view().reshape(q.shape()), q, kv, mask, first, carried);
 }
 
 }  // namespace colt5

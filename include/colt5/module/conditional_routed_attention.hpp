@@ -68,18 +68,18 @@ public:
     };
 
     /// What backward reads. The tokens and the mask must outlive it.
-    struct Pass {
+    struct Activations {
         Out out;  // (b, n, d)
         TokensView<const Scalar> tokens;
         Out clean_copy;  // of the tokens, if padding was not finite; then `tokens` shows it
         Mask mask;
         Residual residual;
-        typename LightAttention<Scalar, P>::Pass light;
-        RouterPass<QRouter, Scalar, P> routed_q;             // indices, scores (b, 1, q)
-        RouterPass<KVRouter, Scalar, P> routed_kv;           // indices, scores (b, r, kv)
+        typename LightAttention<Scalar, P>::Activations light;
+        RouterActivations<QRouter, Scalar, P> routed_q;      // indices, scores (b, 1, q)
+        RouterActivations<KVRouter, Scalar, P> routed_kv;    // indices, scores (b, r, kv)
         Tensor<bool, P, dynamic, dynamic, dynamic> kv_mask;  // (b, r, kv), if there is a mask
-        typename HeavyAttention<Scalar, P>::Pass heavy;
-        PassOrigin origin;
+        typename HeavyAttention<Scalar, P>::Activations heavy;
+        ActivationsOrigin origin;
 
         /// f(prefix + the router's name, Routing) for each router.
         template <typename F>
@@ -106,8 +106,8 @@ public:
 
     /// The same, with what backward reads.
     template <typename X>
-    Pass forward(X&& tokens, Kept<Mask, P> mask = {}, AttentionTokens counts = {},
-                 Residual residual = Residual::none) const {
+    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, AttentionTokens counts = {},
+                        Residual residual = Residual::none) const {
         return compute<true>(detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask),
                              mask, counts, residual);
     }
@@ -119,8 +119,8 @@ public:
         light_attn.expect_parameters("light_attn.", config.dim);
         heavy_attn.expect_parameters("heavy_attn.", config.dim);
     }
-    /// Throws ValueError unless forward of this module returned the pass, and nothing has used it up.
-    void expect_pass(const Pass& pass) const { pass.origin.expect(this->policy(), identity(), pass.tokens); }
+    /// Throws ValueError unless forward of this module returned them, and nothing has used them up.
+    void expect_saved(const Activations& saved) const { saved.origin.expect(this->policy(), identity(), saved.tokens); }
     /// Whether gradients have the shapes of those that make_gradients() makes.
     bool fits(const Gradients& gradients) const {
         return is_like<LightAttention<Scalar, P>>(light_attn, gradients.light_attn) &&
@@ -139,7 +139,7 @@ public:
 private:
     const void* identity() const { return light_attn.to_out.weight.data(); }
 
-    /// The output, or the Pass if backward is to follow.
+    /// The output, or all activations if backward is to follow.
     template <bool save>
     auto compute(const Tokens& tokens, Mask mask, const AttentionTokens& counts, Residual residual) const {
         const Index num_q =
@@ -168,72 +168,73 @@ private:
         side_stream.join();
         scatter(policy, how, out.view(), heavy.out, indices_q, scores_q);  // (b, n, d)
         if constexpr (save)
-            return Pass{std::move(out),
-                        x.const_view(),
-                        std::move(clean_copy),
-                        mask,
-                        residual,
-                        std::move(light),
-                        std::move(routed_q),
-                        std::move(routed_kv),
-                        std::move(kv_mask),
-                        std::move(heavy),
-                        PassOrigin(policy, identity(), x)};
+            return Activations{std::move(out),
+                               x.const_view(),
+                               std::move(clean_copy),
+                               mask,
+                               residual,
+                               std::move(light),
+                               std::move(routed_q),
+                               std::move(routed_kv),
+                               std::move(kv_mask),
+                               std::move(heavy),
+                               ActivationsOrigin(policy, identity(), x)};
         else
             return out;
     }
 
     template <Viewable D>
-    void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
-        expect_pass(pass);
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+        expect_saved(saved);
         expect_parameters();
         if (!fits(gradients)) expect_like<ConditionalRoutedAttention>("gradients", *this, gradients);
         expect<Tokens, P>("d_out", d_out);
-        expect_shape("d_out", d_out.shape(), pass.tokens.shape());
+        expect_shape("d_out", d_out.shape(), saved.tokens.shape());
     }
 
     /// Returns d_tokens (b, n, d).
-    template <typename SomePass, Viewable D>
-    Out compute_gradients(SomePass& pass, const D& d_out, Gradients& gradients) const {
+    template <typename SomeActivations, Viewable D>
+    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients) const {
         using Logits = TokensTensor<accumulate_t<Scalar>, P>;
         const P& policy = this->policy();
-        const auto &routing_q = pass.routed_q.routing, &routing_kv = pass.routed_kv.routing;
+        const auto &routing_q = saved.routed_q.routing, &routing_kv = saved.routed_kv.routing;
         const auto indices_q = single_route(routing_q.indices);  // (b, q)
         const auto scores_kv = routing_kv.scores.const_view();   // (b, r, kv)
         SideStream side_stream(policy);
         const P& side = side_stream.policy();
-        auto d = heavy_attn.input_gradients(side, pass.heavy, scores_kv);  // before a gap opens that d_x is to fill
-        auto d_scores_q = tensor_like(side, routing_q.scores);             // (b, 1, q)
-        Logits d_logits_q, d_logits_kv;                                    // (b, 1, n), (b, r, n)
-        GradientEpilogue<Scalar, P, updates> epilogue{detail::residual_of(pass.residual, d_out)};
-        detail::release(pass.out);
+        auto d = heavy_attn.input_gradients(side, saved.heavy, scores_kv);  // before a gap opens that d_x is to fill
+        auto d_scores_q = tensor_like(side, routing_q.scores);              // (b, 1, q)
+        Logits d_logits_q, d_logits_kv;                                     // (b, 1, n), (b, r, n)
+        GradientEpilogue<Scalar, P, updates> epilogue{detail::residual_of(saved.residual, d_out)};
+        detail::release(saved.out);
 
         auto d_heavy = scatter_vjp(side, how, d_out, indices_q);  // (b, q, d)
-        assign(side, d_scores_q, row_sum(d_heavy * pass.heavy.out));
+        assign(side, d_scores_q, row_sum(d_heavy * saved.heavy.out));
         assign(side, d_heavy, d_heavy * column(routing_q.scores));
-        heavy_attn.backward(side, pass.heavy, d, d_heavy, gather(side, pass.tokens, indices_q, to_clean<P>(pass.mask)),
-                            gather(side, pass.tokens, routing_kv.indices, to_clean<P>(pass.mask)),
-                            pass.kv_mask.const_view(), scores_kv, gradients.heavy_attn);
+        heavy_attn.backward(side, saved.heavy, d, d_heavy,
+                            gather(side, saved.tokens, indices_q, to_clean<P>(saved.mask)),
+                            gather(side, saved.tokens, routing_kv.indices, to_clean<P>(saved.mask)),
+                            saved.kv_mask.const_view(), scores_kv, gradients.heavy_attn);
         if constexpr (updates > 0) {
-            d_logits_q = q_router.d_logits(side, pass.routed_q, d_scores_q.const_view(), pass.mask);
-            d_logits_kv = kv_router.d_logits(side, pass.routed_kv, d.d_scores.const_view(), pass.mask);
+            d_logits_q = q_router.d_logits(side, saved.routed_q, d_scores_q.const_view(), saved.mask);
+            d_logits_kv = kv_router.d_logits(side, saved.routed_kv, d.d_scores.const_view(), saved.mask);
             set_rank_one_updates(epilogue, 0, q_router, d_logits_q.const_view(), gradients.q_router);
             set_rank_one_updates(epilogue, 1, kv_router, d_logits_kv.const_view(), gradients.kv_router);
             epilogue.ready = side_stream.record_event();
         }
         d_heavy = {};
-        detail::release(pass.heavy);
+        detail::release(saved.heavy);
 
-        auto d_x = tensor_like(policy, pass.tokens);  // (b, n, d)
-        light_attn.backward(policy, pass.light, d_x.view(), d_out, pass.tokens, pass.mask, gradients.light_attn,
+        auto d_x = tensor_like(policy, saved.tokens);  // (b, n, d)
+        light_attn.backward(policy, saved.light, d_x.view(), d_out, saved.tokens, saved.mask, gradients.light_attn,
                             epilogue);
         side_stream.join();
         gather_vjp(policy, d_x.view(), d.d_x, indices_q);
         gather_vjp(policy, d_x.view(), d.d_context, routing_kv.indices);
         if constexpr (updates == 0) {
-            kv_router.backward(policy, pass.routed_kv, d.d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),
+            kv_router.backward(policy, saved.routed_kv, d.d_scores.const_view(), saved.tokens, saved.mask, d_x.view(),
                                gradients.kv_router);
-            q_router.backward(policy, pass.routed_q, d_scores_q.const_view(), pass.tokens, pass.mask, d_x.view(),
+            q_router.backward(policy, saved.routed_q, d_scores_q.const_view(), saved.tokens, saved.mask, d_x.view(),
                               gradients.q_router);
         }
         return d_x;

@@ -57,7 +57,7 @@ public:
 
     /// What there is between the inputs and the output; RoutedQ and RoutedKV have `.routing`.
     template <typename RoutedQ, typename RoutedKV>
-    struct PassWith {
+    struct ActivationsWith {
         Out out;  // (b, n, d)
         TokensView<const Scalar> x, context;
         Out clean_x, clean_context;  // copies, if padding was not finite; then `x` and `context` show them
@@ -68,8 +68,8 @@ public:
         Out picked_q;                                                     // (b, q, d), if queries are routed
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> picked_kv;  // (b, r, kv, d), if the context is routed
         Tensor<bool, P, dynamic, dynamic, dynamic> picked_mask;           // (b, r, kv), if there is a context mask
-        typename HeavyAttention<Scalar, P>::Pass heavy;
-        PassOrigin origin;
+        typename HeavyAttention<Scalar, P>::Activations heavy;
+        ActivationsOrigin origin;
 
         TokensView<const Scalar> queries() const { return routed_q ? picked_q.const_view() : x; }
         View<const Scalar, dynamic, dynamic, dynamic, dynamic> keys() const {  // (b, r, kv, d)
@@ -91,7 +91,7 @@ public:
         }
     };
     /// What backward reads. Queries, context and masks must outlive it.
-    using Pass = PassWith<RouterPass<QRouter, Scalar, P>, RouterPass<KVRouter, Scalar, P>>;
+    using Activations = ActivationsWith<RouterActivations<QRouter, Scalar, P>, RouterActivations<KVRouter, Scalar, P>>;
 
     struct InputGradients {
         Out d_x;        // (b, n, d)
@@ -113,8 +113,8 @@ public:
 
     /// The same, with what backward reads.
     template <typename X, typename C>
-    Pass forward(X&& x, C&& context, Kept<Mask, P> mask = {}, Kept<Mask, P> context_mask = {},
-                 CrossAttentionTokens counts = {}) const {
+    Activations forward(X&& x, C&& context, Kept<Mask, P> mask = {}, Kept<Mask, P> context_mask = {},
+                        CrossAttentionTokens counts = {}) const {
         detail::expect_kept_tokens<Tokens, P>("x", std::forward<X>(x), "mask", mask);
         detail::expect_kept_tokens<Tokens, P>("context", std::forward<C>(context), "context_mask", context_mask);
         return compute<true>(x, context, mask, context_mask, counts);
@@ -146,86 +146,86 @@ private:
     template <bool save, Viewable X, Viewable C>
     auto compute(const X& x, const C& context, Mask mask, Mask context_mask, const CrossAttentionTokens& counts) const {
         using Evaluated = Evaluated<accumulate_t<Scalar>, P>;
-        std::conditional_t<save, Pass, PassWith<Evaluated, Evaluated>> pass;
+        std::conditional_t<save, Activations, ActivationsWith<Evaluated, Evaluated>> saved;
         const auto given_x = detail::expect_tokens<Tokens, P>("x", x, "mask", mask);
         const auto given_context = detail::expect_tokens<Tokens, P>("context", context, "context_mask", context_mask);
         expect_shape("context", context.shape(), {x.extent(0), dynamic, config.dim});
         expect_parameters();
-        pass.mask = mask;
-        pass.context_mask = context_mask;
+        saved.mask = mask;
+        saved.context_mask = context_mask;
         const P& policy = this->policy();
         const Index num_q = detail::token_count("num_tokens_q", counts.num_tokens_q, config.num_tokens_q);
         const Index num_kv = detail::token_count("num_tokens_kv", counts.num_tokens_kv, config.num_tokens_kv);
-        pass.x = clean(given_x, mask, num_q, pass.clean_x);
-        pass.context = clean(given_context, context_mask, num_kv, pass.clean_context);
-        if (pass.x.extent(1) > num_q) {
-            pass.routed_q = run_router<save>(q_router, policy, pass.x, mask, num_q);  // indices, scores (b, 1, q)
-            pass.picked_q =
-                gather(policy, pass.x, single_route(pass.routed_q->routing.indices), to_clean<P>(mask));  // (b, q, d)
+        saved.x = clean(given_x, mask, num_q, saved.clean_x);
+        saved.context = clean(given_context, context_mask, num_kv, saved.clean_context);
+        if (saved.x.extent(1) > num_q) {
+            saved.routed_q = run_router<save>(q_router, policy, saved.x, mask, num_q);  // indices, scores (b, 1, q)
+            saved.picked_q =
+                gather(policy, saved.x, single_route(saved.routed_q->routing.indices), to_clean<P>(mask));  // (b, q, d)
         }
-        if (pass.context.extent(1) > num_kv) {
-            pass.routed_kv =
-                run_router<save>(kv_router, policy, pass.context, context_mask, num_kv);  // indices, scores (b, r, kv)
-            pass.picked_kv = gather(policy, pass.context, pass.routed_kv->routing.indices,
-                                    to_clean<P>(context_mask));  // (b, r, kv, d)
-            pass.picked_mask = gather_mask(policy, context_mask, pass.routed_kv->routing.indices);
+        if (saved.context.extent(1) > num_kv) {
+            saved.routed_kv =
+                run_router<save>(kv_router, policy, saved.context, context_mask, num_kv);  // indices, scores (b, r, kv)
+            saved.picked_kv = gather(policy, saved.context, saved.routed_kv->routing.indices,
+                                     to_clean<P>(context_mask));  // (b, r, kv, d)
+            saved.picked_mask = gather_mask(policy, context_mask, saved.routed_kv->routing.indices);
         }
-        pass.heavy = heavy_attn.forward(policy, pass.queries(), pass.keys(), pass.key_mask(), pass.key_scores());
-        pass.out = tensor_like(policy, pass.x);
-        if (pass.routed_q) {
-            const auto& [indices, scores] = pass.routed_q->routing;
-            set_zero(policy, pass.out);
-            scatter(policy, how, pass.out.view(), pass.heavy.out, single_route(indices), single_route(scores));
+        saved.heavy = heavy_attn.forward(policy, saved.queries(), saved.keys(), saved.key_mask(), saved.key_scores());
+        saved.out = tensor_like(policy, saved.x);
+        if (saved.routed_q) {
+            const auto& [indices, scores] = saved.routed_q->routing;
+            set_zero(policy, saved.out);
+            scatter(policy, how, saved.out.view(), saved.heavy.out, single_route(indices), single_route(scores));
         } else {
-            copy_real(pass.out, pass.heavy.out, mask);
+            copy_real(saved.out, saved.heavy.out, mask);
         }
-        pass.origin = PassOrigin(policy, identity(), pass.x, pass.context);
-        return pass;
+        saved.origin = ActivationsOrigin(policy, identity(), saved.x, saved.context);
+        return saved;
     }
 
     template <Viewable D>
-    void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
-        pass.origin.expect(this->policy(), identity(), pass.x, pass.context);
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+        saved.origin.expect(this->policy(), identity(), saved.x, saved.context);
         expect_parameters();
         if (!fits(gradients)) expect_like<ConditionalRoutedCrossAttention>("gradients", *this, gradients);
         expect<Tokens, P>("d_out", d_out);
-        expect_shape("d_out", d_out.shape(), pass.x.shape());
+        expect_shape("d_out", d_out.shape(), saved.x.shape());
     }
 
-    template <typename SomePass, Viewable D>
-    InputGradients compute_gradients(SomePass& pass, const D& d_out, Gradients& gradients) const {
+    template <typename SomeActivations, Viewable D>
+    InputGradients compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients) const {
         const P& policy = this->policy();
-        detail::release(pass.out);
+        detail::release(saved.out);
         Out d_heavy;                                     // (b, q, d) or (b, n, d)
         TokensTensor<accumulate_t<Scalar>, P> d_scores;  // (b, 1, q)
-        if (pass.routed_q) {
-            const auto& [indices, scores] = pass.routed_q->routing;
+        if (saved.routed_q) {
+            const auto& [indices, scores] = saved.routed_q->routing;
             d_heavy = scatter_vjp(policy, how, d_out, single_route(indices));
             d_scores = tensor_like(policy, scores);
-            assign(policy, d_scores, row_sum(d_heavy * pass.heavy.out));
+            assign(policy, d_scores, row_sum(d_heavy * saved.heavy.out));
             assign(policy, d_heavy, d_heavy * column(scores));
         } else {
             d_heavy = tensor_like(policy, d_out);
-            copy_real(d_heavy, d_out, pass.mask);
+            copy_real(d_heavy, d_out, saved.mask);
         }
-        auto d = heavy_attn.backward(policy, pass.heavy, d_heavy, pass.queries(), pass.keys(), pass.key_mask(),
-                                     pass.key_scores(), gradients.heavy_attn);
-        InputGradients inputs{tensor_like(policy, pass.x), tensor_like(policy, pass.context)};
-        if (pass.routed_q) {
+        auto d = heavy_attn.backward(policy, saved.heavy, d_heavy, saved.queries(), saved.keys(), saved.key_mask(),
+                                     saved.key_scores(), gradients.heavy_attn);
+        InputGradients inputs{tensor_like(policy, saved.x), tensor_like(policy, saved.context)};
+        if (saved.routed_q) {
             set_zero(policy, inputs.d_x);
-            gather_vjp(policy, inputs.d_x.view(), d.d_x, single_route(pass.routed_q->routing.indices));
-            q_router.backward(policy, *pass.routed_q, d_scores.const_view(), pass.x, pass.mask, inputs.d_x.view(),
+            gather_vjp(policy, inputs.d_x.view(), d.d_x, single_route(saved.routed_q->routing.indices));
+            q_router.backward(policy, *saved.routed_q, d_scores.const_view(), saved.x, saved.mask, inputs.d_x.view(),
                               gradients.q_router);
         } else {
             inputs.d_x = std::move(d.d_x);
         }
-        if (pass.routed_kv) {
+        if (saved.routed_kv) {
             set_zero(policy, inputs.d_context);
-            gather_vjp(policy, inputs.d_context.view(), d.d_context, pass.routed_kv->routing.indices);
-            kv_router.backward(policy, *pass.routed_kv, d.d_scores.const_view(), pass.context, pass.context_mask,
+            gather_vjp(policy, inputs.d_context.view(), d.d_context, saved.routed_kv->routing.indices);
+            kv_router.backward(policy, *saved.routed_kv, d.d_scores.const_view(), saved.context, saved.context_mask,
                                inputs.d_context.view(), gradients.kv_router);
         } else {
-            assign(policy, inputs.d_context, d.d_context.view().reshape(pass.context.shape()));
+            assign(policy, inputs.d_context, d.d_context.view().reshape(saved.context.shape()));
         }
         return inputs;
     }

@@ -51,16 +51,16 @@ public:
     };
 
     /// What backward reads. The tokens and the mask must outlive it.
-    struct Pass {
+    struct Activations {
         Out out;  // (b, n, d)
         TokensView<const Scalar> tokens;
         Out clean_copy;  // of the tokens, if padding was not finite; then `tokens` shows it
         Mask mask;
         Residual residual;
-        typename FeedForward<Scalar, P>::Pass light, heavy;
-        Out heavy_out;                             // (b, k, d), not yet times the score
-        RouterPass<RouterType, Scalar, P> routed;  // indices, scores (b, 1, k)
-        PassOrigin origin;
+        typename FeedForward<Scalar, P>::Activations light, heavy;
+        Out heavy_out;                                    // (b, k, d), not yet times the score
+        RouterActivations<RouterType, Scalar, P> routed;  // indices, scores (b, 1, k)
+        ActivationsOrigin origin;
 
         /// f(prefix + the router's name, Routing) for each router.
         template <typename F>
@@ -84,8 +84,8 @@ public:
 
     /// The same, with what backward reads.
     template <typename X>
-    Pass forward(X&& tokens, Kept<Mask, P> mask = {}, FeedForwardTokens counts = {},
-                 Residual residual = Residual::none) const {
+    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, FeedForwardTokens counts = {},
+                        Residual residual = Residual::none) const {
         return compute<true>(detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask),
                              mask, counts, residual);
     }
@@ -96,8 +96,8 @@ public:
         light_ff.expect_parameters("light_ff.", config.dim);
         heavy_ff.expect_parameters("heavy_ff.", config.dim);
     }
-    /// Throws ValueError unless forward of this module returned the pass, and nothing has used it up.
-    void expect_pass(const Pass& pass) const { pass.origin.expect(this->policy(), identity(), pass.tokens); }
+    /// Throws ValueError unless forward of this module returned them, and nothing has used them up.
+    void expect_saved(const Activations& saved) const { saved.origin.expect(this->policy(), identity(), saved.tokens); }
     /// Whether gradients have the shapes of those that make_gradients() makes.
     bool fits(const Gradients& gradients) const {
         return is_like<RouterType>(router, gradients.router) &&
@@ -115,7 +115,7 @@ public:
 private:
     const void* identity() const { return light_ff.hidden.weight.data(); }
 
-    /// The output, or the Pass if backward is to follow.
+    /// The output, or all activations if backward is to follow.
     template <bool save>
     auto compute(const Tokens& tokens, Mask mask, const FeedForwardTokens& counts, Residual residual) const {
         const Index k = detail::token_count("num_heavy_tokens", counts.num_heavy_tokens, config.num_heavy_tokens);
@@ -137,64 +137,64 @@ private:
         side_stream.join();
         scatter(policy, how, out.view(), heavy_out, indices, scores);  // (b, n, d)
         if constexpr (save)
-            return Pass{std::move(out),
-                        x.const_view(),
-                        std::move(clean_copy),
-                        mask,
-                        residual,
-                        std::move(light),
-                        std::move(heavy),
-                        std::move(heavy_out),
-                        std::move(routed),
-                        PassOrigin(policy, identity(), x)};
+            return Activations{std::move(out),
+                               x.const_view(),
+                               std::move(clean_copy),
+                               mask,
+                               residual,
+                               std::move(light),
+                               std::move(heavy),
+                               std::move(heavy_out),
+                               std::move(routed),
+                               ActivationsOrigin(policy, identity(), x)};
         else
             return out;
     }
 
     template <Viewable D>
-    void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
-        expect_pass(pass);
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+        expect_saved(saved);
         expect_parameters();
         if (!fits(gradients)) expect_like<ConditionalRoutedFeedForward>("gradients", *this, gradients);
         expect<Tokens, P>("d_out", d_out);
-        expect_shape("d_out", d_out.shape(), pass.tokens.shape());
+        expect_shape("d_out", d_out.shape(), saved.tokens.shape());
     }
 
     /// Returns d_tokens (b, n, d).
-    template <typename SomePass, Viewable D>
-    Out compute_gradients(SomePass& pass, const D& d_out, Gradients& gradients) const {
+    template <typename SomeActivations, Viewable D>
+    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients) const {
         const P& policy = this->policy();
-        const auto& routing = pass.routed.routing;
+        const auto& routing = saved.routed.routing;
         const auto indices = single_route(routing.indices);  // (b, k)
         SideStream side_stream(policy);
         const P& side = side_stream.policy();
-        auto d_picked = tensor_like(side, pass.heavy_out);  // (b, k, d), before a gap opens that d_x is to fill
-        auto d_scores = tensor_like(side, routing.scores);  // (b, 1, k)
-        TokensTensor<accumulate_t<Scalar>, P> d_logits;     // (b, 1, n)
-        GradientEpilogue<Scalar, P, updates> epilogue{detail::residual_of(pass.residual, d_out)};
-        detail::release(pass.out);
+        auto d_picked = tensor_like(side, saved.heavy_out);  // (b, k, d), before a gap opens that d_x is to fill
+        auto d_scores = tensor_like(side, routing.scores);   // (b, 1, k)
+        TokensTensor<accumulate_t<Scalar>, P> d_logits;      // (b, 1, n)
+        GradientEpilogue<Scalar, P, updates> epilogue{detail::residual_of(saved.residual, d_out)};
+        detail::release(saved.out);
 
         auto d_heavy = scatter_vjp(side, how, d_out, indices);  // (b, k, d)
-        assign(side, d_scores, row_sum(d_heavy * pass.heavy_out));
+        assign(side, d_scores, row_sum(d_heavy * saved.heavy_out));
         if constexpr (updates > 0) {  // first: the light branch waits for it
-            d_logits = router.d_logits(side, pass.routed, d_scores.const_view(), pass.mask);
+            d_logits = router.d_logits(side, saved.routed, d_scores.const_view(), saved.mask);
             set_rank_one_updates(epilogue, 0, router, d_logits.const_view(), gradients.router);
             epilogue.ready = side_stream.record_event();
         }
         assign(side, d_heavy, d_heavy * column(routing.scores));
-        heavy_ff.backward(side, pass.heavy, d_picked.view(), d_heavy,
-                          gather(side, pass.tokens, indices, to_clean<P>(pass.mask)), gradients.heavy_ff);
+        heavy_ff.backward(side, saved.heavy, d_picked.view(), d_heavy,
+                          gather(side, saved.tokens, indices, to_clean<P>(saved.mask)), gradients.heavy_ff);
         d_heavy = {};
-        detail::release(pass.heavy);
-        detail::release(pass.heavy_out);
+        detail::release(saved.heavy);
+        detail::release(saved.heavy_out);
 
-        auto d_x = tensor_like(policy, pass.tokens);  // (b, n, d)
-        light_ff.backward(policy, pass.light, d_x.view(), d_out, pass.tokens, gradients.light_ff, epilogue,
-                          to_clean<P>(pass.mask));
+        auto d_x = tensor_like(policy, saved.tokens);  // (b, n, d)
+        light_ff.backward(policy, saved.light, d_x.view(), d_out, saved.tokens, gradients.light_ff, epilogue,
+                          to_clean<P>(saved.mask));
         side_stream.join();
         gather_vjp(policy, d_x.view(), d_picked, indices);
         if constexpr (updates == 0)
-            router.backward(policy, pass.routed, d_scores.const_view(), pass.tokens, pass.mask, d_x.view(),
+            router.backward(policy, saved.routed, d_scores.const_view(), saved.tokens, saved.mask, d_x.view(),
                             gradients.router);
         return d_x;
     }

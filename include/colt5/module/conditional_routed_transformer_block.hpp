@@ -58,10 +58,10 @@ public:
     };
 
     /// What backward reads. The tokens and the mask must outlive it.
-    struct Pass {
-        Out out;                        // (b, n, d)
-        typename Attention::Pass attn;  // its `out` is attn(x) + x
-        typename FeedForward::Pass ff;
+    struct Activations {
+        Out out;                               // (b, n, d)
+        typename Attention::Activations attn;  // its `out` is attn(x) + x
+        typename FeedForward::Activations ff;
 
         /// f(prefix + the router's name, Routing) for each router.
         template <typename F>
@@ -84,7 +84,7 @@ public:
 
     /// The same, with what backward reads.
     template <typename X>
-    Pass forward(X&& tokens, Kept<Mask, P> mask = {}, TransformerBlockTokens counts = {}) const {
+    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, TransformerBlockTokens counts = {}) const {
         const auto [of_attn, of_ff] = expect_counts(counts);
         auto attn = conditional_attn.forward(std::forward<X>(tokens), mask, of_attn, Residual::tokens);
         auto ff = conditional_ff.forward(attn.out, mask, of_ff, Residual::tokens);
@@ -113,24 +113,24 @@ private:
     }
 
     template <Viewable D>
-    void expect_backward(const Pass& pass, const D& d_out, const Gradients& gradients) const {
-        conditional_attn.expect_pass(pass.attn);
-        conditional_ff.expect_pass(pass.ff);
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+        conditional_attn.expect_saved(saved.attn);
+        conditional_ff.expect_saved(saved.ff);
         conditional_attn.expect_parameters();
         conditional_ff.expect_parameters();
         if (!conditional_attn.fits(gradients.conditional_attn) || !conditional_ff.fits(gradients.conditional_ff))
             expect_like<ConditionalRoutedTransformerBlock>("gradients", *this, gradients);
         expect<typename Attention::Tokens, P>("d_out", d_out);
-        expect_shape("d_out", d_out.shape(), pass.attn.tokens.shape());
+        expect_shape("d_out", d_out.shape(), saved.attn.tokens.shape());
     }
 
     /// Returns d_tokens (b, n, d).
-    template <typename SomePass, Viewable D>
-    Out compute_gradients(SomePass& pass, const D& d_out, Gradients& gradients) const {
-        detail::release(pass.out);
+    template <typename SomeActivations, Viewable D>
+    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients) const {
+        detail::release(saved.out);
         const auto d_x =
-            conditional_ff.backward(detail::hand_on(pass.ff), d_out, gradients.conditional_ff);  // (b, n, d)
-        return conditional_attn.backward(detail::hand_on(pass.attn), d_x, gradients.conditional_attn);
+            conditional_ff.backward(detail::hand_on(saved.ff), d_out, gradients.conditional_ff);  // (b, n, d)
+        return conditional_attn.backward(detail::hand_on(saved.attn), d_x, gradients.conditional_attn);
     }
 };
 

@@ -24,7 +24,7 @@ struct FeedForward {
         Linear<accumulate_t<Scalar>, P> hidden, project;
     };
     /// What backward does not recompute.
-    struct Pass {
+    struct Activations {
         TokensTensor<Scalar, P> before;  // (b, n, hidden): what GELU is applied to; or nothing
     };
 
@@ -53,34 +53,34 @@ struct FeedForward {
     /// The result goes to out (b, n, d); `residual` (b, n, d) is added to it if there is one. Saves what GELU is
     /// applied to for backward if `save` says so.
     template <Viewable X>
-    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, bool save, TokensView<const Scalar> residual = {},
-                 Mask clean_mask = {}) const {
+    Activations forward(const P& policy, TokensView<Scalar> out, const X& x, bool save,
+                        TokensView<const Scalar> residual = {}, Mask clean_mask = {}) const {
         expect_parameters("", x.extent(2));
         expect_shape("out", out.shape(), x.shape());
         if (residual) expect_shape("residual", residual.shape(), x.shape());
-        Pass pass;
-        if (save) pass.before = {policy, {x.extent(0), x.extent(1), hidden.weight.extent(0)}};
+        Activations saved;
+        if (save) saved.before = {policy, {x.extent(0), x.extent(1), hidden.weight.extent(0)}};
         in_chunks(policy, x, [&](const Chunk& chunk) {
             feed_forward(policy, chunk.of(out), chunk.of(x), parameters(*this, chunk.of(clean_mask)),
-                         chunk.of(pass.before), chunk.of(residual));
+                         chunk.of(saved.before), chunk.of(residual));
         });
-        return pass;
+        return saved;
     }
 
     /// The gradient goes to d_x (b, n, d), with the epilogue of its norm.
     template <Viewable D, Viewable X, std::size_t updates = 0>
-    void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x,
+    void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
                   Gradients& gradients, const GradientEpilogue<Scalar, P, updates>& epilogue = {},
                   Mask clean_mask = {}) const {
         expect_parameters("", x.extent(2));
         expect_like<FeedForward>("gradients", *this, gradients);
-        if (pass.before)
-            expect_shape("pass.before", pass.before.shape(), {x.extent(0), x.extent(1), hidden.weight.extent(0)});
+        if (saved.before)
+            expect_shape("saved.before", saved.before.shape(), {x.extent(0), x.extent(1), hidden.weight.extent(0)});
         expect_shape("d_x", d_x.shape(), x.shape());
         expect_shape("d_out", d_out.shape(), x.shape());
         detail::check_epilogue(epilogue, x);
         in_chunks(policy, x, [&](const Chunk& chunk) {
-            feed_forward_vjp(policy, chunk.of(d_x), chunk.of(d_out), chunk.of(x), chunk.of(pass.before.const_view()),
+            feed_forward_vjp(policy, chunk.of(d_x), chunk.of(d_out), chunk.of(x), chunk.of(saved.before.const_view()),
                              parameters(*this, chunk.of(clean_mask)), parameters(gradients), chunk.of(epilogue));
         });
     }

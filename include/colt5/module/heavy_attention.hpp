@@ -25,11 +25,11 @@ struct HeavyAttention {
         RMSNorm<accumulate_t<Scalar>, P> norm;
         Linear<accumulate_t<Scalar>, P> to_q, to_kv, to_out;
     };
-    struct Pass {
+    struct Activations {
         TokensTensor<Scalar, P> out;                               // (b, n, d)
         TokensTensor<Scalar, P> q;                                 // (b, n, h · dim_head)
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> kv;  // (b, r, k, h / r · 2 · dim_head)
-        DenseAttentionPass<Scalar, P> attention;
+        DenseAttentionActivations<Scalar, P> attention;
     };
     struct InputGradients {
         TokensTensor<Scalar, P> d_x;                                      // (b, n, d)
@@ -55,7 +55,7 @@ struct HeavyAttention {
 
     /// x (b, n, d), context (b, r, k, d), mask and scores (b, r, k), which may be absent
     template <Viewable X, Viewable C>
-    Pass forward(const P& policy, const X& x, const C& context, KeyMask mask, Scores scores) const {
+    Activations forward(const P& policy, const X& x, const C& context, KeyMask mask, Scores scores) const {
         expect_inputs(x, context, mask, scores);
         auto q = to_q(policy, norm(policy, x));                                // (b, n, h · dim_head)
         auto kv = routed_linear(policy, norm(policy, context), to_kv.weight);  // (b, r, k, h / r · 2 · dim_head)
@@ -65,41 +65,41 @@ struct HeavyAttention {
     }
 
     template <Viewable D, Viewable X, Viewable C>
-    InputGradients backward(const P& policy, const Pass& pass, const D& d_out, const X& x, const C& context,
+    InputGradients backward(const P& policy, const Activations& saved, const D& d_out, const X& x, const C& context,
                             KeyMask mask, Scores scores, Gradients& gradients) const {
-        auto d = input_gradients(policy, pass, scores);
-        backward(policy, pass, d, d_out, x, context, mask, scores, gradients);
+        auto d = input_gradients(policy, saved, scores);
+        backward(policy, saved, d, d_out, x, context, mask, scores, gradients);
         return d;
     }
 
     /// The same into tensors that are there before anything else is allocated.
     template <Viewable D, Viewable X, Viewable C>
-    void backward(const P& policy, const Pass& pass, InputGradients& d, const D& d_out, const X& x, const C& context,
-                  KeyMask mask, Scores scores, Gradients& gradients) const {
+    void backward(const P& policy, const Activations& saved, InputGradients& d, const D& d_out, const X& x,
+                  const C& context, KeyMask mask, Scores scores, Gradients& gradients) const {
         expect_inputs(x, context, mask, scores);
         expect_like<HeavyAttention>("gradients", *this, gradients);
         const auto [batch, routes, keys, dim] = context.shape();
-        expect_shape("pass.q", pass.q.shape(), {batch, x.extent(1), inner()});
-        expect_shape("pass.kv", pass.kv.shape(), {batch, routes, keys, 2 * inner() / routes});
-        expect_shape("pass.attention.out", pass.attention.out.shape(), {batch, x.extent(1), heads, dim_head});
-        expect_shape("pass.attention.log_sum_exp", pass.attention.log_sum_exp.shape(), {batch, heads, x.extent(1)});
+        expect_shape("saved.q", saved.q.shape(), {batch, x.extent(1), inner()});
+        expect_shape("saved.kv", saved.kv.shape(), {batch, routes, keys, 2 * inner() / routes});
+        expect_shape("saved.attention.out", saved.attention.out.shape(), {batch, x.extent(1), heads, dim_head});
+        expect_shape("saved.attention.log_sum_exp", saved.attention.log_sum_exp.shape(), {batch, heads, x.extent(1)});
         expect_shape("d_out", d_out.shape(), x.shape());
         expect_shape("d.d_x", d.d_x.shape(), x.shape());
         expect_shape("d.d_context", d.d_context.shape(), context.shape());
         if (scores) expect_shape("d.d_scores", d.d_scores.shape(), scores.shape());
-        const auto d_attended = to_out.backward(policy, d_out, merge_q(pass.attention.out), gradients.to_out);
-        const auto d_attention = dense_attention_vjp(policy, pass.attention, split_q(d_attended), split_q(pass.q),
-                                                     split_kv(pass.kv), mask, scores);
-        const auto d_context = routed_linear_vjp(policy, d_attention.d_kv.view().reshape(pass.kv.shape()),
+        const auto d_attended = to_out.backward(policy, d_out, merge_q(saved.attention.out), gradients.to_out);
+        const auto d_attention = dense_attention_vjp(policy, saved.attention, split_q(d_attended), split_q(saved.q),
+                                                     split_kv(saved.kv), mask, scores);
+        const auto d_context = routed_linear_vjp(policy, d_attention.d_kv.view().reshape(saved.kv.shape()),
                                                  norm(policy, context), to_kv.weight, gradients.to_kv.weight.view());
         const auto d_x = to_q.backward(policy, merge_q(d_attention.d_q), norm(policy, x), gradients.to_q);
         norm.backward(policy, d.d_x.view(), d_x, x, gradients.norm);
         norm.backward(policy, d.d_context.view(), d_context, context, gradients.norm);
         if (scores) assign(policy, d.d_scores, d_attention.d_value_scale);
     }
-    InputGradients input_gradients(const P& policy, const Pass& pass, Scores scores) const {
-        const auto [batch, routes, keys, width] = pass.kv.shape();
-        InputGradients d{tensor_like(policy, pass.out), {policy, {batch, routes, keys, to_kv.weight.extent(1)}}, {}};
+    InputGradients input_gradients(const P& policy, const Activations& saved, Scores scores) const {
+        const auto [batch, routes, keys, width] = saved.kv.shape();
+        InputGradients d{tensor_like(policy, saved.out), {policy, {batch, routes, keys, to_kv.weight.extent(1)}}, {}};
         if (scores) d.d_scores = tensor_like(policy, scores);
         return d;
     }

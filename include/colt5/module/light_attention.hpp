@@ -15,7 +15,7 @@ namespace colt5 {
 template <typename Scalar, Policy P>
 struct LightAttention {
     using Schedule = LightAttentionSchedule<Scalar, P>;
-    using Pass = typename Schedule::Pass;
+    using Activations = typename Schedule::Activations;
 
     LayerNorm<Scalar, P> norm;
     Linear<Scalar, P> to_qkv, to_out;
@@ -51,8 +51,8 @@ struct LightAttention {
     /// The result goes to out (b, n, d); `residual` (b, n, d) is added to it if there is one. Saves queries and
     /// attention for backward if `save` says so.
     template <Viewable X>
-    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, Mask mask, bool save,
-                 TokensView<const Scalar> residual = {}) const {
+    Activations forward(const P& policy, TokensView<Scalar> out, const X& x, Mask mask, bool save,
+                        TokensView<const Scalar> residual = {}) const {
         expect_parameters("", x.extent(2));
         expect_shape("out", out.shape(), x.shape());
         if (mask) expect_shape("mask", mask.shape(), {x.extent(0), x.extent(1)});
@@ -62,17 +62,17 @@ struct LightAttention {
 
     /// The gradient goes to d_x (b, n, d), with the epilogue of its norm.
     template <Viewable D, Viewable X, std::size_t updates = 0>
-    void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x, Mask mask,
-                  Gradients& gradients, const GradientEpilogue<Scalar, P, updates>& epilogue = {}) const {
+    void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
+                  Mask mask, Gradients& gradients, const GradientEpilogue<Scalar, P, updates>& epilogue = {}) const {
         expect_parameters("", x.extent(2));
         expect_like<LightAttention>("gradients", *this, gradients);
-        expect_shape("pass.kv", pass.kv.shape(), {x.extent(0), x.extent(1), 2 * schedule.inner()});
-        schedule.expect_chunks(policy, pass, x);
+        expect_shape("saved.kv", saved.kv.shape(), {x.extent(0), x.extent(1), 2 * schedule.inner()});
+        schedule.expect_chunks(policy, saved, x);
         expect_shape("d_x", d_x.shape(), x.shape());
         expect_shape("d_out", d_out.shape(), x.shape());
         if (mask) expect_shape("mask", mask.shape(), {x.extent(0), x.extent(1)});
         detail::check_epilogue(epilogue, x);
-        schedule.backward(policy, pass, d_x, d_out, x, mask, parameters(*this), parameters(gradients), epilogue);
+        schedule.backward(policy, saved, d_x, d_out, x, mask, parameters(*this), parameters(gradients), epilogue);
     }
 
     template <typename F, typename... M>

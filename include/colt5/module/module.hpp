@@ -15,18 +15,19 @@
 
 namespace colt5 {
 
-/// What backward asks of a pass before it reads it: that forward of the same module returned it, and that nobody has
-/// used it up. In a program that is compiled with COLT5_CHECK_TOKENS defined, also that the tokens are as they were: a
-/// copy of them to the host and one pass over it in each forward and backward.
-class PassOrigin {
+/// What backward asks of saved activations before it reads them: that forward of the same module returned them, and
+/// that nobody has used them up. In a program that is compiled with COLT5_CHECK_TOKENS defined, also that the tokens
+/// are as they were: a copy of them to the host and one pass over it in each forward and backward.
+class ActivationsOrigin {
 public:
-    PassOrigin() = default;
+    ActivationsOrigin() = default;
     /// `module` is the memory of one of its parameters, which stays where it is when the module moves.
     template <Policy P, Viewable... Tokens>
-    PassOrigin(const P& policy, const void* module, const Tokens&... tokens)
+    ActivationsOrigin(const P& policy, const void* module, const Tokens&... tokens)
         : module_(module), tokens_(checksum(policy, tokens...)) {}
-    PassOrigin(PassOrigin&& other) noexcept : module_(std::exchange(other.module_, nullptr)), tokens_(other.tokens_) {}
-    PassOrigin& operator=(PassOrigin&& other) noexcept {
+    ActivationsOrigin(ActivationsOrigin&& other) noexcept
+        : module_(std::exchange(other.module_, nullptr)), tokens_(other.tokens_) {}
+    ActivationsOrigin& operator=(ActivationsOrigin&& other) noexcept {
         module_ = std::exchange(other.module_, nullptr);
         tokens_ = other.tokens_;
         return *this;
@@ -35,9 +36,9 @@ public:
     /// Throws ValueError.
     template <Policy P, Viewable... Tokens>
     void expect(const P& policy, const void* module, const Tokens&... tokens) const {
-        expect_value(module_ != nullptr, "pass", "what forward returned",
+        expect_value(module_ != nullptr, "saved", "what forward returned",
                      "used up: it was handed to backward, or moved from");
-        expect_value(module_ == module, "pass", "of this module", "of another one of its type");
+        expect_value(module_ == module, "saved", "of this module", "of another one of its type");
         expect_value(tokens_ == checksum(policy, tokens...), "tokens", "what forward was given", "changed since");
     }
 
@@ -105,21 +106,21 @@ Tokens expect_tokens(const char* argument, const X& tokens, const char* mask_arg
     return x;
 }
 
-/// The same for tokens that a pass keeps a view of.
+/// The same for tokens that saved activations keep a view of.
 template <typename Tokens, typename P, typename X>
 Tokens expect_kept_tokens(const char* argument, X&& tokens, const char* mask_argument, Mask mask) {
     static_assert(outlives_call<X>,
-                  "colt5: a pass reads its tokens again: give the tensor a name, a temporary is gone by then");
+                  "colt5: backward reads the tokens again: give the tensor a name, a temporary is gone by then");
     return expect_tokens<Tokens, P>(argument, tokens, mask_argument, mask);
 }
 
-/// Frees what has been read of a pass that is handed over; leaves a const one alone.
+/// Frees what has been read of activations that are handed over; leaves const ones alone.
 template <typename T>
 void release(T& value) {
     if constexpr (!std::is_const_v<T>) value = {};
 }
 
-/// A part of a pass as backward of a part of the module takes it: handed over if the pass is.
+/// A part of saved activations as backward of a part of the module takes it: handed over if the whole is.
 template <typename T>
 decltype(auto) hand_on(T& part) {
     if constexpr (std::is_const_v<T>)
@@ -130,11 +131,11 @@ decltype(auto) hand_on(T& part) {
 
 }  // namespace detail
 
-/// What the modules have in common. A Self that derives from it has Gradients and a Pass, and to itself
+/// What the modules have in common. A Self that derives from it has Gradients and Activations, and for its base
 ///
-///     self.expect_backward(pass, d_out, gradients)     throws before anything is touched
-///     self.compute_gradients(pass, d_out, gradients)   backward, of a const Pass or of one that it may free as it
-///     reads
+///     self.expect_backward(saved, d_out, gradients)     throws before anything is touched
+///     self.compute_gradients(saved, d_out, gradients)   backward; what is not const it may free as
+///                                                       it reads
 template <typename Self, Policy P>
 class ModuleBase {
 public:
@@ -143,23 +144,23 @@ public:
     /// Gradients of all parameters, filled with zeros.
     auto make_gradients() const { return zeros_like_parameters(policy_, self()); }
 
-    /// Returns the gradients of the inputs; adds to those of the parameters. A pass that is handed over, with
-    /// std::move, is freed as it is read, its output first, and gradients take its memory: then d_out must not be that
-    /// output. Throws ValueError unless forward of this module returned the pass, and nothing has used it up.
-    template <typename Pass, Viewable D, typename Gradients>
-    auto backward(Pass&& pass, const D& d_out, Gradients& gradients) const {
-        static_assert(std::same_as<std::remove_cvref_t<Pass>, typename Self::Pass>,
-                      "colt5: `pass` must be what forward of this module returned");
+    /// Returns the gradients of the inputs; adds to those of the parameters. What is handed
+    /// over, with std::move, is freed as it is read, its output first, and gradients take its memory: then d_out must
+    /// not be that output. Throws ValueError unless forward of this module returned it, and nothing has used it up.
+    template <typename Saved, Viewable D, typename Gradients>
+    auto backward(Saved&& saved, const D& d_out, Gradients& gradients) const {
+        static_assert(std::same_as<std::remove_cvref_t<Saved>, typename Self::Activations>,
+                      "colt5: `saved` must be what forward of this module returned");
         static_assert(std::same_as<Gradients, typename Self::Gradients>,
                       "colt5: `gradients` must be those that make_gradients() of this module returns");
-        self().expect_backward(pass, d_out, gradients);
-        if constexpr (std::is_lvalue_reference_v<Pass> || std::is_const_v<std::remove_reference_t<Pass>>) {
-            return self().compute_gradients(std::as_const(pass), d_out, gradients);
+        self().expect_backward(saved, d_out, gradients);
+        if constexpr (std::is_lvalue_reference_v<Saved> || std::is_const_v<std::remove_reference_t<Saved>>) {
+            return self().compute_gradients(std::as_const(saved), d_out, gradients);
         } else {
-            const void *const of_d = d_out.const_view().data(), *const of_out = pass.out.const_view().data();
+            const void *const of_d = d_out.const_view().data(), *const of_out = saved.out.const_view().data();
             expect_value(of_d == nullptr || of_d != of_out, "d_out",
-                         "another tensor than the output of the pass handed over", "that output");
-            auto taken = std::move(pass);
+                         "another tensor than the output that is handed over", "that output");
+            auto taken = std::move(saved);
             return self().compute_gradients(taken, d_out, gradients);
         }
     }

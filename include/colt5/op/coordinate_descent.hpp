@@ -77,7 +77,7 @@ struct CoordinateDescent {
 
 /// The scores, and what the vector-Jacobian product reads besides: 2T + 1 numbers a row.
 template <typename Logit, Policy P>
-struct CoordinateDescentPass {
+struct CoordinateDescentActivations {
     Tensor<Logit, P, dynamic, dynamic, dynamic> scores;     // (b, r, n)
     Tensor<Logit, P, dynamic, dynamic, dynamic> threshold;  // (b, r, T + 1): τ_0 … τ_T
     Tensor<Logit, P, dynamic, dynamic, dynamic> saturated;  // (b, r, T): number of logits above τ_{t−1}
@@ -105,12 +105,12 @@ auto coordinate_descent_forward(const P& policy, const CoordinateDescent& descen
     descent.check();
     detail::expect_wanted(k);
     if (mask) expect_shape("mask", mask.shape(), {batch, length});
-    CoordinateDescentPass<typename L::value_type, P> pass{{policy, logits.shape()},
-                                                          {policy, {batch, routes, descent.steps() + 1}},
-                                                          {policy, {batch, routes, descent.steps()}}};
-    coordinate_descent_kernel(policy, pass.scores.view(), pass.threshold.view(), pass.saturated.view(),
+    CoordinateDescentActivations<typename L::value_type, P> saved{{policy, logits.shape()},
+                                                                  {policy, {batch, routes, descent.steps() + 1}},
+                                                                  {policy, {batch, routes, descent.steps()}}};
+    coordinate_descent_kernel(policy, saved.scores.view(), saved.threshold.view(), saved.saturated.view(),
                               logits.const_view(), mask, k, descent);
-    return pass;
+    return saved;
 }
 
 /// Vector-Jacobian product. With g = d_scores, y the scores, ĝ_i = [s_i ≤ τ_T] g_i y_i / ε_{T+1} and α_T = Σ ĝ:
@@ -119,24 +119,24 @@ auto coordinate_descent_forward(const P& policy, const CoordinateDescent& descen
 ///     ds_i = ĝ_i − Σ_t [s_i ≤ τ_{t−1}] (α_t / k) exp((s_i − τ_t) / ε_t),    dk = (1 / k) Σ_t ε_t α_t
 ///
 /// and for the converged solution, with Y the sum of the scores below 1:  ds_i = ĝ_i − α y_i / Y,  dk = ε α / Y.
-/// Throws ShapeError unless the pass is one of these logits and of as many steps.
+/// Throws ShapeError unless the saved activations are of these logits and of as many steps.
 template <Policy P, typename Logit, Viewable D, Viewable L>
 auto coordinate_descent_vjp(const P& policy, const CoordinateDescent& descent, double k,
-                            const CoordinateDescentPass<Logit, P>& pass, const D& d_scores, const L& logits,
+                            const CoordinateDescentActivations<Logit, P>& saved, const D& d_scores, const L& logits,
                             Mask mask) {
     const auto [batch, routes, length] = logits.shape();
     descent.check();
     detail::expect_wanted(k);
-    static_assert(same_scalar<decltype(pass.scores), D, L>,
-                  "colt5: `d_scores` and `logits` must have the scalar type of `pass`");
-    expect_shape("logits", logits.shape(), pass.scores.shape());
-    expect_shape("pass.threshold", pass.threshold.shape(), {batch, routes, descent.steps() + 1});
-    expect_shape("pass.saturated", pass.saturated.shape(), {batch, routes, descent.steps()});
+    static_assert(same_scalar<decltype(saved.scores), D, L>,
+                  "colt5: `d_scores` and `logits` must have the scalar type of `saved`");
+    expect_shape("logits", logits.shape(), saved.scores.shape());
+    expect_shape("saved.threshold", saved.threshold.shape(), {batch, routes, descent.steps() + 1});
+    expect_shape("saved.saturated", saved.saturated.shape(), {batch, routes, descent.steps()});
     expect_shape("d_scores", d_scores.shape(), logits.shape());
     if (mask) expect_shape("mask", mask.shape(), {batch, length});
     CoordinateDescentGradients<Logit, P> d{{policy, logits.shape()}, {policy, {batch, routes}}};
     coordinate_descent_vjp_kernel(policy, d.d_logits.view(), d.d_k.view(), d_scores.const_view(),
-                                  pass.scores.const_view(), pass.threshold.const_view(), pass.saturated.const_view(),
+                                  saved.scores.const_view(), saved.threshold.const_view(), saved.saturated.const_view(),
                                   logits.const_view(), mask, k, descent);
     return d;
 }

@@ -22,7 +22,7 @@ using KeyMask = View<const bool, dynamic, dynamic, dynamic>;
 
 /// What the vector-Jacobian product reads.
 template <typename Scalar, Policy P>
-struct DenseAttentionPass {
+struct DenseAttentionActivations {
     Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> out;               // (b, n, h, dim_head)
     Tensor<accumulate_t<Scalar>, P, dynamic, dynamic, dynamic> log_sum_exp;  // (b, h, n)
 };
@@ -63,27 +63,27 @@ auto dense_attention_forward(const P& policy, const Q& q, const KV& kv, KeyMask 
     using Scalar = typename Q::value_type;
     detail::check_dense_attention(q, kv, mask, value_scale);
     const auto [batch, length, heads, dim_head] = q.shape();
-    DenseAttentionPass<Scalar, P> pass{{policy, q.shape()}, {policy, {batch, heads, length}}};
-    dense_attention_kernel(policy, pass.out.view(), pass.log_sum_exp.view(), q.const_view(), kv.const_view(), mask,
+    DenseAttentionActivations<Scalar, P> saved{{policy, q.shape()}, {policy, {batch, heads, length}}};
+    dense_attention_kernel(policy, saved.out.view(), saved.log_sum_exp.view(), q.const_view(), kv.const_view(), mask,
                            value_scale);
-    return pass;
+    return saved;
 }
 
 /// Vector-Jacobian product, as in local_attention; with v' = value_scale · v:  dv[j] = value_scale[j] dv'[j],
 /// d_value_scale[j] = Σ over the route's heads of dv'[j]·v[j].
 template <Policy P, typename Scalar, Viewable Out, Viewable Q, Viewable KV>
-auto dense_attention_vjp(const P& policy, const DenseAttentionPass<Scalar, P>& pass, const Out& d_out, const Q& q,
-                         const KV& kv, KeyMask mask, TokensView<const accumulate_t<Scalar>> value_scale) {
+auto dense_attention_vjp(const P& policy, const DenseAttentionActivations<Scalar, P>& saved, const Out& d_out,
+                         const Q& q, const KV& kv, KeyMask mask, TokensView<const accumulate_t<Scalar>> value_scale) {
     detail::check_dense_attention(q, kv, mask, value_scale);
-    static_assert(same_scalar<decltype(pass.out), Out, Q>,
-                  "colt5: `d_out` and `q` must have the scalar type of `pass`");
-    expect_shape("q", q.shape(), pass.out.shape());
-    expect_shape("pass.log_sum_exp", pass.log_sum_exp.shape(), {q.extent(0), q.extent(2), q.extent(1)});
-    expect_shape("d_out", d_out.shape(), pass.out.shape());
+    static_assert(same_scalar<decltype(saved.out), Out, Q>,
+                  "colt5: `d_out` and `q` must have the scalar type of `saved`");
+    expect_shape("q", q.shape(), saved.out.shape());
+    expect_shape("saved.log_sum_exp", saved.log_sum_exp.shape(), {q.extent(0), q.extent(2), q.extent(1)});
+    expect_shape("d_out", d_out.shape(), saved.out.shape());
     DenseAttentionGradients<Scalar, P> d{{policy, q.shape()}, {policy, kv.shape()}, {}};
     if (value_scale) d.d_value_scale = {policy, value_scale.shape()};
     dense_attention_vjp_kernel(policy, d.d_q.view(), d.d_kv.view(), d.d_value_scale.view(), d_out.const_view(),
-                               pass.out.const_view(), pass.log_sum_exp.const_view(), q.const_view(), kv.const_view(),
+                               saved.out.const_view(), saved.log_sum_exp.const_view(), q.const_view(), kv.const_view(),
                                mask, value_scale);
     return d;
 }

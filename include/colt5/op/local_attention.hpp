@@ -69,7 +69,7 @@ struct LocalAttention {
 
 /// What the vector-Jacobian product reads: the output, and one log-sum-exp a row and head (−∞ where no key is visible).
 template <typename Scalar, Policy P>
-struct LocalAttentionPass {
+struct LocalAttentionActivations {
     Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> out;               // (b, m, h, dim_head)
     Tensor<accumulate_t<Scalar>, P, dynamic, dynamic, dynamic> log_sum_exp;  // (b, h, m)
 };
@@ -111,10 +111,10 @@ auto local_attention_forward(const P& policy, const LocalAttention& attention, c
     using Scalar = typename Q::value_type;
     detail::check_local_attention(attention, q, kv, mask, first);
     const auto [batch, queries, heads, dim_head] = q.shape();
-    LocalAttentionPass<Scalar, P> pass{{policy, q.shape()}, {policy, {batch, heads, queries}}};
-    local_attention_kernel(policy, pass.out.view(), pass.log_sum_exp.view(), q.const_view(), kv.const_view(), mask,
+    LocalAttentionActivations<Scalar, P> saved{{policy, q.shape()}, {policy, {batch, heads, queries}}};
+    local_attention_kernel(policy, saved.out.view(), saved.log_sum_exp.view(), q.const_view(), kv.const_view(), mask,
                            first, attention);
-    return pass;
+    return saved;
 }
 
 /// Forward alone.
@@ -129,7 +129,7 @@ auto local_attention(const P& policy, const LocalAttention& attention, const Q& 
     return out;
 }
 
-/// Vector-Jacobian product from the output and the log-sum-exp of the pass: the probabilities p are computed again from
+/// Vector-Jacobian product from the output and the log-sum-exp: the probabilities p are recomputed from
 /// q, k and the log-sum-exp. With D = out·d_out:
 ///
 ///     dv[j] = Σ_i p_ij d_out[i],   ds_ij = p_ij (d_out[i]·v[j] − D_i) / √dim_head
@@ -143,28 +143,29 @@ auto local_attention(const P& policy, const LocalAttention& attention, const Q& 
 /// Throws ValueError when `carried` is not a number of rows, or not 0 where there are several sequences.
 template <Policy P, typename Scalar, Viewable D, Viewable Q, Viewable KV, Viewable DQKV>
 void local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttention& attention,
-                         const LocalAttentionPass<Scalar, P>& pass, const D& d_out, const Q& q, const KV& kv, Mask mask,
-                         Index first, Index carried) {
+                         const LocalAttentionActivations<Scalar, P>& saved, const D& d_out, const Q& q, const KV& kv,
+                         Mask mask, Index first, Index carried) {
     detail::check_local_attention(attention, q, kv, mask, first);
     const auto [batch, queries, heads, dim_head] = q.shape();
-    static_assert(same_scalar<decltype(pass.out), D, Q, DQKV>,
-                  "colt5: `d_out`, `q` and `d_qkv` must have the scalar type of `pass`");
-    expect_shape("pass", pass.out.shape(), q.shape());
-    expect_shape("pass.log_sum_exp", pass.log_sum_exp.shape(), {batch, heads, queries});
+    static_assert(same_scalar<decltype(saved.out), D, Q, DQKV>,
+                  "colt5: `d_out`, `q` and `d_qkv` must have the scalar type of `saved`");
+    expect_shape("saved", saved.out.shape(), q.shape());
+    expect_shape("saved.log_sum_exp", saved.log_sum_exp.shape(), {batch, heads, queries});
     expect_shape("d_out", d_out.shape(), q.shape());
     detail::check_local_gradient(attention, d_qkv, q, kv, first, carried);
-    local_attention_vjp_kernel(policy, d_qkv.view(), d_out.const_view(), pass.out.const_view(),
-                               pass.log_sum_exp.const_view(), q.const_view(), kv.const_view(), mask, first, carried,
+    local_attention_vjp_kernel(policy, d_qkv.view(), d_out.const_view(), saved.out.const_view(),
+                               saved.log_sum_exp.const_view(), q.const_view(), kv.const_view(), mask, first, carried,
                                attention);
 }
 
 /// The same for whole sequences. Returns d_qkv (b, n, 3, h, dim_head).
 template <Policy P, typename Scalar, Viewable D, Viewable Q, Viewable KV>
-auto local_attention_vjp(const P& policy, const LocalAttention& attention, const LocalAttentionPass<Scalar, P>& pass,
-                         const D& d_out, const Q& q, const KV& kv, Mask mask) {
+auto local_attention_vjp(const P& policy, const LocalAttention& attention,
+                         const LocalAttentionActivations<Scalar, P>& saved, const D& d_out, const Q& q, const KV& kv,
+                         Mask mask) {
     const auto [batch, length, heads, dim_head] = q.shape();
     Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv(policy, {batch, length, 3, heads, dim_head});
-    local_attention_vjp(policy, d_qkv.view(), attention, pass, d_out, q, kv, mask, 0, 0);
+    local_attention_vjp(policy, d_qkv.view(), attention, saved, d_out, q, kv, mask, 0, 0);
     return d_qkv;
 }
 

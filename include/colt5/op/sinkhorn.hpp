@@ -83,7 +83,7 @@ inline constexpr double sinkhorn_ceiling = std::numeric_limits<double>::max();
 /// each. These are double, as is all that is computed between logits and scores: the gradient is what remains when
 /// each normalization has taken away most of it, and float would leave as few as one or two digits.
 template <typename Logit, Policy P>
-struct SinkhornPass {
+struct SinkhornActivations {
     Tensor<TokenIndex, P, dynamic, dynamic, dynamic> indices;               // (b, r, k)
     Tensor<Logit, P, dynamic, dynamic, dynamic> scores;                     // (b, r, k)
     Tensor<double, P, dynamic, dynamic, dynamic, dynamic> slot_potential;   // u (b, r, T, k)
@@ -122,37 +122,38 @@ auto sinkhorn_forward(const P& policy, const Sinkhorn& sinkhorn, const L& logits
     expect_value(slots >= 1, "slots", ">= 1", slots);
     const Index k = std::min(slots, length), steps = sinkhorn.n_iters;
     detail::check_noise_and_mask(noise, mask, {batch, routes, length}, k);
-    SinkhornPass<Logit, P> pass{{policy, {batch, routes, k}},
-                                {policy, {batch, routes, k}},
-                                {policy, {batch, routes, steps, k}},
-                                {policy, {batch, routes, steps, length}}};
-    sinkhorn_kernel(policy, pass.indices.view(), pass.scores.view(), pass.slot_potential.view(),
-                    pass.token_potential.view(), logits.const_view(), noise, mask, sinkhorn);
-    return pass;
+    SinkhornActivations<Logit, P> saved{{policy, {batch, routes, k}},
+                                        {policy, {batch, routes, k}},
+                                        {policy, {batch, routes, steps, k}},
+                                        {policy, {batch, routes, steps, length}}};
+    sinkhorn_kernel(policy, saved.indices.view(), saved.scores.view(), saved.slot_potential.view(),
+                    saved.token_potential.view(), logits.const_view(), noise, mask, sinkhorn);
+    return saved;
 }
 
 /// Vector-Jacobian product: the normalizations in reverse, each of them one pass over exp(z − u − v).
-/// `indices` are those of the pass. Returns d_logits (b, r, n). Throws ShapeError unless the pass is one of these
-/// logits and of as many iterations, and on the CPU ValueError when an index is not in [0, n).
+/// `indices` are those of forward. Returns d_logits (b, r, n). Throws ShapeError unless the saved activations are of
+/// these logits and of as many iterations, and on the CPU ValueError when an index is not in [0, n).
 template <Policy P, typename Logit, Viewable D, Viewable Indices, Viewable L>
-auto sinkhorn_vjp(const P& policy, const Sinkhorn& sinkhorn, const SinkhornPass<Logit, P>& pass, const D& d_scores,
-                  const Indices& indices, const L& logits, TokensView<const Logit> noise, Mask mask) {
-    static_assert(same_scalar<decltype(pass.scores), D, L>,
-                  "colt5: `d_scores` and `logits` must have the scalar type of `pass`");
+auto sinkhorn_vjp(const P& policy, const Sinkhorn& sinkhorn, const SinkhornActivations<Logit, P>& saved,
+                  const D& d_scores, const Indices& indices, const L& logits, TokensView<const Logit> noise,
+                  Mask mask) {
+    static_assert(same_scalar<decltype(saved.scores), D, L>,
+                  "colt5: `d_scores` and `logits` must have the scalar type of `saved`");
     static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     const auto [batch, routes, length] = logits.shape();
-    const Index k = pass.scores.extent(2), steps = sinkhorn.n_iters;
+    const Index k = saved.scores.extent(2), steps = sinkhorn.n_iters;
     sinkhorn.check();
-    expect_shape("pass.scores", pass.scores.shape(), {batch, routes, dynamic});
-    expect_shape("pass.slot_potential", pass.slot_potential.shape(), {batch, routes, steps, k});
-    expect_shape("pass.token_potential", pass.token_potential.shape(), {batch, routes, steps, length});
-    expect_shape("d_scores", d_scores.shape(), pass.scores.shape());
-    expect_shape("indices", indices.shape(), pass.scores.shape());
+    expect_shape("saved.scores", saved.scores.shape(), {batch, routes, dynamic});
+    expect_shape("saved.slot_potential", saved.slot_potential.shape(), {batch, routes, steps, k});
+    expect_shape("saved.token_potential", saved.token_potential.shape(), {batch, routes, steps, length});
+    expect_shape("d_scores", d_scores.shape(), saved.scores.shape());
+    expect_shape("indices", indices.shape(), saved.scores.shape());
     detail::check_noise_and_mask(noise, mask, logits.shape(), k);
     auto d_logits = tensor_like(policy, logits);
-    sinkhorn_vjp_kernel(policy, d_logits.view(), d_scores.const_view(), indices.const_view(), pass.scores.const_view(),
-                        pass.slot_potential.const_view(), pass.token_potential.const_view(), logits.const_view(), noise,
-                        mask, sinkhorn);
+    sinkhorn_vjp_kernel(policy, d_logits.view(), d_scores.const_view(), indices.const_view(), saved.scores.const_view(),
+                        saved.slot_potential.const_view(), saved.token_potential.const_view(), logits.const_view(),
+                        noise, mask, sinkhorn);
     return d_logits;
 }
 

@@ -37,7 +37,7 @@ public:
     static constexpr bool picks_repeat = false;
     static constexpr double logit_scale = kwargs.score_scale;
 
-    struct Pass {
+    struct Activations {
         Routing<Logit, P> routing;
         TokensTensor<Logit, P> logits;  // (b, r, n)
         Index num_tokens;
@@ -49,18 +49,18 @@ public:
         return choose(policy, this->logits(policy, x, mask), mask, num_tokens);
     }
 
-    Pass forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
+    Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
         auto logits = this->logits(policy, x, mask);              // (b, r, n)
         auto routing = choose(policy, logits, mask, num_tokens);  // (b, r, k)
         return {std::move(routing), std::move(logits), num_tokens};
     }
 
-    auto d_logits(const P& policy, const Pass& pass, TokensView<const Logit> d_scores, Mask mask) const {
-        const double k = wanted(pass.num_tokens);
-        const auto descent_pass = coordinate_descent_forward(policy, descent, k, pass.logits, mask);
+    auto d_logits(const P& policy, const Activations& saved, TokensView<const Logit> d_scores, Mask mask) const {
+        const double k = wanted(saved.num_tokens);
+        const auto descent_saved = coordinate_descent_forward(policy, descent, k, saved.logits, mask);
         const auto d_all =
-            place_scores(policy, d_scores, pass.routing.indices, mask, pass.logits.extent(2));  // (b, r, n)
-        return coordinate_descent_vjp(policy, descent, k, descent_pass, d_all, pass.logits, mask).d_logits;
+            place_scores(policy, d_scores, saved.routing.indices, mask, saved.logits.extent(2));  // (b, r, n)
+        return coordinate_descent_vjp(policy, descent, k, descent_saved, d_all, saved.logits, mask).d_logits;
     }
 
 private:

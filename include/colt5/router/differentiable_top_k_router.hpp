@@ -20,7 +20,7 @@ public:
     using typename Base::Logit;
     static constexpr bool picks_repeat = false;
 
-    struct Pass {
+    struct Activations {
         Routing<Logit, P> routing;
         TokensTensor<Logit, P> logits;  // (b, r, n)
     };
@@ -31,14 +31,14 @@ public:
         return choose(policy, this->logits(policy, x, mask), mask, num_tokens);
     }
 
-    Pass forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
+    Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
         auto logits = this->logits(policy, x, mask);              // (b, r, n)
         auto routing = choose(policy, logits, mask, num_tokens);  // (b, r, k)
         return {std::move(routing), std::move(logits)};
     }
 
-    auto d_logits(const P& policy, const Pass& pass, TokensView<const Logit> d_scores, Mask mask) const {
-        return cumulative_softmax_vjp(policy, temperature, d_scores, pass.logits, pass.routing.indices, mask);
+    auto d_logits(const P& policy, const Activations& saved, TokensView<const Logit> d_scores, Mask mask) const {
+        return cumulative_softmax_vjp(policy, temperature, d_scores, saved.logits, saved.routing.indices, mask);
     }
 
 private:

@@ -17,7 +17,7 @@ namespace colt5 {
 ///
 /// A Self that derives from it has `route` and `forward` of its own, and instead of `backward`
 ///
-///     self.d_logits(policy, pass, d_scores, mask)      d_scores (b, r, k)  →  the gradient of the logits (b, r, n)
+///     self.d_logits(policy, saved, d_scores, mask)     d_scores (b, r, k)  →  the gradient of the logits (b, r, n)
 template <typename Self, RouterConfig config, typename Scalar, typename P>
 class LinearRouter {
     static_assert(config.dim >= 1, "colt5: RouterConfig.dim must be at least 1");
@@ -40,16 +40,16 @@ public:
         fill_normal(policy, routing_token, seeds.next());
     }
 
-    template <typename Pass>
-    void backward(const P& policy, const Pass& pass, TokensView<const Logit> d_scores, TokensView<const Scalar> x,
-                  Mask mask, TokensView<Scalar> d_x, Gradients& gradients) const {
+    template <typename Activations>
+    void backward(const P& policy, const Activations& saved, TokensView<const Logit> d_scores,
+                  TokensView<const Scalar> x, Mask mask, TokensView<Scalar> d_x, Gradients& gradients) const {
         const auto& self = static_cast<const Self&>(*this);
         expect_parameters();
         expect_shape("gradients.routing_token", gradients.routing_token.shape(), routing_token.shape());
-        expect_shape("x", x.shape(), {pass.routing.indices.extent(0), dynamic, config.dim});
+        expect_shape("x", x.shape(), {saved.routing.indices.extent(0), dynamic, config.dim});
         expect_shape("d_x", d_x.shape(), x.shape());
-        expect_shape("d_scores", d_scores.shape(), pass.routing.indices.shape());
-        const auto d_logits = self.d_logits(policy, pass, d_scores, mask);
+        expect_shape("d_scores", d_scores.shape(), saved.routing.indices.shape());
+        const auto d_logits = self.d_logits(policy, saved, d_scores, mask);
         const auto copy = clean_copy(policy, x, mask);
         route_logits_vjp(policy, d_x, gradients.routing_token.view(), d_logits, copy ? copy.const_view() : x,
                          routing_token, Self::logit_scale);

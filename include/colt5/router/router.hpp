@@ -69,7 +69,7 @@ struct Routing {
 
 /// What forward of a router returns: `.routing`, and what its backward reads.
 template <typename R, typename Scalar, typename P>
-using RouterPass =
+using RouterActivations =
     decltype(std::declval<const R&>().forward(std::declval<const P&>(), TokensView<const Scalar>(), Mask(), Index()));
 
 /// What a module reads of a router that evaluates.
@@ -109,7 +109,7 @@ struct VisitNothing {
 ///                                            For evaluation: same inputs, same bits, and nothing changes
 ///     router.forward(policy, x, mask, k)     the same in `.routing`, with what backward reads beside it. For training:
 ///                                            a router may draw noise, and count its calls
-///     router.backward(policy, pass, d_scores, x, mask, d_x, gradients)
+///     router.backward(policy, saved, d_scores, x, mask, d_x, gradients)
 ///                                            d_scores (b, r, k); d_x (b, n, d) and the gradients accumulate
 ///     R::Gradients                           default-constructible, with the same members as the parameters of R
 ///     R::each_parameter(f, prefix, r...)     calls f(prefix + name, tensor...) for each parameter of the routers or

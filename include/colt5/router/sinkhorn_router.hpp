@@ -107,12 +107,12 @@ public:
     static constexpr bool masked_tokens_take_part = kwargs.masked_tokens_take_part;
     static constexpr bool picks_repeat = true;
 
-    struct Pass {
+    struct Activations {
         Routing<Logit, P> routing;
         TokensTensor<Logit, P> logits;  // (b, r, n)
         TokensTensor<Logit, P> drawn;   // (b · r, k, n), if drawn here
         TokensView<const Logit> noise;  // the same, or what was given
-        SinkhornPass<Logit, P> sinkhorn;
+        SinkhornActivations<Logit, P> sinkhorn;
     };
 
     /// Set it to choose another source. With seeded noise, forward counts its calls: one at a time.
@@ -125,15 +125,15 @@ public:
         return choose(policy, x, mask, num_tokens, false).routing;
     }
 
-    Pass forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        Pass pass = choose(policy, x, mask, num_tokens, true);
+    Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
+        Activations saved = choose(policy, x, mask, num_tokens, true);
         ++noise.calls;
-        return pass;
+        return saved;
     }
 
-    auto d_logits(const P& policy, const Pass& pass, TokensView<const Logit> d_scores, Mask mask) const {
-        return sinkhorn_vjp(policy, sinkhorn, pass.sinkhorn, d_scores, pass.routing.indices, pass.logits, pass.noise,
-                            mask);
+    auto d_logits(const P& policy, const Activations& saved, TokensView<const Logit> d_scores, Mask mask) const {
+        return sinkhorn_vjp(policy, sinkhorn, saved.sinkhorn, d_scores, saved.routing.indices, saved.logits,
+                            saved.noise, mask);
     }
 
     template <typename F, typename... R>
@@ -147,26 +147,26 @@ public:
     }
 
 private:
-    Pass choose(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens, bool training) const {
-        Pass pass;
-        pass.logits = this->logits(policy, x, mask);  // (b, r, n)
-        const auto [batch, routes, length] = pass.logits.shape();
+    Activations choose(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens, bool training) const {
+        Activations saved;
+        saved.logits = this->logits(policy, x, mask);  // (b, r, n)
+        const auto [batch, routes, length] = saved.logits.shape();
         using Source = typename GumbelNoise<Logit>::Source;
         if (noise.source == Source::seeded) {
-            pass.drawn = noise.draw(policy, training, batch, routes, std::min(num_tokens, length), length);
-            pass.noise = pass.drawn.const_view();
+            saved.drawn = noise.draw(policy, training, batch, routes, std::min(num_tokens, length), length);
+            saved.noise = saved.drawn.const_view();
         } else if (noise.source == Source::given) {
-            pass.noise = noise.values;
+            saved.noise = noise.values;
         }
-        pass.sinkhorn = sinkhorn_forward(policy, sinkhorn, pass.logits, pass.noise, mask, num_tokens);
-        auto& [indices, scores] = pass.routing;
-        indices = std::move(pass.sinkhorn.indices);
+        saved.sinkhorn = sinkhorn_forward(policy, sinkhorn, saved.logits, saved.noise, mask, num_tokens);
+        auto& [indices, scores] = saved.routing;
+        indices = std::move(saved.sinkhorn.indices);
         scores = pick_scores<Logit>(policy, {}, indices, mask);  // 1, and 0 for masked tokens
         if constexpr (config.straight_through)
-            assign(policy, scores, scores + (pass.sinkhorn.scores - pass.sinkhorn.scores));  // NaN stays NaN
+            assign(policy, scores, scores + (saved.sinkhorn.scores - saved.sinkhorn.scores));  // NaN stays NaN
         else
-            assign(policy, scores, scores * pass.sinkhorn.scores);
-        return pass;
+            assign(policy, scores, scores * saved.sinkhorn.scores);
+        return saved;
     }
 
     static constexpr Sinkhorn sinkhorn{kwargs.n_iters, kwargs.temperature, kwargs.masked_tokens_take_part};

@@ -34,10 +34,10 @@ struct LightAttentionSchedule {
     LocalAttention attention;
 
     /// Keys and values are always saved. Backward recomputes queries and attention if they are not.
-    struct Pass {
+    struct Activations {
         struct OfChunk {
             TokensTensor<Scalar, P> q;  // (b, n, h · dim_head)
-            LocalAttentionPass<Scalar, P> attended;
+            LocalAttentionActivations<Scalar, P> attended;
         };
         TokensTensor<Scalar, P> kv;   // (b, n, 2 · h · dim_head)
         std::vector<OfChunk> chunks;  // or nothing
@@ -47,10 +47,10 @@ struct LightAttentionSchedule {
 
     /// The result goes to out (b, n, d).
     template <Viewable X>
-    Pass forward(const P& policy, TokensView<Scalar> out, const X& x, Mask mask,
-                 const LightAttentionParameters<const Scalar>& parameters, TokensView<const Scalar> residual,
-                 bool save) const {
-        Pass pass{.kv = {policy, {x.extent(0), x.extent(1), 2 * inner()}}, .chunks = {}};
+    Activations forward(const P& policy, TokensView<Scalar> out, const X& x, Mask mask,
+                        const LightAttentionParameters<const Scalar>& parameters, TokensView<const Scalar> residual,
+                        bool save) const {
+        Activations saved{.kv = {policy, {x.extent(0), x.extent(1), 2 * inner()}}, .chunks = {}};
         const Chunks chunks = chunks_of(policy, x);
         const auto project = [&](Index i) {  // keys and values of a chunk; returns its queries
             TokensTensor<Scalar, P> q;
@@ -59,29 +59,29 @@ struct LightAttentionSchedule {
             q = {policy, {chunk.sequences, chunk.tokens, inner()}};
             norm_linear(policy, chunk.of(x), clean_norm(parameters, chunk, mask),
                         std::array{Projection<Scalar>{q.view(), q_weight(parameters)},
-                                   Projection<Scalar>{chunk.of(pass.kv), kv_weight(parameters)}});
+                                   Projection<Scalar>{chunk.of(saved.kv), kv_weight(parameters)}});
             return q;
         };
         auto q = project(0);
         for (Index i = 0; i < chunks.count(); ++i) {
             const Chunk chunk = chunks[i];
             auto next = project(i + 1);
-            auto attended = local_attention_forward(policy, attention, split_heads(q), kv_of(pass, chunk),
+            auto attended = local_attention_forward(policy, attention, split_heads(q), kv_of(saved, chunk),
                                                     chunk.sequences_of(mask), chunk.first);  // (b, n, h, dim_head)
             linear(policy, chunk.of(out), merge_heads(attended.out), parameters.to_out, {},
                    chunk.of(residual));  // (b, n, d)
-            if (save) pass.chunks.push_back({std::move(q), std::move(attended)});
+            if (save) saved.chunks.push_back({std::move(q), std::move(attended)});
             q = std::move(next);
         }
-        return pass;
+        return saved;
     }
 
-    /// Throws ValueError unless the pass has no chunks, or as many as this policy's plan makes of x.
+    /// Throws ValueError unless no chunks are saved, or as many as this policy's plan makes of x.
     template <Viewable X>
-    void expect_chunks(const P& policy, const Pass& pass, const X& x) const {
-        const Index saved = static_cast<Index>(pass.chunks.size()), count = chunks_of(policy, x).count();
-        if (saved > 0 && saved != count)
-            expect_value(false, "pass.chunks", std::to_string(count) + ", as many as by this policy's plan", saved);
+    void expect_chunks(const P& policy, const Activations& saved, const X& x) const {
+        const Index of_saved = static_cast<Index>(saved.chunks.size()), count = chunks_of(policy, x).count();
+        if (of_saved > 0 && of_saved != count)
+            expect_value(false, "saved.chunks", std::to_string(count) + ", as many as by this policy's plan", of_saved);
     }
 
     /// The gradient goes to d_x (b, n, d), with the epilogue of its norm. Those of the parameters accumulate.
@@ -90,8 +90,8 @@ struct LightAttentionSchedule {
     /// are held, from the halo before a chunk to the halo behind it, and what is not complete is carried to the next
     /// window.
     template <Viewable D, Viewable X, std::size_t updates>
-    void backward(const P& policy, const Pass& pass, TokensView<Scalar> d_x, const D& d_out, const X& x, Mask mask,
-                  const LightAttentionParameters<const Scalar>& parameters,
+    void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
+                  Mask mask, const LightAttentionParameters<const Scalar>& parameters,
                   const LightAttentionParameters<accumulate_t<Scalar>>& gradients,
                   const GradientEpilogue<Scalar, P, updates>& epilogue) const {
         const Chunks chunks = chunks_of(policy, x);
@@ -105,7 +105,7 @@ struct LightAttentionSchedule {
             const Index window = attention.window(chunk.first, chunk.tokens, length);
             const Index complete = chunk.is_last ? window : chunk.first + chunk.tokens - halo - begin;
             const auto d_window = TokensView<Scalar>::unchecked(d_qkv.data(), {chunk.sequences, window, 3 * inner()});
-            attention_gradients(policy, d_window, pass, i, chunk, carried, chunk.of(d_out), chunk.of(x), mask,
+            attention_gradients(policy, d_window, saved, i, chunk, carried, chunk.of(d_out), chunk.of(x), mask,
                                 parameters, gradients);
             const Chunk done{chunk.sequence, chunk.sequences, begin, complete, chunk.is_last};
             norm_linear_vjp(policy, done.of(d_x), first_tokens(d_window, complete), done.of(x),
@@ -119,18 +119,18 @@ struct LightAttentionSchedule {
 private:
     /// The gradients of a chunk's queries, and of the keys and values that they see.
     template <Viewable D, Viewable X>
-    void attention_gradients(const P& policy, TokensView<Scalar> d_window, const Pass& pass, Index i,
+    void attention_gradients(const P& policy, TokensView<Scalar> d_window, const Activations& saved, Index i,
                              const Chunk& chunk, Index carried, const D& d_out, const X& x, Mask mask,
                              const LightAttentionParameters<const Scalar>& parameters,
                              const LightAttentionParameters<accumulate_t<Scalar>>& gradients) const {
-        const auto kv = kv_of(pass, chunk);
+        const auto kv = kv_of(saved, chunk);
         const Mask mask_of_sequences = chunk.sequences_of(mask);
-        if (pass.chunks.empty()) {
+        if (saved.chunks.empty()) {
             const auto q = norm_linear(policy, x, clean_norm(parameters, chunk, mask), q_weight(parameters));
             projected_local_attention_vjp(policy, split(d_window, 3), attention, d_out, split_heads(q), kv,
                                           mask_of_sequences, chunk.first, carried, parameters.to_out, gradients.to_out);
         } else {
-            const auto& [q, attended] = pass.chunks[static_cast<std::size_t>(i)];
+            const auto& [q, attended] = saved.chunks[static_cast<std::size_t>(i)];
             const auto d_attended =
                 linear_vjp(policy, d_out, merge_heads(attended.out), parameters.to_out, gradients.to_out);
             local_attention_vjp(policy, split(d_window, 3), attention, attended, split_heads(d_attended),
@@ -153,7 +153,7 @@ private:
         norm.clean_mask = chunk.of(to_clean<P>(mask));
         return norm;
     }
-    auto kv_of(const Pass& pass, const Chunk& chunk) const { return split(chunk.sequences_of(pass.kv), 2); }
+    auto kv_of(const Activations& saved, const Chunk& chunk) const { return split(chunk.sequences_of(saved.kv), 2); }
 
     /// The tokens of one sequence's window behind the first `complete`, moved to its begin.
     static void carry(const P& policy, const TokensView<Scalar>& window, Index complete) {

@@ -38,9 +38,9 @@ std::vector<std::vector<double>> attend(const Cuda& policy, Index reach, Index l
     if (reach > 0) {
         const auto of_kv = kv.view().reshape(std::array<Index, 5>{2, length, 2, 2, dim_head});
         const LocalAttention attention{reach};
-        const auto pass = local_attention_forward(policy, attention, split(q), of_kv, mask);
-        const auto d = local_attention_vjp(policy, attention, pass, split(d_out), split(q), of_kv, mask);
-        std::vector<std::vector<double>> all{numbers(policy, pass.out), {}, {}};
+        const auto saved = local_attention_forward(policy, attention, split(q), of_kv, mask);
+        const auto d = local_attention_vjp(policy, attention, saved, split(d_out), split(q), of_kv, mask);
+        std::vector<std::vector<double>> all{numbers(policy, saved.out), {}, {}};
         const auto of_qkv = numbers(policy, d);
         for (std::size_t i = 0; i < of_qkv.size(); ++i)  // d_q, then d_k and d_v
             all[static_cast<Index>(i) / (2 * dim_head) % 3 == 0 ? 1 : 2].push_back(of_qkv[i]);
@@ -50,9 +50,9 @@ std::vector<std::vector<double>> attend(const Cuda& policy, Index reach, Index l
     fill_normal(policy, scores, Random(Seed{8}));
     const auto of_kv = kv.view().reshape(std::array<Index, 6>{2, 1, length, 2, 2, dim_head});
     const KeyMask key_mask = mask.reshape(std::array<Index, 3>{2, 1, length});
-    const auto pass = dense_attention_forward(policy, split(q), of_kv, key_mask, scores.const_view());
-    const auto d = dense_attention_vjp(policy, pass, split(d_out), split(q), of_kv, key_mask, scores.const_view());
-    return {numbers(policy, pass.out), numbers(policy, d.d_q), numbers(policy, d.d_kv),
+    const auto saved = dense_attention_forward(policy, split(q), of_kv, key_mask, scores.const_view());
+    const auto d = dense_attention_vjp(policy, saved, split(d_out), split(q), of_kv, key_mask, scores.const_view());
+    return {numbers(policy, saved.out), numbers(policy, d.d_q), numbers(policy, d.d_kv),
             numbers(policy, d.d_value_scale)};
 }
 

@@ -42,9 +42,9 @@ void check_module_alone(const Cuda& policy, const Module& module, const D& d_out
     using Results = std::vector<std::pair<const char*, TokensTensor<typename D::value_type, Cuda>>>;
     const auto run = [&](Results& results, const auto& d, const auto&... of) {
         results.emplace_back("inference", module(of...));
-        auto pass = module.forward(of...);
-        auto d_inputs = module.backward(pass, d, gradients);
-        results.emplace_back("out", std::move(pass.out));
+        auto saved = module.forward(of...);
+        auto d_inputs = module.backward(saved, d, gradients);
+        results.emplace_back("out", std::move(saved.out));
         if constexpr (requires { d_inputs.d_context; }) {
             results.emplace_back("gradient of the tokens", std::move(d_inputs.d_x));
             results.emplace_back("gradient of the context", std::move(d_inputs.d_context));

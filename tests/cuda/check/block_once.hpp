@@ -44,9 +44,9 @@ struct BlockOnce {
     TokensTensor<T, Cuda> infer() const { return block(tokens); }
     Both forward_and_backward() {
         zero_gradients<Block>(policy, gradients);
-        auto pass = block.forward(tokens);
-        auto d_tokens = block.backward(pass, pass.out, gradients);
-        return {std::move(pass.out), std::move(d_tokens)};
+        auto saved = block.forward(tokens);
+        auto d_tokens = block.backward(saved, saved.out, gradients);
+        return {std::move(saved.out), std::move(d_tokens)};
     }
     template <typename V>
     std::vector<double> values(const V& tensor) const {

@@ -55,9 +55,9 @@ void check_padding_of(const Cuda& policy, Index length, Index dim, bool finite_t
         const auto x = tokens_with_padding<T>(policy, length, dim, 0, mask, padding);
         const auto d_out = tokens_with_padding<T>(policy, length, dim, 1, mask, 0);
         auto gradients = module.make_gradients();
-        const auto pass = module.forward(x, mask);
-        const auto d_x = module.backward(pass, d_out, gradients);
-        auto all = results<Module>(policy, pass.out, mask, gradients, d_x);
+        const auto saved = module.forward(x, mask);
+        const auto d_x = module.backward(saved, d_out, gradients);
+        auto all = results<Module>(policy, saved.out, mask, gradients, d_x);
         all.push_back(results<Module>(policy, module(x, mask), mask, gradients).front());
         return all;
     };
@@ -118,9 +118,9 @@ void check_padding() {
                 const auto context = tokens_with_padding<T>(policy, keys, 64, 1, context_mask, padding);
                 const auto d_out = tokens_with_padding<T>(policy, queries, 64, 2, mask, 0);
                 auto gradients = cross.make_gradients();
-                const auto pass = cross.forward(x, context, mask, context_mask);
-                const auto d = cross.backward(pass, d_out, gradients);
-                return results<Cross>(policy, pass.out, mask, gradients, d.d_x, d.d_context);
+                const auto saved = cross.forward(x, context, mask, context_mask);
+                const auto d = cross.backward(saved, d_out, gradients);
+                return results<Cross>(policy, saved.out, mask, gradients, d.d_x, d.d_context);
             });
         }
 }

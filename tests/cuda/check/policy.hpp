@@ -209,8 +209,8 @@ void check_out_of_memory() {
             set_zero(once.policy, many);
             const std::size_t with_many = once.policy.statistics().in_use;
             CHECK(message_of<OutOfMemory>([&] {
-                      const auto pass = once.block.forward(many);
-                      once.block.backward(pass, pass.out, once.gradients);
+                      const auto saved = once.block.forward(many);
+                      once.block.backward(saved, saved.out, once.gradients);
                   }).find("out of memory on device 0") != std::string::npos);
             CHECK(once.policy.statistics().in_use == with_many);
         }
@@ -231,8 +231,8 @@ void check_exceptions() {
     CHECK_THROWS_AS(once.block.forward(once.tokens, {}, {.num_heavy_ff_tokens = -1}), ValueError);  // after attention
     const TokensTensor<T, Cuda> other(once.policy, {1, 300, small_block.dim});
     {
-        const auto pass = once.block.forward(once.tokens);
-        CHECK_THROWS_AS(once.block.backward(pass, other, once.gradients), ShapeError);
+        const auto saved = once.block.forward(once.tokens);
+        CHECK_THROWS_AS(once.block.backward(saved, other, once.gradients), ShapeError);
     }
     constexpr AttentionConfig wide{.dim = 64,
                                    .num_heavy_tokens_q = 8,

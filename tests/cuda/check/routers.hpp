@@ -71,9 +71,9 @@ void check_nan_logits() {
                 fill(policy, d_picks, 1);
                 for (const bool converged : {false, true}) {
                     const CoordinateDescent descent{.limit_k = true, .iterate_to_convergence = converged};
-                    const auto pass = coordinate_descent_forward(policy, descent, 22, logits, mask);
-                    check_row("descent", pass.scores, {});
-                    const auto d = coordinate_descent_vjp(policy, descent, 22, pass, d_all, logits, mask);
+                    const auto saved = coordinate_descent_forward(policy, descent, 22, logits, mask);
+                    check_row("descent", saved.scores, {});
+                    const auto d = coordinate_descent_vjp(policy, descent, 22, saved, d_all, logits, mask);
                     check_row("descent's gradient", d.d_logits, {});
                     CHECK(std::isnan(numbers(policy, d.d_k)[1]));
                 }
@@ -108,11 +108,11 @@ void check_ends_of_routers() {
     const CoordinateDescent far{.n_iters = 4, .eps = 1, .eps_init = 1e4, .eps_decay = 1e-4};
     const CoordinateDescent near{.n_iters = 4, .eps = 1, .eps_init = 30, .eps_decay = 1e-4};
     const auto g = logits_of({1, -1, 2, 0.5, 3, -2, 1, 1, 0.25});
-    const auto far_pass = coordinate_descent_forward(policy, far, 3, logits, {});
-    const auto near_pass = coordinate_descent_forward(policy, near, 3, logits, {});
-    CHECK(largest_error(numbers(policy, far_pass.scores), numbers(policy, near_pass.scores)) <= tolerance);
-    CHECK(largest_error(numbers(policy, coordinate_descent_vjp(policy, far, 3, far_pass, g, logits, {}).d_logits),
-                        numbers(policy, coordinate_descent_vjp(policy, near, 3, near_pass, g, logits, {}).d_logits)) <=
+    const auto far_saved = coordinate_descent_forward(policy, far, 3, logits, {});
+    const auto near_saved = coordinate_descent_forward(policy, near, 3, logits, {});
+    CHECK(largest_error(numbers(policy, far_saved.scores), numbers(policy, near_saved.scores)) <= tolerance);
+    CHECK(largest_error(numbers(policy, coordinate_descent_vjp(policy, far, 3, far_saved, g, logits, {}).d_logits),
+                        numbers(policy, coordinate_descent_vjp(policy, near, 3, near_saved, g, logits, {}).d_logits)) <=
           tolerance);
 
     // At ε = 2 these add up to k = 3 at the threshold 0, where the descent begins; at smaller ε they do not.
@@ -125,9 +125,9 @@ void check_ends_of_routers() {
     for (const double k : {9.0, 9.5, 12.0})
         for (const bool limit_k : {false, true}) {
             const CoordinateDescent solved{.limit_k = limit_k, .iterate_to_convergence = true};
-            const auto pass = coordinate_descent_forward(policy, solved, k, logits, {});
-            const auto d = coordinate_descent_vjp(policy, solved, k, pass, g, logits, {});
-            for (const double y : numbers(policy, pass.scores)) CHECK(y == 1);
+            const auto saved = coordinate_descent_forward(policy, solved, k, logits, {});
+            const auto d = coordinate_descent_vjp(policy, solved, k, saved, g, logits, {});
+            for (const double y : numbers(policy, saved.scores)) CHECK(y == 1);
             for (const double ds : numbers(policy, d.d_logits)) CHECK(ds == 0);
             CHECK(numbers(policy, d.d_k)[0] == 0);
         }
@@ -136,10 +136,10 @@ void check_ends_of_routers() {
     for (const bool converged : {false, true})
         for (const double k : {1.0, 2.0, 2.5}) {
             const CoordinateDescent descent{.iterate_to_convergence = converged};
-            const auto pass = coordinate_descent_forward(policy, descent, k, infinite, {});
-            const auto scores = numbers(policy, pass.scores);
+            const auto saved = coordinate_descent_forward(policy, descent, k, infinite, {});
+            const auto scores = numbers(policy, saved.scores);
             CHECK((scores[1] == 1 && scores[3] == 1 && scores[2] == 0 && scores[0] >= 0 && scores[0] <= 1));
-            const auto d = coordinate_descent_vjp(policy, descent, k, pass, ones_like(infinite), infinite, {});
+            const auto d = coordinate_descent_vjp(policy, descent, k, saved, ones_like(infinite), infinite, {});
             for (const double ds : numbers(policy, d.d_logits)) CHECK(std::isfinite(ds));
         }
     const auto best = top_k(policy, infinite, Mask(), 3);
@@ -151,8 +151,8 @@ void check_ends_of_routers() {
         const auto above = logits_of({1, 1, 3, 1, 2});
         const auto noise = gumbel_noise<double>(policy, Random(Seed{3}), 1, 3, 5);
         const auto gradient = [&](const auto& s) {
-            const auto pass = sinkhorn_forward(policy, Sinkhorn{}, s, noise.const_view(), {}, 3);
-            return numbers(policy, sinkhorn_vjp(policy, Sinkhorn{}, pass, ones_like(pass.scores), pass.indices, s,
+            const auto saved = sinkhorn_forward(policy, Sinkhorn{}, s, noise.const_view(), {}, 3);
+            return numbers(policy, sinkhorn_vjp(policy, Sinkhorn{}, saved, ones_like(saved.scores), saved.indices, s,
                                                 noise.const_view(), {}));
         };
         const auto d = gradient(at_floor), expected = gradient(above);

@@ -76,8 +76,8 @@ Results block_case(const P& policy, const Setting& setting) {
 
     const Block block = draw.template made<Block>();
     auto gradients = block.make_gradients();
-    const auto pass = block.forward(in.x, in.mask);
-    const auto d_x = block.backward(pass, d_out, gradients);
+    const auto saved = block.forward(in.x, in.mask);
+    const auto d_x = block.backward(saved, d_out, gradients);
 
     const Block parts = draw.template made<Block>();  // another one, since Sinkhorn draws noise at every call
     auto gradients_of_parts = parts.make_gradients();
@@ -86,7 +86,7 @@ Results block_case(const P& policy, const Setting& setting) {
     const auto d_middle = parts.conditional_ff.backward(feed_forward, d_out, gradients_of_parts.conditional_ff);
     const auto d_x_of_parts = parts.conditional_attn.backward(attention, d_middle, gradients_of_parts.conditional_attn);
 
-    record.holds("out is that of the parts", same_bits(policy, pass.out, feed_forward.out));
+    record.holds("out is that of the parts", same_bits(policy, saved.out, feed_forward.out));
     record.holds("d_tokens is that of the parts", same_bits(policy, d_x, d_x_of_parts));
     Block::each_parameter(
         [&](const std::string& name, const auto& a, const auto& b) {

@@ -11,11 +11,11 @@ namespace cases {
 /// Output and all gradients of a module.
 template <typename Module, typename T, typename P, typename... Inputs>
 void record_module(Recorder<P>& record, Draw<T, P>& draw, const Module& of, const Inputs&... inputs) {
-    const auto pass = of.forward(inputs...);
+    const auto saved = of.forward(inputs...);
     record("inference", of(inputs...));
-    record("out", pass.out);
+    record("out", saved.out);
     auto gradients = of.make_gradients();
-    const auto d = of.backward(pass, draw.values(pass.out.shape()), gradients);
+    const auto d = of.backward(saved, draw.values(saved.out.shape()), gradients);
     if constexpr (requires { d.d_context; }) {
         record("d_x", d.d_x);
         record("d_context", d.d_context);

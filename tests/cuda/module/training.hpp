@@ -64,11 +64,11 @@ Results training_case(const P& policy, const Setting& setting) {
     std::vector<double> losses;
     for (int step = 0; step < 10; ++step) {
         zero_gradients<Module>(policy, gradients);
-        const auto pass = trained.forward(x);
+        const auto saved = trained.forward(x);
         auto difference = tensor_like(policy, x);
-        assign(policy, difference, pass.out - target);
+        assign(policy, difference, saved.out - target);
         losses.push_back(sum_of_squares(policy, difference));
-        trained.backward(pass, difference, gradients);
+        trained.backward(saved, difference, gradients);
         clip_gradient_norm<Module>(policy, gradients, 0.5);
         optimizer.step(trained, gradients);
     }

@@ -28,9 +28,9 @@ Results dense_attention_case(const P& policy, const Setting& setting) {
     for (const bool scaled : {false, true}) {
         const auto scale = scaled ? with_scale.const_view() : TokensView<const accumulate_t<T>>{};
         const std::string name = scaled ? " with value_scale" : "";
-        const auto pass = dense_attention_forward(policy, q, kv, mask, scale);
-        record("out" + name, pass.out);
-        const auto d = dense_attention_vjp(policy, pass, d_out, q, kv, mask, scale);
+        const auto saved = dense_attention_forward(policy, q, kv, mask, scale);
+        record("out" + name, saved.out);
+        const auto d = dense_attention_vjp(policy, saved, d_out, q, kv, mask, scale);
         record("d_q" + name, d.d_q);
         record("d_kv" + name, d.d_kv);
         if (scaled) record("d_value_scale", d.d_value_scale, Kind::amplified);

@@ -25,10 +25,10 @@ Results local_attention_of(const P& policy, Draw<T, P>& draw, Index batch, Index
     for (const MaskedRows rows : {MaskedRows::zero, MaskedRows::window_mean}) {
         const LocalAttention attention{reach, rows};
         const std::string name = rows == MaskedRows::zero ? "" : " with window means";
-        const auto pass = local_attention_forward(policy, attention, q, kv, mask);
-        record("out" + name, pass.out);
+        const auto saved = local_attention_forward(policy, attention, q, kv, mask);
+        record("out" + name, saved.out);
         record("out alone" + name, local_attention(policy, attention, q, kv, mask));
-        record("d_qkv" + name, local_attention_vjp(policy, attention, pass, d_out, q, kv, mask));
+        record("d_qkv" + name, local_attention_vjp(policy, attention, saved, d_out, q, kv, mask));
 
         // The first sequence in parts: each goes to its own place of out and of d_qkv.
         const auto of_sequence = [&](const auto& t, Index first, Index count) {

@@ -48,9 +48,9 @@ Results many_sequences_case(const P& policy, const Setting& setting) {
     for (const bool converged : {false, true}) {
         const CoordinateDescent descent{.limit_k = true, .iterate_to_convergence = converged};
         const std::string name = converged ? " of converged descent" : " of descent";
-        const auto pass = coordinate_descent_forward(policy, descent, 1.5, logits, mask_of_half);
-        record.in_float("scores" + name, pass.scores);
-        const auto d = coordinate_descent_vjp(policy, descent, 1.5, pass, d_all, logits, mask_of_half);
+        const auto saved = coordinate_descent_forward(policy, descent, 1.5, logits, mask_of_half);
+        record.in_float("scores" + name, saved.scores);
+        const auto d = coordinate_descent_vjp(policy, descent, 1.5, saved, d_all, logits, mask_of_half);
         // Of so many logits, some are so close to a threshold, where the gradient jumps, that rounding decides: a few
         // sequences at the beginning, in the middle and at the end are compared.
         for (const Index first : {Index{0}, Index{32'750}, half - 50})

@@ -45,9 +45,9 @@ void record_routing(Recorder<P>& record, Draw<T, P>& draw, const std::array<Inde
         if (way == 2) descent.iterate_to_convergence = true;
         const auto& s = way == 2 ? wide_logits : logits;
         const double wanted = static_cast<double>(k) * (way == 2 ? 1.1 : 1);
-        const auto pass = coordinate_descent_forward(policy, descent, wanted, s, mask);
-        record.in_float("scores of descent " + name, pass.scores);
-        const auto d = coordinate_descent_vjp(policy, descent, wanted, pass, d_all, s, mask);
+        const auto saved = coordinate_descent_forward(policy, descent, wanted, s, mask);
+        record.in_float("scores of descent " + name, saved.scores);
+        const auto d = coordinate_descent_vjp(policy, descent, wanted, saved, d_all, s, mask);
         record.in_float("d_logits of descent " + name, d.d_logits);
         record.in_float("d_k of descent " + name, d.d_k);
     }

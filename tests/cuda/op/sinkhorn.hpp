@@ -26,11 +26,11 @@ Results sinkhorn_case(const P& policy, const Setting& setting) {
     record.in_float("noise", noise);
     for (const bool masked_take_part : {false, true}) {
         const Sinkhorn sinkhorn{.masked_tokens_take_part = masked_take_part};
-        const auto pass = sinkhorn_forward(policy, sinkhorn, logits, noise.const_view(), mask, slots);
+        const auto saved = sinkhorn_forward(policy, sinkhorn, logits, noise.const_view(), mask, slots);
         const std::string name = masked_take_part ? " with masked tokens" : "";
-        record("indices" + name, pass.indices);
-        record.in_float("scores" + name, pass.scores);
-        record.in_float("d_logits" + name, sinkhorn_vjp(policy, sinkhorn, pass, pass.scores, pass.indices, logits,
+        record("indices" + name, saved.indices);
+        record.in_float("scores" + name, saved.scores);
+        record.in_float("d_logits" + name, sinkhorn_vjp(policy, sinkhorn, saved, saved.scores, saved.indices, logits,
                                                         noise.const_view(), mask));
     }
     return record.results;
