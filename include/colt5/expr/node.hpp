@@ -267,13 +267,13 @@ auto as_expression(const T& operand) {
 
 namespace expr {
 
-/// The node of an operand, or of a number beside an operand of type `Beside`.
-template <typename Beside, typename T>
+/// The node of an operand, or of a number beside an operand of type `Other`.
+template <typename Other, typename T>
 auto node(const T& operand) {
     if constexpr (Operand<T>) {
         return as_expression(operand);
     } else {
-        using Scalar = typename decltype(as_expression(std::declval<const Beside&>()))::value_type;
+        using Scalar = typename decltype(as_expression(std::declval<const Other&>()))::value_type;
         static_assert(!std::is_same_v<Scalar, bool>, "colt5: a number cannot be combined with a mask");
         return Constant<Scalar>(static_cast<Scalar>(operand));
     }

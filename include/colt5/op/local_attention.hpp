@@ -49,7 +49,7 @@ struct WindowSlots {
 ///     q (b, n, h, dim_head), kv (b, n, 2, h, dim_head): keys and values, mask (b, n) or absent
 ///     →  out (b, n, h, dim_head)
 ///
-/// Nothing of size n × reach is stored. A long sequence may come in parts, in order: q then holds the m queries from
+/// Nothing of size n × reach is stored. A long sequence may come in chunks, in order: q then holds the m queries from
 /// token `first` on, and b is 1; keys, values and mask are those of the whole sequence.
 struct LocalAttention {
     /// No sequence is longer.
@@ -60,7 +60,7 @@ struct LocalAttention {
 
     /// How far from a query what it reads may be.
     Index halo() const { return std::min(reach, most_reach) * (masked_rows == MaskedRows::window_mean ? 2 : 1); }
-    /// How many tokens of a sequence the gradient of a part of m queries reaches, and the first of them.
+    /// How many tokens of a sequence the gradient of a chunk of m queries reaches, and the first of them.
     Index window_begin(Index first) const { return std::max(Index{0}, first - halo()); }
     Index window(Index first, Index m, Index length) const {
         return std::min(length, first + m + halo()) - window_begin(first);
@@ -104,7 +104,7 @@ void check_local_gradient(const LocalAttention& attention, const DQKV& d_qkv, co
 }
 }  // namespace detail
 
-/// Forward that keeps what backward reads.
+/// Forward that saves what backward reads.
 template <Policy P, Viewable Q, Viewable KV>
 auto local_attention_forward(const P& policy, const LocalAttention& attention, const Q& q, const KV& kv, Mask mask,
                              Index first = 0) {
