@@ -20,15 +20,13 @@ struct FeedForwardParameters {
 
 template <typename P>
 void feed_forward_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `feed_forward` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `feed_forward` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void feed_forward_vjp_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `feed_forward_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `feed_forward_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 namespace detail {
@@ -51,6 +49,7 @@ template <Policy P, Viewable Y, Viewable X>
 void feed_forward(const P& policy, const Y& y, const X& x,
                   const FeedForwardParameters<const typename X::value_type>& parameters,
                   TokensView<typename X::value_type> before = {}, TokensView<const typename X::value_type> add = {}) {
+    static_assert(same_scalar<X, Y>, "colt5: `y` must have the scalar type of `x`");
     detail::check_feed_forward("", parameters, x.extent(2), parameters.hidden_weight.extent(0));
     expect_shape("y", y.shape(), x.shape());
     if (before) expect_shape("before", before.shape(), {x.extent(0), x.extent(1), parameters.hidden_weight.extent(0)});
@@ -75,6 +74,7 @@ void feed_forward_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x,
                       const FeedForwardParameters<const typename X::value_type>& parameters,
                       const FeedForwardParameters<accumulate_t<typename X::value_type>>& gradients,
                       const GradientEpilogue<typename X::value_type, P, updates>& epilogue = {}) {
+    static_assert(same_scalar<X, DX, Y>, "colt5: `d_x` and `d_y` must have the scalar type of `x`");
     const Index hidden = parameters.hidden_weight.extent(0);
     detail::check_feed_forward("", parameters, x.extent(2), hidden);
     detail::check_feed_forward("gradients.", gradients, x.extent(2), hidden);

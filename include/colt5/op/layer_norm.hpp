@@ -38,6 +38,7 @@ inline constexpr double layer_norm_eps = 1e-5;
 ///     x (…, d), weight (d), bias (d)  →  y (…, d)
 template <Policy P, typename T, Viewable X>
 auto normalize(const P& policy, const X& x, const LayerNormParameters<const T>& norm) {
+    static_assert(same_scalar<VectorView<T>, X>, "colt5: `x` must have the scalar type of `norm`");
     expect_shape("weight", norm.weight.shape(), {x.extent(X::rank - 1)});
     expect_shape("bias", norm.bias.shape(), {x.extent(X::rank - 1)});
     auto y = tensor_like(policy, x);
@@ -54,6 +55,8 @@ template <Policy P, typename T, Viewable DX, Viewable Y, Viewable X, std::size_t
 void normalize_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const LayerNormParameters<const T>& norm,
                    const LayerNormParameters<accumulate_t<T>>& d_norm,
                    const GradientEpilogue<T, P, updates>& epilogue = {}) {
+    static_assert(same_scalar<VectorView<T>, DX, Y, X>,
+                  "colt5: `d_x`, `d_y` and `x` must have the scalar type of `norm`");
     expect_shape("d_x", d_x.shape(), x.shape());
     expect_shape("d_y", d_y.shape(), x.shape());
     expect_shape("weight", norm.weight.shape(), {x.extent(X::rank - 1)});

@@ -11,21 +11,19 @@ namespace colt5 {
 template <typename P>
 void linear_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
-                  "colt5: no `linear` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+                  "colt5: no `linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 /// The gradient of the weight comes first: d_x may be x.
 template <typename P>
 void linear_vjp_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `linear_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `linear_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 template <typename P>
 void linear_add_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `linear_add` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `linear_add` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 namespace detail {
@@ -39,6 +37,7 @@ auto one_route(TokensView<T> x) {
 namespace detail {
 template <typename X, typename W>
 void check_routed_weight(const X& x, const W& weight) {
+    static_assert(same_scalar<X, W>, "colt5: `weight` must have the scalar type of `x`");
     const Index routes = x.extent(1);
     expect_shape("weight", weight.shape(), {dynamic, x.extent(3)});
     expect_value(routes > 0 && weight.extent(0) % routes == 0, "weight",
@@ -71,6 +70,7 @@ auto routed_linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weigh
     using Scalar = typename X::value_type;
     const auto [batch, routes, length, in] = x.shape();
     detail::check_routed_weight(x, weight);
+    static_assert(same_scalar<X, Y>, "colt5: `d_y` must have the scalar type of `x`");
     expect_shape("d_y", d_y.shape(), {batch, routes, length, weight.extent(0) / routes});
     expect_shape("d_weight", d_weight.shape(), weight.shape());
     if (d_bias) expect_shape("d_bias", d_bias.shape(), {weight.extent(0)});
@@ -87,6 +87,7 @@ template <Policy P, Viewable Y, Viewable X, Viewable W>
 requires(W::rank == 2) void linear(const P& policy, const Y& y, const X& x, const W& weight,
                                    VectorView<const typename X::value_type> bias = {},
                                    TokensView<const typename X::value_type> add = {}) {
+    static_assert(same_scalar<X, W, Y>, "colt5: `weight` and `y` must have the scalar type of `x`");
     const auto [batch, length, in] = x.shape();
     expect_shape("weight", weight.shape(), {dynamic, in});
     expect_shape("y", y.shape(), {batch, length, weight.extent(0)});
@@ -104,6 +105,7 @@ requires(W::rank == 2) void linear(const P& policy, const Y& y, const X& x, cons
 template <Policy P, Viewable X, Viewable W>
 auto linear(const P& policy, const X& x, const W& weight, VectorView<const typename X::value_type> bias = {},
             TokensView<const typename X::value_type> add = {}) {
+    static_assert(same_scalar<X, W>, "colt5: `weight` must have the scalar type of `x`");
     expect_shape("weight", weight.shape(), {dynamic, x.extent(2)});
     TokensTensor<typename X::value_type, P> y(policy, {x.extent(0), x.extent(1), weight.extent(0)});
     linear(policy, y.view(), x, weight, bias, add);
@@ -114,6 +116,7 @@ namespace detail {
 template <Policy P, typename Scalar, Viewable W, Viewable Y>
 void linear_vjp_into(const P& policy, TokensView<Scalar> d_x, const Y& d_y, TokensView<const Scalar> x, const W& weight,
                      MatrixView<accumulate_t<Scalar>> d_weight, VectorView<accumulate_t<Scalar>> d_bias) {
+    static_assert(same_scalar<TokensView<Scalar>, W, Y>, "colt5: `weight` and `d_y` must have the scalar type of `x`");
     const auto [batch, length, in] = x.shape();
     const Index out = weight.extent(0);
     expect_shape("d_y", d_y.shape(), {batch, length, out});

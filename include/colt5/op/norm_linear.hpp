@@ -20,15 +20,13 @@ struct Projection {
 
 template <typename P>
 void norm_linear_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `norm_linear` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `norm_linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 template <typename P>
 void norm_linear_vjp_kernel(const P&, ...) {
-    static_assert(
-        has_kernel<P>,
-        "colt5: no `norm_linear_vjp` kernel for this policy; for Cuda include <colt5/cuda.cuh> and compile with nvcc");
+    static_assert(has_kernel<P>,
+                  "colt5: no `norm_linear_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
 /// Linear maps of normalized tokens, each to a place of its own:  y = norm(x) · weightᵀ + bias
@@ -51,6 +49,7 @@ void norm_linear(const P& policy, const X& x, const Norm& norm,
 template <Policy P, Viewable X, typename Norm, Viewable W>
 auto norm_linear(const P& policy, const X& x, const Norm& norm, const W& weight,
                  VectorView<const typename X::value_type> bias = {}) {
+    static_assert(same_scalar<X, W>, "colt5: `weight` must have the scalar type of `x`");
     using Scalar = typename X::value_type;
     TokensTensor<Scalar, P> y(policy, {x.extent(0), x.extent(1), weight.extent(0)});
     norm_linear(policy, x, norm, std::array{Projection<Scalar>{y.view(), weight.const_view(), bias}});
@@ -65,6 +64,7 @@ void norm_linear_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, c
                      const NormGradients& d_norm, MatrixView<accumulate_t<typename X::value_type>> d_weight,
                      VectorView<accumulate_t<typename X::value_type>> d_bias = {},
                      const GradientEpilogue<typename X::value_type, P, updates>& epilogue = {}) {
+    static_assert(same_scalar<X, DX, Y, W>, "colt5: `d_x`, `d_y` and `weight` must have the scalar type of `x`");
     const auto [batch, length, in] = x.shape();
     for (const auto& parameter : norm.all()) expect_shape("norm", parameter.shape(), {in});
     for (const auto& gradient : d_norm.all()) expect_shape("d_norm", gradient.shape(), {in});

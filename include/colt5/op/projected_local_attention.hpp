@@ -8,8 +8,8 @@ namespace colt5 {
 template <typename P>
 void projected_local_attention_vjp_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
-                  "colt5: no `projected_local_attention_vjp` kernel for this policy; for Cuda include "
-                  "<colt5/cuda.cuh> and compile with nvcc");
+                  "colt5: no `projected_local_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or "
+                  "<colt5/cuda.cuh>");
 }
 
 /// Vector-Jacobian product of  y = local_attention(q, kv) · weightᵀ  from the inputs alone: attention is
@@ -21,6 +21,7 @@ template <Policy P, Viewable DQKV, Viewable Y, Viewable Q, Viewable KV, Viewable
 void projected_local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttention& attention, const Y& d_y,
                                    const Q& q, const KV& kv, Mask mask, Index first, Index carried, const W& weight,
                                    MatrixView<accumulate_t<typename Q::value_type>> d_weight) {
+    static_assert(same_scalar<Q, DQKV, Y, W>, "colt5: `d_qkv`, `d_y` and `weight` must have the scalar type of `q`");
     detail::check_local_attention(attention, q, kv, mask, first);
     const auto [batch, queries, heads, dim_head] = q.shape();
     expect_shape("weight", weight.shape(), {dynamic, heads * dim_head});

@@ -38,6 +38,7 @@ inline constexpr double rms_norm_floor = 1e-12;
 ///     x (…, d), gamma (d)  →  y (…, d)
 template <Policy P, typename T, Viewable X>
 auto normalize(const P& policy, const X& x, const RMSNormParameters<const T>& norm) {
+    static_assert(same_scalar<VectorView<T>, X>, "colt5: `x` must have the scalar type of `norm`");
     expect_shape("gamma", norm.gamma.shape(), {x.extent(X::rank - 1)});
     auto y = tensor_like(policy, x);
     rms_norm_kernel(policy, y.view().rows(), x.const_view().rows(), norm);
@@ -54,6 +55,8 @@ template <Policy P, typename T, Viewable DX, Viewable Y, Viewable X, std::size_t
 void normalize_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const RMSNormParameters<const T>& norm,
                    const RMSNormParameters<accumulate_t<T>>& d_norm,
                    const GradientEpilogue<T, P, updates>& epilogue = {}) {
+    static_assert(same_scalar<VectorView<T>, DX, Y, X>,
+                  "colt5: `d_x`, `d_y` and `x` must have the scalar type of `norm`");
     expect_shape("d_x", d_x.shape(), x.shape());
     expect_shape("d_y", d_y.shape(), x.shape());
     expect_shape("gamma", norm.gamma.shape(), {x.extent(X::rank - 1)});
