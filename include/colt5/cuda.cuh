@@ -12,6 +12,7 @@
 
 #include <colt5/cuda/adamw.cuh>
 #include <colt5/cuda/coordinate_descent.cuh>
+#include <colt5/cuda/coordinate_descent_vjp.cuh>
 #include <colt5/cuda/cumulative_softmax.cuh>
 #include <colt5/cuda/dense_attention.cuh>
 #include <colt5/cuda/expr.cuh>

@@ -300,11 +300,8 @@ void with_staging(const Cuda& policy, const Attention<T>& a, const Run& run) {
 template <typename Shape, typename T>
 int tiles_of_block(const Cuda& policy, const Attention<T>& a, Index rows, Index tile_rows) {
     if (!Shape::slides) return 1;
-    int multiprocessors = 0;
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, policy.device()),
-          "cudaDeviceGetAttribute");
     constexpr Index most = 32;
-    const Index blocks = Index{multiprocessors} * Shape::blocks_per_multiprocessor;
+    const Index blocks = Index{multiprocessors(policy)} * Shape::blocks_per_multiprocessor;
     const Index tiles = divide_up(rows, tile_rows) * a.heads() * a.batch;
     return static_cast<int>(std::clamp(divide_up(tiles, blocks), Index{1}, most));
 }

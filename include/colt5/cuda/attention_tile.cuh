@@ -8,6 +8,8 @@
 #include <type_traits>
 
 #include <colt5/cuda/launch.cuh>
+#include <colt5/cuda/pack.cuh>
+#include <colt5/cuda/shared_memory.cuh>
 #include <colt5/cuda/tile_product.cuh>
 
 /// What the kernels of local and dense attention share, forward and backward: the memory layout of a problem, and tiles
@@ -118,26 +120,6 @@ __device__ inline bool is_out_of_reach(int distance, int reach) {
 
 /// Shared memory that a block can have on every architecture from sm_80 on.
 inline constexpr int shared_bytes = 99 * 1024;
-
-__device__ inline void copy_16_bytes(void* shared, const void* from, bool real) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(from),
-                 "r"(real ? 16 : 0)
-                 : "memory");
-}
-__device__ inline void end_copy_group() {
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-/// Waits until at most `groups` of this thread's copy groups are pending.
-template <int groups>
-__device__ void wait_for_copies() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
-}
-
-__device__ inline void copy_float(float* shared, const float* from, bool real) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(from),
-                 "r"(real ? 4 : 0)
-                 : "memory");
-}
 
 /// Rows of up to `width` entries in shared memory. Entries beyond the end of a row, and rows before 0 or from `limit`
 /// on, are zeros.

@@ -7,22 +7,22 @@
 #include <colt5/cuda/launch.cuh>
 #include <colt5/cuda/pack.cuh>
 
-/// Gradients of parameters that every row shares: each block adds up its rows, then the blocks' sums are added in
-/// order. How rows are shared out depends on their number alone, so that the bits do.
+/// Gradients of parameters that all rows share, in two steps with a fixed order: each block sums over its rows, then
+/// add_partials sums over the blocks.
 namespace colt5::cuda {
 
 inline constexpr int sum_threads = 256, add_threads = 1024;
 
+/// How rows are shared out: by their number alone, so that the order of sums is the same everywhere.
 struct RowShares {
     Index blocks, rows_each;
-    explicit RowShares(Index rows) {
-        constexpr Index most_blocks = 512, least_rows = 32;
+    explicit RowShares(Index rows, Index most_blocks = 512, Index least_rows = 32) {
         rows_each = std::max(least_rows, divide_up(rows, most_blocks));
         blocks = divide_up(rows, rows_each);
     }
 };
 
-/// Where sums go that lie side by side in the rows of a matrix, `columns` each.
+/// `count` vectors of `columns` entries, indexed as if they followed each other.
 template <typename Sum, int count>
 struct Totals {
     Sum* to[count];
@@ -35,12 +35,12 @@ struct Totals {
     }
 };
 
-/// total[column] += Σ over `rows` rows of partial; 32 columns a block, 32 lanes of rows each.
+/// total[column] += Σ over the `rows` rows of partial. A block has 32 columns and 32 groups of rows.
 template <typename Sum, int count>
 __global__ void add_partials(Totals<Sum, count> total, const Sum* partial, Index rows) {
     constexpr int groups = add_threads / warp_size;
     __shared__ Sum shared[groups][warp_size];
-    const int lane = static_cast<int>(threadIdx.x) % warp_size, group = static_cast<int>(threadIdx.x) / warp_size;
+    const int lane = lane_id(), group = static_cast<int>(threadIdx.x) / warp_size;
     const Index column = static_cast<Index>(blockIdx.x) * warp_size + lane, columns = total.all();
     Sum sum = 0;
     if (column < columns)
@@ -58,7 +58,7 @@ void launch_add_partials(const Cuda& policy, const Totals<Sum, count>& total, co
            total, partial, rows);
 }
 
-/// Rows of route r in dy (b, r, n, out), those of all sequences one after the other.
+/// The rows of one route of dy (b, r, n, out), those of all sequences one after the other.
 template <typename T>
 struct RouteRows {
     const T* data;
@@ -70,7 +70,30 @@ struct RouteRows {
     }
 };
 
-/// partial[block, column] = Σ over a block's rows. A block is `lanes` packs of columns wide, and has threads / lanes
+/// In a block, thread i has the columns of lane i % lanes, and the rows of group i / lanes. Writes the sums over all
+/// groups to the `width` entries of `to`, if the lane is `mine`: has columns. All threads of the block call it.
+template <int width, typename Sum>
+__device__ void sum_over_groups(Sum* to, const Sum (&sum)[width], Sum (*shared)[width], int lanes, bool mine) {
+    const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
+    const int groups = sum_threads / lanes;
+    for (int e = 0; e < width; ++e) shared[threadIdx.x][e] = sum[e];
+    __syncthreads();
+    if (group == 0 && mine)
+        for (int e = 0; e < width; ++e) {
+            Sum total = 0;
+            for (int g = 0; g < groups; ++g) total += shared[g * lanes + lane][e];
+            to[e] = total;
+        }
+    __syncthreads();
+}
+/// So many lanes that their packs of `width` columns cover a row, or as many as a block has threads.
+inline int lanes_of_columns(Index columns, int width) {
+    int lanes = warp_size;
+    while (lanes < sum_threads && lanes * width < columns) lanes *= 2;
+    return lanes;
+}
+
+/// partial[block, column] = Σ over a block's rows. A block covers `lanes` packs of columns, and sum_threads / lanes
 /// rows at a time.
 template <int width, typename T>
 __global__ void __launch_bounds__(sum_threads)
@@ -90,15 +113,7 @@ __global__ void __launch_bounds__(sum_threads)
                 const auto pack = load_pack<width>(from.row(row) + column);
                 for (int e = 0; e < width; ++e) sum[e] += static_cast<Sum>(pack.values[e]);
             }
-        for (int e = 0; e < width; ++e) shared[threadIdx.x][e] = sum[e];
-        __syncthreads();
-        if (group == 0 && mine)
-            for (int e = 0; e < width; ++e) {
-                Sum total = 0;
-                for (int g = 0; g < groups; ++g) total += shared[g * lanes + lane][e];
-                partial[blockIdx.x * from.columns + column + e] = total;
-            }
-        __syncthreads();
+        sum_over_groups(partial + blockIdx.x * from.columns + column, sum, shared, lanes, mine);
     }
 }
 
@@ -108,15 +123,14 @@ void add_column_sums(const Cuda& policy, accumulate_t<T>* total, Index rows, con
     const RowShares shares(rows);
     MatrixTensor<accumulate_t<T>, Cuda> partial(policy, {shares.blocks, from.columns});
     const bool packed = fits_packs<T>(from.columns, from.data);
-    int lanes = warp_size;
-    while (lanes < sum_threads && lanes * (packed ? pack_size<T> : 1) < from.columns) lanes *= 2;
+    const int lanes = lanes_of_columns(from.columns, packed ? pack_size<T> : 1);
     launch(policy, "sum_rows", packed ? sum_rows<pack_size<T>, T> : sum_rows<1, T>, grid(shares.blocks), sum_threads, 0,
            partial.data(), from, rows, shares.rows_each, lanes);
     launch_add_partials(policy, Totals<accumulate_t<T>, 1>{{total}, from.columns}, partial.data(), shares.blocks);
 }
 
-/// Sums over a block's rows that its warps collect on their own, `columns` of them, in shared memory or, where that is
-/// too small, in global memory.
+/// `columns` sums over a block's rows. Each warp sums over its own rows, in shared memory or, where that is too small,
+/// in global memory.
 template <typename Sum>
 class WarpSums {
 public:

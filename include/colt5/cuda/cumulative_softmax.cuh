@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <colt5/cuda/block_scan.cuh>
 #include <colt5/cuda/masked_row.cuh>
 #include <colt5/cuda/radix_select.cuh>
+#include <colt5/cuda/row_mask.cuh>
+#include <colt5/cuda/row_team.cuh>
 #include <colt5/cuda/zero.cuh>
 #include <colt5/op/cumulative_softmax.hpp>
 
@@ -10,45 +13,23 @@ namespace colt5 {
 
 namespace cuda {
 
-/// Σ over this thread and those before it; all threads of the block call it.
-template <int threads>
-__device__ double inclusive_sum(double value) {
-    constexpr int all_warps = threads / warp_size;
-    __shared__ double of_warp[all_warps];
-    const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size;
-    const auto within_warp = [lane](double v) {
-        for (int offset = 1; offset < warp_size; offset *= 2) {
-            const double before = __shfl_up_sync(0xffffffffu, v, offset);
-            if (lane >= offset) v += before;
-        }
-        return v;
-    };
-    value = within_warp(value);
-    __syncthreads();  // of_warp may still be read from a call before
-    if (lane == warp_size - 1) of_warp[warp] = value;
-    __syncthreads();
-    const double before = __shfl_sync(0xffffffffu, within_warp(of_warp[lane % all_warps]), ::max(warp - 1, 0));
-    return warp > 0 ? before + value : value;
-}
-
-/// What the kernels of both directions share: the exponentials of a row, and for every pick the sum of those ranked
-/// at or below it.
+/// A row of exponentials and, for every pick, the sum of the exponentials of all tokens that rank at or below it. Both
+/// kernels use it.
 template <typename Team, typename T>
 class CumulativeRow {
 public:
-    __device__ CumulativeRow(const Meeting& meeting, const RowPart& part, const T* logits, const bool* mask,
+    __device__ CumulativeRow(const GridBarrier& barrier, const RowPart& part, const T* logits, const bool* mask,
                              const TokenIndex* indices, Index routes, Index picks, double temperature)
-        : row(meeting, part, logits, mask, routes),
+        : row(barrier, part, logits, mask, routes),
           index(indices + row.team.row * picks),
           logit_(logits + row.team.row * part.length),
-          real_(mask ? mask + row.team.row / routes * part.length : nullptr),
+          real_(mask, row.team.row, routes, part.length),
           picks_(picks),
           top_(row.largest == -row.infinity ? T(0) : finite(row.largest)),
           inverse_(static_cast<T>(1 / temperature)) {
-        // The picks are the first tokens in the order of choice. Masked ones do not matter here: they add nothing.
+        // The picks are the first tokens in the order of choice. Masked tokens add 0, so their order does not matter.
         const TokenIndex last = index[picks - 1];
-        const bool last_real = !real_ || real_[last];
-        const auto last_rank = last_real ? Rank<T>::of(logit_[last]) : Rank<T>::masked;
+        const auto last_rank = real_[last] ? Rank<T>::of(logit_[last]) : Rank<T>::masked;
         T sum = 0;
         for (Index i = threadIdx.x; i < row.team.count; i += Team::threads) {
             const auto rank = Rank<T>::of(row[i]);
@@ -57,15 +38,16 @@ public:
         }
         rest_ = row.team.combine(sum, 0, 0, Plus()).first;
     }
-    /// Of the i-th token of this block's part.
+    /// That of entry i of this block's chunk.
     __device__ T exponential(Index i) const { return ::exp((finite(row[i]) - top_) * inverse_); }
     __device__ T exponential_of_pick(Index pick) const {
         const TokenIndex i = index[pick];
         return is_real(pick) ? ::exp((finite(logit_[i]) - top_) * inverse_) : T(0);
     }
-    __device__ bool is_real(Index pick) const { return !real_ || real_[index[pick]]; }
+    __device__ bool is_real(Index pick) const { return real_[index[pick]]; }
 
-    /// Calls body(pick, e, sum of those at or below it) for every pick, the last ones first; by one block.
+    /// Calls body(pick, its exponential, sum of those that rank at or below it) for every pick, the last ones first.
+    /// One block calls it.
     template <typename Body>
     __device__ void for_each_pick(Body&& body) const {
         __shared__ double carry;
@@ -73,7 +55,7 @@ public:
         for (Index done = 0; done < picks_; done += Team::threads) {
             const Index pick = picks_ - 1 - done - threadIdx.x;
             const T e = pick >= 0 ? exponential_of_pick(pick) : T(0);
-            const double sum = below + inclusive_sum<Team::threads>(static_cast<double>(e));
+            const double sum = below + block_inclusive_sum<Team::threads>(static_cast<double>(e));
             if (pick >= 0) body(pick, e, sum);
             if (threadIdx.x == Team::threads - 1) carry = sum;
             __syncthreads();
@@ -89,17 +71,17 @@ private:
     __device__ static T finite(T s) { return ::min(s, std::numeric_limits<T>::max()); }
 
     const T* logit_;
-    const bool* real_;
+    RowMask real_;
     Index picks_;
     T top_, inverse_;
-    double rest_;  // of what is not chosen
+    double rest_;  // Σ over the tokens that are not picked
 };
 
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    cumulative_softmax(Meeting meeting, RowPart part, T* scores, const T* logits, const TokenIndex* indices,
+    cumulative_softmax(GridBarrier barrier, RowPart part, T* scores, const T* logits, const TokenIndex* indices,
                        const bool* mask, Index routes, Index picks, double temperature) {
-    const CumulativeRow<Team, T> cumulative(meeting, part, logits, mask, indices, routes, picks, temperature);
+    const CumulativeRow<Team, T> cumulative(barrier, part, logits, mask, indices, routes, picks, temperature);
     const Team& team = cumulative.row.team;
     if (team.rank() != 0) return;
     if (cumulative.row.has_nan()) {
@@ -115,16 +97,17 @@ __global__ void __launch_bounds__(Team::threads)
 /// `sums` (rows, picks) is scratch.
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    cumulative_softmax_vjp(Meeting meeting, RowPart part, T* d_logits, double* sums, const T* d_scores, const T* logits,
-                           const TokenIndex* indices, const bool* mask, Index routes, Index picks, double temperature) {
-    CumulativeRow<Team, T> cumulative(meeting, part, logits, mask, indices, routes, picks, temperature);
+    cumulative_softmax_vjp(GridBarrier barrier, RowPart part, T* d_logits, double* sums, const T* d_scores,
+                           const T* logits, const TokenIndex* indices, const bool* mask, Index routes, Index picks,
+                           double temperature) {
+    CumulativeRow<Team, T> cumulative(barrier, part, logits, mask, indices, routes, picks, temperature);
     Team& team = cumulative.row.team;
     T* const ds = d_logits + team.row * part.length + team.begin;
     if (cumulative.row.has_nan()) {
         for (Index i = threadIdx.x; i < team.count; i += Team::threads) ds[i] = nan_if<T>(cumulative.row.is_real(i));
         return;
     }
-    double* const sum_of_pick = sums + team.row * picks;  // then: its gradient
+    double* const sum_of_pick = sums + team.row * picks;  // afterwards the gradient of its logit
     double all = 0;                                       // Σ c_j over every pick
     if (team.rank() == 0) {
         cumulative.for_each_pick([&](Index pick, T, double sum) { sum_of_pick[pick] = sum; });
@@ -139,7 +122,7 @@ __global__ void __launch_bounds__(Team::threads)
                 sum = sum_of_pick[pick];
                 if (sum >= cumulative_softmax_floor) c = -g * e / (sum * sum);
             }
-            const double above = all + inclusive_sum<Team::threads>(c);
+            const double above = all + block_inclusive_sum<Team::threads>(c);
             if (pick < picks) sum_of_pick[pick] = e / temperature * (g / ::max(sum, cumulative_softmax_floor) + above);
             if (threadIdx.x == Team::threads - 1) carry = above;
             __syncthreads();

@@ -52,7 +52,7 @@ template <typename T>
 void feed_forward_kernel(const Cuda& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
                          const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
     if constexpr (HalfPrecision<T>)
-        if (cuda::fused::takes(policy, y, before, x, parameters, add))
+        if (cuda::fused::supports(policy, y, before, x, parameters, add))
             return cuda::fused::launch_feed_forward(policy, y, before, x, parameters, add);
     const auto& [norm, hidden_weight, hidden_bias, project_weight, project_bias] = parameters;
     TokensTensor<T, Cuda> h;  // (b, n, h)

@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
+#include <type_traits>
+
 #include <colt5/cuda/launch.cuh>
 #include <colt5/cuda/pack.cuh>
+#include <colt5/cuda/row_mask.cuh>
 #include <colt5/cuda/zero.cuh>
 #include <colt5/op/gather.hpp>
 
@@ -10,7 +14,7 @@ namespace colt5 {
 
 namespace cuda {
 
-/// One warp a row; rows are copied in packs, those of padding with 0 for what is not finite.
+/// Copies one row with each warp, in packs. In rows of padding, values that are not finite become 0.
 template <typename Pack>
 __global__ void gather_rows(Pack* out, const Pack* x, const TokenIndex* indices, const bool* mask, Index picks,
                             Index length, Index columns, Index rows) {
@@ -29,13 +33,13 @@ __global__ void gather_entries(T* out, const T* x, const TokenIndex* indices, In
     for (Index i = global_thread(); i < count; i += all_threads()) out[i] = x[i / picks * length + indices[i]];
 }
 
-/// Per token, how many picks it has, and the pick that writes its row: the first of them, or the last.
+/// Of one token: how often it is picked, and which of its picks writes its row: the first, or the last.
 struct TokenPicks {
     unsigned count;
-    unsigned writer;  ///< counted from the other end when it is the first, so that both are a maximum of numbers ≥ 1
+    unsigned writer;  ///< the last pick + 1, or picks − the first one: both are maxima of numbers ≥ 1
 };
 
-/// `picks_of` starts as zeros. Maxima and counts do not depend on the order in which threads come.
+/// `picks_of` is zeros at the start. The results do not depend on the order of the atomic operations.
 template <bool last_writes>
 __global__ void count_picks(TokenPicks* picks_of, const TokenIndex* indices, Index picks, Index length, Index count) {
     for (Index i = global_thread(); i < count; i += all_threads()) {
@@ -46,18 +50,18 @@ __global__ void count_picks(TokenPicks* picks_of, const TokenIndex* indices, Ind
     }
 }
 
-/// Looks for the picks of one token among those of a sequence. All lanes of a warp look together.
+/// Finds the picks of one token among those of its sequence. All lanes of a warp call its functions together.
 class PickSearch {
 public:
     __device__ PickSearch(const TokenIndex* of_sequence, Index picks, TokenIndex token)
         : indices_(of_sequence), picks_(picks), token_(token) {}
 
-    /// The first 32 picks from `at` that are of the token, as bits.
+    /// One bit for each of the 32 picks from `at` on: whether it picks the token.
     __device__ unsigned among(Index at) const {
         const Index i = at + threadIdx.x % warp_size;
         return __ballot_sync(0xffffffffu, i < picks_ && indices_[i] == token_);
     }
-    /// How many picks the token has, and whether `pick` is the one that writes.
+    /// Returns how often the token is picked; `writes` becomes whether `pick` is the pick that writes.
     __device__ unsigned count(Index pick, bool last_writes, bool& writes) const {
         unsigned before = 0, after = 0;
 #pragma unroll 8
@@ -78,10 +82,10 @@ private:
     TokenIndex token_;
 };
 
-/// Up to this many picks of a sequence each warp looks through all of them; beyond, a table over the tokens is made.
+/// For up to this many picks of a sequence, each warp searches them all. For more, count_picks makes a table of tokens.
 inline constexpr Index most_searched_picks = 4096;
 
-/// One warp a pick: the one that writes takes along the rows of all picks of its token, in order.
+/// One warp for each pick. The pick that writes also adds the rows of the other picks of its token, in their order.
 template <typename T, int width>
 __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenIndex* indices,
                              const accumulate_t<T>* scale, const TokenPicks* picks_of, Index picks, Index length,
@@ -93,17 +97,17 @@ __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenInde
         const Index b = row / picks, pick = row % picks;
         const TokenIndex token = indices[row];
         const PickSearch search(indices + b * picks, picks, token);
-        unsigned meeting;
+        unsigned token_picks;
         bool writes;
         if (picks_of) {
             const TokenPicks of_token = picks_of[b * length + token];
-            meeting = of_token.count;
+            token_picks = of_token.count;
             writes = of_token.writer == static_cast<unsigned>(overwrite ? pick + 1 : picks - pick);
         } else {
-            meeting = search.count(pick, overwrite, writes);
+            token_picks = search.count(pick, overwrite, writes);
         }
         if (!writes) continue;
-        const Sum weight = how == Scatter::mean ? static_cast<Sum>(1.0 / static_cast<double>(meeting)) : Sum(1);
+        const Sum weight = how == Scatter::mean ? static_cast<Sum>(1.0 / static_cast<double>(token_picks)) : Sum(1);
         T* const to = out + (b * length + token) * columns;
         for (Index first = 0; first < columns; first += warp_size * width) {
             const Index j = first + threadIdx.x % warp_size * width;
@@ -118,10 +122,10 @@ __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenInde
                 if (!overwrite) add(to, Sum(1));
                 add(rows + row * columns, weight * scale_of(row));
             }
-            unsigned left = overwrite ? 0 : meeting - 1;
+            unsigned left = overwrite ? 0 : token_picks - 1;
             for (Index at = pick / warp_size * warp_size; left > 0; at += warp_size) {
                 unsigned found = search.among(at);
-                if (at <= pick) found &= ~0u << (pick - at) << 1;  // after this one
+                if (at <= pick) found &= ~0u << (pick - at) << 1;  // only later picks
                 for (; found != 0; found &= found - 1, --left) {
                     const Index other = b * picks + at + __ffs(static_cast<int>(found)) - 1;
                     if (mine) add(rows + other * columns, weight * scale_of(other));
@@ -135,48 +139,52 @@ __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenInde
     }
 }
 
-/// rows[i] /= number of picks of the token of pick i; one warp a row
+/// rows[i] /= how often the token of pick i is picked. One warp for each row.
 template <typename T>
 __global__ void divide_by_picks(T* rows, const TokenIndex* indices, Index picks, Index columns, Index count) {
     using Sum = accumulate_t<T>;
     for (Index row = global_thread() / warp_size; row < count; row += all_threads() / warp_size) {
         const Index b = row / picks;
         bool writes;
-        const unsigned meeting = PickSearch(indices + b * picks, picks, indices[row]).count(row % picks, false, writes);
-        if (meeting == 1) continue;
-        const Sum weight = static_cast<Sum>(1.0 / static_cast<double>(meeting));
+        const unsigned token_picks =
+            PickSearch(indices + b * picks, picks, indices[row]).count(row % picks, false, writes);
+        if (token_picks == 1) continue;
+        const Sum weight = static_cast<Sum>(1.0 / static_cast<double>(token_picks));
         for (Index j = threadIdx.x % warp_size; j < columns; j += warp_size)
             rows[row * columns + j] = static_cast<T>(static_cast<Sum>(rows[row * columns + j]) * weight);
     }
 }
 
+/// out[i] = scores of pick i, or 1 if `scores` is null; 0 for a masked token.
 template <typename T>
 __global__ void pick_scores(T* out, const T* scores, const TokenIndex* indices, const bool* mask, Index routes,
                             Index picks, Index length, Index count) {
     for (Index i = global_thread(); i < count; i += all_threads()) {
         const Index row = i / picks, token = indices[i];
-        const bool real = !mask || mask[row / routes * length + token];
+        const bool real = RowMask(mask, row, routes, length)[token];
         out[i] = !real ? T(0) : scores ? scores[row * length + token] : T(1);
     }
 }
 
+/// scores[i] = 1, or 0 for a masked token; NaN if the first pick of the row has a NaN logit.
 template <typename T>
 __global__ void straight_through_scores(T* scores, const T* logits, const TokenIndex* indices, const bool* mask,
                                         Index routes, Index picks, Index length, Index count) {
     for (Index i = global_thread(); i < count; i += all_threads()) {
         const Index row = i / picks;
         const T first = logits[row * length + indices[row * picks]];
-        const bool real = !mask || mask[row / routes * length + indices[i]];
+        const bool real = RowMask(mask, row, routes, length)[indices[i]];
         scores[i] = !real ? T(0) : first != first ? first : T(1);
     }
 }
 
+/// d_scores of the token of pick i = d_picked[i], unless the token is masked.
 template <typename T>
 __global__ void place_scores(T* d_scores, const T* d_picked, const TokenIndex* indices, const bool* mask, Index routes,
                              Index picks, Index length, Index count) {
     for (Index i = global_thread(); i < count; i += all_threads()) {
         const Index row = i / picks, token = indices[i];
-        if (!mask || mask[row / routes * length + token]) d_scores[row * length + token] = d_picked[i];
+        if (RowMask(mask, row, routes, length)[token]) d_scores[row * length + token] = d_picked[i];
     }
 }
 
@@ -226,10 +234,7 @@ void scatter_kernel(const Cuda& policy, Scatter how, TokensView<T> out, TokensVi
     VectorTensor<cuda::TokenPicks, Cuda> table;
     if (picks > cuda::most_searched_picks) {
         table = VectorTensor<cuda::TokenPicks, Cuda>(policy, {out.extent(0) * length});
-        const cuda::DeviceGuard guard(policy.device());
-        cuda::check(cudaMemsetAsync(table.data(), 0, static_cast<std::size_t>(table.size()) * sizeof(cuda::TokenPicks),
-                                    policy.stream()),
-                    "cudaMemsetAsync");
+        zero_kernel(policy, table.view());
         cuda::launch(policy, "count_picks",
                      how == Scatter::overwrite ? cuda::count_picks<true> : cuda::count_picks<false>,
                      cuda::blocks_for(count, threads), threads, 0, table.data(), indices.data(), picks, length, count);

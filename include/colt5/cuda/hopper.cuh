@@ -8,6 +8,7 @@
 
 #include <colt5/core/scalar.hpp>
 #include <colt5/cuda/launch.cuh>
+#include <colt5/cuda/shared_memory.cuh>
 
 /// The instructions of compute capability 9.0a that kernels for it are made of, one function each: barriers in shared
 /// memory, bulk copies by the tensor memory accelerator (TMA), and products of a warpgroup (wgmma). The PTX ISA
@@ -17,10 +18,6 @@ namespace colt5::cuda::hopper {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define COLT5_HOPPER 1
 #endif
-
-__device__ inline std::uint32_t shared_address(const void* shared) {
-    return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
-}
 
 /// A barrier in shared memory (mbarrier). A phase ends when all arrivals and all bytes that were announced have come.
 struct Barrier {

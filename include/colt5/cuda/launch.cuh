@@ -31,6 +31,13 @@ void launch(const Cuda& policy, const char* name, void (*kernel)(Parameters...),
     check_launch(name);
 }
 
+/// The number of multiprocessors of the policy's device.
+inline int multiprocessors(const Cuda& policy) {
+    int count = 0;
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, policy.device()), "cudaDeviceGetAttribute");
+    return count;
+}
+
 /// The most blocks that a launch can have: in one dimension, for in the others there is room for 65,535 alone.
 inline constexpr Index most_blocks = std::numeric_limits<std::int32_t>::max();
 
@@ -75,6 +82,11 @@ __device__ inline Index quotient(Index a, Index b) {
     return a / b;
 }
 
+/// The lane of the calling thread in its warp.
+__device__ inline int lane_id() {
+    return static_cast<int>(threadIdx.x) % warp_size;
+}
+
 struct Plus {
     template <typename T>
     __device__ T operator()(T a, T b) const {
@@ -116,7 +128,7 @@ __device__ T warp_max(T value) {
 template <typename T, typename Combine>
 __device__ T block_reduce(T value, T identity, Combine combine) {
     __shared__ T of_warp[warp_size];
-    const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size;
+    const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = lane_id();
     const int warps = static_cast<int>(blockDim.x) / warp_size;
     value = warp_reduce(value, combine);
     __syncthreads();  // of_warp may still be read from a call before

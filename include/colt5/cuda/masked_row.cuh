@@ -3,11 +3,12 @@
 
 #include <limits>
 
-#include <colt5/cuda/row_team.cuh>
+#include <colt5/cuda/row_mask.cuh>
+#include <colt5/cuda/row_part.cuh>
 
 namespace colt5::cuda {
 
-/// NaN if one of them is.
+/// The greater one; NaN if one of them is.
 struct GreaterOrNan {
     template <typename T>
     __device__ T operator()(T a, T b) const {
@@ -15,28 +16,29 @@ struct GreaterOrNan {
     }
 };
 
-/// NaN for a real token, 0 for a masked one: what a row gives and takes in which a real logit is NaN.
+/// The score and the gradient of a token in a row with a NaN logit: NaN if the token is real, 0 if it is masked.
 template <typename T>
 __device__ T nan_if(bool real) {
     return real ? std::numeric_limits<T>::quiet_NaN() : T(0);
 }
 
-/// One row of logits, −∞ where masked, as a block of the team that shares it sees it: entry i is that of token
-/// team.begin + i, for i < team.count. Kept in the block's dynamic shared memory if it fits.
+/// A block's chunk of a row of logits, −∞ where masked. Entry i belongs to token team.begin + i, for i < team.count.
+/// The chunk is in the block's dynamic shared memory if part.on_chip.
 template <typename Team, typename T>
 class MaskedRow {
 public:
     static constexpr T infinity = std::numeric_limits<T>::infinity();
 
-    __device__ MaskedRow(const Meeting& meeting, const RowPart& part, const T* logits, const bool* mask, Index routes)
-        : team(meeting, part),
+    __device__ MaskedRow(const GridBarrier& barrier, const RowPart& part, const T* logits, const bool* mask,
+                         Index routes)
+        : team(barrier, part),
           logit_(logits + team.row * part.length + team.begin),
-          real_(mask ? mask + team.row / routes * part.length + team.begin : nullptr),
+          real_(mask, team.row, routes, part.length, team.begin),
           on_chip_(part.on_chip) {
         T top = -infinity;
         unsigned real = 0;
         for (Index i = threadIdx.x; i < team.count; i += Team::threads) {
-            const bool is_real = !real_ || real_[i];
+            const bool is_real = real_[i];
             const T s = is_real ? logit_[i] : -infinity;
             if (on_chip_) shared()[i] = s;
             top = GreaterOrNan()(top, s);
@@ -47,12 +49,10 @@ public:
         valid = all.second;
     }
 
-    __device__ T operator[](Index i) const {
-        return on_chip_ ? shared()[i] : !real_ || real_[i] ? logit_[i] : -infinity;
-    }
+    __device__ T operator[](Index i) const { return on_chip_ ? shared()[i] : real_[i] ? logit_[i] : -infinity; }
 
-    __device__ bool is_real(Index i) const { return !real_ || real_[i]; }
-    /// A real logit is NaN.
+    __device__ bool is_real(Index i) const { return real_[i]; }
+    /// Whether a real logit is NaN.
     __device__ bool has_nan() const { return largest != largest; }
 
     Team team;
@@ -66,7 +66,7 @@ private:
     }
 
     const T* logit_;
-    const bool* real_;
+    RowMask real_;
     bool on_chip_;
 };
 

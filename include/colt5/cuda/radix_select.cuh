@@ -4,7 +4,8 @@
 #include <cstdint>
 #include <limits>
 
-#include <colt5/cuda/row_team.cuh>
+#include <colt5/cuda/block_scan.cuh>
+#include <colt5/cuda/row_part.cuh>
 #include <colt5/op/top_k.hpp>
 
 /// Selection of the first of many keys by counting digits, the upper ones first.
@@ -21,28 +22,6 @@ template <>
 struct Rank<double> : LogitRank<double> {
     __extension__ using Key = unsigned __int128;
 };
-
-/// Σ over the threads before this one; all threads of the block call it.
-template <int threads>
-__device__ unsigned exclusive_sum(unsigned value) {
-    constexpr int all_warps = threads / warp_size;
-    __shared__ unsigned of_warp[all_warps];
-    const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = static_cast<int>(threadIdx.x) % warp_size;
-    const auto inclusive = [lane](unsigned v) {
-        for (int offset = 1; offset < warp_size; offset *= 2) {
-            const unsigned before = __shfl_up_sync(0xffffffffu, v, offset);
-            if (lane >= offset) v += before;
-        }
-        return v;
-    };
-    const unsigned mine = inclusive(value);
-    if (lane == warp_size - 1) of_warp[warp] = mine;
-    __syncthreads();
-    const unsigned warps = inclusive(of_warp[lane % all_warps]);
-    const unsigned before = __shfl_sync(0xffffffffu, warps, ::max(warp - 1, 0));
-    __syncthreads();  // of_warp is free again
-    return mine - value + (warp > 0 ? before : 0);
-}
 
 /// The selected keys are those with (key >> shift) <= prefix.
 template <typename Key>
@@ -75,7 +54,7 @@ __device__ Selection<Key> select_smallest(Team& team, int bits, Index total, Ind
         }
         const unsigned in_bin = team.merge_histogram(histogram, pass);
         if (has_bin) histograms[(pass + 1) % 2][threadIdx.x] = 0;
-        const unsigned before = exclusive_sum<Team::threads>(in_bin);
+        const unsigned before = block_inclusive_sum<Team::threads>(in_bin) - in_bin;
         if (before < needed && needed <= before + in_bin) {
             found_digit = threadIdx.x;
             found_before = before;

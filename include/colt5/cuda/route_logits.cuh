@@ -12,9 +12,10 @@ namespace colt5 {
 
 namespace cuda {
 
-inline constexpr int routes_at_once = 4, route_threads = 256;
+inline constexpr int routes_at_once = 4, route_threads = sum_threads;
 
-/// Where the logits (b, routes, n) of a row of x (b · n, d) are, from a first route on: one every n entries.
+/// The offset of the logit of a row of x (b · n, d) in (b, routes, n), for the first route of some; the next route's
+/// logit is n entries further.
 struct LogitPlace {
     Index length, routes, first_route;
     __device__ Index operator()(Index row) const {
@@ -23,7 +24,7 @@ struct LogitPlace {
     }
 };
 
-/// logits of `routes` routes from `first_route` on; a warp has two rows of x at a time, and reads each once.
+/// The logits of `routes` routes from place.first_route on. A warp has two rows of x at a time, and reads each once.
 template <typename T, int width, int routes>
 __global__ void __launch_bounds__(route_threads)
     route_logits(accumulate_t<T>* logits, const T* x, const T* token, Index rows, Index d, LogitPlace place,
@@ -54,13 +55,8 @@ __global__ void __launch_bounds__(route_threads)
     }
 }
 
-/// How the rows of the backward pass are cut; by their number alone, so that sums are the same everywhere.
-inline Index rows_per_route_block(Index rows) {
-    return std::max(Index{64}, divide_up(rows, 1024));
-}
-
-/// d_x of a block's rows, and what they add to d_token: partial (blocks, routes, d). A block is `lanes` columns of
-/// packs wide, and has threads / lanes rows at a time. Rows without a gradient are not read.
+/// Adds to d_x, and writes the sums of d_token over a block's rows to partial (blocks, routes, d). A block covers
+/// `lanes` packs of columns, and route_threads / lanes rows at a time. Rows whose d_logits are 0 are not read.
 template <typename T, int width, int routes>
 __global__ void __launch_bounds__(route_threads)
     route_logits_vjp(T* d_x, accumulate_t<T>* partial, const accumulate_t<T>* d_logits, const T* x, const T* token,
@@ -109,21 +105,13 @@ __global__ void __launch_bounds__(route_threads)
                 store_pack(d_x + (first + i * groups) * d + j, out[i]);
             }
         }
-        for (int r = 0; r < routes; ++r) {
-            for (int e = 0; e < width; ++e) shared[threadIdx.x][e] = sum[r][e];
-            __syncthreads();
-            if (group == 0 && mine)
-                for (int e = 0; e < width; ++e) {
-                    Sum total = 0;
-                    for (int g = 0; g < groups; ++g) total += shared[g * lanes + lane][e];
-                    partial[(blockIdx.x * static_cast<Index>(routes) + r) * d + j + e] = total;
-                }
-            __syncthreads();
-        }
+        for (int r = 0; r < routes; ++r)
+            sum_over_groups(partial + (blockIdx.x * static_cast<Index>(routes) + r) * d + j, sum[r], shared, lanes,
+                            mine);
     }
 }
 
-/// Calls body(first, constant) for up to four routes at a time: 4, 2 or 1 as a compile-time constant.
+/// Calls body(first, count) for groups of up to four routes; count is 4, 2 or 1 as a compile-time constant.
 template <typename Body>
 void for_each_route_group(Index routes, Body&& body) {
     for (Index first = 0; first < routes;) {
@@ -163,13 +151,12 @@ void route_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<a
                              MatrixView<const T> token, accumulate_t<T> scale) {
     const Index length = x.extent(1), d = x.extent(2), rows = x.extent(0) * length, routes = token.extent(0);
     if (rows == 0 || d == 0) return;
-    const Index rows_per_block = cuda::rows_per_route_block(rows), blocks = divide_up(rows, rows_per_block);
+    const auto [blocks, rows_per_block] = cuda::RowShares(rows, 1024, 64);
     MatrixTensor<accumulate_t<T>, Cuda> partial(policy, {blocks, std::min(routes, Index{cuda::routes_at_once}) * d});
     cuda::with_pack_size<T>(
         d,
         [&]<int width>(std::integral_constant<int, width>) {
-            int lanes = cuda::warp_size;
-            while (lanes < cuda::route_threads && lanes * width < d) lanes *= 2;
+            const int lanes = cuda::lanes_of_columns(d, width);
             cuda::for_each_route_group(routes, [&]<int at_once>(Index first, std::integral_constant<int, at_once>) {
                 cuda::launch(policy, "route_logits_vjp", cuda::route_logits_vjp<T, width, at_once>, cuda::grid(blocks),
                              cuda::route_threads, 0, d_x.data(), partial.data(), d_logits.data(), x.data(),

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include <colt5/cuda/launch.cuh>
+#include <colt5/cuda/row_mask.cuh>
 #include <colt5/op/sinkhorn.hpp>
 
 namespace colt5 {
@@ -20,14 +21,14 @@ __global__ void gumbel_noise(T* noise, Random random, GumbelRows which, Index sl
 inline constexpr int sinkhorn_threads = 256;
 inline constexpr double sinkhorn_infinity = std::numeric_limits<double>::infinity();
 
-/// Of one (sample, route).
+/// The slots of one row of logits.
 struct SinkhornSlots {
-    Index count;        ///< slots that choose among the real tokens; the others are left over
+    Index count;        ///< slots that choose a real token; the others take a masked one
     TokenIndex masked;  ///< the first masked token
-    bool has_nan;       ///< a real logit is NaN
+    bool has_nan;       ///< whether a real logit is NaN
 };
 
-/// z of all rows, computed where it is read: (log-logit of the token + noise) / temperature.
+/// z = (log-logit of the token + noise) / temperature of all rows. It is recomputed where it is read.
 template <typename T>
 struct SinkhornRows {
     const double* log_logit;     // (rows, n)
@@ -47,11 +48,11 @@ template <typename T>
 __global__ void sinkhorn_prepare(double* log_logit, SinkhornSlots* slots, const T* logits, const bool* mask,
                                  Index routes, Index length, Index all_slots, bool masked_tokens_take_part) {
     const Index row = blockIdx.x;
-    const bool* const real = mask ? mask + row / routes * length : nullptr;
+    const RowMask real(mask, row, routes, length);
     unsigned reals = 0, nans = 0;
     Index masked = length;
     for (Index j = threadIdx.x; j < length; j += blockDim.x) {
-        const bool is_real = !real || real[j];
+        const bool is_real = real[j];
         const double s = static_cast<double>(logits[row * length + j]);
         const double clamped = is_real ? ::min(::max(s, sinkhorn_floor), sinkhorn_ceiling) : sinkhorn_floor;
         nans += is_real && s != s ? 1 : 0;
@@ -61,7 +62,7 @@ __global__ void sinkhorn_prepare(double* log_logit, SinkhornSlots* slots, const 
     }
     const Index count = block_sum(reals);
     const bool has_nan = block_sum(nans) > 0;
-    masked = block_reduce(masked, length, [](Index a, Index b) { return a < b ? a : b; });
+    masked = block_reduce(masked, length, Smaller());
     if (threadIdx.x == 0)
         slots[row] = {count == 0                ? 0
                       : masked_tokens_take_part ? all_slots
@@ -69,7 +70,7 @@ __global__ void sinkhorn_prepare(double* log_logit, SinkhornSlots* slots, const 
                       static_cast<TokenIndex>(masked), has_nan};
 }
 
-/// log Σ exp of what is added, without overflow.
+/// log Σ exp of the numbers that are added, without overflow.
 struct LogSum {
     double largest = -sinkhorn_infinity, sum = 0;
 
@@ -79,11 +80,12 @@ struct LogSum {
         sum = x > largest ? sum * e + 1 : sum + e;
         largest = x > largest ? x : largest;
     }
-    /// The sum over the exponential of something that is not smaller than `largest`.
+    /// Σ exp(x − top), for top >= largest.
     __device__ double relative_to(double top) const { return sum > 0 ? sum * ::exp(largest - top) : sum; }
 };
 
-/// u_i = log Σ_j exp(z_ij − v_j); v may be null (zeros). One block a slot and row, u and v those of one iteration.
+/// u_i = log Σ_j exp(z_ij − v_j). One block for each slot and row. u and v are those of one iteration; v may be null,
+/// for zeros.
 template <typename T>
 __global__ void sinkhorn_slot_potentials(double* u, const double* v, Index iterations, SinkhornRows<T> rows) {
     const RowBlock at(rows.all_slots);
@@ -97,16 +99,25 @@ __global__ void sinkhorn_slot_potentials(double* u, const double* v, Index itera
     if (threadIdx.x == 0) *to = top == -sinkhorn_infinity ? 0.0 : top + ::log(sum);
 }
 
-/// Threads of one block over tokens and slots: 32 tokens, 8 of the slots at a time.
+/// In a block of token_potentials or vjp_tokens, each lane has a token, and each warp every eighth slot.
 inline constexpr int sinkhorn_groups = sinkhorn_threads / warp_size;
+struct SinkhornToken {
+    __device__ SinkhornToken(Index length, const SinkhornSlots* slots_of_rows) {
+        const RowBlock at(divide_up(length, warp_size));
+        lane = threadIdx.x % warp_size;
+        group = threadIdx.x / warp_size;
+        row = at.row;
+        token = static_cast<Index>(at.block) * warp_size + lane;
+        slots = slots_of_rows[row].count;
+    }
+    Index row, token, slots, lane, group;
+};
 
 /// v_j = log Σ_i exp(z_ij − u_i); 0 for tokens that take no part
 template <typename T>
 __global__ void sinkhorn_token_potentials(double* v, const double* u, Index iterations, SinkhornRows<T> rows) {
     __shared__ LogSum shared[sinkhorn_groups][warp_size];
-    const RowBlock of_row(divide_up(rows.length, warp_size));
-    const Index lane = threadIdx.x % warp_size, group = threadIdx.x / warp_size, row = of_row.row;
-    const Index j = static_cast<Index>(of_row.block) * warp_size + lane, slots = rows.slots[row].count;
+    const auto [row, j, slots, lane, group] = SinkhornToken(rows.length, rows.slots);
     LogSum mine;
     if (j < rows.length)
         for (Index i = group; i < slots; i += sinkhorn_groups)
@@ -120,7 +131,8 @@ __global__ void sinkhorn_token_potentials(double* v, const double* u, Index iter
     v[row * iterations * rows.length + j] = sum > 0 ? top + ::log(sum) : 0.0;
 }
 
-/// Each slot's most likely real token, the first of several; slots left over take a masked one. One block a slot.
+/// Each slot takes its most likely real token, the first of several. Slots beyond SinkhornSlots::count take a masked
+/// token. One block for each slot.
 template <typename T>
 __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u, const double* v, Index iterations,
                                 SinkhornRows<T> rows, const bool* mask, Index routes) {
@@ -133,13 +145,13 @@ __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u,
         }
         return;
     }
-    const bool* const real = mask ? mask + row / routes * rows.length : nullptr;
+    const RowMask real(mask, row, routes, rows.length);
     const double of_slot = u[row * iterations * rows.all_slots + slot];
     const double* const of_tokens = v + row * iterations * rows.length;
     double most = -1;
     Index first_real = rows.length, best = rows.length;
     for (Index j = threadIdx.x; j < rows.length; j += blockDim.x) {
-        if (real && !real[j]) continue;
+        if (!real[j]) continue;
         first_real = ::min(first_real, j);
         const double p = ::exp(rows.z(row, slot, j) - (of_slot + of_tokens[j]));
         if (p > most) {
@@ -147,20 +159,20 @@ __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u,
             best = j;
         }
     }
-    const auto smaller = [](Index a, Index b) { return a < b ? a : b; };
-    first_real = block_reduce(first_real, rows.length, smaller);
+    first_real = block_reduce(first_real, rows.length, Smaller());
     const double top = block_max(most);
-    best = block_reduce(most == top ? best : rows.length, rows.length, smaller);
+    best = block_reduce(most == top ? best : rows.length, rows.length, Smaller());
     if (threadIdx.x != 0) return;
-    best = ::min(best, rows.length) == rows.length ? first_real : best;  // even if the noise is no number
+    best = ::min(best, rows.length) == rows.length ? first_real
+                                                   : best;  // if the noise is NaN, no token is the most likely one
     const bool has_nan = rows.slots[row].has_nan;
     indices[out] = static_cast<TokenIndex>(has_nan ? first_real : best);
     scores[out] = has_nan ? std::numeric_limits<T>::quiet_NaN()
                           : static_cast<T>(::exp(rows.z(row, slot, best) - (of_slot + of_tokens[best])));
 }
 
-/// What the chosen entries of P = exp(z − u − v) give: d_log_j = Σ of g_i over the slots that chose token j, d_v =
-/// −d_log.
+/// The gradients through the chosen entries of P = exp(z − u − v): d_log_j = Σ of g_i over the slots that chose token
+/// j, and d_v = −d_log.
 template <typename T>
 __global__ void sinkhorn_vjp_start(double* d_log, double* d_v, const T* d_scores, const T* scores,
                                    const TokenIndex* indices, SinkhornRows<T> rows) {
@@ -175,7 +187,7 @@ __global__ void sinkhorn_vjp_start(double* d_log, double* d_v, const T* d_scores
     d_v[row * rows.length + j] = -sum;
 }
 
-/// d_u_i = −g_i (in the last iteration, otherwise 0) − Σ_j d_v_j exp(z_ij − u_i − v_j). One block a slot.
+/// d_u_i = −g_i (in the last iteration, otherwise 0) − Σ_j d_v_j exp(z_ij − u_i − v_j). One block for each slot.
 template <typename T>
 __global__ void sinkhorn_vjp_slots(double* d_u, const double* d_v, const double* u, const double* v, Index iterations,
                                    SinkhornRows<T> rows, const T* d_scores, const T* scores, bool last) {
@@ -192,15 +204,13 @@ __global__ void sinkhorn_vjp_slots(double* d_u, const double* d_v, const double*
     if (threadIdx.x == 0) d_u[at] = -g - sum;
 }
 
-/// With e_j = Σ_i d_u_i exp(z_ij − u_i − v_j), v that of the iteration before (null: zeros): d_log_j += d_v_j + e_j,
-/// then d_v_j = −e_j.
+/// With e_j = Σ_i d_u_i exp(z_ij − u_i − v_j), where v is that of the iteration before, or null for zeros:
+/// d_log_j += d_v_j + e_j, then d_v_j = −e_j.
 template <typename T>
 __global__ void sinkhorn_vjp_tokens(double* d_log, double* d_v, const double* d_u, const double* u, const double* v,
                                     Index iterations, SinkhornRows<T> rows) {
     __shared__ double shared[sinkhorn_groups][warp_size];
-    const RowBlock of_row(divide_up(rows.length, warp_size));
-    const Index lane = threadIdx.x % warp_size, group = threadIdx.x / warp_size, row = of_row.row;
-    const Index j = static_cast<Index>(of_row.block) * warp_size + lane, slots = rows.slots[row].count;
+    const auto [row, j, slots, lane, group] = SinkhornToken(rows.length, rows.slots);
     double sum = 0;
     if (j < rows.length) {
         const double shift = v ? v[row * iterations * rows.length + j] : 0.0;
@@ -223,7 +233,7 @@ __global__ void sinkhorn_vjp_logits(T* d_logits, const double* d_log, const T* l
                                     double temperature) {
     for (Index i = global_thread(); i < count; i += all_threads()) {
         const double s = static_cast<double>(logits[i]);
-        const bool real = !mask || mask[i / length / routes * length + i % length];
+        const bool real = RowMask(mask, i / length, routes, length)[i % length];
         const bool has_nan = slots[i / length].has_nan;
         d_logits[i] = !real                 ? T(0)
                       : has_nan             ? std::numeric_limits<T>::quiet_NaN()
@@ -232,7 +242,7 @@ __global__ void sinkhorn_vjp_logits(T* d_logits, const double* d_log, const T* l
     }
 }
 
-/// Launches over (slots, rows) or (tokens, rows).
+/// Launches kernels over all slots, or all tokens, of all rows.
 class SinkhornGrid {
 public:
     SinkhornGrid(const Cuda& policy, Index slots, Index length, Index rows)
@@ -253,7 +263,7 @@ private:
     dim3 slots_, tokens_;
 };
 
-/// Rows with the memory that they read.
+/// SinkhornRows with the memory that they point to.
 template <typename T>
 struct PreparedSinkhorn {
     PreparedSinkhorn(const Cuda& policy, TokensView<const T> logits, TokensView<const T> noise, Mask mask,
@@ -278,8 +288,7 @@ void gumbel_noise_kernel(const Cuda& policy, TokensView<T> noise, Random random,
                  noise.data(), random, which, noise.extent(1), noise.extent(2), noise.size());
 }
 
-/// Each half of an iteration is one pass over z: a block sums over the tokens of one slot, or a warp's lanes over the
-/// slots of 32 tokens.
+/// Each half of an iteration reads z once: a block sums over the tokens of one slot, or over the slots of 32 tokens.
 template <typename T>
 void sinkhorn_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView<T> scores,
                      View<double, dynamic, dynamic, dynamic, dynamic> slot_potential,

@@ -5,28 +5,28 @@
 #include <type_traits>
 
 #include <colt5/core/scalar.hpp>
+#include <colt5/cuda/half_pair.cuh>
 #include <colt5/cuda/launch.cuh>
+#include <colt5/cuda/pack.cuh>
+#include <colt5/cuda/shared_memory.cuh>
 
 /// Matrix products of a warp: 16 rows on the left, tiles in shared memory on the right, accumulators in registers.
 ///
-/// Accumulators are laid out as the tensor cores want them, whatever computes: of a 16 × 8 block j, lane 4g + t has
+/// Accumulators have the layout of the tensor cores in every arithmetic: of a 16 × 8 block j, lane 4g + t has
 ///
 ///     acc[j][0], acc[j][1]: row g,      columns 8j + 2t, 8j + 2t + 1
 ///     acc[j][2], acc[j][3]: row g + 8,  the same columns
 ///
 /// An arithmetic is a class with
 ///
-///     Scalar, Sum                            what tiles and accumulators hold
-///     has_tensor_cores                       whether they compute
-///     row_padding                            entries after each row of a tile, so that no two lanes meet in a bank
+///     Scalar, Sum                            types of the entries of tiles and of accumulators
+///     has_tensor_cores                       whether tensor cores multiply
+///     row_padding                            entries after each row of a tile, against bank conflicts
 ///     Left<width, resident>                  16 rows of a tile, kept in registers if `resident`
 ///     multiply_transposed(acc, left, tile)   acc (16 × 16) = left · tileᵀ, tile (16 × width) in shared memory
 ///     multiply(acc, weights, tile)           acc (16 × width) += weights (16 × 16, accumulators) · tile (16 × width)
 namespace colt5::cuda {
 
-__device__ inline int lane_id() {
-    return static_cast<int>(threadIdx.x) % warp_size;
-}
 /// The row of acc[j][0]; that of acc[j][2] is 8 further.
 __device__ inline int accumulator_row() {
     return lane_id() / 4;
@@ -46,11 +46,8 @@ __device__ void for_each_entry(const Run& run) {
         for (int e = 0; e < 4; ++e) run(j, e, row + e / 2 * 8, column + 8 * j + e % 2);
 }
 
-__device__ inline unsigned shared_address(const void* data) {
-    return static_cast<unsigned>(__cvta_generic_to_shared(data));
-}
-
-/// Four 8 × 8 matrices of 16-bit entries, or 8 × 4 of 32-bit ones; lane l gives the row l % 8 of matrix l / 8.
+/// Loads four 8 × 8 matrices of 16-bit entries, or 8 × 4 of 32-bit entries (ldmatrix). `row` of lane l is the address
+/// of row l % 8 of matrix l / 8.
 __device__ inline void load_matrices(std::uint32_t (&to)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
@@ -62,39 +59,27 @@ __device__ inline void load_matrices_transposed(std::uint32_t (&to)[4], const vo
                  : "r"(shared_address(row)));
 }
 
-/// Two neighbouring entries of a tile, of which the first is at an even place.
+/// Stores two neighbouring entries of a tile. The first one's index is even.
 template <typename T>
 __device__ void store_pair(T* to, T first, T second) {
-    struct alignas(2 * sizeof(T)) Pair {
-        T first, second;
-    };
-    *reinterpret_cast<Pair*>(to) = {first, second};
-}
-template <HalfPrecision T>
-__device__ std::uint32_t round_pair(float low, float high) {
-    std::uint32_t packed;
-    if constexpr (std::is_same_v<T, bfloat16>)
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-    else
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-    return packed;
+    store_pack(to, Pack<T, 2>{{first, second}});
 }
 template <HalfPrecision T>
 __device__ void store_pair(T* to, float first, float second) {
-    *reinterpret_cast<std::uint32_t*>(to) = round_pair<T>(first, second);
+    *reinterpret_cast<std::uint32_t*>(to) = pack_pair<T>(first, second);
 }
 
-/// The tensor cores on bfloat16 or float16, sums in float.
+/// Tensor cores multiply bfloat16 or float16, with sums in float.
 template <HalfPrecision T>
 struct HalfProduct {
     using Scalar = T;
     using Sum = float;
     static constexpr bool has_tensor_cores = true;
     static constexpr int row_padding = 8;
-    /// Entries along the inner dimension that one instruction takes, and the share of a 16-byte row of load_matrices.
+    /// Entries along the inner dimension: of one instruction, and of a 16-byte row of load_matrices.
     static constexpr int step = 16, matrix_columns = 8;
 
-    __device__ static void round(std::uint32_t (&)[4]) {}  // tiles are rounded already
+    __device__ static void round(std::uint32_t (&)[4]) {}  // tiles have 16 bits already
 
     __device__ static void add_product(float (&acc)[4], const std::uint32_t (&left)[4], std::uint32_t right0,
                                        std::uint32_t right1) {
@@ -114,7 +99,7 @@ struct HalfProduct {
     __device__ static void multiply(float (&acc)[width / 8][4], const float (&weights)[2][4], const T* tile) {
         std::uint32_t left[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) left[i] = round_pair<T>(weights[i / 2][i % 2 * 2], weights[i / 2][i % 2 * 2 + 1]);
+        for (int i = 0; i < 4; ++i) left[i] = pack_pair<T>(weights[i / 2][i % 2 * 2], weights[i / 2][i % 2 * 2 + 1]);
         const int lane = lane_id();
         const T* const row = tile + (lane % 16) * (width + row_padding) + lane / 16 * 8;
 #pragma unroll
@@ -127,7 +112,7 @@ struct HalfProduct {
     }
 };
 
-/// The tensor cores on floats rounded to 10 bits of mantissa, sums in float.
+/// Tensor cores multiply floats rounded to 10 bits of mantissa, with sums in float.
 struct Tf32Product {
     using Scalar = float;
     using Sum = float;
@@ -155,8 +140,8 @@ struct Tf32Product {
 
     template <int width>
     __device__ static void multiply(float (&acc)[width / 8][4], const float (&weights)[2][4], const float* tile) {
-        // The order of the inner index is free as long as both sides agree: the instruction's entries t and t + 4 are
-        // columns 2t and 2t + 1 of the weights, which the lane has.
+        // The order of the inner index is arbitrary if both operands have the same: the instruction's entries t and
+        // t + 4 are columns 2t and 2t + 1 of the weights, which this lane has.
         const float* const corner = tile + accumulator_column() * (width + row_padding) + accumulator_row();
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -171,7 +156,7 @@ struct Tf32Product {
     }
 };
 
-/// 16 rows of a tile as the left side of tensor-core products.
+/// 16 rows of a tile as the left operand of tensor-core products.
 template <typename Arithmetic, int width, bool resident>
 class TensorLeft {
 public:
@@ -223,7 +208,7 @@ __device__ void multiply_transposed(float (&acc)[2][4], const TensorLeft<Arithme
     }
 }
 
-/// Fused multiply-adds in T, on the accumulators' layout: for exact floats and for double.
+/// Fused multiply-adds in T, for exact floats and for double.
 template <typename T>
 struct ScalarProduct {
     using Scalar = T;
@@ -233,9 +218,6 @@ struct ScalarProduct {
 
     template <int width>
     __device__ static void multiply(T (&acc)[width / 8][4], const T (&weights)[2][4], const T* tile) {
-        struct alignas(2 * sizeof(T)) Pair {
-            T first, second;
-        };
         const int first_lane = lane_id() / 4 * 4;
         const T* const corner = tile + accumulator_column();
 #pragma unroll
@@ -245,17 +227,17 @@ struct ScalarProduct {
             const T* const row = corner + k * (width + row_padding);
 #pragma unroll
             for (int j = 0; j < width / 8; ++j) {
-                const Pair right = *reinterpret_cast<const Pair*>(row + 8 * j);
-                acc[j][0] += upper * right.first;
-                acc[j][1] += upper * right.second;
-                acc[j][2] += lower * right.first;
-                acc[j][3] += lower * right.second;
+                const auto right = load_pack<2>(row + 8 * j);
+                acc[j][0] += upper * right.values[0];
+                acc[j][1] += upper * right.values[1];
+                acc[j][2] += lower * right.values[0];
+                acc[j][3] += lower * right.values[1];
             }
         }
     }
 };
 
-/// 16 rows of a tile as the left side of scalar products: they stay in shared memory.
+/// 16 rows of a tile as the left operand of scalar products. They stay in shared memory.
 template <typename T, int width>
 class ScalarLeft {
 public:
@@ -270,10 +252,6 @@ private:
 template <typename T, int width>
 __device__ void multiply_transposed(T (&acc)[2][4], const ScalarLeft<T, width>& left, const T* tile) {
     constexpr int stride = width + ScalarProduct<T>::row_padding, lanes = 16 / sizeof(T);
-    struct alignas(16) Vector {
-        T values[lanes];
-    };
-    const auto load = [](const T* from) { return *reinterpret_cast<const Vector*>(from); };
     const T* const upper_row = left.row(accumulator_row());
     const T* const lower_row = left.row(accumulator_row() + 8);
     const T* const column = tile + accumulator_column() * stride;
@@ -281,12 +259,12 @@ __device__ void multiply_transposed(T (&acc)[2][4], const ScalarLeft<T, width>& 
     for (int e = 0; e < 4; ++e) acc[0][e] = acc[1][e] = 0;
 #pragma unroll 4
     for (int k = 0; k < width; k += lanes) {
-        const Vector upper = load(upper_row + k), lower = load(lower_row + k);
+        const auto upper = load_pack<lanes>(upper_row + k), lower = load_pack<lanes>(lower_row + k);
 #pragma unroll
         for (int j = 0; j < 2; ++j)
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-                const Vector right = load(column + (8 * j + e) * stride + k);
+                const auto right = load_pack<lanes>(column + (8 * j + e) * stride + k);
 #pragma unroll
                 for (int i = 0; i < lanes; ++i) {
                     acc[j][e] += upper.values[i] * right.values[i];

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include <colt5/cuda/radix_select.cuh>
+#include <colt5/cuda/row_mask.cuh>
 #include <colt5/cuda/row_team.cuh>
 #include <colt5/op/top_k.hpp>
 
@@ -15,16 +16,16 @@ namespace cuda {
 /// The keys (rank, index) of the k tokens that each row chooses, in no particular order.
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    choose_top(Meeting meeting, RowPart part, typename Rank<T>::Key* chosen, const T* logits, const bool* mask,
+    choose_top(GridBarrier barrier, RowPart part, typename Rank<T>::Key* chosen, const T* logits, const bool* mask,
                Index routes, Index k, int index_bits) {
     using Key = typename Rank<T>::Key;
     using RankType = typename Rank<T>::type;
     extern __shared__ double dynamic_shared[];
     auto* const ranks = reinterpret_cast<RankType*>(dynamic_shared);
-    Team team(meeting, part);
+    Team team(barrier, part);
     const T* const logit = logits + team.row * part.length + team.begin;
-    const bool* const real = mask ? mask + team.row / routes * part.length + team.begin : nullptr;
-    const auto rank_of = [&](Index i) { return real && !real[i] ? Rank<T>::masked : Rank<T>::of(logit[i]); };
+    const RowMask real(mask, team.row, routes, part.length, team.begin);
+    const auto rank_of = [&](Index i) { return real[i] ? Rank<T>::of(logit[i]) : Rank<T>::masked; };
     if (part.on_chip)
         for (Index i = threadIdx.x; i < team.count; i += Team::threads) ranks[i] = rank_of(i);
     const auto key_at = [&](Index i) {
@@ -48,11 +49,11 @@ __device__ TokenIndex index_of_key(Key key, int index_bits) {
     return static_cast<TokenIndex>(key & ((Key{1} << index_bits) - 1));
 }
 
-/// Keys that are sorted by counting for each how many are smaller.
+/// The length of a run of keys that sort_runs sorts.
 inline constexpr Index sorted_run = 4096;
 
-/// Sorts runs of distinct keys of each row: a warp counts for one key. Writes keys, or indices if `indices` is not
-/// null.
+/// Sorts each run of distinct keys by counting: a warp counts the smaller keys of one key, which is the key's place.
+/// Writes keys, or their indices if `indices` is not null.
 template <typename Key>
 __global__ void sort_runs(Key* sorted, TokenIndex* indices, const Key* keys, Index rows, Index k, int index_bits) {
     const Index key_index = global_thread() / warp_size, row = key_index / k, i = key_index % k;
@@ -63,7 +64,7 @@ __global__ void sort_runs(Key* sorted, TokenIndex* indices, const Key* keys, Ind
     const Key mine = keys[key_index];
     unsigned smaller = 0;
 #pragma unroll 16
-    for (int j = static_cast<int>(threadIdx.x) % warp_size; j < size; j += warp_size) smaller += run[j] < mine ? 1 : 0;
+    for (int j = lane_id(); j < size; j += warp_size) smaller += run[j] < mine ? 1 : 0;
     smaller = __reduce_add_sync(0xffffffffu, smaller);
     if (threadIdx.x % warp_size != 0) return;
     if (indices)
@@ -72,8 +73,8 @@ __global__ void sort_runs(Key* sorted, TokenIndex* indices, const Key* keys, Ind
         sorted[start + smaller] = mine;
 }
 
-/// Merges pairs of neighbouring sorted runs: a key's place is its own index in its run plus that of its like in the
-/// other one.
+/// Merges pairs of neighbouring sorted runs. A key's place is its index in its own run plus the number of smaller keys
+/// in the other run.
 template <typename Key>
 __global__ void merge_runs(Key* merged, const Key* keys, Index rows, Index k, Index run) {
     for (Index at = global_thread(); at < rows * k; at += all_threads()) {
@@ -100,7 +101,8 @@ __global__ void indices_of_keys(TokenIndex* indices, const Key* keys, Index coun
 
 }  // namespace cuda
 
-/// A radix select of distinct keys (logit, index) by a team of blocks a row, then a sort of those chosen.
+/// A radix select of distinct keys (rank of the logit, index) by one team of blocks for each row, then a sort of the
+/// selected keys.
 template <typename T>
 void top_k_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView<const T> logits, Mask mask) {
     using Key = typename cuda::Rank<T>::Key;

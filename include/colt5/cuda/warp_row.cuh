@@ -38,7 +38,7 @@ public:
 
 private:
     __device__ static Index column(int i) {
-        return (static_cast<int>(threadIdx.x) % warp_size + i * warp_size) * width;
+        return (lane_id() + i * warp_size) * width;
     }
     Index d_;
     Pack<T, width> packs_[packs];
@@ -58,7 +58,7 @@ public:
     }
 
 private:
-    __device__ static Index first() { return static_cast<int>(threadIdx.x) % warp_size * width; }
+    __device__ static Index first() { return lane_id() * width; }
     __device__ Pack<T, width> pack(Index j) const {
         const auto as_it_is = load_pack<width>(row_ + j);
         return padding_ ? finite_or_zero(as_it_is) : as_it_is;
@@ -80,7 +80,7 @@ public:
         for (int sum = 0; sum < count; ++sum)
 #pragma unroll
             for (int i = 0; i < packs; ++i) {
-                const Index j = (static_cast<int>(threadIdx.x) % warp_size + i * warp_size) * width;
+                const Index j = (lane_id() + i * warp_size) * width;
                 if (j < d_)
                     for (int e = 0; e < width; ++e) of_warp_[sum * d_ + j + e] = sums_[sum][i][e];
             }
