@@ -32,6 +32,19 @@ __device__ Sum shift_of(Sum log_sum_exp) {
     return log_sum_exp == -infinity ? infinity : log_sum_exp * static_cast<Sum>(log2_e);
 }
 
+/// The products of a chunk of `groups` groups from `group` on: p = first · stage.firstᵀ and d_p = second ·
+/// stage.secondᵀ, where `at(i)` finds group i.
+template <typename Tile, int groups, typename Sum, typename Left, typename At>
+__device__ void multiply_chunk(Sum (&p)[groups][2][4], Sum (&d_p)[groups][2][4], const Left& first, const Left& second,
+                               const At& at, int group) {
+#pragma unroll
+    for (int c = 0; c < groups; ++c) {
+        const auto [stage, row] = at(group + c);
+        multiply_transposed(p[c], first, stage.first + row * Tile::stride);
+        multiply_transposed(d_p[c], second, stage.second + row * Tile::stride);
+    }
+}
+
 /// The sizes of the kernel for d_q (one accumulator), or of that for d_k and d_v (two). Each warp owns 16 queries or
 /// keys at a time; the other operand is streamed through shared memory.
 template <typename Arithmetic_, int width_, Staging staging, int sums>

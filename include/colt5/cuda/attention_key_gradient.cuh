@@ -90,12 +90,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         const auto process_chunk = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
             Sum p[groups][2][4], d_p[groups][2][4];
-#pragma unroll
-            for (int c = 0; c < groups; ++c) {
-                const auto [stage, row] = at(group + c);
-                multiply_transposed(p[c], k, stage.first + row * Tile::stride);
-                multiply_transposed(d_p[c], v, stage.second + row * Tile::stride);
-            }
+            multiply_chunk<Tile>(p, d_p, k, v, at, group);
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const int columns = first_query + 16 * (group + c);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include <colt5/cuda/attention_gradients.cuh>
+#include <colt5/cuda/pack.cuh>
 
 namespace colt5::cuda {
 
@@ -11,10 +12,7 @@ namespace colt5::cuda {
 template <typename T, int width>
 struct HalfRow {
     static constexpr int lanes = 16 / sizeof(T), pieces = width / lanes / 2 > 0 ? width / lanes / 2 : 1;
-    struct alignas(16) Vector {
-        T values[lanes];
-    };
-    Vector vectors[pieces];
+    Pack<T, lanes> vectors[pieces];
 
     __device__ static int row() { return lane_id() / 2; }
     /// `data` points to the row's first entry. If the row is not real, it is zeros.
@@ -22,7 +20,7 @@ struct HalfRow {
 #pragma unroll
         for (int i = 0; i < pieces; ++i) {
             const int column = (2 * i + lane_id() % 2) * lanes;
-            vectors[i] = real && column < dim_head ? *reinterpret_cast<const Vector*>(data + column) : Vector{};
+            vectors[i] = real && column < dim_head ? load_pack<lanes>(data + column) : Pack<T, lanes>{};
         }
     }
     /// The inner product of both rows; both lanes get it.
@@ -152,12 +150,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         const auto process_chunk = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
             Sum p[groups][2][4], d_p[groups][2][4];
-#pragma unroll
-            for (int c = 0; c < groups; ++c) {
-                const auto [stage, row] = at(group + c);
-                multiply_transposed(p[c], q, stage.first + row * Tile::stride);
-                multiply_transposed(d_p[c], d_out, stage.second + row * Tile::stride);
-            }
+            multiply_chunk<Tile>(p, d_p, q, d_out, at, group);
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const int columns = first_key + 16 * (group + c);
