@@ -9,7 +9,7 @@ namespace colt5 {
 
 namespace cuda {
 
-/// The coefficients in the type that an update is computed in.
+/// AdamWCoefficients in the type in which an update is computed.
 template <typename Real>
 struct AdamWFactors {
     Real keep, mean_rate, beta2, square_rate, step_size, square_bias, eps;
@@ -26,7 +26,7 @@ __global__ void adamw(T* parameter, accumulate_t<T>* master, const accumulate_t<
         Pack<Real, width> values;
         if constexpr (HalfPrecision<T>) {
             values = load_pack<width>(master + i);
-            for (int e = 0; e < width; ++e)  // what somebody has written since the last step
+            for (int e = 0; e < width; ++e)  // the parameter was written since the last step
                 if (T(values.values[e]).bits() != parameters.values[e].bits())
                     values.values[e] = static_cast<Real>(parameters.values[e]);
         } else {

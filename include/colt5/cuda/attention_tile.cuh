@@ -8,7 +8,6 @@
 #include <type_traits>
 
 #include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/pack.cuh>
 #include <colt5/cuda/shared_memory.cuh>
 #include <colt5/cuda/tile_product.cuh>
 

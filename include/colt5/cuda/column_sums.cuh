@@ -141,7 +141,7 @@ public:
         for (Index i = threadIdx.x; i < warps * columns; i += blockDim.x) first_[i] = 0;
         __syncthreads();
     }
-    /// The sums of the calling warp.
+    /// The row of sums of the calling warp.
     __device__ Sum* mine() const { return first_ + threadIdx.x / warp_size * columns_; }
     /// partial[block, column] = Σ over warps
     __device__ void write(Sum* partial) const {
@@ -159,8 +159,8 @@ private:
     Index columns_;
 };
 
-/// Launches a kernel whose blocks each have WarpSums(global, columns) and write `partial`: kernel(arguments...,
-/// partial, global, rows, rows_each). Adds the sums of all rows to the totals.
+/// Launches kernel(arguments..., partial, global, rows, rows_each), whose blocks each write WarpSums(global, columns)
+/// to `partial`. Adds the sums over all rows to the totals.
 template <typename Sum, int count, typename Kernel, typename... Arguments>
 void launch_with_sums(const Cuda& policy, const char* name, Kernel kernel, const Totals<Sum, count>& totals, Index rows,
                       const Arguments&... arguments) {

@@ -35,7 +35,8 @@ private:
     bool changed_ = false;
 };
 
-/// The functions of the driver that map memory, found at run time: programs link with the CUDA runtime alone.
+/// The driver's functions that map memory. They are looked up at run time, so that programs need not link with the
+/// driver.
 struct Driver {
     decltype(&cuMemAddressReserve) reserve = find<decltype(&cuMemAddressReserve)>("cuMemAddressReserve");
     decltype(&cuMemAddressFree) free = find<decltype(&cuMemAddressFree)>("cuMemAddressFree");
@@ -66,7 +67,8 @@ inline void check(CUresult status, const char* call, const std::source_location&
     if (status != CUDA_SUCCESS) fail(call, colt5::detail::concat({"error ", std::to_string(status)}).c_str(), at);
 }
 
-/// A range of a device's addresses, as large as its memory, of which the first `resize(bytes)` may be used.
+/// A range of a device's addresses, as large as the device's memory. Memory is mapped to the beginning of the range, as
+/// much as `resize` was asked for.
 class DeviceMemory {
 public:
     DeviceMemory(int device, Allocations allocations) : device_(device), allocations_(allocations) {
@@ -108,7 +110,7 @@ public:
 
     std::byte* begin() const { return reinterpret_cast<std::byte*>(begin_); }
 
-    /// Throws OutOfMemory; nothing has changed then.
+    /// Maps or unmaps memory, so that the first `bytes` can be used. Throws OutOfMemory, and changes nothing then.
     void resize(std::size_t bytes) {
         const DeviceGuard guard(device_);
         const std::size_t end = round_up(bytes);
@@ -121,13 +123,13 @@ public:
     }
 
     bool separate() const { return allocations_ != Allocations::together; }
-    /// Apart from the range. Throws OutOfMemory.
+    /// Allocates memory outside the range. Throws OutOfMemory.
     void* allocate(std::size_t bytes) const {
         const DeviceGuard guard(device_);
         void* data = nullptr;
         const cudaError_t status = cudaMalloc(&data, bytes);
         if (status == cudaErrorMemoryAllocation) {
-            cudaGetLastError();  // or the next kernel would be blamed for it
+            cudaGetLastError();  // clears the error, which the next launch would report otherwise
             fail_to_grow(bytes);
         }
         check(status, "cudaMalloc");

@@ -11,7 +11,8 @@
 
 namespace colt5 {
 
-/// A call of CUDA or cuBLAS failed. The message has the call, the file, the line and what the library says of it.
+/// A call of CUDA or cuBLAS failed. The message has the call, the file, the line and the library's description of the
+/// error.
 class CudaError : public Error {
 public:
     using Error::Error;
@@ -28,7 +29,7 @@ namespace cuda {
 inline void check(cudaError_t status, const char* call,
                   const std::source_location& at = std::source_location::current()) {
     if (status == cudaSuccess) return;
-    cudaGetLastError();  // reported here: not again by the next launch, unless the device is lost
+    cudaGetLastError();  // clears the error, which the next launch would report again
     fail(call, cudaGetErrorString(status), at);
 }
 inline void check(cublasStatus_t status, const char* call,

@@ -19,9 +19,10 @@ namespace colt5 {
 
 namespace cuda {
 
-/// Computes a node's entries on the device, `width` neighbours of a row at a time. An evaluator has
+/// Computes the entries of a node of an expression on the device, `width` neighbours of a row at a time. An evaluator
+/// has
 ///
-/// - prepare(row): before any entry of a row with reductions is asked for, by all lanes of a warp together;
+/// - prepare(row): computes the reductions of a row; all lanes of a warp call it, before get;
 /// - get<width>(row, column): a Pack of entries from `column` on, which is a multiple of width;
 /// - fits(width), on the host: whether leaves can be read in packs;
 /// - is_flat(columns), on the host: whether entry (i, j) is entry (0, i · columns + j).
@@ -83,7 +84,7 @@ private:
     T value_;
 };
 
-/// What is computed entry by entry from operands.
+/// A node whose entries are functions of the operands' entries at the same place.
 template <typename... Operands>
 class EvaluatorOfOperands {
 public:
@@ -205,7 +206,7 @@ private:
     T value_{};
 };
 
-/// One warp a row.
+/// One warp for each row.
 template <typename T, typename E>
 __global__ void assign_rows(T* out, Index rows, Index columns, Evaluator<E> evaluate) {
     const Index warps = all_threads() / warp_size;
@@ -216,7 +217,7 @@ __global__ void assign_rows(T* out, Index rows, Index columns, Evaluator<E> eval
     }
 }
 
-/// One thread a pack of `width` entries of a row.
+/// One thread for each pack of `width` entries of a row.
 template <int width, typename T, typename E>
 __global__ void assign_entries(T* out, Index rows, Index columns, Evaluator<E> evaluate) {
     const Index packs = rows * columns / width;

@@ -22,7 +22,7 @@ struct Gelu {
 template <HalfPrecision T>
 struct Gelu<T> {
     __device__ explicit Gelu(float x) {
-        const float a = ::fminf(::fabsf(x), 32.0f);  // beyond, Φ(−a) is 0; a NaN of x stays in exp
+        const float a = ::fminf(::fabsf(x), 32.0f);  // beyond 32, Φ(−a) is 0; a NaN of x remains in `bell`
         float t, bell;
         asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(t) : "f"(::fmaf(0.38f, a, 1.0f)));
         asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(bell) : "f"(-0.72134752f * x * x));

@@ -11,8 +11,8 @@ namespace cuda {
 
 inline constexpr int norm_blocks = 1024, norm_threads = 256;
 
-/// One sum a block: of every gridDim.x-th part, times `scale`. Launched with one block, it adds the sums of a first
-/// launch up.
+/// One sum for each block, over the grid-stride loop's entries times `scale`, or over their squares. A second launch
+/// with one block adds the sums of the first.
 template <typename T, bool square>
 __global__ void add_up(double* sums, const T* x, Index size, double scale, bool packed) {
     double sum = 0;

@@ -48,9 +48,9 @@ public:
         return static_cast<Index>(before.second);
     }
 
-    __device__ unsigned merge_histogram(const unsigned* of_mine, int pass) {
+    __device__ unsigned merge_histogram(const unsigned* of_mine, int digit) {
         arrivals_wanted_ += static_cast<unsigned>(blocks_);
-        unsigned* const of_all = histograms_ + pass * histogram_bins;
+        unsigned* const of_all = histograms_ + digit * histogram_bins;
         const bool has_bin = threadIdx.x < histogram_bins;
         __syncthreads();
         if (has_bin && of_mine[threadIdx.x] != 0) atomicAdd(of_all + threadIdx.x, of_mine[threadIdx.x]);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <type_traits>
 
 #include <cuda.h>
@@ -10,16 +11,16 @@
 #include <colt5/cuda/launch.cuh>
 #include <colt5/cuda/shared_memory.cuh>
 
-/// The instructions of compute capability 9.0a that kernels for it are made of, one function each: barriers in shared
-/// memory, bulk copies by the tensor memory accelerator (TMA), and products of a warpgroup (wgmma). The PTX ISA
-/// describes them. Compiled for another architecture, they do nothing.
+/// Instructions of compute capability 9.0a, one function for each: barriers in shared memory (mbarrier), bulk copies by
+/// the tensor memory accelerator (TMA), and matrix products of a warpgroup (wgmma). The PTX ISA describes them.
+/// Compiled for another architecture, the functions do nothing.
 namespace colt5::cuda::hopper {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define COLT5_HOPPER 1
 #endif
 
-/// A barrier in shared memory (mbarrier). A phase ends when all arrivals and all bytes that were announced have come.
+/// A barrier in shared memory (mbarrier). A phase is complete after all arrivals and after all expected bytes.
 struct Barrier {
     __device__ void init(unsigned arrivals) {
         asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals));
@@ -29,14 +30,14 @@ struct Barrier {
         asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
 #endif
     }
-    /// Arrives, and announces bytes.
+    /// Arrives, and adds to the bytes that the phase expects.
     __device__ void expect(unsigned bytes) {
 #if defined(COLT5_HOPPER)
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)), "r"(bytes)
                      : "memory");
 #endif
     }
-    /// Until the phase of this parity has ended.
+    /// Waits until the phase of this parity is complete.
     __device__ void wait(unsigned parity) {
 #if defined(COLT5_HOPPER)
         asm volatile(
@@ -52,13 +53,13 @@ struct Barrier {
     std::uint64_t state;
 };
 
-/// After barriers have been initialized, before another proxy or block uses them.
+/// Makes initialized barriers visible to TMA and to other blocks.
 __device__ inline void fence_barrier_init() {
 #if defined(COLT5_HOPPER)
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
 }
-/// `bytes` neighbours of global memory.
+/// Starts copying `bytes` consecutive bytes from global memory. The barrier counts them as they arrive.
 __device__ inline void bulk_load(void* to, const void* from, unsigned bytes, Barrier& barrier) {
 #if defined(COLT5_HOPPER)
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
@@ -67,7 +68,7 @@ __device__ inline void bulk_load(void* to, const void* from, unsigned bytes, Bar
                  : "memory");
 #endif
 }
-/// The box of a tensor map at (column, row), in the layout of the map.
+/// Starts copying the box of a tensor map at (column, row), in the layout of the map.
 __device__ inline void tensor_load(void* to, const CUtensorMap& map, int column, int row, Barrier& barrier) {
 #if defined(COLT5_HOPPER)
     asm volatile(
@@ -77,34 +78,34 @@ __device__ inline void tensor_load(void* to, const CUtensorMap& map, int column,
         : "memory");
 #endif
 }
-/// Tells wgmma of a matrix in shared memory: rows of 128 bytes, in groups of eight that lie one after the other, whose
-/// 16-byte units are swizzled as TMA does it (CU_TENSOR_MAP_SWIZZLE_128B): unit u of row r lies at u ^ (r % 8). The
-/// first row is at a multiple of 1024 bytes. 32 bytes further along the rows is the descriptor plus 2.
+/// The wgmma descriptor of a matrix in shared memory. Its rows have 128 bytes and follow each other. The 16-byte units
+/// of a row are swizzled as TMA does it (CU_TENSOR_MAP_SWIZZLE_128B): unit u of row r lies at u ^ (r % 8). The first
+/// row is at a multiple of 1024 bytes. To advance 32 bytes along the rows, add 2 to the descriptor.
 __device__ inline std::uint64_t matrix_descriptor(const void* shared) {
     constexpr std::uint64_t group_stride = std::uint64_t{1024 >> 4} << 32, swizzle_128 = std::uint64_t{1} << 62;
     return swizzle_128 | group_stride | (std::uint64_t{1} << 16) | ((shared_address(shared) & 0x3FFFFu) >> 4);
 }
 
-/// Before the first product after registers or shared memory were written.
+/// Orders earlier accesses of registers and shared memory before the next product.
 __device__ inline void fence_products() {
 #if defined(COLT5_HOPPER)
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
 }
-/// Ends a group of products.
+/// Commits the products since the last call as one group.
 __device__ inline void commit_products() {
 #if defined(COLT5_HOPPER)
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
 }
-/// Until all but the last `pending` groups of products are done.
+/// Waits until at most `pending` groups of products are pending.
 template <int pending>
 __device__ inline void wait_products() {
 #if defined(COLT5_HOPPER)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 #endif
 }
-/// How many registers each thread of this warpgroup may have from now on.
+/// Sets the number of registers of each thread of this warpgroup.
 template <int registers>
 __device__ inline void lower_registers() {
 #if defined(COLT5_HOPPER)
@@ -143,9 +144,9 @@ __device__ inline void raise_registers() {
     ", 0;\n"                                                        \
     "wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." types " {" names "}, " operands ";\n}\n"
 
-/// d (64, 256) = or += a (64, 16) · b (256, 16)ᵀ of 16-bit numbers, summed in float. Of d, thread t of the warpgroup
-/// has row 16 (t / 32) + t % 32 / 4 and the one 8 below, and in each eight columns two from 2 (t % 4) on: d[4 j], d[4 j
-/// + 1] in the upper and d[4 j + 2], d[4 j + 3] in the lower row, from column 8 j on.
+/// d (64, 256) = a (64, 16) · b (256, 16)ᵀ, or += if `accumulate`, of 16-bit numbers with sums in float. Thread t of
+/// the warpgroup has two rows of d: 16 (t / 32) + t % 32 / 4, and the row 8 below. In columns 8 j + 2 (t % 4) and the
+/// next it has d[4 j], d[4 j + 1] of the upper row, and d[4 j + 2], d[4 j + 3] of the lower row.
 template <HalfPrecision T>
 __device__ inline void product(float (&d)[128], std::uint64_t a, std::uint64_t b, bool accumulate) {
 #if defined(COLT5_HOPPER)
@@ -160,8 +161,8 @@ __device__ inline void product(float (&d)[128], std::uint64_t a, std::uint64_t b
                      : "l"(a), "l"(b), "r"(add));
 #endif
 }
-/// The same for d (64, 64) and b (64, 16), with a in registers, two numbers in each: those of a d from columns 16 k on,
-/// packed: (d[8 k], d[8 k + 1]), (d[8 k + 2], d[8 k + 3]), …
+/// The same for d (64, 64) and b (64, 16), with a in registers, in pairs. They have the layout of the accumulators d
+/// above, from column 16 k on: (d[8 k], d[8 k + 1]), (d[8 k + 2], d[8 k + 3]), …
 template <HalfPrecision T>
 __device__ inline void product(float (&d)[32], const std::uint32_t* a, std::uint64_t b, bool accumulate) {
 #if defined(COLT5_HOPPER)
@@ -186,8 +187,8 @@ __device__ inline void product(float (&d)[32], const std::uint32_t* a, std::uint
 #undef COLT5_32
 #undef COLT5_EIGHT
 
-/// A matrix (rows, columns) in global memory as TMA sees it: boxes of `box_rows` rows of 128 bytes, swizzled as
-/// matrix_descriptor says. What lies outside is read as zeros and not written.
+/// The TMA tensor map of a matrix (rows, columns) in global memory, with boxes of `box_rows` rows of 128 bytes,
+/// swizzled as for matrix_descriptor. Entries outside the matrix are read as zeros.
 template <HalfPrecision T>
 CUtensorMap tensor_map(const T* data, Index rows, Index columns, int box_rows) {
     using Encode = decltype(&cuTensorMapEncodeTiled);

@@ -13,7 +13,7 @@
 #include <colt5/core/tensor.hpp>
 #include <colt5/cuda/policy.cuh>
 
-/// What most kernels need: launches, and sums over warps and blocks in a fixed order.
+/// What most kernels need: launches, grids, and reductions over warps and blocks in a fixed order.
 namespace colt5::cuda {
 
 inline constexpr int warp_size = 32;
@@ -38,21 +38,21 @@ inline int multiprocessors(const Cuda& policy) {
     return count;
 }
 
-/// The most blocks that a launch can have: in one dimension, for in the others there is room for 65,535 alone.
+/// The largest number of blocks of a launch, all in the first dimension; the other dimensions are limited to 65,535.
 inline constexpr Index most_blocks = std::numeric_limits<std::int32_t>::max();
 
 inline dim3 grid(Index blocks) {
     expect_value(blocks <= most_blocks, "blocks of a kernel", "at most 2147483647 on a GPU", blocks);
     return dim3(static_cast<unsigned>(blocks));
 }
-/// Blocks 0 … blocks_each − 1 of each of `rows`, which the kernel finds by RowBlock.
+/// A grid of `blocks_each` blocks for each of `rows` rows. The kernel finds its row and block by RowBlock.
 inline dim3 grid_of_rows(Index rows, Index blocks_each) {
     expect_value(rows == 0 || blocks_each <= most_blocks / rows, "blocks of a kernel",
                  colt5::detail::concat({"at most 2147483647 on a GPU, in rows times ", std::to_string(blocks_each)}),
                  rows);
     return grid(rows * blocks_each);
 }
-/// Which row a block of grid_of_rows works on, and which of its blocks it is.
+/// The row of a block of grid_of_rows, and its number among the blocks of the row.
 struct RowBlock {
     unsigned row, block;
 
@@ -63,7 +63,7 @@ struct RowBlock {
     }
 };
 
-/// Blocks for a grid-stride loop over `count` items: enough of them to fill any GPU of today several times over.
+/// The grid of a grid-stride loop over `count` items: at most so many blocks that they fill an H100 several times.
 inline dim3 blocks_for(Index count, int threads) {
     constexpr Index most = 132 * 16;
     return grid(std::min(most, divide_up(count, threads)));
@@ -76,7 +76,7 @@ __device__ inline Index all_threads() {
     return static_cast<Index>(gridDim.x) * blockDim.x;
 }
 
-/// a / b of non-negative numbers; divisions of 64 bits are slow.
+/// a / b of non-negative numbers, by a division of 32 bits where possible: divisions of 64 bits are slow.
 __device__ inline Index quotient(Index a, Index b) {
     if ((a | b) >> 32 == 0) return static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b);
     return a / b;
@@ -107,7 +107,7 @@ struct Smaller {
     }
 };
 
-/// Combines the values of a warp; every lane gets the result.
+/// Reduces the values of a warp. Every lane gets the result.
 template <typename T, typename Combine>
 __device__ T warp_reduce(T value, Combine combine) {
     for (int offset = warp_size / 2; offset > 0; offset /= 2)
@@ -123,8 +123,8 @@ __device__ T warp_max(T value) {
     return warp_reduce(value, Greater());
 }
 
-/// Combines the values of a block of up to 1024 threads (a multiple of 32); every thread gets the result. All threads
-/// must call it, and `identity` changes nothing.
+/// Reduces the values of a block of up to 1024 threads, a multiple of 32. Every thread gets the result. All threads
+/// must call it; `identity` is the identity element of `combine`.
 template <typename T, typename Combine>
 __device__ T block_reduce(T value, T identity, Combine combine) {
     __shared__ T of_warp[warp_size];

@@ -12,7 +12,8 @@ namespace colt5 {
 
 namespace cuda {
 
-/// Mean and 1 / √(σ² + ε) of a row, by its warp: of x times `unit`, which is 1 unless squares overflow.
+/// Mean and 1 / √(σ² + ε) of a row, which one warp computes. They are those of x · unit, where `unit` is 1 unless
+/// squares overflow.
 template <typename Sum>
 struct RowMoments {
     template <typename Row>
@@ -36,7 +37,8 @@ private:
             for (const auto value : in.values) sum += static_cast<Sum>(value) * unit;
         });
         mean = warp_sum(sum) / static_cast<Sum>(d);
-        if (unit != Sum(1)) {  // its rounding, beside which ε is nothing, would count as deviation in a constant row
+        if (unit !=
+            Sum(1)) {  // at this size ε vanishes, and the mean's rounding would be the deviation of a constant row
             Sum rest = 0;
             x.for_each([&](Index, const auto& in) {
                 for (const auto value : in.values) rest += static_cast<Sum>(value) * unit - mean;
@@ -56,7 +58,7 @@ private:
     }
 };
 
-/// One warp a row.
+/// One warp for each row.
 template <int width, int packs, typename T>
 __global__ void layer_norm(T* y, const T* x, const T* weight, const T* bias, const bool* mask, Index rows, Index d) {
     using Sum = accumulate_t<T>;

@@ -46,18 +46,18 @@ struct Operand {
     Index batch_stride = 0;
 };
 
-/// How the terms of an inner product may be added up.
+/// How an inner product may be summed.
 enum class Sums {
-    by_row,  ///< so that the bits of a row depend on it alone, and on how many rows a matrix of the batch has
-    shared   ///< by several blocks, as many as are fast: the bits depend on all extents
+    by_row,  ///< the bits of a row depend on the row alone, and on the number of rows of a matrix of the batch
+    shared   ///< several blocks may share a sum (split-K), which is fast: the bits depend on all extents
 };
 
-/// A product of a batch of matrices, all of whose rows may be those of one.
+/// The extents of a product of a batch of matrices.
 struct MatmulShape {
     Index rows, columns, depth, batch;
 };
 
-/// How the operands of a product lie in memory, as cuBLASLt knows it.
+/// cuBLASLt's layouts of the operands of a product.
 struct MatmulLayouts {
     using Layout = Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
 
@@ -78,7 +78,7 @@ struct MatmulLayouts {
     Layout a, b, c;
 };
 
-/// What cuBLASLt's heuristics may choose from.
+/// The constraints on cuBLASLt's heuristics.
 class MatmulPreference {
 public:
     MatmulPreference(std::uint32_t alignment, Sums sums) {
@@ -103,19 +103,20 @@ private:
     Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy> owned_;
 };
 
-/// One product as cuBLASLt knows it. Making it asks cuBLASLt's heuristics, so the policy keeps it.
+/// cuBLASLt's descriptors and algorithm of one product. Its constructor asks cuBLASLt's heuristics, which is slow; so
+/// the policy stores plans in MatmulPlans.
 ///
-/// With Sums::by_row, the algorithm is chosen for one matrix, and is one that does not split inner products: each block
-/// computes some rows and columns, in the same steps wherever they are, so that a batch of any size has the bits of its
-/// matrices alone. An algorithm for few rows would be slow for a large batch of them, so no matrix counts as smaller
-/// than `fewest_rows`.
+/// With Sums::by_row, the algorithm is chosen for one matrix of the batch, among those that do not split inner
+/// products. Each of its blocks computes some rows and columns, in the same order wherever they are. So a batch of any
+/// size has the bits of its matrices alone. An algorithm for few rows would be slow for a large batch, so it is chosen
+/// for at least `fewest_rows` rows.
 class MatmulPlan {
 public:
     using Key = std::tuple<int, int, int, Index, Index, Index, Index, Index, Index, bool, bool, Index, Index, Index,
                            Index, Index, bool, std::uint32_t, Sums>;
     static constexpr Index fewest_rows = 2048;
 
-    /// `one` is a matrix of the batch, `all` the product that is to be made.
+    /// `one` is the product of one matrix of the batch, `all` the whole product.
     template <typename T, typename C>
     MatmulPlan(cublasLtHandle_t blas, MathMode math, const MatmulShape& one, const MatmulShape& all,
                const Operand<C>& c, const Operand<const T>& a, const Operand<const T>& b, bool bias,
@@ -183,7 +184,7 @@ public:
     MatmulLayouts layouts;
     cublasLtMatmulAlgo_t algorithm{};
     std::size_t workspace_bytes = 0;
-    bool fits = true;  ///< the algorithm of one matrix can make the whole product
+    bool fits = true;  ///< whether the algorithm of one matrix can compute the whole product
 };
 
 /// The plans of one policy; see Cuda::plans.
@@ -200,7 +201,7 @@ private:
     std::map<MatmulPlan::Key, MatmulPlan> plans_;
 };
 
-/// Rows of tokens (batch, length, dim), one after the other.
+/// Tokens (batch, length, dim), contiguous, as a batch of matrices.
 template <typename T>
 Operand<T> of_tokens(T* data, Index length, Index dim) {
     return {data, dim, false, length * dim};
@@ -221,7 +222,7 @@ void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Op
         matmul<T, C>(policy, rows, columns, depth, from(c), from(a), from(b), bias,
                      add != nullptr ? add + first * c.batch_stride : nullptr, count, sums);
     };
-    // One matrix has the rows of all, if they follow each other.
+    // If the rows of all matrices follow each other, they are one matrix.
     const bool is_one = batch == 1 || (!a.transposed && a.batch_stride == rows * a.stride && b.batch_stride == 0 &&
                                        c.batch_stride == rows * c.stride);
     constexpr Index most_at_once = 65535;
@@ -232,7 +233,7 @@ void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Op
     const MatmulShape one{rows, columns, depth, 1};
     const MatmulShape all{is_one ? batch * rows : rows, columns, depth, is_one ? 1 : batch};
 
-    // That of a row is not more than that of its matrix, wherever it is in a batch.
+    // The alignment of every row, wherever its matrix is in the batch.
     const auto lowest_bit = [](std::uintptr_t bytes) {
         return static_cast<std::uint32_t>((bytes | 256) & (~(bytes | 256) + 1));
     };

@@ -7,16 +7,16 @@
 #include <colt5/core/scalar.hpp>
 #include <colt5/cuda/launch.cuh>
 
-/// Memory accesses of 16 bytes.
+/// Vectorized memory accesses, of up to 16 bytes.
 namespace colt5::cuda {
 
-/// `count` neighbours in memory, moved by as few instructions as possible: by one if they are 16 bytes or less.
+/// `count` consecutive elements, loaded and stored by as few instructions as possible: one for up to 16 bytes.
 template <typename T, int count>
 struct alignas(sizeof(T) * count < 16 ? sizeof(T) * count : 16) Pack {
     T values[count];
 };
 
-/// Elements of 16 bytes.
+/// The number of elements in 16 bytes.
 template <typename T>
 inline constexpr int pack_size = 16 / static_cast<int>(sizeof(T));
 
@@ -31,12 +31,12 @@ __device__ Pack<T, count> finite_or_zero(Pack<T, count> pack) {
     for (int i = 0; i < count; ++i) pack.values[i] = finite_or_zero(pack.values[i]);
     return pack;
 }
-/// Whether tokens are padding, to be cleaned as they are read: `mask` is false, if there is one.
+/// Whether a token is padding: there is a mask, and it is false. Kernels clean padding as they read it.
 __device__ inline bool is_padding(const bool* mask, Index token) {
     return mask != nullptr && !mask[token];
 }
 
-/// Whether rows of `length` elements, one after the other from each of the addresses, can be moved in packs.
+/// Whether consecutive rows of `length` elements, from each of the addresses on, can be accessed in packs of 16 bytes.
 template <typename T, typename... Pointers>
 bool fits_packs(Index length, const Pointers*... rows) {
     return length % pack_size<T> == 0 && ((reinterpret_cast<std::uintptr_t>(rows) % 16 == 0) && ...);
@@ -51,8 +51,9 @@ __device__ void store_pack(T* to, const Pack<T, count>& pack) {
     *reinterpret_cast<Pack<T, count>*>(to) = pack;
 }
 
-/// Calls body(i, constant) for `size` elements, shared between all threads of the grid: for the first of `constant`
-/// neighbours that a pack holds, and for single elements at the end. Without `packed`, for single elements alone.
+/// A grid-stride loop over `size` elements. It calls body(i, width) for the pack of elements from i on, and
+/// body(i, 1) for single elements at the end; without `packed`, for single elements only. Widths are compile-time
+/// constants.
 template <int width, typename Body>
 __device__ void for_each_pack(Index size, bool packed, Body&& body) {
     const Index packs = packed ? size / width : 0;
@@ -63,7 +64,8 @@ __device__ void for_each_pack(Index size, bool packed, Body&& body) {
         body(i, std::integral_constant<int, 1>());
 }
 
-/// Calls body(constant) with the width of the packs that rows can be read in.
+/// Calls body(width) with the width of the packs in which rows of d elements can be accessed, as a compile-time
+/// constant.
 template <typename T, typename Body, typename... Pointers>
 void with_pack_size(Index d, Body&& body, const Pointers*... rows) {
     if (fits_packs<T>(d, rows...))

@@ -12,7 +12,8 @@ namespace colt5 {
 
 namespace cuda {
 
-/// √d / max(‖x‖, 1e-12) of a row, by its warp: of x times `unit`, which is 1 unless squares overflow.
+/// √d / max(‖x‖, 1e-12) of a row, which one warp computes. It is that of x · unit, where `unit` is 1 unless squares
+/// overflow.
 template <typename Sum>
 struct RowScale {
     template <typename Row>
@@ -45,7 +46,7 @@ private:
     }
 };
 
-/// One warp a row.
+/// One warp for each row.
 template <int width, int packs, typename T>
 __global__ void rms_norm(T* y, const T* x, const T* gamma, const bool* mask, Index rows, Index d) {
     using Sum = accumulate_t<T>;

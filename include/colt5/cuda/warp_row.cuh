@@ -7,9 +7,9 @@
 
 namespace colt5::cuda {
 
-/// A row of d entries, shared between the lanes of a warp in packs of `width`: each lane keeps its `packs` of them in
-/// registers, read at once, so that memory is waited for only once. With packs = 0, for rows of any length, they are
-/// read again each time. In a row of padding, what is not finite counts as 0.
+/// A row of d entries, distributed over the lanes of a warp in packs of `width` entries. Each lane loads its `packs`
+/// packs into registers at once, so that their latencies overlap. With packs = 0 the row may have any length, and is
+/// loaded again by each loop. In a row of padding, values that are not finite count as 0.
 template <typename T, int width, int packs>
 class WarpRow {
 public:
@@ -21,14 +21,14 @@ public:
 #pragma unroll
         for (int i = 0; i < packs; ++i) packs_[i] = finite_or_zero(packs_[i]);
     }
-    /// Calls body(j, pack) for the lane's packs, j being the column of the first entry.
+    /// Calls body(j, pack) for each of the lane's packs, where j is the column of its first entry.
     template <typename Body>
     __device__ void for_each(const Body& body) const {
 #pragma unroll
         for (int i = 0; i < packs; ++i)
             if (column(i) < d_) body(column(i), packs_[i]);
     }
-    /// Calls body(i, j, pack, packs of the other rows...), i being the number of the pack.
+    /// Calls body(i, j, pack, packs of the other rows...), where i is the number of the pack.
     template <typename Body, typename... Others>
     __device__ void for_each_with(const Body& body, const Others&... others) const {
 #pragma unroll
@@ -68,8 +68,9 @@ private:
     bool padding_;
 };
 
-/// `count` sums over the rows that a warp sees, each one a column: in registers, as the rows themselves, until `flush`
-/// writes them to the warp's own part of WarpSums, one after the other; with packs = 0 they are there all along.
+/// `count` sums for each column over the rows of a warp. They are in registers, with the distribution of WarpRow, until
+/// `flush` writes them to the warp's row of WarpSums, one after the other. With packs = 0 they are in WarpSums from the
+/// start.
 template <typename Sum, int count, int width, int packs>
 class LaneSums {
 public:
@@ -104,7 +105,8 @@ private:
     Index d_;
 };
 
-/// Calls run.template operator()<width, packs>() for rows of d entries, one after the other from each of the addresses.
+/// Calls run.template operator()<width, packs>() with the template arguments of WarpRow for consecutive rows of d
+/// entries from each of the addresses on.
 template <typename T, typename Run, typename... Pointers>
 void with_warp_row(Index d, const Run& run, const Pointers*... rows) {
     constexpr int width = pack_size<T>;
