@@ -24,12 +24,12 @@ struct DescentStep {
 template <typename T>
 struct DescentVjpRow {
     const T *logit, *score, *d_score;
-    RowMask real;
+    const bool* real;  // or null
     T last, inverse_eps;
 
     /// Whether a real logit is NaN.
     __device__ bool has_nan() const { return last != last; }
-    __device__ T s(Index i) const { return real[i] ? logit[i] : -std::numeric_limits<T>::infinity(); }
+    __device__ T s(Index i) const { return !real || real[i] ? logit[i] : -std::numeric_limits<T>::infinity(); }
     /// ĝ = d_score · score / ε, the gradient with τ held constant; 0 for saturated logits.
     __device__ T below(Index i, T s) const {
         return s <= last && s > -std::numeric_limits<T>::infinity() ? d_score[i] * score[i] * inverse_eps : T(0);
@@ -48,7 +48,7 @@ struct DescentVjp {
         return {logits + row * length,
                 scores + row * length,
                 d_scores + row * length,
-                RowMask(mask, row, routes, length),
+                RowMask(mask, row, routes, length).data(),
                 thresholds[row * (steps + 1) + steps],
                 inverse_eps};
     }
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(Team::threads)
         const T s = values.s(i);
         alpha_of_thread += values.below(i, s);
         if (descent.iterate_to_convergence) unsaturated_of_thread += s <= values.last ? values.score[i] : T(0);
-        valid_of_thread += values.real[i] ? 1 : 0;
+        valid_of_thread += !values.real || values.real[i] ? 1 : 0;
     }
     const auto [alpha, valid] = team.combine(alpha_of_thread, valid_of_thread, 0, Plus());
     const double unsaturated =
@@ -192,7 +192,7 @@ __global__ void descent_vjp_logits(T* d_logits, const DescentStep<T>* all_steps,
     const DescentStep<T>* const steps = all_steps + row * vjp.steps;
     const auto [distinct, together] = steps_of_row[row];
     if (values.has_nan()) {
-        d_logits[row * vjp.length + i] = nan_if<T>(values.real[i]);
+        d_logits[row * vjp.length + i] = nan_if<T>(!values.real || values.real[i]);
         return;
     }
     const T s = values.s(i);

@@ -11,6 +11,8 @@ public:
     /// `mask` may be null. Entry i is that of token `begin` + i of row `row`.
     __device__ RowMask(const bool* mask, Index row, Index routes, Index length, Index begin = 0)
         : real_(mask != nullptr ? mask + row / routes * length + begin : nullptr) {}
+    /// The entries of the row, or null.
+    __device__ const bool* data() const { return real_; }
     /// Whether a token is real, not masked.
     __device__ bool operator[](Index i) const { return real_ == nullptr || real_[i]; }
 
