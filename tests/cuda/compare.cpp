@@ -252,10 +252,10 @@ bool nudge_routing(Nudges& nudges, golden::File& file, const golden::Arrays& inp
 
 /// Holds what a golden file's computation gives in a precision against double, on the same numbers. Both route by the
 /// inputs, or, in the second half of a block, by what the first has computed on the device. So they route the same
-/// tokens, in the same order, and what is left is rounding on the way. What that may change is measured, for it depends
-/// on the case (gradients of routers are differences of much larger terms): by how far the results in double move when
-/// each number of a weight, of a bias and of the gradient of the output moves at random by up to what it may be rounded
-/// by. README.md says how `factor` was found.
+/// tokens, in the same order, and what is left is the rounding of intermediate results. What that may change is
+/// measured, for it depends on the case (gradients of routers are differences of much larger terms): by how far the
+/// results in double move when each number of a weight, of a bias and of the gradient of the output moves at random by
+/// up to what it may be rounded by. README.md says how `factor` was found.
 void compare_golden(const Golden& in_double, const Golden& on_device, Precision precision) {
     constexpr double factor = 4;
     constexpr std::uint64_t draws = 16;

@@ -31,7 +31,7 @@ __global__ void transpose(T* to, const T* from, Index rows, Index columns) {
 /// d_x = d_y · weight, weight (out, in), for each matrix of a batch.
 ///
 /// Tensor cores read floats only from rows along the inner dimension. For a weight in the other orientation, cuBLASLt
-/// takes half as long again as for a transposed copy, so the weight is transposed first.
+/// takes one and a half times as long as for a transposed copy, so the weight is transposed first.
 template <typename T>
 void linear_input_gradient(const Cuda& policy, Index rows, Index in, Index out, const Operand<T>& d_x,
                            const Operand<const T>& d_y, const T* weight, Index batch = 1) {

@@ -54,7 +54,7 @@ void check_scale_of_norms() {
             of.norm = numbers(policy, norm);
             return of;
         };
-        constexpr double base = 0x1p30;  // beside which ε is nothing
+        constexpr double base = 0x1p30;  // at this scale ε does not matter
         const Of of = compute(base);
         for (const double scale : scales) {
             CAPTURE(scale);

@@ -51,7 +51,7 @@ template <typename Module, typename T>
 void check_padding_of(const Cuda& policy, Index length, Index dim, bool finite_too = true) {
     const auto mask = mask_of(policy, length);
     const auto run = [&](float padding) {
-        const Module module(policy, Seed{1});  // routers begin their noise again
+        const Module module(policy, Seed{1});  // a new module, so that its routers draw the same noise
         const auto x = tokens_with_padding<T>(policy, length, dim, 0, mask, padding);
         const auto d_out = tokens_with_padding<T>(policy, length, dim, 1, mask, 0);
         auto gradients = module.make_gradients();

@@ -50,7 +50,7 @@ Results optimizer_case(const P& policy, const Setting& setting) {
     return record.results;
 }
 
-/// Ten steps of AdamW with clipping: the losses on the way, of ‖module(x) − target‖².
+/// Ten steps of AdamW with clipping, and the loss ‖module(x) − target‖² of each.
 template <typename T, typename P>
 Results training_case(const P& policy, const Setting& setting) {
     using Module = ConditionalRoutedFeedForward<trained_config, T, P>;
@@ -73,7 +73,7 @@ Results training_case(const P& policy, const Setting& setting) {
         optimizer.step(trained, gradients);
     }
     record.holds("the loss has fallen", losses.back() < 0.95 * losses.front());
-    record.results["losses"] = {Kind::amplified, losses};  // a token more or less is routed on the way
+    record.results["losses"] = {Kind::amplified, losses};  // rounding may route another token in one of the steps
     return record.results;
 }
 

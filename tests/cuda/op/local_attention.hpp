@@ -69,7 +69,7 @@ Results local_attention_case(const P& policy, const Setting& setting) {
     return local_attention_of(policy, draw, batch, length, heads, dim_head, reach);
 }
 
-/// So many short heads that a block of a kernel that marches gets several tiles of each.
+/// So many short heads that each block of a kernel with a sliding window over tiles has several tiles of a head.
 template <typename T, typename P>
 Results many_heads_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
