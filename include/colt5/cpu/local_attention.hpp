@@ -21,8 +21,8 @@ void copy_row(bool add, const T* row, Index dim, T* to) {
     });
 }
 
-/// Queries that one task goes along with their window at hand. Does not depend on the number of threads. Windows of two
-/// segments that are not neighbours do not meet.
+/// The number of queries of a segment, which is what one task works on. Does not depend on the number of threads. The
+/// windows of two segments that are not neighbours are disjoint.
 template <typename T>
 Index local_segment(Index reach, Index queries) {
     return round_up(std::max(Index{512}, 2 * std::min(reach, queries)), LocalTile<T>::queries);
@@ -80,8 +80,8 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
         const cpu::LocalHead<T> head(kv, mask, b, h, attention.reach);
         const cpu::LocalWindow<T> window(head, begin, end);
         for (Index i = begin; i < end; i += tile) {
-            T kept[std::size_t{tile}];
-            T* const log_sum = log_sum_exp ? &log_sum_exp(b, h, i - first) : kept;
+            T local_log_sum[std::size_t{tile}];
+            T* const log_sum = log_sum_exp ? &log_sum_exp(b, h, i - first) : local_log_sum;
             const cpu::LocalQueries<T> rows(head, window, i, end, &q(b, i - first, h, 0), row);
             if (i + tile < end)
                 cpu::prefetch_rows(&q(b, i + tile - first, h, 0), std::min(tile, end - i - tile), row, head.dim);
@@ -93,7 +93,7 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
 namespace cpu {
 
 /// The gradients of queries, keys and values, as local_attention_vjp says. With `recompute`, out and log_sum_exp are
-/// computed here, tile by tile, so that backward finds the probabilities at hand; otherwise they are read.
+/// computed here, tile by tile, so that backward takes the exponentials of forward; otherwise they are read.
 template <bool recompute, typename T, typename Out, typename LogSumExp>
 void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
                                View<const T, dynamic, dynamic, dynamic, dynamic> d_out, const Out& out,
@@ -109,9 +109,9 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
     const Index row = heads * dim, d_row = 3 * row;
     const auto d_token = [&](Index b, Index j, Index h) { return &d_qkv(b, j - origin, 0, h, 0); };
     const auto is_carried = [&](Index j) { return j < origin + carried; };
-    // Each segment goes along its queries and sums the gradients of the keys and values around them. Those of one
-    // colour are far enough apart not to meet, so that no sum depends on the order of threads: the first colour
-    // assigns, the second adds where it meets the first. What is carried is added to by both.
+    // Each segment sums the gradients of the keys and values in its window, tile by tile. Windows of segments of one
+    // colour are disjoint, so that no sum depends on the order of threads: the first colour assigns, the second adds
+    // where a window of the first overlaps its own. Both add to rows that are carried.
     for (Index colour = 0; colour < 2; ++colour) {
         const Index of_colour = (segments + 1 - colour) / 2;
         parallel_for(policy, batch * of_colour * heads, [&](Index task) {

@@ -12,7 +12,7 @@
 namespace colt5::cpu {
 
 /// A tile of queries of one head and what they see. Scores and probabilities are stored key by key: entry (j, i) at
-/// (j − key) · Tile::queries + i, where `key` is the first of the keys at hand.
+/// (j − key) · Tile::queries + i, where `key` is the first key of the block.
 template <typename T>
 class LocalQueries {
 public:
@@ -29,7 +29,8 @@ public:
           stride_(stride),
           scale_(T(1) / std::sqrt(static_cast<T>(head.dim))) {}
 
-    /// out and log_sum_exp are assigned. What backward needs of it stays at hand if it all fits into one block of keys.
+    /// out and log_sum_exp are assigned. If all keys fit into one block, the exponentials stay in the scratch of the
+    /// thread, where backward takes them up.
     void forward(T* out, T* log_sum_exp) const {
         const T* const q = transposed<struct Queries>(rows<struct QueryRows>(q_, scale_));
         T* const p = scores();
@@ -54,7 +55,7 @@ public:
                     sum += e;
                     store(entry, e);
                 });
-                clear_beside(c, key, until, p);
+                clear_unseen(c, key, until, p);
             }
             if (key > begin)
                 for (Index i = 0; i < count; ++i)
@@ -79,10 +80,10 @@ public:
     }
 
     /// d_q, whose rows are d_q_stride apart, is assigned; d_k and d_v, which have the layout of the window, are added
-    /// to. `after_forward`: what came last on this thread is forward of these queries.
+    /// to. `after_forward`: the last call on this thread was forward of these queries.
     void backward(bool after_forward, T* d_q, Index d_q_stride, T* d_k, T* d_v, const T* out, const T* d_out,
                   const T* log_sum_exp) const {
-        const bool at_hand = after_forward && one_block();
+        const bool has_exponentials = after_forward && one_block();
         const Index stride = window_.stride;
         T* const q_rows = rows<struct QueryRows>(q_, scale_);
         T* const d_o_rows = rows<struct OutGradientRows>(d_out, T(1));
@@ -112,26 +113,26 @@ public:
         }
         const T* const q = transposed<struct Queries>(q_rows);
         const T* const d_o = transposed<struct OutGradients>(d_o_rows);
-        const T hidden = at_hand ? T(0) : -infinity;
+        const T hidden = has_exponentials ? T(0) : -infinity;
         const Batch<T> zero(T(0)), one(T(1));
         for (Index key = begin, until; key < end; key = until) {
             until = block_end(key);
-            if (!at_hand) products(window_.k, q, key, until, p);
+            if (!has_exponentials) products(window_.k, q, key, until, p);
             products(window_.v, d_o, key, until, d_s);
             for (Index c = 0; c < Tile::batches; ++c) {
-                if (!at_hand || !finite) hide(hidden, c, key, until, p, Batch<T>(-infinity));
+                if (!has_exponentials || !finite) hide(hidden, c, key, until, p, Batch<T>(-infinity));
                 const Batch<T> log_sum = load(shift.data() + c * lanes<T>), mean = load(out_dot.data() + c * lanes<T>);
                 const Batch<T> inverse_sum = load(inverse_sums() + c * lanes<T>);
                 for_each_key(c, key, until, p, [&](Index j, T* entry) {
                     T* const d_entry = d_s + (j - key) * Tile::queries + c * lanes<T>;
                     const Batch<T> score = load(entry);
-                    Batch<T> e = at_hand ? score * inverse_sum : cpu::exp(score - log_sum);
+                    Batch<T> e = has_exponentials ? score * inverse_sum : cpu::exp(score - log_sum);
                     if (!finite) e = xsimd::select(score == Batch<T>(hidden), zero, e);
                     store(entry, e);
                     // Exactly 0 for what is not seen, whatever stands there, and for all that is seen.
                     store(d_entry, xsimd::select((e == zero) | (e == one), zero, e * (load(d_entry) - mean)));
                 });
-                clear_beside(c, key, until, d_s);
+                clear_unseen(c, key, until, d_s);
             }
             combine(key > begin, d_s, key, until, window_.k, sums);
             spread(p, key, until, d_o_rows, d_v);
@@ -245,7 +246,7 @@ private:
     }
 
     /// Zeros for a batch of queries where `combine` reads what its group does not see and others of a block do.
-    void clear_beside(Index c, Index key, Index until, T* weights) const {
+    void clear_unseen(Index c, Index key, Index until, T* weights) const {
         const Index i = c * lanes<T> / Tile::group * Tile::group, block = i / block_rows * block_rows;
         const Keys written = blocks_seen_by(i, Tile::group, key, until);
         const Keys read = seen_by(block, round_up(i + Tile::group, block_rows) - block, key, until);
