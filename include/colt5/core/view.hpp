@@ -185,6 +185,11 @@ concept Viewable = requires(const T& t) {
 template <typename X, typename... Others>
 inline constexpr bool same_scalar = (std::same_as<typename X::value_type, typename Others::value_type> && ...);
 
+/// Whether an operation can write its result to an argument `const V&`: a view of elements that are not const. A tensor
+/// that is const has none.
+template <typename V>
+inline constexpr bool is_output = !std::is_const_v<typename decltype(std::declval<const V&>().view())::element_type>;
+
 /// Converts to `Wanted`, or throws a ShapeError that names the argument; a wrong rank or a contradicting static extent
 /// does not compile.
 template <typename Wanted, typename Given>

@@ -49,6 +49,7 @@ template <Policy P, Viewable Y, Viewable X>
 void feed_forward(const P& policy, const Y& y, const X& x,
                   const FeedForwardParameters<const typename X::value_type>& parameters,
                   TokensView<typename X::value_type> before = {}, TokensView<const typename X::value_type> add = {}) {
+    static_assert(is_output<Y>, "colt5: `y` must be a view to write to, such as tensor.view()");
     static_assert(same_scalar<X, Y>, "colt5: `y` must have the scalar type of `x`");
     detail::check_feed_forward("", parameters, x.extent(2), parameters.hidden_weight.extent(0));
     expect_shape("y", y.shape(), x.shape());
@@ -74,6 +75,7 @@ void feed_forward_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x,
                       const FeedForwardParameters<const typename X::value_type>& parameters,
                       const FeedForwardParameters<accumulate_t<typename X::value_type>>& gradients,
                       const GradientEpilogue<typename X::value_type, P, updates>& epilogue = {}) {
+    static_assert(is_output<DX>, "colt5: `d_x` must be a view to write to, such as tensor.view()");
     static_assert(same_scalar<X, DX, Y>, "colt5: `d_x` and `d_y` must have the scalar type of `x`");
     const Index hidden = parameters.hidden_weight.extent(0);
     detail::check_feed_forward("", parameters, x.extent(2), hidden);

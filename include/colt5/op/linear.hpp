@@ -87,6 +87,7 @@ template <Policy P, Viewable Y, Viewable X, Viewable W>
 requires(W::rank == 2) void linear(const P& policy, const Y& y, const X& x, const W& weight,
                                    VectorView<const typename X::value_type> bias = {},
                                    TokensView<const typename X::value_type> add = {}) {
+    static_assert(is_output<Y>, "colt5: `y` must be a view to write to, such as tensor.view()");
     static_assert(same_scalar<X, W, Y>, "colt5: `weight` and `y` must have the scalar type of `x`");
     const auto [batch, length, in] = x.shape();
     expect_shape("weight", weight.shape(), {dynamic, in});

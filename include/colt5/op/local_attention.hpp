@@ -145,6 +145,7 @@ template <Policy P, typename Scalar, Viewable D, Viewable Q, Viewable KV, Viewab
 void local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttention& attention,
                          const LocalAttentionActivations<Scalar, P>& saved, const D& d_out, const Q& q, const KV& kv,
                          Mask mask, Index first, Index carried) {
+    static_assert(is_output<DQKV>, "colt5: `d_qkv` must be a view to write to, such as tensor.view()");
     detail::check_local_attention(attention, q, kv, mask, first);
     const auto [batch, queries, heads, dim_head] = q.shape();
     static_assert(same_scalar<decltype(saved.out), D, Q, DQKV>,

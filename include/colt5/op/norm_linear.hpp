@@ -64,6 +64,7 @@ void norm_linear_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, c
                      const NormGradients& d_norm, MatrixView<accumulate_t<typename X::value_type>> d_weight,
                      VectorView<accumulate_t<typename X::value_type>> d_bias = {},
                      const GradientEpilogue<typename X::value_type, P, updates>& epilogue = {}) {
+    static_assert(is_output<DX>, "colt5: `d_x` must be a view to write to, such as tensor.view()");
     static_assert(same_scalar<X, DX, Y, W>, "colt5: `d_x`, `d_y` and `weight` must have the scalar type of `x`");
     const auto [batch, length, in] = x.shape();
     for (const auto& parameter : norm.all()) expect_shape("norm", parameter.shape(), {in});

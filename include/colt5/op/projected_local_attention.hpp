@@ -21,6 +21,7 @@ template <Policy P, Viewable DQKV, Viewable Y, Viewable Q, Viewable KV, Viewable
 void projected_local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttention& attention, const Y& d_y,
                                    const Q& q, const KV& kv, Mask mask, Index first, Index carried, const W& weight,
                                    MatrixView<accumulate_t<typename Q::value_type>> d_weight) {
+    static_assert(is_output<DQKV>, "colt5: `d_qkv` must be a view to write to, such as tensor.view()");
     static_assert(same_scalar<Q, DQKV, Y, W>, "colt5: `d_qkv`, `d_y` and `weight` must have the scalar type of `q`");
     detail::check_local_attention(attention, q, kv, mask, first);
     const auto [batch, queries, heads, dim_head] = q.shape();

@@ -55,6 +55,7 @@ template <Policy P, typename T, Viewable DX, Viewable Y, Viewable X, std::size_t
 void normalize_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const RMSNormParameters<const T>& norm,
                    const RMSNormParameters<accumulate_t<T>>& d_norm,
                    const GradientEpilogue<T, P, updates>& epilogue = {}) {
+    static_assert(is_output<DX>, "colt5: `d_x` must be a view to write to, such as tensor.view()");
     static_assert(same_scalar<VectorView<T>, DX, Y, X>,
                   "colt5: `d_x`, `d_y` and `x` must have the scalar type of `norm`");
     expect_shape("d_x", d_x.shape(), x.shape());
@@ -74,6 +75,7 @@ auto rms_norm(const P& policy, const X& x, const Gamma& gamma) {
 template <Policy P, Viewable DX, Viewable Y, Viewable X, Viewable Gamma>
 void rms_norm_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const Gamma& gamma,
                   VectorView<accumulate_t<typename X::value_type>> d_gamma) {
+    static_assert(is_output<DX>, "colt5: `d_x` must be a view to write to, such as tensor.view()");
     static_assert(same_scalar<X, DX, Y, Gamma>, "colt5: `d_x`, `d_y` and `gamma` must have the scalar type of `x`");
     using T = typename X::value_type;
     expect_shape("d_x", d_x.shape(), x.shape());

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT
+// expect: colt5: no `adamw` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `assign` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `coordinate_descent` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `coordinate_descent_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `cumulative_softmax` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `cumulative_softmax_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `dense_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `dense_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `feed_forward` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `feed_forward_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `gather` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `gather_mask` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `gumbel_noise` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `layer_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `layer_norm_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `linear_add` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `linear_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `local_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `local_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `norm_linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `norm_linear_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `padding_is_finite` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `pick_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `place_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `projected_local_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `rms_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `rms_norm_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `route_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `route_logits_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `scale` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `scatter` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `scatter_mean_weights` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `sinkhorn` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `sinkhorn_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `straight_through_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `sum_of_squares` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `zero` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// first: colt5: no `
+// Without the header of a backend no operation compiles, and each says which kernel it lacks.
+#include <colt5/cpu/policy.hpp>
+#include <colt5/op/adamw.hpp>
+#include <colt5/op/clean_padding.hpp>
+#include <colt5/op/coordinate_descent.hpp>
+#include <colt5/op/cumulative_softmax.hpp>
+#include <colt5/op/dense_attention.hpp>
+#include <colt5/op/feed_forward.hpp>
+#include <colt5/op/gather.hpp>
+#include <colt5/op/global_norm.hpp>
+#include <colt5/op/layer_norm.hpp>
+#include <colt5/op/linear.hpp>
+#include <colt5/op/local_attention.hpp>
+#include <colt5/op/norm_linear.hpp>
+#include <colt5/op/projected_local_attention.hpp>
+#include <colt5/op/rms_norm.hpp>
+#include <colt5/op/route_logits.hpp>
+#include <colt5/op/sinkhorn.hpp>
+#include <colt5/op/top_k.hpp>
+#include <colt5/op/zero.hpp>
+#ifdef COLT5_COMPILE_FAIL_CONTROL
+#include <colt5/cpu.hpp>
+#endif
+
+using namespace colt5;
+using Vector = VectorTensor<float, Cpu>;
+using Matrix = MatrixTensor<float, Cpu>;
+using Tokens = TokensTensor<float, Cpu>;
+using Heads = Tensor<float, Cpu, dynamic, dynamic, dynamic, dynamic>;
+
+void products(const Cpu& policy, const Tokens& x, Tokens& y, const Matrix& weight, Matrix& d_weight,
+              const RMSNormParameters<const float>& norm, const RMSNormParameters<float>& d_norm,
+              const FeedForwardParameters<const float>& feed_forward_parameters,
+              const FeedForwardParameters<float>& d_feed_forward) {
+    linear(policy, x, weight);
+    linear_vjp(policy, x, x, weight, d_weight);
+    norm_linear(policy, x, norm, weight);
+    norm_linear_vjp(policy, y.view(), x, x, norm, weight, d_norm, d_weight);
+    feed_forward(policy, x, feed_forward_parameters);
+    feed_forward_vjp(policy, y.view(), x, x, {}, feed_forward_parameters, d_feed_forward);
+}
+
+void rows(const Cpu& policy, const Tokens& x, Tokens& y, const Vector& gamma, Vector& d_gamma, Vector& d_beta) {
+    rms_norm(policy, x, gamma);
+    rms_norm_vjp(policy, x, x, gamma, d_gamma);
+    layer_norm(policy, x, gamma, gamma);
+    layer_norm_vjp(policy, x, x, gamma, d_gamma, d_beta);
+    assign(policy, y, x + y);
+    clean_padding(policy, x, {});
+    sum_of_squares(policy, x);
+    scale(policy, y, 2);
+    set_zero(policy, y);
+    adamw_update(policy, y, {}, x, y, y, {});
+}
+
+void attention(const Cpu& policy, const Heads& q, const Tensor<float, Cpu, 1, 8, 2, 2, 4>& kv,
+               const Tensor<float, Cpu, 1, 1, 8, 2, 2, 4>& dense_kv, Tensor<float, Cpu, 1, 8, 3, 2, 4>& d_qkv,
+               const Tokens& d_y, const Matrix& weight, Matrix& d_weight) {
+    const LocalAttention local{.reach = 2};
+    local_attention_vjp(policy, local, local_attention_forward(policy, local, q, kv, {}), q, q, kv, {});
+    projected_local_attention_vjp(policy, d_qkv.view(), local, d_y, q, kv, {}, 0, 0, weight, d_weight);
+    dense_attention_vjp(policy, dense_attention_forward(policy, q, dense_kv, {}, {}), q, q, dense_kv, {}, {});
+}
+
+void routing(const Cpu& policy, const Tokens& x, Tokens& d_x, const Matrix& token, Matrix& d_token, Mask mask) {
+    const auto logits = route_logits(policy, x, token);
+    route_logits_vjp(policy, d_x, d_token, logits, x, token);
+    const auto indices = top_k(policy, logits, mask, 2);
+    const auto descent = coordinate_descent_forward(policy, {}, 2, logits, mask);
+    coordinate_descent_vjp(policy, {}, 2, descent, logits, logits, mask);
+    cumulative_softmax_vjp(policy, 1, cumulative_softmax(policy, 1, logits, indices, mask), logits, indices, mask);
+    const auto noise = gumbel_noise<float>(policy, Random(Seed{0}), 1, 2, 8);
+    const auto slots = sinkhorn_forward(policy, {}, logits, noise, mask, 2);
+    sinkhorn_vjp(policy, {}, slots, slots.scores, slots.indices, logits, noise.const_view(), mask);
+}
+
+void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<TokenIndex, Cpu>& indices,
+             const MatrixTensor<TokenIndex, Cpu>& flat, Mask mask) {
+    gather(policy, x, indices);
+    gather_mask(policy, mask, indices);
+    scatter(policy, Scatter::add, y, x, flat);
+    scatter_vjp(policy, Scatter::mean, x, flat);
+    place_scores(policy, pick_scores<float>(policy, x, indices, mask), indices, mask, 8);
+    straight_through_scores(policy, x, indices, mask);
+}
