@@ -330,10 +330,11 @@ TEST_CASE("extents: FeedForward, with what its backward pass is handed") {
         });
         check_extents("backward", [&](Arguments& a) {
             auto gradients = zeros_like_parameters(policy, ff);
-            FeedForward<T, Cpu>::Activations saved{a.tensor<T>("saved.before", {b, n, hidden})};
+            FeedForward<T, Cpu>::Activations saved{a.tensor<T>("saved.pre_activation", {b, n, hidden})};
             const GradientEpilogue<T, Cpu> epilogue{.residual = a.view<V>("residual", {b, n, d})};
             ff.backward(policy, saved, a.view<T>("d_x", {b, n, d}), a.view<V>("d_out", {b, n, d}),
-                        a.view<V>("x", {b, n, d}, {"saved.before", "saved.before", "norm.gamma"}), gradients, epilogue);
+                        a.view<V>("x", {b, n, d}, {"saved.pre_activation", "saved.pre_activation", "norm.gamma"}),
+                        gradients, epilogue);
         });
         auto x = normal<T>(policy, std::array<Index, 3>{b, n, d}, 0);
         auto of_other = zeros_like_parameters(policy, other);

@@ -17,7 +17,7 @@ TEST_CASE("FeedForward: RMSNorm, linear, GELU, linear; inference as training; gr
         auto x = normal<double>(policy, std::array<Index, 3>{3, 9, 5}, 0);
         auto out = tensor_like(policy, x);
         const auto saved = ff.forward(policy, out.view(), x, !plan.recompute);
-        CHECK(static_cast<bool>(saved.before) == !plan.recompute);
+        CHECK(static_cast<bool>(saved.pre_activation) == !plan.recompute);
         CHECK(same_bits(ff(policy, x), out));
         auto expected = tensor_like(policy, x);
         for (Index b = 0; b < 3; ++b)

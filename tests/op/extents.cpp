@@ -132,7 +132,7 @@ TEST_CASE("extents: feedforward") {
     check_extents("feed_forward", [](Arguments& a) {
         const auto parameters = feed_forward_parameters(a);
         feed_forward(policy, a.view<T>("y", {b, n, d}), a.view<V>("x", {b, n, d}, {"y", "y", "norm"}), parameters,
-                     a.view<T>("before", {b, n, width}), a.view<V>("add", {b, n, d}));
+                     a.view<T>("pre_activation", {b, n, width}), a.view<V>("add", {b, n, d}));
     });
     check_extents("feed_forward_vjp", [](Arguments& a) {
         const auto parameters = feed_forward_parameters(a);
@@ -142,7 +142,7 @@ TEST_CASE("extents: feedforward") {
                                                  a.view<T>("gradients.project_weight", {d, width}),
                                                  a.view<T>("gradients.project_bias", {d})};
         feed_forward_vjp(policy, a.view<T>("d_x", {b, n, d}), a.view<V>("d_y", {b, n, d}),
-                         a.view<V>("x", {b, n, d}, {"d_x", "d_x", "norm"}), a.view<V>("before", {b, n, width}),
+                         a.view<V>("x", {b, n, d}, {"d_x", "d_x", "norm"}), a.view<V>("pre_activation", {b, n, width}),
                          parameters, gradients, GradientEpilogue<T, Cpu>{.residual = a.view<V>("residual", {b, n, d})});
     });
 }

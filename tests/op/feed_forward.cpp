@@ -67,21 +67,21 @@ struct Gradients {
 };
 
 template <typename T>
-Gradients<T> fused(const Cpu& policy, const Case<T>& c, TokensView<const T> before, bool with_add) {
+Gradients<T> fused(const Cpu& policy, const Case<T>& c, TokensView<const T> pre_activation, bool with_add) {
     Gradients<T> d(policy, c);
     d.x = tensor_like(policy, c.x);
-    feed_forward_vjp(policy, d.x.view(), c.d_y, c.x, before, c.parameters(), d.parameters(),
+    feed_forward_vjp(policy, d.x.view(), c.d_y, c.x, pre_activation, c.parameters(), d.parameters(),
                      GradientEpilogue<T, Cpu>{c.added(with_add)});
     return d;
 }
 
 template <typename T>
-Gradients<T> step_by_step(const Cpu& policy, const Case<T>& c, const HostTensor<T, 3>& before, bool with_add) {
+Gradients<T> step_by_step(const Cpu& policy, const Case<T>& c, const HostTensor<T, 3>& pre_activation, bool with_add) {
     Gradients<T> d(policy, c);
     const auto g = d.parameters();
-    auto d_h =
-        linear_vjp(policy, c.d_y, gelu_forward(policy, before), c.project_weight, g.project_weight, g.project_bias);
-    gelu_vjp(policy, d_h, before);
+    auto d_h = linear_vjp(policy, c.d_y, gelu_forward(policy, pre_activation), c.project_weight, g.project_weight,
+                          g.project_bias);
+    gelu_vjp(policy, d_h, pre_activation);
     const auto d_normed =
         linear_vjp(policy, d_h, rms_norm(policy, c.x, c.gamma), c.hidden_weight, g.hidden_weight, g.hidden_bias);
     d.x = rms_norm_vjp(policy, d_normed, c.x, c.gamma, g.norm.gamma);
@@ -91,20 +91,20 @@ Gradients<T> step_by_step(const Cpu& policy, const Case<T>& c, const HostTensor<
 
 template <typename T>
 void check_against_steps(const Cpu& policy, const Case<T>& c, double tolerance) {
-    const auto expected_before =
+    const auto expected_pre_activation =
         linear(policy, rms_norm(policy, c.x, c.gamma), c.hidden_weight, c.hidden_bias.const_view());
     auto expected =
-        linear(policy, gelu_forward(policy, expected_before), c.project_weight, c.project_bias.const_view());
+        linear(policy, gelu_forward(policy, expected_pre_activation), c.project_weight, c.project_bias.const_view());
     for (const bool with_add : {false, true}) {
         if (with_add) assign(policy, expected, expected + c.add);
-        HostTensor<T, 3> before(policy, c.hidden_shape());
-        const auto y = feed_forward(policy, c.x, c.parameters(), before.view(), c.added(with_add));
+        HostTensor<T, 3> pre_activation(policy, c.hidden_shape());
+        const auto y = feed_forward(policy, c.x, c.parameters(), pre_activation.view(), c.added(with_add));
         CHECK(relative_error(y, expected) <= tolerance);
-        CHECK(relative_error(before, expected_before) <= tolerance);
+        CHECK(relative_error(pre_activation, expected_pre_activation) <= tolerance);
         CHECK(same_bits(feed_forward(policy, c.x, c.parameters(), {}, c.added(with_add)), y));
 
-        const Gradients<T> d = fused(policy, c, before.const_view(), with_add),
-                           e = step_by_step(policy, c, before, with_add);
+        const Gradients<T> d = fused(policy, c, pre_activation.const_view(), with_add),
+                           e = step_by_step(policy, c, pre_activation, with_add);
         CHECK(relative_error(d.x, e.x) <= tolerance);
         CHECK(relative_error(d.gamma, e.gamma) <= tolerance);
         CHECK(relative_error(d.hidden_weight, e.hidden_weight) <= tolerance);
@@ -136,10 +136,11 @@ TEST_CASE("feed_forward: agrees with its steps, both ways") {
 TEST_CASE("feed_forward: the same bits with 1 and 2 threads, and for each sequence alone") {
     const Cpu one(1), two(2);
     const Case<float> c(one, 3, 301, 40, 37);
-    HostTensor<float, 3> before(one, c.hidden_shape());
-    const auto y = feed_forward(one, c.x, c.parameters(), before.view(), c.added(true));
+    HostTensor<float, 3> pre_activation(one, c.hidden_shape());
+    const auto y = feed_forward(one, c.x, c.parameters(), pre_activation.view(), c.added(true));
     CHECK(same_bits(feed_forward(two, c.x, c.parameters(), {}, c.added(true)), y));
-    const Gradients<float> d = fused(one, c, before.const_view(), true), d2 = fused(two, c, before.const_view(), true);
+    const Gradients<float> d = fused(one, c, pre_activation.const_view(), true),
+                           d2 = fused(two, c, pre_activation.const_view(), true);
     CHECK(same_bits(d2.x, d.x));
     CHECK(same_bits(d2.gamma, d.gamma));
     CHECK(same_bits(d2.hidden_weight, d.hidden_weight));
@@ -150,8 +151,8 @@ TEST_CASE("feed_forward: the same bits with 1 and 2 threads, and for each sequen
         CHECK(same_bits(feed_forward(two, sequence(c.x, b), c.parameters(), {}, sequence(c.add, b)), sequence(y, b)));
         Gradients<float> g(two, c);
         HostTensor<float, 3> d_x(two, {1, 301, 40});
-        feed_forward_vjp(two, d_x.view(), sequence(c.d_y, b), sequence(c.x, b), sequence(before, b), c.parameters(),
-                         g.parameters(), GradientEpilogue<float, Cpu>{sequence(c.add, b)});
+        feed_forward_vjp(two, d_x.view(), sequence(c.d_y, b), sequence(c.x, b), sequence(pre_activation, b),
+                         c.parameters(), g.parameters(), GradientEpilogue<float, Cpu>{sequence(c.add, b)});
         CHECK(same_bits(d_x, sequence(d.x, b)));
     }
 }
@@ -193,9 +194,9 @@ TEST_CASE("feed_forward: errors name the argument and both shapes") {
     parameters.project_bias = wide.gamma.const_view();
     CHECK_THROWS_WITH_AS(feed_forward(policy, c.x, parameters),
                          "colt5: `project_bias` must have shape (4), but has (6)", ShapeError);
-    auto before = tensor_like(policy, c.x);
-    CHECK_THROWS_WITH_AS(feed_forward(policy, c.x, c.parameters(), before.view()),
-                         "colt5: `before` must have shape (2, 3, 5), but has (2, 3, 4)", ShapeError);
+    auto pre_activation = tensor_like(policy, c.x);
+    CHECK_THROWS_WITH_AS(feed_forward(policy, c.x, c.parameters(), pre_activation.view()),
+                         "colt5: `pre_activation` must have shape (2, 3, 5), but has (2, 3, 4)", ShapeError);
     CHECK_THROWS_WITH_AS(feed_forward(policy, c.x, c.parameters(), {}, wide.x.const_view()),
                          "colt5: `add` must have shape (2, 3, 4), but has (2, 3, 6)", ShapeError);
     Gradients<float> d(policy, c);
@@ -204,6 +205,6 @@ TEST_CASE("feed_forward: errors name the argument and both shapes") {
         feed_forward_vjp(policy, d_x.view(), d_y, c.x, kept, c.parameters(), d.parameters());
     };
     CHECK_THROWS_WITH_AS(vjp(wide.d_y, {}), "colt5: `d_y` must have shape (2, 3, 4), but has (2, 3, 6)", ShapeError);
-    CHECK_THROWS_WITH_AS(vjp(c.d_y, before.const_view()),
-                         "colt5: `before` must have shape (2, 3, 5), but has (2, 3, 4)", ShapeError);
+    CHECK_THROWS_WITH_AS(vjp(c.d_y, pre_activation.const_view()),
+                         "colt5: `pre_activation` must have shape (2, 3, 5), but has (2, 3, 4)", ShapeError);
 }

@@ -31,9 +31,9 @@ void gelu_row_with_slope(const T* x, Index count, T* y, T* slope) {
 
 }  // namespace cpu
 
-/// A panel goes all the way through: between x and y nothing but `before` leaves the cache.
+/// A panel goes all the way through: between x and y nothing but `pre_activation` leaves the cache.
 template <typename T>
-void feed_forward_kernel(const Cpu& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
+void feed_forward_kernel(const Cpu& policy, TokensView<T> y, TokensView<T> pre_activation, TokensView<const T> x,
                          const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
     using cpu::Op;
     const Index length = x.extent(1), dim = x.extent(2), hidden = parameters.hidden_weight.extent(0);
@@ -46,17 +46,17 @@ void feed_forward_kernel(const Cpu& policy, TokensView<T> y, TokensView<T> befor
         const Index row = sequence * length + first;
         T* const normed = cpu::thread_scratch<T, struct Normed>(rows * dim);
         T* const h = cpu::thread_scratch<T, struct Hidden>(rows * hidden);
-        T* const h_before = before ? before.data() + row * hidden : h;
+        T* const h_pre_activation = pre_activation ? pre_activation.data() + row * hidden : h;
         cpu::normalize_rows(parameters.norm, x.data() + row * dim, rows, normed);
-        to_hidden.multiply(rows, normed, dim, {parameters.hidden_bias.data()}, h_before, hidden);
-        cpu::gelu_row(h_before, rows * hidden, h);
+        to_hidden.multiply(rows, normed, dim, {parameters.hidden_bias.data()}, h_pre_activation, hidden);
+        cpu::gelu_row(h_pre_activation, rows * hidden, h);
         to_out.multiply(rows, h, hidden, added.part(row, 0), y.data() + row * dim, dim);
     });
 }
 
 template <typename T>
 void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedForwardParameters<T>& gradients,
-                             TokensView<const T> d_y, TokensView<const T> x, TokensView<const T> before,
+                             TokensView<const T> d_y, TokensView<const T> x, TokensView<const T> pre_activation,
                              const FeedForwardParameters<const T>& parameters,
                              const GradientEpilogue<T, Cpu>& epilogue) {
     using cpu::Op;
@@ -66,7 +66,7 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
     const cpu::PackedMatrix<Op::none, T> from_out(policy, dim, hidden, weight, hidden, tokens);
     const cpu::PackedMatrix<Op::none, T> from_hidden(policy, hidden, dim, hidden_weight, dim, tokens);
     cpu::PackedMatrix<Op::transpose, T> to_hidden;
-    if (!before) to_hidden = {policy, dim, hidden, hidden_weight, dim, tokens};
+    if (!pre_activation) to_hidden = {policy, dim, hidden, hidden_weight, dim, tokens};
     const auto add_chunk = [&](Index sequence, Index first, Index chunk) {
         const Index row = sequence * length + first;
         const T *const x_rows = x.data() + row * dim, *const d_y_rows = d_y.data() + row * dim;
@@ -80,10 +80,10 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
                 T *const h_rows = h.data() + at * hidden, *const d_h_rows = d_h.data() + at * hidden;
                 T* const slope = cpu::thread_scratch<T, struct Slope>(rows * hidden);
                 cpu::normalize_rows(parameters.norm, x_rows + at * dim, rows, normed_rows);
-                if (!before)
+                if (!pre_activation)
                     to_hidden.multiply(rows, normed_rows, dim, {parameters.hidden_bias.data()}, h_rows, hidden);
-                cpu::gelu_row_with_slope(before ? before.data() + (row + at) * hidden : h_rows, rows * hidden, h_rows,
-                                         slope);
+                cpu::gelu_row_with_slope(pre_activation ? pre_activation.data() + (row + at) * hidden : h_rows,
+                                         rows * hidden, h_rows, slope);
                 from_out.multiply(rows, d_y_rows + at * dim, dim, {}, d_h_rows, hidden);
                 cpu::multiply_row(d_h_rows, slope, rows * hidden);
 

@@ -49,16 +49,16 @@ __global__ void __launch_bounds__(sum_threads)
 
 /// In 16 bits one fused kernel where that takes the sizes at hand; otherwise norm, product, GELU and product.
 template <typename T>
-void feed_forward_kernel(const Cuda& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
+void feed_forward_kernel(const Cuda& policy, TokensView<T> y, TokensView<T> pre_activation, TokensView<const T> x,
                          const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
     if constexpr (HalfPrecision<T>)
-        if (cuda::fused::supports(policy, y, before, x, parameters, add))
-            return cuda::fused::launch_feed_forward(policy, y, before, x, parameters, add);
+        if (cuda::fused::supports(policy, y, pre_activation, x, parameters, add))
+            return cuda::fused::launch_feed_forward(policy, y, pre_activation, x, parameters, add);
     const auto& [norm, hidden_weight, hidden_bias, project_weight, project_bias] = parameters;
     TokensTensor<T, Cuda> h;  // (b, n, h)
-    if (before) {
-        linear(policy, before, normalize(policy, x, norm), hidden_weight, hidden_bias);
-        h = gelu_forward(policy, before);
+    if (pre_activation) {
+        linear(policy, pre_activation, normalize(policy, x, norm), hidden_weight, hidden_bias);
+        h = gelu_forward(policy, pre_activation);
     } else {
         h = linear(policy, normalize(policy, x, norm), hidden_weight, hidden_bias);
         assign(policy, h, gelu(h));
@@ -66,19 +66,19 @@ void feed_forward_kernel(const Cuda& policy, TokensView<T> y, TokensView<T> befo
     linear(policy, y, h, project_weight, project_bias, add);
 }
 
-/// One pass over `before` makes GELU, its gradient and that of the bias.
+/// One pass over `pre_activation` makes GELU, its gradient and that of the bias.
 template <typename T, std::size_t updates>
 void feed_forward_vjp_kernel(const Cuda& policy, TokensView<T> d_x,
                              const FeedForwardParameters<accumulate_t<T>>& gradients, TokensView<const T> d_y,
-                             TokensView<const T> x, TokensView<const T> before,
+                             TokensView<const T> x, TokensView<const T> pre_activation,
                              const FeedForwardParameters<const T>& parameters,
                              const GradientEpilogue<T, Cuda, updates>& epilogue) {
     const Index batch = x.extent(0), length = x.extent(1), rows = batch * length, d = x.extent(2);
     const Index hidden = parameters.hidden_weight.extent(0);
     auto normed = normalize(policy, x, parameters.norm);  // (b, n, d)
     TokensTensor<T, Cuda> h(policy, {batch, length, hidden}), d_h(policy, {batch, length, hidden});
-    if (!before) linear(policy, h.view(), normed, parameters.hidden_weight, parameters.hidden_bias);
-    if (!before) before = h.const_view();
+    if (!pre_activation) linear(policy, h.view(), normed, parameters.hidden_weight, parameters.hidden_bias);
+    if (!pre_activation) pre_activation = h.const_view();
     cuda::linear_input_gradient<T>(policy, length, hidden, d, cuda::of_tokens(d_h.data(), length, hidden),
                                    cuda::of_tokens<const T>(d_y.data(), length, d), parameters.project_weight.data(),
                                    batch);
@@ -87,9 +87,9 @@ void feed_forward_vjp_kernel(const Cuda& policy, TokensView<T> d_x,
         [&]<int width, int packs>() {
             cuda::launch_with_sums(policy, "gelu_with_vjp", cuda::gelu_with_vjp<width, packs, T>,
                                    cuda::Totals<accumulate_t<T>, 1>{{gradients.hidden_bias.data()}, hidden}, rows,
-                                   h.data(), d_h.data(), before.data(), hidden);
+                                   h.data(), d_h.data(), pre_activation.data(), hidden);
         },
-        h.data(), d_h.data(), before.data());
+        h.data(), d_h.data(), pre_activation.data());
     cuda::add_weight_gradient(policy, rows, hidden, d, gradients.project_weight.data(), d_y.data(),
                               static_cast<const T*>(h.data()));
     cuda::add_column_sums(policy, gradients.project_bias.data(), rows, cuda::RouteRows<T>{d_y.data(), length, 1, 0, d});

@@ -16,8 +16,9 @@ namespace colt5::cuda::fused {
 /// Computes the rows of the list one by one, with a block for each.
 template <typename T>
 __global__ void __launch_bounds__(hidden)
-    recompute_rows(RowList list, T* y, T* before, const T* x, const T* gamma, const bool* mask, const T* hidden_weight,
-                   const T* hidden_bias, const T* project_weight, const T* project_bias, const T* add) {
+    recompute_rows(RowList list, T* y, T* pre_activation, const T* x, const T* gamma, const bool* mask,
+                   const T* hidden_weight, const T* hidden_bias, const T* project_weight, const T* project_bias,
+                   const T* add) {
     __shared__ float normed[dim], h[hidden];
     const int thread = static_cast<int>(threadIdx.x), warp = thread / warp_size, lane = thread % warp_size;
     for (unsigned i = blockIdx.x; i < *list.count; i += gridDim.x) {
@@ -37,7 +38,7 @@ __global__ void __launch_bounds__(hidden)
             for (int k = lane; k < dim; k += warp_size)
                 sum += normed[k] * static_cast<float>(hidden_weight[j * dim + k]);
             const T value = static_cast<T>(warp_sum(sum) + static_cast<float>(hidden_bias[j]));
-            if (lane == 0 && before != nullptr) before[row * hidden + j] = value;
+            if (lane == 0 && pre_activation != nullptr) pre_activation[row * hidden + j] = value;
             if (lane == 0) h[j] = static_cast<float>(static_cast<T>(Gelu<T>(static_cast<float>(value)).value));
         }
         __syncthreads();
@@ -55,10 +56,10 @@ __global__ void __launch_bounds__(hidden)
 
 /// Whether the kernel supports these shapes, addresses and this device. The number of tokens makes no difference.
 template <typename T>
-bool supports(const Cuda& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
+bool supports(const Cuda& policy, TokensView<T> y, TokensView<T> pre_activation, TokensView<const T> x,
               const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
     if (x.extent(2) != dim || parameters.hidden_weight.extent(0) != hidden ||
-        !fits_packs<T>(dim, y.data(), before.data(), x.data(), add.data(), parameters.norm.gamma.data(),
+        !fits_packs<T>(dim, y.data(), pre_activation.data(), x.data(), add.data(), parameters.norm.gamma.data(),
                        parameters.hidden_weight.data(), parameters.hidden_bias.data(), parameters.project_weight.data(),
                        parameters.project_bias.data()))
         return false;
@@ -69,7 +70,7 @@ bool supports(const Cuda& policy, TokensView<T> y, TokensView<T> before, TokensV
 }
 
 template <typename T>
-void launch_feed_forward(const Cuda& policy, TokensView<T> y, TokensView<T> before, TokensView<const T> x,
+void launch_feed_forward(const Cuda& policy, TokensView<T> y, TokensView<T> pre_activation, TokensView<const T> x,
                          const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
     const Index rows = x.extent(0) * x.extent(1), tiles = divide_up(rows, Index{tile_rows});
     if (rows == 0) return;
@@ -84,10 +85,10 @@ void launch_feed_forward(const Cuda& policy, TokensView<T> y, TokensView<T> befo
     const Index processors = multiprocessors(policy);
     launch(policy, "feed_forward", feed_forward<T>, grid(std::min(tiles, processors)), threads, shared_bytes,
            hopper::tensor_map<T>(x.data(), rows, dim, tile_rows), y.data(), static_cast<const T*>(weights.data()),
-           hidden_bias.data(), project_bias.data(), before.data(), add.data(), to_recompute, rows,
+           hidden_bias.data(), project_bias.data(), pre_activation.data(), add.data(), to_recompute, rows,
            static_cast<int>(tiles));
     launch(policy, "recompute_rows", recompute_rows<T>, grid(std::min(rows, processors)), hidden, 0, to_recompute,
-           y.data(), before.data(), x.data(), norm.gamma.data(), norm.clean_mask.data(), hidden_weight.data(),
+           y.data(), pre_activation.data(), x.data(), norm.gamma.data(), norm.clean_mask.data(), hidden_weight.data(),
            hidden_bias.data(), project_weight.data(), project_bias.data(), add.data());
 }
 

@@ -160,8 +160,8 @@ struct ConsumerThread {
 /// Writes the hidden layer before GELU, 32 columns at a time. It goes through the warp's staging buffer, so that
 /// neighbouring lanes write neighbouring columns.
 template <typename T>
-__device__ void write_before(T* before, const std::uint32_t (&h)[64], void* staging, const ConsumerThread& at,
-                             Index first, Index rows) {
+__device__ void write_pre_activation(T* pre_activation, const std::uint32_t (&h)[64], void* staging,
+                                     const ConsumerThread& at, Index first, Index rows) {
     auto* const words = static_cast<std::uint32_t(*)[20]>(staging);  // padded against bank conflicts
 #pragma unroll
     for (int i = 0; i < hidden / epilogue_columns; ++i) {
@@ -176,7 +176,7 @@ __device__ void write_before(T* before, const std::uint32_t (&h)[64], void* stag
         for (int r = 0; r < 2; ++r) {
             const int row = at.lane / 4 + 8 * r, unit = at.lane % 4;
             if (first + row < rows)
-                *reinterpret_cast<uint4*>(before + (first + row) * hidden + i * epilogue_columns + 8 * unit) =
+                *reinterpret_cast<uint4*>(pre_activation + (first + row) * hidden + i * epilogue_columns + 8 * unit) =
                     *reinterpret_cast<const uint4*>(&words[row][4 * unit]);
         }
     }
@@ -232,7 +232,8 @@ __device__ void write_columns(T* y, const float (&own)[32], const uint2 (&added)
 
 /// A consumer warpgroup: 64 rows of each tile from the first product to y.
 template <typename T>
-__device__ void consume(Shared& shared, T* y, T* before, const T* add, RowList to_recompute, Index rows, int tiles) {
+__device__ void consume(Shared& shared, T* y, T* pre_activation, const T* add, RowList to_recompute, Index rows,
+                        int tiles) {
     const ConsumerThread at;
     auto& staging = shared.epilogue[static_cast<int>(threadIdx.x) / warp_size - warpgroup / warp_size];
     std::uint32_t h[64];
@@ -280,7 +281,7 @@ __device__ void consume(Shared& shared, T* y, T* before, const T* add, RowList t
             h[2 * j] = pack_pair<T>(::fmaf(sum[4 * j], upper, bias.x), ::fmaf(sum[4 * j + 1], upper, bias.y));
             h[2 * j + 1] = pack_pair<T>(::fmaf(sum[4 * j + 2], lower, bias.x), ::fmaf(sum[4 * j + 3], lower, bias.y));
         }
-        if (before != nullptr) write_before(before, h, &staging, at, first, rows);
+        if (pre_activation != nullptr) write_pre_activation(pre_activation, h, &staging, at, first, rows);
 #pragma unroll
         for (std::uint32_t& pair : h) {
             const float2 values = unpack_pair<T>(pair);
@@ -316,7 +317,7 @@ inline constexpr int bound = warp_size;  // tells `supports` that this code was 
 template <typename T>
 __global__ void __launch_bounds__(bound, 1)
     feed_forward(const __grid_constant__ CUtensorMap x, T* y, const T* weights, const T* hidden_bias,
-                 const T* project_bias, T* before, const T* add, RowList to_recompute, Index rows, int tiles) {
+                 const T* project_bias, T* pre_activation, const T* add, RowList to_recompute, Index rows, int tiles) {
 #if defined(COLT5_HOPPER)
     extern __shared__ std::byte memory[];
     auto& shared = *reinterpret_cast<Shared*>((reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
@@ -335,7 +336,7 @@ __global__ void __launch_bounds__(bound, 1)
         if (threadIdx.x == 0) produce(shared, x, weights, tiles);
     } else {
         hopper::raise_registers<232>();
-        consume(shared, y, before, add, to_recompute, rows, tiles);
+        consume(shared, y, pre_activation, add, to_recompute, rows, tiles);
     }
 #endif
 }

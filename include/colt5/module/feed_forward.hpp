@@ -25,7 +25,7 @@ struct FeedForward {
     };
     /// What backward does not recompute.
     struct Activations {
-        TokensTensor<Scalar, P> before;  // (b, n, hidden): what GELU is applied to; or nothing
+        TokensTensor<Scalar, P> pre_activation;  // (b, n, hidden): what GELU is applied to; or nothing
     };
 
     FeedForward(const P& policy, SeedSequence& seeds, Index dim, Index dim_hidden)
@@ -59,10 +59,10 @@ struct FeedForward {
         expect_shape("out", out.shape(), x.shape());
         if (residual) expect_shape("residual", residual.shape(), x.shape());
         Activations saved;
-        if (save) saved.before = {policy, {x.extent(0), x.extent(1), hidden.weight.extent(0)}};
+        if (save) saved.pre_activation = {policy, {x.extent(0), x.extent(1), hidden.weight.extent(0)}};
         in_chunks(policy, x, [&](const Chunk& chunk) {
             feed_forward(policy, chunk.of(out), chunk.of(x), parameters(*this, chunk.of(clean_mask)),
-                         chunk.of(saved.before), chunk.of(residual));
+                         chunk.of(saved.pre_activation), chunk.of(residual));
         });
         return saved;
     }
@@ -74,14 +74,16 @@ struct FeedForward {
                   Mask clean_mask = {}) const {
         expect_parameters("", x.extent(2));
         expect_like<FeedForward>("gradients", *this, gradients);
-        if (saved.before)
-            expect_shape("saved.before", saved.before.shape(), {x.extent(0), x.extent(1), hidden.weight.extent(0)});
+        if (saved.pre_activation)
+            expect_shape("saved.pre_activation", saved.pre_activation.shape(),
+                         {x.extent(0), x.extent(1), hidden.weight.extent(0)});
         expect_shape("d_x", d_x.shape(), x.shape());
         expect_shape("d_out", d_out.shape(), x.shape());
         detail::check_epilogue(epilogue, x);
         in_chunks(policy, x, [&](const Chunk& chunk) {
-            feed_forward_vjp(policy, chunk.of(d_x), chunk.of(d_out), chunk.of(x), chunk.of(saved.before.const_view()),
-                             parameters(*this, chunk.of(clean_mask)), parameters(gradients), chunk.of(epilogue));
+            feed_forward_vjp(policy, chunk.of(d_x), chunk.of(d_out), chunk.of(x),
+                             chunk.of(saved.pre_activation.const_view()), parameters(*this, chunk.of(clean_mask)),
+                             parameters(gradients), chunk.of(epilogue));
         });
     }
 

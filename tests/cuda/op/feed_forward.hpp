@@ -31,12 +31,12 @@ Results feed_forward_case(const P& policy, const Setting& setting) {
                                                     hidden_bias.const_view(),
                                                     weight.const_view(),
                                                     bias.const_view()};
-    TokensTensor<T, P> before(policy, {shape[0], shape[1], hidden});
+    TokensTensor<T, P> pre_activation(policy, {shape[0], shape[1], hidden});
     const auto y = feed_forward(policy, x, parameters);
     record("y", y);
-    const auto kept = feed_forward(policy, x, parameters, before.view());
-    record.holds("y is the same where `before` is kept", same_bits(policy, kept, y));
-    record("before", before);
+    const auto same = feed_forward(policy, x, parameters, pre_activation.view());
+    record.holds("y is the same where `pre_activation` is saved", same_bits(policy, same, y));
+    record("pre_activation", pre_activation);
     record("y with something added", feed_forward(policy, x, parameters, {}, add.const_view()));
     auto d_gamma = draw.sums(std::array{dim}), d_hidden_bias = draw.sums(std::array{hidden});
     auto d_bias = draw.sums(std::array{dim});
@@ -44,7 +44,7 @@ Results feed_forward_case(const P& policy, const Setting& setting) {
     const FeedForwardParameters<Sum> gradients{
         {d_gamma.view()}, d_hidden_weight.view(), d_hidden_bias.view(), d_weight.view(), d_bias.view()};
     auto d_x = tensor_like(policy, x);
-    feed_forward_vjp(policy, d_x.view(), d_y, x, before.const_view(), parameters, gradients);
+    feed_forward_vjp(policy, d_x.view(), d_y, x, pre_activation.const_view(), parameters, gradients);
     record("d_x", d_x);
     record("d_gamma", d_gamma);
     record("d_hidden_weight", d_hidden_weight);
