@@ -10,6 +10,8 @@ compile_checks.py compile_fail BUILD FOLDER COMPILER...      each source fails w
 compile_checks.py budget BUILD SOURCE COMPILER...            the program compiles at -O2 in 10 s of one core and 1.5 GB
 compile_checks.py strict BUILD INCLUDE SOURCE COMPILER...     the program compiles without warnings at -O0 to -O3 with -I, and
                                                              at -O3 with -isystem, which does not silence all of them
+compile_checks.py kernels INCLUDE                            no kernel is for any policy, and of a backend each is in one header
+compile_checks.py symbols BUILD SOURCE COMPILER...           with COLT5_WHOLE_BACKEND defined, the source has the same symbols
 compile_checks.py cuda INCLUDE NVCC FOLDER...                nvcc compiles the headers of each FOLDER, without Eigen and xsimd
 compile_checks.py cuda_headers INCLUDE NVCC                  nvcc parses each header of the CUDA backend alone, without warnings
 
@@ -116,6 +118,42 @@ def strict(build, include, source, *compiler):
         report(number, f'{level} {way}', result.returncode == 0, result.stderr)
 
 
+def kernels(include):
+    root = pathlib.Path(include) / 'colt5'
+    kernel = re.compile(r'^(?:inline )?(?:void|bool|double|auto) (\w+_kernel)\(const (\w+)&[^,)]*(, \.\.\.)?', re.MULTILINE)
+    found = [(path, *match) for path in sorted(root.rglob('*.[hc]*')) for match in kernel.findall(path.read_text())]
+    names = sorted({name for _, name, _, _ in found})
+    print(f'1..{len(names)}')
+    for number, name in enumerate(names, 1):
+        wrong, homes = [], {'Cpu': set(), 'Cuda': set()}
+        for path, of, policy, rest in found:
+            if of == name and policy in homes:
+                homes[policy].add(path)
+            elif of == name and not (rest and f'no `{name.removesuffix("_kernel")}` kernel for this policy' in path.read_text()):
+                wrong.append(f'{path} has one for any policy')
+        for policy, backend in ('Cpu', 'cpu.hpp'), ('Cuda', 'cuda.cuh'):
+            included = (root / backend).read_text()
+            if len(homes[policy]) > 1 or (policy == 'Cpu' and not homes[policy]):
+                wrong.append(f'for {policy} it is in {sorted(map(str, homes[policy]))}')
+            wrong += [f'{backend} does not include {path}' for path in homes[policy] if f'<{path.relative_to(include)}>' not in included]
+        report(number, name, not wrong, '\n'.join(wrong))
+
+
+def symbols(build, source, *compiler):
+    print('1..1')
+    ways, output = [], ''
+    with tempfile.TemporaryDirectory() as scratch:
+        for define in '-UCOLT5_WHOLE_BACKEND', '-DCOLT5_WHOLE_BACKEND':
+            program = str(pathlib.Path(scratch) / 'program.o')
+            result = subprocess.run([*compiler, *flags(build), '-O1', define, '-c', source, '-o', program], cwd=build, capture_output=True, text=True)
+            output += result.stdout + result.stderr
+            if result.returncode == 0:
+                named = subprocess.run(['nm', '--format=posix', program], capture_output=True, text=True, check=True).stdout
+                ways.append({line.split()[0] for line in named.splitlines() if 'colt5' in line})
+    good = len(ways) == 2 and len(ways[0]) > 0 and ways[0] == ways[1]
+    report(1, 'single headers and the whole backend', good, output if len(ways) < 2 else '\n'.join(sorted(ways[0] ^ ways[1])))
+
+
 def cuda(include, nvcc, *folders):
     print(f'1..{len(folders)}')
     with tempfile.TemporaryDirectory() as scratch:
@@ -142,5 +180,5 @@ def cuda_headers(include, nvcc):
 
 if __name__ == '__main__':
     check, *arguments = sys.argv[1:]
-    {'headers': headers, 'compile_fail': compile_fail, 'budget': budget, 'strict': strict, 'cuda': cuda,
+    {'headers': headers, 'compile_fail': compile_fail, 'budget': budget, 'strict': strict, 'cuda': cuda, 'kernels': kernels, 'symbols': symbols,
      'cuda_headers': cuda_headers}[check](*arguments)

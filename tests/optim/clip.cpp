@@ -104,9 +104,10 @@ TEST_CASE("clip: squares that double cannot hold") {
         Case<double> test(policy, 37, 5);
         colt5::scale(policy, test.gradients.weight, scale);
         colt5::scale(policy, test.gradients.gamma, scale);
-        CHECK(gradient_norm<TinyModule<>>(policy, test.gradients) / scale == doctest::Approx(norm).epsilon(1e-14));
+        CHECK(gradient_norm<TinyModule<double>>(policy, test.gradients) / scale ==
+              doctest::Approx(norm).epsilon(1e-14));
         if (scale < 1) continue;
-        clip_gradient_norm<TinyModule<>>(policy, test.gradients, norm);
+        clip_gradient_norm<TinyModule<double>>(policy, test.gradients, norm);
         for (std::size_t i = 0; i < test.values().size(); ++i)
             CHECK(test.values()[i] == doctest::Approx(unit.values()[i]).epsilon(1e-14));
     }

@@ -14,8 +14,18 @@ namespace colt5 {
 
 namespace detail {
 
+/// Whether `Gradients` may be those of `Module`: of it, of its base, or they do not say whose they are.
+template <typename Module, typename Gradients>
+inline constexpr bool may_be_of = true;
+template <typename Module, typename Gradients>
+requires requires {
+    typename Gradients::Module;
+}
+inline constexpr bool may_be_of<Module, Gradients> = std::is_base_of_v<typename Gradients::Module, Module>;
+
 template <typename Module, typename Gradients>
 struct ModuleOf {
+    static_assert(may_be_of<Module, Gradients>, "colt5: these gradients are of another module than the one named");
     using type = Module;
 };
 template <typename Gradients>

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -91,7 +92,10 @@ public:
 
     /// Updates every parameter of `module`; `gradients` stay as they are (see zero_gradients). Throws ShapeError, or
     /// ValueError for gradients that are empty, before anything has changed.
-    void step(Module& module, const Gradients& gradients) {
+    template <typename Given>
+    void step(Module& module, const Given& gradients) {
+        static_assert(std::same_as<Given, Gradients>,
+                      "colt5: `gradients` must be those that make_gradients() of the optimizer's module returns");
         expect_like<Module>("module", state_.mean, module);
         expect_like<Module>("gradients", module, gradients);
         std::vector<double> keep;
