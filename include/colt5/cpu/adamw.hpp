@@ -70,7 +70,7 @@ void adamw_kernel(const Cpu& policy, VectorView<T> parameter, VectorView<accumul
             cpu::store_parameter(parameter.data() + at, of_master, p, count);
         });
     };
-    parallel_for(policy, (size + piece - 1) / piece, [&](Index i) {
+    parallel_for(policy, divide_up(size, piece), [&](Index i) {
         if (static_cast<Real>(c.eps) > 0)  // the common case, without a comparison of each divisor
             update(i * piece, std::false_type());
         else

@@ -218,7 +218,7 @@ void assign_kernel(const Cpu& policy, const MatrixView<T>& out, const E& express
     if (rows == 0 || columns == 0) return;
     const Index width = E::has_reduction ? columns : std::min(columns, grain);
     const Index height = std::max<Index>(1, grain / std::max(width, expression.reduced_columns()));
-    const Index across = (columns + width - 1) / width, down = (rows + height - 1) / height;
+    const Index across = divide_up(columns, width), down = divide_up(rows, height);
 
     parallel_for(policy, across * down, [&](Index block) {
         const Index first_row = block / across * height, last_row = std::min(rows, first_row + height);

@@ -54,7 +54,7 @@ public:
     void resize(std::size_t bytes) {
         const std::size_t page = page_size();
         if (bytes > capacity_) fail(size_, bytes);
-        const std::size_t end = (bytes + page - 1) / page * page;
+        const std::size_t end = round_up(bytes, page);
         if (end > size_) {
             if (mprotect(begin_ + size_, end - size_, PROT_READ | PROT_WRITE) != 0) fail(size_, bytes);
 #if defined(MADV_HUGEPAGE)
@@ -101,8 +101,7 @@ private:
     /// Addresses for `bytes`, or as many as there are, but `least`.
     bool reserve(std::size_t bytes, std::size_t least) {
         const std::size_t page = page_size();
-        for (capacity_ = (bytes + page - 1) / page * page; capacity_ >= least;
-             capacity_ = capacity_ / 2 / page * page) {
+        for (capacity_ = round_up(bytes, page); capacity_ >= least; capacity_ = capacity_ / 2 / page * page) {
             void* const range = mmap(nullptr, capacity_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
             if (range != MAP_FAILED) {
                 begin_ = static_cast<std::byte*>(range);

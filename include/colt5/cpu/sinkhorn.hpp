@@ -134,7 +134,7 @@ private:
     template <typename Body>
     void for_each_token_batch(Body&& body) const {
         constexpr Index block = 512;
-        parallel_for(policy_, (length_ + block - 1) / block, [&](Index task) {
+        parallel_for(policy_, divide_up(length_, block), [&](Index task) {
             const Index first = task * block;
             for_each_batch<double>(std::min(block, length_ - first),
                                    [&](Index j, Index width) { body(first + j, width); });

@@ -11,7 +11,7 @@ namespace colt5 {
 template <typename T>
 void zero_kernel(const Cpu& policy, VectorView<T> x) {
     constexpr Index chunk = Index{1} << 16;  // of one task: smaller tensors stay on one thread
-    parallel_for(policy, (x.size() + chunk - 1) / chunk,
+    parallel_for(policy, divide_up(x.size(), chunk),
                  [&](Index i) { std::fill_n(x.data() + i * chunk, std::min(chunk, x.size() - i * chunk), T(0)); });
 }
 

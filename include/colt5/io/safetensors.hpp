@@ -331,7 +331,7 @@ private:
 
     void write_header(std::string text) {
         constexpr std::size_t alignment = 8;
-        text.resize((text.size() + alignment - 1) / alignment * alignment, ' ');
+        text.resize(round_up(text.size(), alignment), ' ');
         expect_value(text.size() <= detail::largest_safetensors_header, "tensors",
                      "so few that the header has at most 100000000 bytes", text.size());
         const std::uint64_t header_bytes = text.size();
