@@ -19,6 +19,20 @@ TEST_CASE("error: every exception of the library is an Error, and that a runtime
     CHECK(std::is_base_of_v<Error, FileError>);
 }
 
+TEST_CASE("divide_up, round_up: of any size, in indices and in bytes") {
+    constexpr Index most = std::numeric_limits<Index>::max();
+    for (const Index unit : {Index{1}, Index{2}, Index{7}, Index{512}})
+        for (Index n = 0; n < 3 * unit + 2; ++n) {
+            CHECK(divide_up(n, unit) == (n + unit - 1) / unit);
+            CHECK(round_up(n, unit) == (n + unit - 1) / unit * unit);
+            CHECK(round_up(static_cast<std::size_t>(n), static_cast<std::size_t>(unit)) ==
+                  static_cast<std::size_t>(round_up(n, unit)));
+        }
+    CHECK(divide_up(most, most) == 1);
+    CHECK(divide_up(most, 2) == most / 2 + 1);
+    static_assert(divide_up(9, 4) == 3 && round_up(9, 4) == 12);
+}
+
 TEST_CASE("error: shapes in words") {
     CHECK(shape_string(std::array<Index, 3>{2, -1, 512}) == "(2, any, 512)");
     CHECK(shape_string(std::array<Index, 1>{0}) == "(0)");
