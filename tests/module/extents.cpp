@@ -252,7 +252,7 @@ TEST_CASE("extents: LightAttention, with what its backward pass is handed") {
         check_extents("backward", [&](Arguments& a) {
             auto gradients = zeros_like_parameters(policy, light);
             saved.kv = a.tensor<T>("saved.kv", {b, n, 2 * inner_width});
-            const GradientEpilogue<T, Cpu> epilogue{.residual = a.view<V>("residual", {b, n, d})};
+            const GradientEpilogue<T, Cpu> epilogue{.d_residual = a.view<V>("d_residual", {b, n, d})};
             try {
                 light.backward(policy, saved, a.view<T>("d_x", {b, n, d}), a.view<V>("d_out", {b, n, d}),
                                a.view<V>("x", {b, n, d}, {"saved.kv", "saved.kv", "norm.weight"}),
@@ -331,7 +331,7 @@ TEST_CASE("extents: FeedForward, with what its backward pass is handed") {
         check_extents("backward", [&](Arguments& a) {
             auto gradients = zeros_like_parameters(policy, ff);
             FeedForward<T, Cpu>::Activations saved{a.tensor<T>("saved.pre_activation", {b, n, hidden})};
-            const GradientEpilogue<T, Cpu> epilogue{.residual = a.view<V>("residual", {b, n, d})};
+            const GradientEpilogue<T, Cpu> epilogue{.d_residual = a.view<V>("d_residual", {b, n, d})};
             ff.backward(policy, saved, a.view<T>("d_x", {b, n, d}), a.view<V>("d_out", {b, n, d}),
                         a.view<V>("x", {b, n, d}, {"saved.pre_activation", "saved.pre_activation", "norm.gamma"}),
                         gradients, epilogue);

@@ -21,7 +21,7 @@ using T = float;
 using V = const float;
 
 GradientEpilogue<T, Cpu, 1> epilogue_of(Arguments& a) {
-    return {.residual = a.view<V>("residual", {b, n, d}),
+    return {.d_residual = a.view<V>("d_residual", {b, n, d}),
             .rank_one = {RankOneUpdate<T>{.s = a.view<V>("s", {b, r, n + 2}, {"s"}),
                                           .route = 0,
                                           .t = a.view<V>("t", {d}),
@@ -108,10 +108,10 @@ TEST_CASE("extents: linear maps of normalized tokens, and what is added to their
                         a.view<V>("x", {b, n, d}, {"d_x", "d_x", "norm"}), norm,
                         a.view<V>("weight", {width, d}, {"d_y", "weight"}), d_norm, a.view<T>("d_weight", {width, d}),
                         a.view<T>("d_bias", {width}),
-                        GradientEpilogue<T, Cpu>{.residual = a.view<V>("residual", {b, n, d})});
+                        GradientEpilogue<T, Cpu>{.d_residual = a.view<V>("d_residual", {b, n, d})});
     });
     check_extents("a gradient's epilogue", [](Arguments& a) {
-        const auto x = a.view<V>("x", {b, n, d}, {"residual", "residual", "residual"});
+        const auto x = a.view<V>("x", {b, n, d}, {"d_residual", "d_residual", "d_residual"});
         colt5::detail::check_epilogue(epilogue_of(a), x);
     });
     const auto wrong_route = [](Index route, Index first) {
@@ -143,7 +143,8 @@ TEST_CASE("extents: feedforward") {
                                                  a.view<T>("gradients.project_bias", {d})};
         feed_forward_vjp(policy, a.view<T>("d_x", {b, n, d}), a.view<V>("d_y", {b, n, d}),
                          a.view<V>("x", {b, n, d}, {"d_x", "d_x", "norm"}), a.view<V>("pre_activation", {b, n, width}),
-                         parameters, gradients, GradientEpilogue<T, Cpu>{.residual = a.view<V>("residual", {b, n, d})});
+                         parameters, gradients,
+                         GradientEpilogue<T, Cpu>{.d_residual = a.view<V>("d_residual", {b, n, d})});
     });
 }
 

@@ -173,5 +173,5 @@ TEST_CASE("norm_linear: errors name the argument and both shapes") {
     CHECK_THROWS_WITH_AS(vjp(c.d_y, d_norm, d_wide.weight.view(), {}),
                          "colt5: `d_weight` must have shape (5, 4), but has (5, 6)", ShapeError);
     CHECK_THROWS_WITH_AS(vjp(c.d_y, d_norm, d.weight.view(), wide.x.const_view()),
-                         "colt5: `residual` must have shape (2, 3, 4), but has (2, 3, 6)", ShapeError);
+                         "colt5: `d_residual` must have shape (2, 3, 4), but has (2, 3, 6)", ShapeError);
 }

@@ -23,18 +23,18 @@ struct WorkspaceStatistics {
     std::size_t in_use = 0, peak = 0, reserved = 0, system_allocations = 0;
 };
 
-/// Memory that grows once: freed blocks are kept and reused, adjacent free ones merge, and the smallest one that fits
+/// An allocator that keeps freed blocks and reuses them: adjacent free ones merge, and the smallest one that fits
 /// serves a request. After one pass over some shapes, a second pass over the same shapes asks the system for nothing.
-/// A request takes time in the logarithm of the number of blocks.
+/// A request takes O(log blocks).
 ///
-/// Blocks lie in a range of addresses whose end moves, so that free memory is never cut up by the order of requests to
-/// the system. `Memory` supplies the range: `std::byte* begin()`, aligned to 256 bytes and the same for ever, and `void
-/// resize(std::size_t)`, which moves its end and throws, with nothing changed, when there is no memory. Where it also
+/// Blocks lie in one range of addresses, which grows and shrinks at its end, so that free neighbours can always merge.
+/// `Memory` supplies the range: `std::byte* begin()`, aligned to 256 bytes and the same for ever, and `void
+/// resize(std::size_t)`, which moves its end, or throws and changes nothing when there is no memory. Where it also
 /// has `capacity()`, beyond which it cannot grow, and `Memory::more(bytes, held)`, further ranges follow the first.
 /// Blocks are aligned to 256 bytes. Safe to call from several threads.
 ///
 /// A `Memory` with `separate()`, `allocate(bytes)` and `deallocate(data)` can be asked for every block on its own,
-/// which tools that look for stray accesses need.
+/// which AddressSanitizer and its like need.
 template <typename Memory>
 class Workspace {
 public:
@@ -64,9 +64,9 @@ public:
             add_free(block->first + bytes, block->second.bytes - bytes, block->second.range);
             const auto own = free_.find({block->second.bytes, block->first});
             block->second.bytes = bytes;
-            block->second.when_free = free_.extract(own);
+            block->second.free_node = free_.extract(own);
         } else {
-            block->second.when_free = free_.extract({bytes, block->first});
+            block->second.free_node = free_.extract({bytes, block->first});
         }
         count_in_use(bytes);
         return block->first;
@@ -82,8 +82,8 @@ public:
         statistics_.in_use -= block->second.bytes;
         set_free(block, block->second.bytes);
         const auto next = std::next(block);
-        if (next != blocks_.end() && follows(next, block)) join(block, next);
-        if (block != blocks_.begin() && follows(block, std::prev(block))) join(std::prev(block), block);
+        if (next != blocks_.end() && can_merge(next, block)) merge(block, next);
+        if (block != blocks_.begin() && can_merge(block, std::prev(block))) merge(std::prev(block), block);
     }
 
     /// Hands what lies behind the last block in use of each range back to the system.
@@ -134,9 +134,10 @@ private:
     using FreeBlocks = std::pmr::set<Free>;
     struct Block {
         std::size_t bytes, range;
-        /// Its entry among the free blocks while it is in use: giving a block back allocates nothing.
-        typename FreeBlocks::node_type when_free;
-        bool is_free() const { return when_free.empty(); }
+        /// While the block is in use, the node of its entry in `free_`, so that giving it back allocates nothing; empty
+        /// while it is free.
+        typename FreeBlocks::node_type free_node;
+        bool is_free() const { return free_node.empty(); }
     };
     using Blocks = std::pmr::map<std::byte*, Block>;  // they cover the ranges
     using Iterator = typename Blocks::iterator;
@@ -173,7 +174,7 @@ private:
         memory().deallocate(data);
     }
 
-    /// A new block; with nothing changed when there is no memory for it.
+    /// Adds a free block, or throws and changes nothing when there is no memory for it.
     Iterator add_free(std::byte* begin, std::size_t bytes, std::size_t range) {
         const auto entry = free_.insert({bytes, begin}).first;
         try {
@@ -183,24 +184,24 @@ private:
             throw;
         }
     }
-    /// A block in use becomes free, of so many bytes.
+    /// Makes a block in use free, of `bytes` bytes.
     void set_free(Iterator block, std::size_t bytes) {
         block->second.bytes = bytes;
-        block->second.when_free.value() = {bytes, block->first};
-        free_.insert(std::move(block->second.when_free));
+        block->second.free_node.value() = {bytes, block->first};
+        free_.insert(std::move(block->second.free_node));
     }
-    bool follows(Iterator next, Iterator block) const {
+    bool can_merge(Iterator next, Iterator block) const {
         return next->second.is_free() && block->second.is_free() && next->second.range == block->second.range;
     }
     /// Of two free neighbours, the first takes over the second.
-    void join(Iterator block, Iterator next) {
+    void merge(Iterator block, Iterator next) {
         auto entry = free_.extract({block->second.bytes, block->first});
         free_.erase({next->second.bytes, next->first});
         entry.value().bytes = block->second.bytes += next->second.bytes;
         free_.insert(std::move(entry));
         blocks_.erase(next);
     }
-    /// The end of the blocks if the range has none.
+    /// The last block of the range, or blocks_.end() if it has none.
     Iterator last_block(const Range& range) {
         if (range.reserved == 0) return blocks_.end();
         return std::prev(blocks_.upper_bound(range.memory.begin() + (range.reserved - 1)));

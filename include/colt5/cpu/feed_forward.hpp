@@ -31,7 +31,8 @@ void gelu_row_with_slope(const T* x, Index count, T* y, T* slope) {
 
 }  // namespace cpu
 
-/// A panel goes all the way through: between x and y nothing but `pre_activation` leaves the cache.
+/// Each panel of rows goes through norm, linear, GELU and linear before the next one, which keeps its intermediate rows
+/// in caches. Of these only `pre_activation` is stored, if it is given.
 template <typename T>
 void feed_forward_kernel(const Cpu& policy, TokensView<T> y, TokensView<T> pre_activation, TokensView<const T> x,
                          const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
@@ -54,6 +55,7 @@ void feed_forward_kernel(const Cpu& policy, TokensView<T> y, TokensView<T> pre_a
     });
 }
 
+/// Chunk by chunk: first the gradients of the rows, panels in parallel, then those of the weights.
 template <typename T>
 void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedForwardParameters<T>& gradients,
                              TokensView<const T> d_y, TokensView<const T> x, TokensView<const T> pre_activation,
@@ -73,7 +75,7 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
         MatrixTensor<T, Cpu> normed(policy, {chunk, dim}), h(policy, {chunk, hidden}), d_h(policy, {chunk, hidden});
         const cpu::Panels panels = cpu::panels(1, chunk);
         cpu::PartialSums<T> norm_sums(policy, panels.count(), dim);
-        cpu::PartialSums<T> project_bias(policy, panels.count(), dim), hidden_bias(policy, panels.count(), hidden);
+        cpu::PartialSums<T> d_project_bias(policy, panels.count(), dim), d_hidden_bias(policy, panels.count(), hidden);
         parallel_for(policy, panels.count(), [&](Index panel) {
             panels.visit(panel, [&](Index, Index at, Index rows) {
                 T* const normed_rows = normed.data() + at * dim;
@@ -90,9 +92,9 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
                 T* const d_normed = cpu::thread_scratch<T, struct NormedGradient>(rows * dim);
                 from_hidden.multiply(rows, d_h_rows, hidden, {}, d_normed, dim);
                 cpu::normalize_rows_vjp(parameters.norm, d_x.data() + (row + at) * dim, norm_sums[panel], d_normed,
-                                        x_rows + at * dim, rows, epilogue.residual_from((row + at) * dim));
-                cpu::add_rows(d_y_rows + at * dim, rows, dim, project_bias[panel][0]);
-                cpu::add_rows(d_h_rows, rows, hidden, hidden_bias[panel][0]);
+                                        x_rows + at * dim, rows, epilogue.d_residual_from((row + at) * dim));
+                cpu::add_rows(d_y_rows + at * dim, rows, dim, d_project_bias[panel][0]);
+                cpu::add_rows(d_h_rows, rows, hidden, d_hidden_bias[panel][0]);
             });
         });
         const cpu::PackedMatrix<Op::none, T> packed_h(policy, chunk, hidden, h.data(), hidden);
@@ -100,8 +102,8 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
         const cpu::PackedMatrix<Op::none, T> packed_normed(policy, chunk, dim, normed.data(), dim);
         cpu::add_weight_gradient(policy, gradients.hidden_weight.data(), hidden, dim, d_h.data(), packed_normed);
         norm_sums.add_to(gradients.norm.all());
-        project_bias.add_to({gradients.project_bias});
-        hidden_bias.add_to({gradients.hidden_bias});
+        d_project_bias.add_to({gradients.project_bias});
+        d_hidden_bias.add_to({gradients.hidden_bias});
     };
     const cpu::Panels chunks = cpu::chunks(x.extent(0), length);
     for (Index i = 0; i < chunks.count(); ++i) chunks.visit(i, add_chunk);

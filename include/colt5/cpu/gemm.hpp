@@ -14,12 +14,12 @@
 #include <colt5/cpu/blas.hpp>
 #endif
 
-/// Matrix products on the calling thread, unless said. Panels are row-major; `lda`, `ldb`, `ldc` are the distances
-/// between stored rows.
+/// Matrix products, on the calling thread unless a comment says otherwise. All matrices are row-major; `lda`, `ldb`,
+/// `ldc` are the distances between stored rows.
 ///
 /// Every entry of a result is one chain of fused multiply-adds for each `GemmTile::depth` steps along k, whatever its
-/// place and whatever is computed beside it: the same row gives the same bits in any panel. (With COLT5_USE_BLAS the
-/// products are the BLAS's, and so is what they promise.)
+/// place and whatever is computed beside it: the same row gives the same bits in any panel. (With COLT5_USE_BLAS
+/// the BLAS computes the products, and only its guarantees hold.)
 ///
 /// Why not Eigen's kernel: this one needs no packed copy of the left side of a · b, writes results instead of adding to
 /// zeros, and keeps 24 sums in the 32 registers of AVX-512 and NEON where Eigen 3.4 keeps 12 (bench/sgemm.cpp
@@ -32,13 +32,13 @@ enum class Op { none, transpose };
 template <typename T>
 struct GemmTile {
 #if defined(__AVX512F__) || defined(__aarch64__)
-    static constexpr int vectors = 4;  // of 32 registers
+    static constexpr int vectors = 4;  // 6 · 4 sums, 4 of b and 1 of a: 29 of 32 registers
 #else
-    static constexpr int vectors = 2;  // of 16
+    static constexpr int vectors = 2;  // 6 · 2 sums, 2 of b and 1 of a: 15 of 16 registers
 #endif
     static constexpr int rows = tile_rows;
     static constexpr Index columns = vectors * lanes<T>;
-    /// Steps along k between two visits of a result. The rows of b for one tile, depth × columns, stay in a near cache.
+    /// Steps along k between two loads and stores of c. The rows of b for one tile, depth × columns, stay in L1 or L2.
     static constexpr Index depth = 512;
 };
 
@@ -54,8 +54,8 @@ struct Addend {
     }
 };
 
-/// a (m, depth): entry (i, k) of a tile lies at i · row_stride + k · depth_stride, each tile's rows begin at row ·
-/// tile_stride.
+/// a (m, depth): entry (i, k) of a tile lies at i · row_stride + k · depth_stride; the tile whose first row is `row`
+/// begins at row · tile_stride.
 template <typename T>
 struct LeftSide {
     const T* data;
@@ -66,7 +66,7 @@ struct LeftSide {
 
 namespace detail {
 
-/// sum += a · b in registers: of a's rows the entries are depth_stride apart, of b the rows ldb.
+/// sum += a · b in registers. Entries of a row of a are depth_stride apart, rows of b are ldb apart.
 template <typename T, std::size_t rows, std::size_t vectors>
 void accumulate(Batch<T> (&sum)[rows][vectors], Index depth, const std::array<const T*, rows>& row, Index depth_stride,
                 const T* b, Index ldb) {
@@ -140,14 +140,15 @@ void pack_strip(const T* b, Index ldb, Index k, Index depth, Index first, Index 
         }
     } else {
         const T* const from = b + first * ldb + k;
-        const Index blocks = count == width ? depth / lanes<T> * lanes<T> : 0;  // what consists of whole batches
-        cpu::transpose(width, blocks, from, ldb, strip, width);
-        for (Index i = blocks; i < depth; ++i)
+        const Index whole = count == width ? depth / lanes<T> * lanes<T> : 0;  // steps that fill whole batches
+        cpu::transpose(width, whole, from, ldb, strip, width);
+        for (Index i = whole; i < depth; ++i)
             for (Index j = 0; j < count; ++j) strip[i * width + j] = from[j * ldb + i];
     }
 }
 
-/// The left side aᵀ as tiles of (depth, GemmTile::rows): eight rows of a at a time, which fill whole lines of a tile.
+/// The left side aᵀ as tiles of (depth, GemmTile::rows): eight rows of a at a time, whose entries fill whole
+/// cache lines.
 template <typename T>
 void pack_transposed(const T* a, Index lda, Index depth, Index count, T* tiles) {
     constexpr int height = GemmTile<T>::rows, together = 8;
@@ -157,7 +158,7 @@ void pack_transposed(const T* a, Index lda, Index depth, Index count, T* tiles) 
             for (Index k = first; k < last; ++k) {
                 T* const to = tiles + i * depth + k * height;
                 const T* const from = a + k * lda + i;
-                // Rows are far apart, which the processor does not foresee.
+                // Rows are far apart: the hardware prefetcher does not predict them.
                 __builtin_prefetch(from + (k + together < depth ? together * lda : 0));
                 if (i + height <= count)
                     std::memcpy(to, from, height * sizeof(T));  // of a constant size: no call
@@ -167,8 +168,8 @@ void pack_transposed(const T* a, Index lda, Index depth, Index count, T* tiles) 
     }
 }
 
-/// c = alpha · a · b + add, where b is packed in strips of `depth` steps; the six rows of a for a tile begin at
-/// a.part(i).
+/// c = alpha · a · b + add, where b is packed in strips of `depth` steps and the rows of a for the tile of row i
+/// are a.from_row(i).
 template <typename T>
 void multiply_strips(Index m, Index n, Index depth, T alpha, const LeftSide<T>& a, const T* strips,
                      const Addend<T>& add, T* c, Index ldc) {
@@ -180,7 +181,7 @@ void multiply_strips(Index m, Index n, Index depth, T alpha, const LeftSide<T>& 
                               std::min(Index{Tile::rows}, m - i), n - j);
 }
 
-/// c += alpha · aᵀ · b for a block of the depth of a strip. What is read often is laid out in the order of reading.
+/// c += alpha · aᵀ · b for at most GemmTile::depth steps along k. Packs a when more than two strips of b read it.
 template <typename T>
 void add_transposed_block(Index m, Index n, Index depth, T alpha, const T* a, Index lda, const T* strips, T* c,
                           Index ldc) {
@@ -265,7 +266,8 @@ public:
 private:
     using Tile = GemmTile<T>;
 
-    /// Calls body(first of its steps along k) for each block; once at least, for a sum over nothing is zero.
+    /// Calls body(first of its steps along k) for each block; at least once, so that c gets `add` also when there are
+    /// no steps.
     template <typename Body>
     void for_each_block(Body&& body) const {
         Index at = 0;

@@ -30,7 +30,7 @@ public:
           scale_(T(1) / std::sqrt(static_cast<T>(head.dim))) {}
 
     /// out and log_sum_exp are assigned. If all keys fit into one block, the exponentials stay in the scratch of the
-    /// thread, where backward takes them up.
+    /// thread for backward(after_forward = true) to read.
     void forward(T* out, T* log_sum_exp) const {
         const T* const q = transposed<struct Queries>(rows<struct QueryRows>(q_, scale_));
         T* const p = scores();
@@ -100,8 +100,8 @@ public:
             out_dot[static_cast<std::size_t>(i)] = dot(out + i * stride_, d_out + i * stride_, head_.dim);
             finite = finite && log_sum_exp[i] < infinity;
         }
-        // Where something is not finite: weights of keys that a query does not see are 0 even if its others are NaN,
-        // and rows of q and d_out that are not finite become zeros whose weights are NaN.
+        // If something is not finite, a query whose row of q or d_out is not finite gets NaN weights for the keys that
+        // it sees and 0 for the others. Its rows become zeros, so that no 0 · NaN reaches the gradient of another key.
         for (Index i = 0; i < count && !finite; ++i) {
             const bool row_is_finite =
                 all_finite(q_rows + i * stride, stride) && all_finite(d_o_rows + i * stride, stride);
@@ -129,7 +129,8 @@ public:
                     Batch<T> e = has_exponentials ? score * inverse_sum : cpu::exp(score - log_sum);
                     if (!finite) e = xsimd::select(score == Batch<T>(hidden), zero, e);
                     store(entry, e);
-                    // Exactly 0 for what is not seen, whatever stands there, and for all that is seen.
+                    // Exactly 0 where the weight is 0, since d_entry may hold anything there, and where it is 1: the
+                    // softmax of a single key is constant.
                     store(d_entry, xsimd::select((e == zero) | (e == one), zero, e * (load(d_entry) - mean)));
                 });
                 clear_unseen(c, key, until, d_s);
@@ -144,7 +145,7 @@ public:
             });
     }
 
-    const Index first, count, begin, end;  // queries, and the keys [begin, end)
+    const Index first, count, begin, end;  // queries [first, first + count), keys [begin, end)
 
 private:
     using Tile = LocalTile<T>;
@@ -152,10 +153,10 @@ private:
 
     /// Whether the keys of any tile fit into one block.
     bool one_block() const { return 2 * head_.reach + Tile::queries + block_rows <= Tile::keys; }
-    /// Where the block of keys from `key` on ends: at places that do not depend on the tile, nor does the order of
-    /// sums.
+    /// The end of the block of keys that begins at `key`. Where one block does not hold all keys, blocks end at
+    /// multiples of Tile::keys wherever the tile is, so that sums have the same order.
     Index block_end(Index key) const { return one_block() ? end : std::min(end, (key / Tile::keys + 1) * Tile::keys); }
-    /// Entries (j, i) for a block of keys: forward leaves exp(score − largest) where backward takes it up.
+    /// Entries (j, i) for a block of keys: forward leaves exp(score − largest) there for backward.
     static T* scores() { return thread_scratch<T, struct Scores>(Tile::keys * Tile::queries); }
     /// One over the sum of exponentials, for each query of the tile.
     static T* inverse_sums() { return thread_scratch<T, struct InverseSums>(Tile::queries); }
@@ -182,7 +183,8 @@ private:
         return to;
     }
 
-    /// The keys in [key, until) that some of the queries [i, i + size) see, and those in whole blocks.
+    /// seen_by: the keys in [key, until) that some query of [i, i + size) sees. blocks_seen_by: the same, widened to
+    /// whole blocks of block_rows keys.
     struct Keys {
         Index begin, end;
     };
@@ -220,8 +222,8 @@ private:
         T* entry = scores + (seen.begin - key) * Tile::queries + c * lanes<T>;
         for (Index j = seen.begin; j < seen.end; ++j, entry += Tile::queries) body(j, entry);
     }
-    /// Scores that do not count become `value`, and those of keys and values that are not finite NaN. Returns the
-    /// larger of `top` and the scores.
+    /// Masks scores: `value` for keys out of reach, padded or not before `until`; NaN for others whose key or value is
+    /// not finite. Returns the maximum of `top` and the scores.
     Batch<T> hide(T value, Index c, Index key, Index until, T* scores, Batch<T> top) const {
         alignas(64) std::array<T, static_cast<std::size_t>(lanes<T>)> positions;
         for (Index i = 0; i < lanes<T>; ++i) positions[static_cast<std::size_t>(i)] = static_cast<T>(i);
@@ -245,7 +247,8 @@ private:
         return top;
     }
 
-    /// Zeros for a batch of queries where `combine` reads what its group does not see and others of a block do.
+    /// `combine` reads the weights of block_rows queries at once, for every key that one of them sees. This clears
+    /// those of batch c that its own group does not see, which nothing has written.
     void clear_unseen(Index c, Index key, Index until, T* weights) const {
         const Index i = c * lanes<T> / Tile::group * Tile::group, block = i / block_rows * block_rows;
         const Keys written = blocks_seen_by(i, Tile::group, key, until);

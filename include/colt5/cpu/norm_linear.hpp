@@ -53,7 +53,7 @@ void norm_linear_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const NormGrad
                 T* const d_normed = cpu::thread_scratch<T, struct NormedGradient>(rows * in);
                 packed.multiply(rows, d_y_rows + at * out, out, {}, d_normed, in);
                 cpu::normalize_rows_vjp(norm, d_x.data() + (row + at) * in, norm_sums[panel], d_normed,
-                                        x_rows + at * in, rows, epilogue.residual_from((row + at) * in));
+                                        x_rows + at * in, rows, epilogue.d_residual_from((row + at) * in));
                 if (d_bias) cpu::add_rows(d_y_rows + at * out, rows, out, bias_sums[panel][0]);
             });
         });

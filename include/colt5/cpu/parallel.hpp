@@ -88,7 +88,7 @@ inline constexpr bool uses_blas = false;
 
 /// Rows of a result that a product keeps in registers. Panels consist of whole ones.
 inline constexpr int tile_rows = 6;
-/// Rows that one strip of packed weights serves in turn: together they stay in the second cache.
+/// Rows that one strip of packed weights serves in turn: together they stay in L2.
 inline constexpr Index panel_rows = 32 * tile_rows;
 /// The fewest rows that are worth a task of their own. A product of no more rows shares out columns instead.
 inline constexpr Index few_rows = 4 * tile_rows;
@@ -137,8 +137,8 @@ inline Panels panels(Index batch, Index length, bool contiguous = true) {
     return {batch, length, std::max(Index{1}, divide_up(rows, even)), contiguous};
 }
 
-/// What a backward pass works on at a time: first panel by panel the gradients of the rows, then those of the weights,
-/// from what the panels have left in the third cache.
+/// The rows that a backward pass works on at a time: first panel by panel the gradients of the rows, then those of the
+/// weights, from what the panels have left in L3.
 inline Panels chunks(Index batch, Index length, bool contiguous = true) {
     return {batch, length, Index{1024}, contiguous};
 }

@@ -102,7 +102,7 @@ void rms_norm_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const RMSNormPara
     cpu::PartialSums<T, RMSNormParameters<T>::count> sums(policy, cpu::row_chunks(rows), d);
     cpu::for_each_row_chunk(policy, rows, [&](Index chunk, Index begin, Index end) {
         cpu::normalize_rows_vjp<T>(norm, d_x.data() + begin * d, sums[chunk], d_y.data() + begin * d,
-                                   x.data() + begin * d, end - begin, epilogue.residual_from(begin * d));
+                                   x.data() + begin * d, end - begin, epilogue.d_residual_from(begin * d));
     });
     sums.add_to(d_norm.all());
 }

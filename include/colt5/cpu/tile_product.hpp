@@ -6,7 +6,7 @@
 #include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/simd.hpp>
 
-/// Products of small matrices that are in the nearest caches and whose rows are whole batches: what attention consists
+/// Products of small matrices that are in L1 or L2 and whose rows are whole batches: what attention consists
 /// of, where packing for `gemm` would cost as much as the product.
 namespace colt5::cpu {
 

@@ -11,7 +11,7 @@ namespace colt5 {
 
 /// The sums of their d_t stay in registers. A feedforward adds one, an attention with one route of keys and values two.
 template <>
-inline constexpr std::size_t most_rank_one_updates<Cuda> = 2;
+inline constexpr std::size_t max_rank_one_updates<Cuda> = 2;
 
 namespace cuda {
 
@@ -62,7 +62,7 @@ struct EpilogueTerms {
 template <typename T, std::size_t updates>
 auto epilogue_terms(const GradientEpilogue<T, Cuda, updates>& epilogue, Index length) {
     EpilogueTerms<T, static_cast<int>(updates)> terms{
-        .residual = epilogue.residual.data(), .update = {}, .length = length};
+        .residual = epilogue.d_residual.data(), .update = {}, .length = length};
     auto* to = terms.update;
     for (const auto& from : epilogue.rank_one) {
         const Index all = from.s.extent(2);

@@ -67,11 +67,11 @@ public:
         typename HeavyAttention<Scalar, P>::Gradients heavy_attn;
     };
 
-    /// What backward reads. The tokens and the mask must outlive it.
+    /// What backward reads. The tokens and the mask must outlive the Activations.
     struct Activations {
         Out out;  // (b, n, d)
         TokensView<const Scalar> tokens;
-        Out clean_copy;  // of the tokens, if padding was not finite; then `tokens` shows it
+        Out clean_copy;  // of the tokens, if padding was not finite; `tokens` is then a view of it
         Mask mask;
         Residual residual;
         typename LightAttention<Scalar, P>::Activations light;
@@ -81,7 +81,7 @@ public:
         typename HeavyAttention<Scalar, P>::Activations heavy;
         ActivationsOrigin origin;
 
-        /// f(prefix + the router's name, Routing) for each router.
+        /// Calls f(prefix + the router's name, Routing) for each router.
         template <typename F>
         void each_routing(F&& f, const std::string& prefix = "") const {
             f(prefix + "q_router", routed_q.routing);
@@ -139,7 +139,7 @@ public:
 private:
     const void* identity() const { return light_attn.to_out.weight.data(); }
 
-    /// The output, or all activations if backward is to follow.
+    /// Returns the output or, with `save`, the Activations.
     template <bool save>
     auto compute(const Tokens& tokens, Mask mask, const AttentionTokens& counts, Residual residual) const {
         const Index num_q =
@@ -166,7 +166,7 @@ private:
         auto light = light_attn.forward(policy, out.view(), x, mask, save && !policy.memory_plan().recompute,
                                         detail::residual_of(residual, x));
         side_stream.join();
-        scatter(policy, how, out.view(), heavy.out, indices_q, scores_q);  // (b, n, d)
+        scatter(policy, scatter_mode, out.view(), heavy.out, indices_q, scores_q);  // (b, n, d)
         if constexpr (save)
             return Activations{std::move(out),
                                x.const_view(),
@@ -202,20 +202,20 @@ private:
         const auto scores_kv = routing_kv.scores.const_view();   // (b, r, kv)
         SideStream side_stream(policy);
         const P& side = side_stream.policy();
-        auto d = heavy_attn.input_gradients(side, saved.heavy, scores_kv);  // before a gap opens that d_x is to fill
-        auto d_scores_q = tensor_like(side, routing_q.scores);              // (b, 1, q)
-        Logits d_logits_q, d_logits_kv;                                     // (b, 1, n), (b, r, n)
-        GradientEpilogue<Scalar, P, updates> epilogue{detail::residual_of(saved.residual, d_out)};
-        detail::release(saved.out);
+        auto d = heavy_attn.input_gradients(side, saved.heavy, scores_kv);
+        auto d_scores_q = tensor_like(side, routing_q.scores);  // (b, 1, q)
+        Logits d_logits_q, d_logits_kv;                         // (b, 1, n), (b, r, n)
+        GradientEpilogue<Scalar, P, num_updates> epilogue{detail::residual_of(saved.residual, d_out)};
+        detail::release(saved.out);  // d_x takes its memory: what lives longer is allocated above
 
-        auto d_heavy = scatter_vjp(side, how, d_out, indices_q);  // (b, q, d)
+        auto d_heavy = scatter_vjp(side, scatter_mode, d_out, indices_q);  // (b, q, d)
         assign(side, d_scores_q, row_sum(d_heavy * saved.heavy.out));
-        assign(side, d_heavy, d_heavy * column(routing_q.scores));
+        assign(side, d_heavy, d_heavy * column(routing_q.scores));  // now of the heavy branch's output
         heavy_attn.backward(side, saved.heavy, d, d_heavy,
                             gather(side, saved.tokens, indices_q, to_clean<P>(saved.mask)),
                             gather(side, saved.tokens, routing_kv.indices, to_clean<P>(saved.mask)),
                             saved.kv_mask.const_view(), scores_kv, gradients.heavy_attn);
-        if constexpr (updates > 0) {
+        if constexpr (num_updates > 0) {
             d_logits_q = q_router.d_logits(side, saved.routed_q, d_scores_q.const_view(), saved.mask);
             d_logits_kv = kv_router.d_logits(side, saved.routed_kv, d.d_scores.const_view(), saved.mask);
             set_rank_one_updates(epilogue, 0, q_router, d_logits_q.const_view(), gradients.q_router);
@@ -231,7 +231,7 @@ private:
         side_stream.join();
         gather_vjp(policy, d_x.view(), d.d_x, indices_q);
         gather_vjp(policy, d_x.view(), d.d_context, routing_kv.indices);
-        if constexpr (updates == 0) {
+        if constexpr (num_updates == 0) {
             kv_router.backward(policy, saved.routed_kv, d.d_scores.const_view(), saved.tokens, saved.mask, d_x.view(),
                                gradients.kv_router);
             q_router.backward(policy, saved.routed_q, d_scores_q.const_view(), saved.tokens, saved.mask, d_x.view(),
@@ -240,8 +240,8 @@ private:
         return d_x;
     }
 
-    static constexpr std::size_t updates = rank_one_updates<P, QRouter, KVRouter>;
-    static constexpr Scatter how = QRouter::picks_repeat ? Scatter::mean : Scatter::add;
+    static constexpr std::size_t num_updates = rank_one_updates<P, QRouter, KVRouter>;
+    static constexpr Scatter scatter_mode = QRouter::picks_repeat ? Scatter::mean : Scatter::add;
 };
 
 }  // namespace colt5

@@ -175,7 +175,8 @@ private:
         if (saved.routed_q) {
             const auto& [indices, scores] = saved.routed_q->routing;
             set_zero(policy, saved.out);
-            scatter(policy, how, saved.out.view(), saved.heavy.out, single_route(indices), single_route(scores));
+            scatter(policy, scatter_mode, saved.out.view(), saved.heavy.out, single_route(indices),
+                    single_route(scores));
         } else {
             copy_real(saved.out, saved.heavy.out, mask);
         }
@@ -200,7 +201,7 @@ private:
         TokensTensor<accumulate_t<Scalar>, P> d_scores;  // (b, 1, q)
         if (saved.routed_q) {
             const auto& [indices, scores] = saved.routed_q->routing;
-            d_heavy = scatter_vjp(policy, how, d_out, single_route(indices));
+            d_heavy = scatter_vjp(policy, scatter_mode, d_out, single_route(indices));
             d_scores = tensor_like(policy, scores);
             assign(policy, d_scores, row_sum(d_heavy * saved.heavy.out));
             assign(policy, d_heavy, d_heavy * column(scores));
@@ -239,7 +240,7 @@ private:
         return copy ? copy.const_view() : TokensView<const Scalar>(tokens);
     }
 
-    static constexpr Scatter how = QRouter::picks_repeat ? Scatter::mean : Scatter::add;
+    static constexpr Scatter scatter_mode = QRouter::picks_repeat ? Scatter::mean : Scatter::add;
 
     /// (b, m, …) seen as (b, 1, m, …)
     template <typename T, Index... E>

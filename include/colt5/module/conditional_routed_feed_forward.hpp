@@ -14,6 +14,7 @@ namespace colt5 {
 ///
 ///     out_i = light(x_i) + score_i · heavy(x_i) [i chosen]
 ///
+/// A router that may choose a token several times gives it the mean of its heavy outputs.
 /// Masked tokens get no heavy output; what is not finite in them counts as 0. The router is that of `router_type`, or
 /// any template that meets Router.
 template <FeedForwardConfig config, typename Scalar, Policy P,
@@ -50,11 +51,11 @@ public:
         typename FeedForward<Scalar, P>::Gradients light_ff, heavy_ff;
     };
 
-    /// What backward reads. The tokens and the mask must outlive it.
+    /// What backward reads. The tokens and the mask must outlive the Activations.
     struct Activations {
         Out out;  // (b, n, d)
         TokensView<const Scalar> tokens;
-        Out clean_copy;  // of the tokens, if padding was not finite; then `tokens` shows it
+        Out clean_copy;  // of the tokens, if padding was not finite; `tokens` is then a view of it
         Mask mask;
         Residual residual;
         typename FeedForward<Scalar, P>::Activations light, heavy;
@@ -62,7 +63,7 @@ public:
         RouterActivations<RouterType, Scalar, P> routed;  // indices, scores (b, 1, k)
         ActivationsOrigin origin;
 
-        /// f(prefix + the router's name, Routing) for each router.
+        /// Calls f(prefix + the router's name, Routing) for each router.
         template <typename F>
         void each_routing(F&& f, const std::string& prefix = "") const {
             f(prefix + "router", routed.routing);
@@ -115,7 +116,7 @@ public:
 private:
     const void* identity() const { return light_ff.hidden.weight.data(); }
 
-    /// The output, or all activations if backward is to follow.
+    /// Returns the output or, with `save`, the Activations.
     template <bool save>
     auto compute(const Tokens& tokens, Mask mask, const FeedForwardTokens& counts, Residual residual) const {
         const Index k = detail::token_count("num_heavy_tokens", counts.num_heavy_tokens, config.num_heavy_tokens);
@@ -135,7 +136,7 @@ private:
         auto light = light_ff.forward(policy, out.view(), x, save && !policy.memory_plan().recompute,
                                       detail::residual_of(residual, x), to_clean<P>(mask));
         side_stream.join();
-        scatter(policy, how, out.view(), heavy_out, indices, scores);  // (b, n, d)
+        scatter(policy, scatter_mode, out.view(), heavy_out, indices, scores);  // (b, n, d)
         if constexpr (save)
             return Activations{std::move(out),
                                x.const_view(),
@@ -168,20 +169,20 @@ private:
         const auto indices = single_route(routing.indices);  // (b, k)
         SideStream side_stream(policy);
         const P& side = side_stream.policy();
-        auto d_picked = tensor_like(side, saved.heavy_out);  // (b, k, d), before a gap opens that d_x is to fill
+        auto d_picked = tensor_like(side, saved.heavy_out);  // (b, k, d)
         auto d_scores = tensor_like(side, routing.scores);   // (b, 1, k)
         TokensTensor<accumulate_t<Scalar>, P> d_logits;      // (b, 1, n)
-        GradientEpilogue<Scalar, P, updates> epilogue{detail::residual_of(saved.residual, d_out)};
-        detail::release(saved.out);
+        GradientEpilogue<Scalar, P, num_updates> epilogue{detail::residual_of(saved.residual, d_out)};
+        detail::release(saved.out);  // d_x takes its memory: what lives longer is allocated above
 
-        auto d_heavy = scatter_vjp(side, how, d_out, indices);  // (b, k, d)
+        auto d_heavy = scatter_vjp(side, scatter_mode, d_out, indices);  // (b, k, d)
         assign(side, d_scores, row_sum(d_heavy * saved.heavy_out));
-        if constexpr (updates > 0) {  // first: the light branch waits for it
+        if constexpr (num_updates > 0) {  // before the heavy branch, because the light branch's norm waits for it
             d_logits = router.d_logits(side, saved.routed, d_scores.const_view(), saved.mask);
             set_rank_one_updates(epilogue, 0, router, d_logits.const_view(), gradients.router);
             epilogue.ready = side_stream.record_event();
         }
-        assign(side, d_heavy, d_heavy * column(routing.scores));
+        assign(side, d_heavy, d_heavy * column(routing.scores));  // now of the heavy branch's output
         heavy_ff.backward(side, saved.heavy, d_picked.view(), d_heavy,
                           gather(side, saved.tokens, indices, to_clean<P>(saved.mask)), gradients.heavy_ff);
         d_heavy = {};
@@ -193,14 +194,14 @@ private:
                           to_clean<P>(saved.mask));
         side_stream.join();
         gather_vjp(policy, d_x.view(), d_picked, indices);
-        if constexpr (updates == 0)
+        if constexpr (num_updates == 0)
             router.backward(policy, saved.routed, d_scores.const_view(), saved.tokens, saved.mask, d_x.view(),
                             gradients.router);
         return d_x;
     }
 
-    static constexpr std::size_t updates = rank_one_updates<P, RouterType>;
-    static constexpr Scatter how = RouterType::picks_repeat ? Scatter::mean : Scatter::add;
+    static constexpr std::size_t num_updates = rank_one_updates<P, RouterType>;
+    static constexpr Scatter scatter_mode = RouterType::picks_repeat ? Scatter::mean : Scatter::add;
 };
 
 }  // namespace colt5

@@ -129,8 +129,8 @@ private:
     Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients) const {
         detail::release(saved.out);
         const auto d_x =
-            conditional_ff.backward(detail::hand_on(saved.ff), d_out, gradients.conditional_ff);  // (b, n, d)
-        return conditional_attn.backward(detail::hand_on(saved.attn), d_x, gradients.conditional_attn);
+            conditional_ff.backward(detail::forward_part(saved.ff), d_out, gradients.conditional_ff);  // (b, n, d)
+        return conditional_attn.backward(detail::forward_part(saved.attn), d_x, gradients.conditional_attn);
     }
 };
 

@@ -17,11 +17,11 @@ namespace colt5 {
 
 /// What backward asks of saved activations before it reads them: that forward of the same module returned them, and
 /// that nobody has used them up. In a program that is compiled with COLT5_CHECK_TOKENS defined, also that the tokens
-/// are as they were: a copy of them to the host and one pass over it in each forward and backward.
+/// are as they were, which costs a copy to the host and one pass over it in each forward and backward.
 class ActivationsOrigin {
 public:
     ActivationsOrigin() = default;
-    /// `module` is the memory of one of its parameters, which stays where it is when the module moves.
+    /// `module` is the address of one of the module's parameters, which moving the module does not change.
     template <Policy P, Viewable... Tokens>
     ActivationsOrigin(const P& policy, const void* module, const Tokens&... tokens)
         : module_(module), tokens_(checksum(policy, tokens...)) {}
@@ -33,7 +33,7 @@ public:
         return *this;
     }
 
-    /// Throws ValueError.
+    /// Throws ValueError if they are used up or of another module, or if the tokens are known to have changed.
     template <Policy P, Viewable... Tokens>
     void expect(const P& policy, const void* module, const Tokens&... tokens) const {
         expect_value(module_ != nullptr, "saved", "what forward returned",
@@ -83,20 +83,21 @@ enum class Residual { none, tokens };
 
 namespace detail {
 
-/// What `residual` stands for: the tokens or the gradient of the output, or an absent view.
+/// t if there is a residual, otherwise an absent view: t is the tokens in forward, and d_out in backward.
 template <Viewable T>
 auto residual_of(Residual residual, const T& t) {
     return residual == Residual::tokens ? t.const_view() : decltype(t.const_view())();
 }
 
-/// The number of tokens of one call; throws ValueError below 1.
+/// The number of heavy tokens of a call: `given`, or else `configured`. Throws ValueError below 1.
 inline Index token_count(const char* argument, std::optional<Index> given, Index configured) {
     const Index count = given.value_or(configured);
     expect_value(count >= 1, argument, ">= 1", count);
     return count;
 }
 
-/// `tokens` (b, n, dim) with static dim, in the memory of policy P, `mask` (b, n) or absent.
+/// Checks tokens (b, n, dim) in the memory of policy P and a mask (b, n), which may be absent. Returns the tokens as a
+/// view with static dim.
 template <typename Tokens, typename P, typename X>
 Tokens expect_tokens(const char* argument, const X& tokens, const char* mask_argument, Mask mask) {
     const auto x = expect<Tokens, P>(argument, tokens);
@@ -114,15 +115,16 @@ Tokens expect_kept_tokens(const char* argument, X&& tokens, const char* mask_arg
     return expect_tokens<Tokens, P>(argument, tokens, mask_argument, mask);
 }
 
-/// Frees what has been read of activations that are handed over; leaves const ones alone.
+/// Frees a value that backward has finished reading; does nothing if it is const.
 template <typename T>
 void release(T& value) {
     if constexpr (!std::is_const_v<T>) value = {};
 }
 
-/// A part of saved activations as backward of a part of the module takes it: handed over if the whole is.
+/// Passes a part of saved activations to backward of a part of the module: as an rvalue if the whole was moved in,
+/// otherwise by const reference.
 template <typename T>
-decltype(auto) hand_on(T& part) {
+decltype(auto) forward_part(T& part) {
     if constexpr (std::is_const_v<T>)
         return (part);
     else
@@ -131,11 +133,12 @@ decltype(auto) hand_on(T& part) {
 
 }  // namespace detail
 
-/// What the modules have in common. A Self that derives from it has Gradients and Activations, and for its base
+/// What the modules have in common. A Self that derives from it has Gradients, Activations, and two functions for the
+/// base:
 ///
 ///     self.expect_backward(saved, d_out, gradients)     throws before anything is touched
-///     self.compute_gradients(saved, d_out, gradients)   backward; what is not const it may free as
-///                                                       it reads
+///     self.compute_gradients(saved, d_out, gradients)   backward; if saved is not const, it may free parts of it once
+///                                                       they are read
 template <typename Self, Policy P>
 class ModuleBase {
 public:
@@ -144,9 +147,9 @@ public:
     /// Gradients of all parameters, filled with zeros.
     auto make_gradients() const { return zeros_like_parameters(policy_, self()); }
 
-    /// Returns the gradients of the inputs; adds to those of the parameters. What is handed
-    /// over, with std::move, is freed as it is read, its output first, and gradients take its memory: then d_out must
-    /// not be that output. Throws ValueError unless forward of this module returned it, and nothing has used it up.
+    /// Returns the gradients of the inputs, and adds those of the parameters to `gradients`. If `saved` is moved in,
+    /// its tensors are freed once they are read, saved.out first, and gradients reuse their memory: then d_out must not
+    /// be saved.out. Throws ValueError unless `saved` comes from forward of this module and is not used up.
     template <typename Saved, Viewable D, typename Gradients>
     auto backward(Saved&& saved, const D& d_out, Gradients& gradients) const {
         static_assert(std::same_as<std::remove_cvref_t<Saved>, typename Self::Activations>,

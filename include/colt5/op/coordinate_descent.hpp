@@ -24,30 +24,32 @@ void coordinate_descent_vjp_kernel(const P&, ...) {
 /// Where the descent begins.
 enum class DescentStart {
     zero,          ///< at b = −relu(s), that is τ₀ = 0: colt5-attention 0.2.3
-    minus_logits,  ///< at b = −s: later versions
+    minus_logits,  ///< at b = −s: later versions. The first step then gives τ₁ = ε₁ (log n_v − log k), without a
+                   ///< gradient for the logits; τ₀ is stored as ∞
 };
 
 /// Soft top-k by coordinate descent (Wright 2015; Qian et al. 2022; CoLT5, Ainslie et al. 2023, section 3.1): scores in
-/// [0, 1] that sum to about k, 1 for logits well above the threshold and falling off as exp((s − τ) / ε) below it.
+/// [0, 1] that sum to about k: 1 at or above the threshold τ, exp((s − τ) / ε) below it.
 ///
 /// The reference keeps a number a and a vector b per row. Because b = −relu(s + a), the sum s + b is min(s, −a): the
 /// whole state is the threshold τ = −a. For one row with n_v real logits, step t is
 ///
 ///     Z = Σ_i exp(min(s_i, τ_{t−1}) / ε_t),   τ_t = ε_t (log Z − log k)
 ///
-/// and the scores are exp(min(s − τ_T, 0) / ε_{T+1}); masked tokens score 0, as do logits of −∞, and everything
-/// when n_v = 0. A logit of +∞ is above every threshold: it scores 1 and has no gradient. A NaN among the real logits
+/// and the scores are exp(min(s − τ_T, 0) / ε_{T+1}); masked tokens and logits of −∞ score 0, and without a real
+/// token all do. A logit of +∞ is above every threshold: it scores 1 and has no gradient. A NaN among the real logits
 /// of a row makes the scores and gradients of all its real tokens NaN.
 struct CoordinateDescent {
     int n_iters = 50;
     double eps = 1;        ///< smallest and last ε, in [1e-6, 1e6]
-    double eps_init = 0;   ///< first ε; `eps` when smaller than it
+    double eps_init = 0;   ///< the first ε is max(eps_init, eps)
     double eps_decay = 1;  ///< ε_{t+1} = max(ε_t · eps_decay, eps)
     DescentStart start = DescentStart::zero;
     /// Takes k to be at most the number of real tokens of the row; where that is less than k, dk is 0.
     bool limit_k = false;
     /// Instead of n_iters steps, solves Σ scores = k for τ and differentiates the solution implicitly. A fixed number
-    /// of steps leaves τ unconverged, and the router without a gradient, when the logits spread widely (deviation ≫ ε).
+    /// of steps leaves τ unconverged, and the router without a gradient, when the logits spread widely (standard
+    /// deviation ≫ ε).
     bool iterate_to_convergence = false;
 
     void check() const {
@@ -75,7 +77,8 @@ struct CoordinateDescent {
     Index steps() const { return iterate_to_convergence ? 1 : n_iters; }
 };
 
-/// The scores, and what the vector-Jacobian product reads besides: 2T + 1 numbers a row.
+/// The scores, and what else the vector-Jacobian product reads: 2T + 1 numbers a row, T = steps(). Of a converged
+/// solution, T is 1, τ_0 = τ_1 is the solution and the count is 0.
 template <typename Logit, Policy P>
 struct CoordinateDescentActivations {
     Tensor<Logit, P, dynamic, dynamic, dynamic> scores;     // (b, r, n)
@@ -90,7 +93,7 @@ struct CoordinateDescentGradients {
 };
 
 namespace detail {
-inline void expect_wanted(double k) {
+inline void expect_k(double k) {
     expect_value(k > 0, "k", "> 0", k);
     expect_value(k >= 1e-6 && k <= 1e30, "k", "in [1e-6, 1e30]", k);
 }
@@ -103,7 +106,7 @@ auto coordinate_descent_forward(const P& policy, const CoordinateDescent& descen
                                 Mask mask) {
     const auto [batch, routes, length] = logits.shape();
     descent.check();
-    detail::expect_wanted(k);
+    detail::expect_k(k);
     if (mask) expect_shape("mask", mask.shape(), {batch, length});
     CoordinateDescentActivations<typename L::value_type, P> saved{{policy, logits.shape()},
                                                                   {policy, {batch, routes, descent.steps() + 1}},
@@ -118,7 +121,7 @@ auto coordinate_descent_forward(const P& policy, const CoordinateDescent& descen
 ///     α_{t−1} = α_t · saturated_t · exp((τ_{t−1} − τ_t) / ε_t) / k
 ///     ds_i = ĝ_i − Σ_t [s_i ≤ τ_{t−1}] (α_t / k) exp((s_i − τ_t) / ε_t),    dk = (1 / k) Σ_t ε_t α_t
 ///
-/// and for the converged solution, with Y the sum of the scores below 1:  ds_i = ĝ_i − α y_i / Y,  dk = ε α / Y.
+/// and for the converged solution, with Y = Σ [s_i ≤ τ] y_i:  ds_i = ĝ_i − [s_i ≤ τ] α y_i / Y,  dk = ε α / Y.
 /// Throws ShapeError unless the saved activations are of these logits and of as many steps.
 template <Policy P, typename Logit, Viewable D, Viewable L>
 auto coordinate_descent_vjp(const P& policy, const CoordinateDescent& descent, double k,
@@ -126,7 +129,7 @@ auto coordinate_descent_vjp(const P& policy, const CoordinateDescent& descent, d
                             Mask mask) {
     const auto [batch, routes, length] = logits.shape();
     descent.check();
-    detail::expect_wanted(k);
+    detail::expect_k(k);
     static_assert(same_scalar<decltype(saved.scores), D, L>,
                   "colt5: `d_scores` and `logits` must have the scalar type of `saved`");
     expect_shape("logits", logits.shape(), saved.scores.shape());

@@ -71,7 +71,7 @@ auto feed_forward(const P& policy, const X& x, const FeedForwardParameters<const
     return y;
 }
 
-/// Vector-Jacobian product of feed_forward, to d_x (b, n, d), with the epilogue of its norm, whose residual must not
+/// Vector-Jacobian product of feed_forward, to d_x (b, n, d), with the epilogue of its norm, whose d_residual must not
 /// overlap d_x. Without `pre_activation`, that is recomputed. The gradients of the parameters accumulate.
 template <Policy P, Viewable DX, Viewable Y, Viewable X, std::size_t updates = 0>
 void feed_forward_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x,

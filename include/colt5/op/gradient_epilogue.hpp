@@ -8,7 +8,7 @@
 
 namespace colt5 {
 
-/// A rank-one update of the gradient of tokens x, and the gradient of its own vector:
+/// A rank-one update of the gradient of tokens x, and the gradient of its vector t:
 ///
 ///     d_x[b, i] += scale · s[b, route, first + i] t
 ///     d_t       += scale · Σ s[b, route, first + i] x[b, i]
@@ -17,29 +17,29 @@ namespace colt5 {
 template <typename T>
 struct RankOneUpdate {
     TokensView<const accumulate_t<T>> s;  // (b, r, n)
-    Index route;                          // of the r
+    Index route;                          // which of the r routes of s
     VectorView<const T> t;                // (d)
     VectorView<accumulate_t<T>> d_t;      // (d)
     double scale = 1;
-    Index first = 0;
+    Index first = 0;  // token of s that belongs to row 0 of x: where a chunk begins
 };
 
 /// The number of rank-one updates that a backend's norms can add in one pass. A backend that can add some specializes
 /// it.
 template <typename P>
-inline constexpr std::size_t most_rank_one_updates = 0;
+inline constexpr std::size_t max_rank_one_updates = 0;
 
 /// The fused epilogue of a norm's vector-Jacobian product: what is added to d_x (b, n, d) while it is written.
 ///
-///     d_x += residual + Σ_r s_r ⊗ t_r
+///     d_x = gradient of the norm + d_residual + Σ_r scale_r · s_r ⊗ t_r
 template <typename T, Policy P, std::size_t updates = 0>
 struct GradientEpilogue {
-    TokensView<const T> residual{};  // (b, n, d) or absent
+    TokensView<const T> d_residual{};  // (b, n, d) or absent: the gradient of the output, if x was added to it
     std::array<RankOneUpdate<T>, updates> rank_one{};
     Event<P> ready{};  ///< the updates' s may be read after this event
 
-    /// The residual from its number `offset` on, or null.
-    const T* residual_from(Index offset) const { return residual ? residual.data() + offset : nullptr; }
+    /// Pointer to element `offset` of d_residual, or null.
+    const T* d_residual_from(Index offset) const { return d_residual ? d_residual.data() + offset : nullptr; }
 };
 
 namespace detail {
@@ -47,7 +47,7 @@ namespace detail {
 template <typename T, Policy P, std::size_t updates, typename X>
 void check_epilogue(const GradientEpilogue<T, P, updates>& epilogue, const X& x) {
     const auto [batch, length, dim] = x.shape();
-    if (epilogue.residual) expect_shape("residual", epilogue.residual.shape(), x.shape());
+    if (epilogue.d_residual) expect_shape("d_residual", epilogue.d_residual.shape(), x.shape());
     for (const auto& update : epilogue.rank_one) {
         expect_shape("s", update.s.shape(), {batch, dynamic, dynamic});
         expect_value(is_range_of(update.route, 1, update.s.extent(1)), "route", "one of s", update.route);

@@ -57,7 +57,7 @@ auto norm_linear(const P& policy, const X& x, const Norm& norm, const W& weight,
 }
 
 /// Vector-Jacobian product of norm_linear, to d_x (b, n, in): linear_vjp, then normalize_vjp with its epilogue, whose
-/// residual must not overlap d_x. The gradients of the parameters accumulate.
+/// d_residual must not overlap d_x. The gradients of the parameters accumulate.
 template <Policy P, Viewable DX, Viewable Y, Viewable X, typename Norm, typename NormGradients, Viewable W,
           std::size_t updates = 0>
 void norm_linear_vjp(const P& policy, const DX& d_x, const Y& d_y, const X& x, const Norm& norm, const W& weight,

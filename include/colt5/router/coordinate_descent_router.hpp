@@ -12,10 +12,11 @@ namespace colt5 {
 ///
 /// Scores grow with the logit, so the tokens with the largest scores are those with the largest logits: no descent is
 /// needed to choose. (Where many scores saturate at exactly 1 the reference breaks ties arbitrarily; here the larger
-/// logit wins, then the lower index.) Under straight-through the scores are 1, and the descent waits for the backward
-/// pass.
+/// logit wins, then the lower index.) Under straight-through real tokens score 1, and only backward
+/// runs the descent.
 ///
-/// The descent asks for min(num_tokens · fetch_k_ratio, number of real tokens), so that padding changes nothing.
+/// In each row the descent's k is min(num_tokens · fetch_k_ratio, number of real tokens), so that padding changes
+/// nothing.
 template <RouterConfig config, typename Scalar, typename P>
 class CoordinateDescentRouter : public LinearRouter<CoordinateDescentRouter<config, Scalar, P>, config, Scalar, P> {
     using Base = LinearRouter<CoordinateDescentRouter, config, Scalar, P>;
@@ -56,7 +57,7 @@ public:
     }
 
     auto d_logits(const P& policy, const Activations& saved, TokensView<const Logit> d_scores, Mask mask) const {
-        const double k = wanted(saved.num_tokens);
+        const double k = descent_k(saved.num_tokens);
         const auto descent_saved = coordinate_descent_forward(policy, descent, k, saved.logits, mask);
         const auto d_all =
             place_scores(policy, d_scores, saved.routing.indices, mask, saved.logits.extent(2));  // (b, r, n)
@@ -72,7 +73,7 @@ private:
                                                .limit_k = true,
                                                .iterate_to_convergence = kwargs.iterate_to_convergence};
 
-    static double wanted(Index num_tokens) { return static_cast<double>(num_tokens) * kwargs.fetch_k_ratio; }
+    static double descent_k(Index num_tokens) { return static_cast<double>(num_tokens) * kwargs.fetch_k_ratio; }
 
     static Routing<Logit, P> choose(const P& policy, const TokensTensor<Logit, P>& logits, Mask mask,
                                     Index num_tokens) {
@@ -81,7 +82,7 @@ private:
             auto scores = straight_through_scores(policy, logits, indices, mask);
             return {std::move(indices), std::move(scores)};
         } else {
-            const auto all = coordinate_descent_forward(policy, descent, wanted(num_tokens), logits, mask);
+            const auto all = coordinate_descent_forward(policy, descent, descent_k(num_tokens), logits, mask);
             auto scores = pick_scores<Logit>(policy, all.scores, indices, mask);
             return {std::move(indices), std::move(scores)};
         }

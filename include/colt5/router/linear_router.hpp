@@ -100,7 +100,7 @@ template <typename P, typename... Routers>
 inline constexpr std::size_t rank_one_updates = [] {
     if constexpr ((IsLinearRouter<Routers> && ...)) {
         constexpr auto all = static_cast<std::size_t>((Routers::num_routing_tokens + ...));
-        return all <= most_rank_one_updates<P> ? all : 0;
+        return all <= max_rank_one_updates<P> ? all : 0;
     } else {
         return std::size_t{0};
     }

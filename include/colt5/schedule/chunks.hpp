@@ -32,7 +32,7 @@ struct Chunk {
 
     template <typename T, Policy P, std::size_t updates>
     auto of(GradientEpilogue<T, P, updates> epilogue) const {
-        epilogue.residual = of(epilogue.residual);
+        epilogue.d_residual = of(epilogue.d_residual);
         for (auto& update : epilogue.rank_one) {
             update.s = sequences_of(update.s);
             update.first = first;

@@ -26,8 +26,9 @@ struct LightAttentionParameters {
 ///
 ///     q, k, v = norm(x) · to_qkvᵀ,   out = local_attention(q, k, v) · to_outᵀ + residual
 ///
-/// Queries see the keys of the chunks next to their own. So a chunk is at least three halos long, and forward projects
-/// one chunk ahead.
+/// Queries see keys of the next chunk, so forward projects one chunk ahead. All chunks but the last of a sequence have
+/// at least three halos: backward moves two halos of rows to the front of its window, and these must not overlap their
+/// new place.
 template <typename Scalar, Policy P>
 struct LightAttentionSchedule {
     Index heads, dim_head;
@@ -40,7 +41,7 @@ struct LightAttentionSchedule {
             LocalAttentionActivations<Scalar, P> attended;
         };
         TokensTensor<Scalar, P> kv;   // (b, n, 2 · h · dim_head)
-        std::vector<OfChunk> chunks;  // or nothing
+        std::vector<OfChunk> chunks;  // empty if backward recomputes
     };
 
     Index inner() const { return heads * dim_head; }
@@ -57,7 +58,7 @@ struct LightAttentionSchedule {
             if (i == chunks.count()) return q;
             const Chunk chunk = chunks[i];
             q = {policy, {chunk.sequences, chunk.tokens, inner()}};
-            norm_linear(policy, chunk.of(x), clean_norm(parameters, chunk, mask),
+            norm_linear(policy, chunk.of(x), norm_with_clean_mask(parameters, chunk, mask),
                         std::array{Projection<Scalar>{q.view(), q_weight(parameters)},
                                    Projection<Scalar>{chunk.of(saved.kv), kv_weight(parameters)}});
             return q;
@@ -76,7 +77,7 @@ struct LightAttentionSchedule {
         return saved;
     }
 
-    /// Throws ValueError unless no chunks are saved, or as many as this policy's plan makes of x.
+    /// Throws ValueError if chunks are saved, but not as many as this policy's plan cuts x into.
     template <Viewable X>
     void expect_chunks(const P& policy, const Activations& saved, const X& x) const {
         const Index of_saved = static_cast<Index>(saved.chunks.size()), count = chunks_of(policy, x).count();
@@ -84,11 +85,10 @@ struct LightAttentionSchedule {
             expect_value(false, "saved.chunks", std::to_string(count) + ", as many as by this policy's plan", of_saved);
     }
 
-    /// The gradient goes to d_x (b, n, d), with the epilogue of its norm. Those of the parameters accumulate.
+    /// Writes the gradient of x and the epilogue to d_x (b, n, d); adds those of the parameters to `gradients`.
     ///
-    /// The gradients of a chunk's last keys are complete when the next chunk is done. So those of a window of tokens
-    /// are held, from the halo before a chunk to the halo behind it, and what is not complete is carried to the next
-    /// window.
+    /// The next chunk still adds to the gradients of this chunk's last keys. So d_qkv holds a window: the chunk and a
+    /// halo on each side. Complete rows go on to the norm; the others move to the front of the next window.
     template <Viewable D, Viewable X, std::size_t updates>
     void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
                   Mask mask, const LightAttentionParameters<const Scalar>& parameters,
@@ -98,7 +98,7 @@ struct LightAttentionSchedule {
         const Index length = x.extent(1), halo = std::min(attention.halo(), length);
         TokensTensor<Scalar, P> d_qkv(policy,
                                       {chunks.sequences(), std::min(length, chunks.tokens() + 2 * halo), 3 * inner()});
-        Index carried = 0;  // tokens at the begin of the window
+        Index carried = 0;  // rows at the front of the window that hold gradients of the chunk before
         for (Index i = 0; i < chunks.count(); ++i) {
             const Chunk chunk = chunks[i];
             const Index begin = attention.window_begin(chunk.first);
@@ -109,8 +109,8 @@ struct LightAttentionSchedule {
                                 parameters, gradients);
             const Chunk done{chunk.sequence, chunk.sequences, begin, complete, chunk.is_last};
             norm_linear_vjp(policy, done.of(d_x), first_tokens(d_window, complete), done.of(x),
-                            clean_norm(parameters, done, mask), parameters.to_qkv, gradients.norm, gradients.to_qkv, {},
-                            done.of(epilogue));
+                            norm_with_clean_mask(parameters, done, mask), parameters.to_qkv, gradients.norm,
+                            gradients.to_qkv, {}, done.of(epilogue));
             carried = window - complete;
             if (carried > 0) carry(policy, d_window, complete);
         }
@@ -126,7 +126,7 @@ private:
         const auto kv = kv_of(saved, chunk);
         const Mask mask_of_sequences = chunk.sequences_of(mask);
         if (saved.chunks.empty()) {
-            const auto q = norm_linear(policy, x, clean_norm(parameters, chunk, mask), q_weight(parameters));
+            const auto q = norm_linear(policy, x, norm_with_clean_mask(parameters, chunk, mask), q_weight(parameters));
             projected_local_attention_vjp(policy, split(d_window, 3), attention, d_out, split_heads(q), kv,
                                           mask_of_sequences, chunk.first, carried, parameters.to_out, gradients.to_out);
         } else {
@@ -148,20 +148,21 @@ private:
     auto kv_weight(const LightAttentionParameters<const Scalar>& parameters) const {
         return parameters.to_qkv.range(inner(), 2 * inner());
     }
-    static auto clean_norm(const LightAttentionParameters<const Scalar>& parameters, const Chunk& chunk, Mask mask) {
+    static auto norm_with_clean_mask(const LightAttentionParameters<const Scalar>& parameters, const Chunk& chunk,
+                                     Mask mask) {
         auto norm = parameters.norm;
         norm.clean_mask = chunk.of(to_clean<P>(mask));
         return norm;
     }
     auto kv_of(const Activations& saved, const Chunk& chunk) const { return split(chunk.sequences_of(saved.kv), 2); }
 
-    /// The tokens of one sequence's window behind the first `complete`, moved to its begin.
+    /// Moves the rows of one sequence's window after the first `complete` to its front.
     static void carry(const P& policy, const TokensView<Scalar>& window, Index complete) {
         const Index rest = window.extent(1) - complete;
         const auto rows = window.rows();
         assign(policy, rows.range(0, rest), rows.range(complete, rest));
     }
-    /// The first tokens of one sequence, or all tokens.
+    /// The first `count` tokens of x, which is one sequence, or of which `count` is the length.
     static auto first_tokens(const TokensView<Scalar>& x, Index count) {
         return TokensView<Scalar>::unchecked(x.data(), {x.extent(0), count, x.extent(2)});
     }

@@ -7,11 +7,11 @@
 
 namespace colt5 {
 
-/// Work on the side stream of a policy, such as a heavy branch beside the light one. It starts after all that the
-/// policy has queued so far. Until `join`, which the destructor calls, work of the two is in no order, and neither may
-/// write or free what the other uses. After it, either may free what the other has allocated.
+/// Work on the side stream of a policy, such as a heavy branch beside the light one. It starts after everything that
+/// the policy has queued before. Until `join`, which the destructor calls, the two streams are unordered: neither may
+/// write or free what the other uses. After `join`, either may free what the other has allocated.
 ///
-/// A policy without a side stream does the work where it is written.
+/// Without a side stream, policy() is the policy itself, and the work runs in program order.
 template <Policy P>
 class SideStream {
 public:
