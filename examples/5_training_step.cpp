@@ -39,7 +39,7 @@ int main() {
         if (step == 0) first = loss;
 
         zero_gradients(policy, gradients);
-        auto d_tokens = block.backward(std::move(saved), d_out, gradients);  // frees it as it reads it
+        auto d_tokens = block.backward(std::move(saved), d_out, gradients);  // frees `saved` as it reads it
         clip_gradient_norm(policy, gradients, 1.0);
         optimizer.step(block, gradients);
     }

@@ -14,17 +14,17 @@ struct ForwardShape {
     using T = typename Arithmetic::Scalar;
     using Sum = typename Arithmetic::Sum;
     using Tile = cuda::Tile<Arithmetic, width_>;
-    static constexpr bool slides = staging == Staging::sliding, whole_window = staging == Staging::whole_window;
+    static constexpr bool slides = staging == Staging::sliding, large_stage = staging == Staging::large_stage;
     static constexpr int width = width_, row_bytes = width * sizeof(T);
     static constexpr int warps = row_bytes > 512 ? 2 : 4;
     static constexpr int tile_rows = 16 * warps, threads = warp_size * warps, tile_buffers = slides ? 2 : 1;
     static constexpr int pipelined_rows = row_bytes <= 256 ? 64 : row_bytes <= 512 ? 32 : 16;
-    static constexpr int stage_rows = slides         ? tile_rows
-                                      : whole_window ? window_rows<T>(tile_rows, tile_rows, Tile::stride)
-                                                     : pipelined_rows;
-    static constexpr int stages = slides ? sliding_stages : whole_window || row_bytes > 256 ? 1 : 2;
-    /// Groups of 16 keys in each step of the online softmax.
-    static constexpr int chunk = slides ? 2 : whole_window ? 3 : stage_rows / 16;
+    static constexpr int stage_rows = slides        ? tile_rows
+                                      : large_stage ? window_rows<T>(tile_rows, tile_rows, Tile::stride)
+                                                    : pipelined_rows;
+    static constexpr int stages = slides ? sliding_stages : large_stage || row_bytes > 256 ? 1 : 2;
+    /// At most so many groups of 16 keys in one step of the online softmax; the remaining ones go one by one.
+    static constexpr int chunk = slides ? 2 : large_stage ? 3 : stage_rows / 16;
     static constexpr int blocks_per_multiprocessor = slides ? 3 : row_bytes > 256 ? 1 : row_bytes > 128 ? 2 : 4;
 
     using Stage = StagingBuffer<Tile, Sum, stage_rows, 1>;

@@ -53,15 +53,15 @@ struct BackwardShape {
     using T = typename Arithmetic::Scalar;
     using Sum = typename Arithmetic::Sum;
     using Tile = cuda::Tile<Arithmetic, width_>;
-    static constexpr bool slides = staging == Staging::sliding, whole_window = staging == Staging::whole_window;
+    static constexpr bool slides = staging == Staging::sliding, large_stage = staging == Staging::large_stage;
     static constexpr int width = width_, row_bytes = width * sizeof(T);
     static constexpr int warps = row_bytes <= 512 ? 4 : 2;
     static constexpr int tile_rows = 16 * warps, threads = warp_size * warps, tile_buffers = slides ? 2 : 1;
     static constexpr int pipelined_rows = row_bytes <= 128 ? 64 : row_bytes <= 256 ? 32 : 16;
-    static constexpr int stage_rows = slides         ? tile_rows
-                                      : whole_window ? window_rows<T>(tile_rows, 2 * tile_rows, Tile::stride)
-                                                     : pipelined_rows;
-    static constexpr int stages = slides ? sliding_stages : whole_window || row_bytes > 256 ? 1 : 2;
+    static constexpr int stage_rows = slides        ? tile_rows
+                                      : large_stage ? window_rows<T>(tile_rows, 2 * tile_rows, Tile::stride)
+                                                    : pipelined_rows;
+    static constexpr int stages = slides ? sliding_stages : large_stage || row_bytes > 256 ? 1 : 2;
 
     /// Registers of a thread for both left operands and for the accumulators.
     static constexpr int registers = row_bytes / 4 + sums * width / 2 * static_cast<int>(sizeof(Sum)) / 4;
@@ -70,7 +70,7 @@ struct BackwardShape {
                                                      : registers <= 104                              ? 3
                                                                                                      : 1;
     /// Groups of 16 streamed rows that are processed together: independent products hide each other's latency.
-    static constexpr int chunk = slides || (whole_window && sums == 2 && registers <= 128) ? 2 : 1;
+    static constexpr int chunk = slides || (large_stage && sums == 2 && registers <= 128) ? 2 : 1;
 
     using Stage = StagingBuffer<Tile, Sum, stage_rows, 2>;
     struct Shared {

@@ -31,8 +31,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const Rows<const T> q_rows = block.rows(a, a.q), d_out_rows = block.rows(a, a.out.with(d.d_out));
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     const bool vectors = Shape::slides || a.vectors, has_value_scale = !Shape::slides && a.value_scale != nullptr;
-    // The mask of the next tile's keys, in registers. Read as bytes and not compared yet: a comparison would wait for
-    // the load.
+    // The mask of the next tile's keys, in registers: read as bytes and compared later, so as not to wait for the load.
     unsigned next_visible[2] = {1, 1};
     const std::uint8_t* const mask = reinterpret_cast<const std::uint8_t*>(a.mask) + block.of_keys(a);
     const auto load_keys = [&](int tile) {
@@ -46,7 +45,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         load_tile_rows<Shape>(shared.first[tile % Shape::tile_buffers], k_rows, from, a.keys, a);
         load_tile_rows<Shape>(shared.second[tile % Shape::tile_buffers], v_rows, from, a.keys, a);
     };
-    // Rows beyond the sequence are zeros, and so are their contributions.
+    // Queries beyond the sequence get shift = dot = 0. Their p is 1, but their rows of q and d_out are zeros, so
+    // they add nothing.
     const auto load_numbers = [&](Stage& stage, int first, int rows, int limit) {
         const Index at = block.of_queries(a) + first;
         for (int row = thread; row < rows; row += Shape::threads) {
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     };
 
     // State of the warp's 16 keys of the current tile.
-    int first = 0, position = 0;  // of the first key: among the keys, and among the queries
+    int first = 0, position = 0;  // the warp's first key, and the query at the same token
     T *own_k = nullptr, *own_v = nullptr;
     Left<Arithmetic, width, Shape::left_is_resident> k, v;
     Sum value_scale[2], d_k[width / 8][4], d_v[width / 8][4];
@@ -104,7 +104,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                         has_value_scale ? rounded_product(d_p[c][j][e], value_scale[e / 2]) : d_p[c][j][e];
                     d_p[c][j][e] = p[c][j][e] * (scaled - dots[column]);
                 });
-                // Queries out of reach contribute nothing, even if their values are not finite.
+                // Queries out of reach have weight 0. Rows that still become NaN, by 0 · NaN in the product, are
+                // recomputed in `end`.
                 if (!all_in_reach(position, columns, a.reach))
                     for_each_entry([&](int j, int e, int row, int column) {
                         if (is_out_of_reach(columns + column - position - row, a.reach)) p[c][j][e] = d_p[c][j][e] = 0;
@@ -123,7 +124,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int row = accumulator_row() + 8 * half;
-            // A row of the accumulators depends on its own key alone, so a masked key can be dropped at the end.
+            // A row of the accumulators depends on its own key alone, so the gradients of masked keys become 0 here,
+            // and the products need no mask.
             if (visible[half] == 0)
 #pragma unroll
                 for (int j = 0; j < width / 8; ++j)

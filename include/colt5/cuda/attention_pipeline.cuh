@@ -15,16 +15,18 @@
 namespace colt5::cuda {
 
 enum class Staging {
-    pipelined,     ///< stages of a few rows: one is loaded while the one before is processed
-    whole_window,  ///< a single stage holds all rows that a tile attends to
-    sliding        ///< a sliding window over tiles: a block has several tiles and loads each streamed tile once
+    pipelined,    ///< stages of a few rows: with two of them, one is loaded while the other is processed. Rows over 256
+                  ///< bytes have one stage
+    large_stage,  ///< one large stage: the rows that a tile attends to, or as many as fit; further rows follow in it
+    sliding       ///< a sliding window over tiles: a block has one or more tiles and loads each streamed tile once
 };
 
-/// Of a sliding window: the rows of a tile, which is also the largest reach, and the number of stages.
+/// A sliding window: tiles have sliding_rows rows, the reach is at most sliding_rows, and there are sliding_stages
+/// stages.
 inline constexpr int sliding_rows = 64, sliding_stages = 3;
 
-/// The key range of a tile: those of the streamed rows [0, limit) that are in reach of a row in [first, first + rows).
-/// It begins at a multiple of 16.
+/// The key range of a tile: the streamed rows of [0, limit) that are in reach of a row in [first, first + rows),
+/// rounded down to begin at a multiple of 16. For the key gradient, which streams queries, it is a range of queries.
 struct KeyRange {
     int begin, end;
 
@@ -65,17 +67,18 @@ struct Visibility {
 inline constexpr std::uint32_t whole_group = 0xffffu;
 
 /// One stage: streamed rows in shared memory. `first` and `second` hold keys and values, or queries and gradients of
-/// the output. `of_row` holds `numbers` numbers for each row.
+/// the output. `of_row` holds `numbers` numbers for each row:
+/// the value scale, or for the key gradient the shift and D of a query.
 template <typename Tile, typename Sum, int rows, int numbers>
 struct alignas(16) StagingBuffer {  // rows are copied in 16 bytes
     typename Tile::T first[rows * Tile::stride], second[rows * Tile::stride];
     Sum of_row[numbers][rows];
-    Visibility<rows> visible;  // written if there is a mask, or if the sequence begins or ends in this stage
+    Visibility<rows> visible;  // written by stream_keys: if sliding, if there is a mask, or if the range ends here
 };
 
 /// The rows of a stage that holds a whole window, a multiple of 16: a tile and 64 rows on each side of it, or as many
-/// as shared memory has room for beside `fixed_rows` rows of the tile's own operands. Each streamed row takes two tile
-/// rows.
+/// as shared memory has room for beside `fixed_rows` rows of the tile's own operands. A streamed row takes two rows of
+/// shared memory, one in `first` and one in `second`.
 template <typename T>
 constexpr int window_rows(int tile_rows, int fixed_rows, int stride) {
     constexpr int available = shared_bytes - 2048, numbers_bytes = 2 * static_cast<int>(sizeof(accumulate_t<T>)) + 1;
@@ -114,7 +117,8 @@ __device__ void pipeline(int count, const Load& load, const Compute& compute) {
 }
 
 /// A sliding window over tiles. A block owns `tiles` tiles of 64 rows; tile t attends to the streamed tiles t − 1, t
-/// and t + 1, which are three stages. For each t it calls
+/// and t + 1, which are three stages, all counted from the block's first tile. Tile t − 1 comes first, so that its
+/// stage can be refilled meanwhile. For each t it calls
 ///
 ///     begin(t)            the rows of tile t have arrived
 ///     compute(t, false)   with streamed tile t − 1
@@ -151,8 +155,8 @@ __device__ void slide_window(int tiles, const LoadTile& load_tile, const LoadSta
     }
 }
 
-/// The groups that 16 rows of tile t, at `position`, attend to in the three streamed tiles around it, the first of
-/// which begins at row `first_row`: those of the first tile, or, if `rest`, those of the other two.
+/// The groups in reach of a warp's 16 rows of tile t, which begin at `position`. Groups are counted from `first_row`,
+/// where streamed tile t − 1 begins. Without `rest` those in tile t − 1, with it those in tiles t and t + 1.
 struct SlidingWindow : Groups {
     static constexpr int groups_per_tile = sliding_rows / 16;
 
@@ -193,11 +197,11 @@ __device__ void load_tile_rows(typename Shape::T* tile, const Rows<const typenam
 ///
 ///     load_queries(t)    starts copying tile t
 ///     begin(t)           the tile has arrived; returns the position, among the keys, of the warp's first query
-///     process(groups, range, first_key, incomplete)
-///                        accumulates over some groups of 16 keys of one stage
+///     process(group_at, groups, first_key, incomplete)
+///                        accumulates over the groups with numbers in `groups`, each of 16 keys of one stage
 ///     end()              all keys in reach have been processed
 ///
-/// groups(i) is the group of the 16 keys from first_key + 16 i on. If `incomplete`, some keys of the groups are masked
+/// group_at(i) finds group i, the 16 keys from first_key + 16 i on. If `incomplete`, some keys of the groups are masked
 /// or beyond the sequence, and Visibility says which.
 template <typename Shape, typename T, typename LoadQueries, typename Begin, typename Process, typename End>
 __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& block, typename Shape::Stage* stages,
@@ -208,7 +212,7 @@ __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& bloc
     using Sum = typename Shape::Sum;
     const int thread = static_cast<int>(threadIdx.x);
     const Rows<const T> k = block.rows(a, a.k), v = block.rows(a, a.v);
-    // Read as bytes and not compared yet: a comparison would wait for the load.
+    // The mask is read as bytes. A sliding window compares it in finish_stage, so as not to wait for the load here.
     const std::uint8_t* const mask = reinterpret_cast<const std::uint8_t*>(a.mask) + block.of_keys(a);
     const auto is_visible = [&](int key, int limit) {
         unsigned visible = key >= 0 && key < limit;
@@ -278,25 +282,25 @@ __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& bloc
 }
 
 /// Calls `run.template operator()<Arithmetic, width, staging>()` with the arithmetic, the tile width and the staging
-/// that suit the problem. A sliding window serves short rows of 16-bit numbers if the window reaches at most 64 tokens.
-/// Rows of 256 bytes are staged as a whole window if tensor cores multiply.
+/// that suit the problem. Sliding: local attention without a value scale, aligned 16-bit rows of at most 128 bytes, a
+/// reach of at most 64. One large stage: local attention on tensor cores, rows of 256 bytes. Otherwise pipelined.
 template <bool window, typename T, typename Run>
 void with_staging(const Cuda& policy, const Attention<T>& a, const Run& run) {
     with_arithmetic<T>(policy, [&]<typename Arithmetic>() {
         with_width(a.dim_head, [&]<int width>() {
             constexpr bool may_slide = window && HalfPrecision<T> && width * sizeof(T) <= 128;
-            constexpr bool whole_window = window && Arithmetic::has_tensor_cores && width * sizeof(T) == 256;
+            constexpr bool large_stage = window && Arithmetic::has_tensor_cores && width * sizeof(T) == 256;
             if constexpr (may_slide) {
                 if (a.reach <= sliding_rows && a.vectors && a.value_scale == nullptr)
                     return run.template operator()<Arithmetic, width, Staging::sliding>();
             }
-            run.template operator()<Arithmetic, width, whole_window ? Staging::whole_window : Staging::pipelined>();
+            run.template operator()<Arithmetic, width, large_stage ? Staging::large_stage : Staging::pipelined>();
         });
     });
 }
 
-/// How many tiles, of `tile_rows` of the `rows` rows of each head, a block owns: one, or, for a sliding window, so many
-/// that the blocks fill the GPU once.
+/// The number of tiles of `tile_rows` rows that a block owns, of the `rows` rows of each head: 1, or for a sliding
+/// window about so many that one wave of blocks has all tiles, at most 32.
 template <typename Shape, typename T>
 int tiles_of_block(const Cuda& policy, const Attention<T>& a, Index rows, Index tile_rows) {
     if (!Shape::slides) return 1;

@@ -51,7 +51,7 @@ struct MaskedKeyRange {
     __device__ bool operator[](int i) const { return mask == nullptr || mask[i]; }
 };
 
-/// One bit for each of a warp's 16 rows: whether one of its accumulators is NaN.
+/// One bit for each of a warp's 16 rows: whether one of its accumulators is NaN or infinite.
 template <int blocks, typename Sum>
 __device__ unsigned rows_with_nan(const Sum (&acc)[blocks][4]) {
     Sum zero[2] = {0, 0};  // or NaN

@@ -18,7 +18,7 @@ class ClusterTeam {
 public:
     static constexpr int threads = 512;  // of a block; more threads take longer at each barrier
 
-    __device__ ClusterTeam(const GridBarrier&, const RowPart& part) {
+    __device__ ClusterTeam(const TeamBarrier&, const RowPart& part) {
         row = part.first_row + blockIdx.x / blocks();
         begin = rank() * part.chunk;
         count = ::max(Index{0}, ::min(part.length - begin, part.chunk));
@@ -47,8 +47,8 @@ public:
 #endif
     }
 
-    /// Reduces a value of each thread of the team by `with`, whose identity element is the third argument, and sums a
-    /// count of each. Every thread gets then(partial of the team).
+    /// Reduces `first` over all threads of the team by `with`, whose identity element is the third argument, sums
+    /// `second`, and returns then({both results}) to every thread.
     template <typename T, typename Combine, typename Then = Unchanged>
     __device__ auto combine(T first, unsigned second, double, Combine&& with, Then&& then = {}) {
         const int exchange_index = exchanges_++;
@@ -73,9 +73,8 @@ public:
         return static_cast<Index>(before.second);
     }
 
-    /// Sums the histograms of all blocks. Each thread gets the count of its bin, or 0 if it has none. Other blocks read
-    /// `of_mine` until the second merge after this one, so it must not change before, nor may the kernel end before
-    /// `stay`.
+    /// Sums the histograms of all blocks. Each thread gets the count of its bin, or 0 if it has none. Other blocks may
+    /// read `of_mine` until the next merge returns: do not change it before, and call `stay` before the kernel ends.
     __device__ unsigned merge_histogram(unsigned* of_mine, int) {
         sync();
         unsigned sum = 0;

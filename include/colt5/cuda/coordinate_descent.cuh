@@ -13,7 +13,8 @@ namespace colt5 {
 
 namespace cuda {
 
-/// exp(x) for x ≤ 0, to an absolute error of about 1e-7 in float. That is enough for terms of a sum that is at least 1.
+/// exp(x) for x ≤ 0, to an absolute error of about 1e-7 in float. It is used for terms of sums that are at least 1, or
+/// near k − (number of saturated logits), beside which the error is small.
 __device__ inline float exp_of_term(float x) {
     return __expf(x);
 }
@@ -21,13 +22,13 @@ __device__ inline double exp_of_term(double x) {
     return ::exp(x);
 }
 
-/// The next threshold, and the number of logits above the one before.
+/// The next threshold, and the number of logits above the previous one.
 template <typename T>
 struct ThresholdStep {
     T threshold, saturated;
 };
 
-/// Reads the row once and returns then(Σ over s ≤ τ of exp((s − shift) / ε), number of s > τ).
+/// Reads the row once and returns then({Σ over s ≤ τ of exp((s − shift) / ε), number of s > τ}).
 template <typename Team, typename T, typename Then>
 __device__ ThresholdStep<T> threshold_step(MaskedRow<Team, T>& row, T threshold, T shift, T inverse_eps, Then&& then) {
     T below = 0;
@@ -97,14 +98,15 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
 }
 
 /// τ with Σ min(1, exp((s − τ) / ε)) = k: starts at the ⌈k⌉-th largest logit and alternates between counting the
-/// saturated logits and solving for τ with that count; −∞ when k is not less than the number of finite logits.
+/// saturated logits and solving for τ with that count; −∞ when k is at least the number of real tokens, or when
+/// fewer than ⌈k⌉ of them are above −∞.
 template <typename Team, typename T>
 __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, double eps) {
     if (k >= row.valid) return -row.infinity;
     using Key = typename Rank<T>::Key;
     const auto selection = select_smallest<Key>(row.team, Rank<T>::bits, length, static_cast<Index>(::ceil(k)),
                                                 [&](Index i) { return Key{Rank<T>::of(row[i])}; });
-    T least = row.infinity;  // the ⌈k⌉-th largest logit: the selection may not have needed its last digits
+    T least = row.infinity;  // the ⌈k⌉-th largest logit: select_smallest may stop before the last digits
     for (Index i = threadIdx.x; i < row.team.count; i += Team::threads)
         if (selection(Key{Rank<T>::of(row[i])})) least = ::min(least, row[i]);
     T threshold = static_cast<T>(row.team.combine(least, 0u, row.infinity, Smaller()).first);
@@ -127,7 +129,7 @@ __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, do
 
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    coordinate_descent(GridBarrier barrier, RowPart part, T* scores, T* thresholds, T* saturated, const T* logits,
+    coordinate_descent(TeamBarrier barrier, RowPart part, T* scores, T* thresholds, T* saturated, const T* logits,
                        const bool* mask, Index routes, int steps, double k, CoordinateDescent descent) {
     MaskedRow<Team, T> row(barrier, part, logits, mask, routes);
     auto& team = row.team;
@@ -172,7 +174,8 @@ __global__ void __launch_bounds__(Team::threads)
 
 }  // namespace cuda
 
-/// One team of blocks for each row. It keeps the row in shared memory and exchanges one sum in each iteration.
+/// One team of blocks for each row. It keeps the row in shared memory if it fits, and exchanges a sum and a count in
+/// each iteration.
 template <typename T>
 void coordinate_descent_kernel(const Cuda& policy, TokensView<T> scores, TokensView<T> threshold,
                                TokensView<T> saturated, TokensView<const T> logits, Mask mask, double k,

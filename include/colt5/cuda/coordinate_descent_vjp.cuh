@@ -133,7 +133,7 @@ __device__ DescentStep<T> all_together(const DescentStep<T>* steps, int distinct
 /// Computes the steps of one row, and dk. The team sums ĝ, then one warp computes the rest.
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    descent_vjp_steps(GridBarrier barrier, RowPart part, DescentStep<T>* all_steps, DescentSteps<T>* steps_of_row,
+    descent_vjp_steps(TeamBarrier barrier, RowPart part, DescentStep<T>* all_steps, DescentSteps<T>* steps_of_row,
                       T* d_k, DescentVjp<T> vjp, double wanted, CoordinateDescent descent) {
     Team team(barrier, part);
     const auto values = vjp.row(team.row);

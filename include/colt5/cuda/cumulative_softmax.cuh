@@ -18,7 +18,7 @@ namespace cuda {
 template <typename Team, typename T>
 class CumulativeRow {
 public:
-    __device__ CumulativeRow(const GridBarrier& barrier, const RowPart& part, const T* logits, const bool* mask,
+    __device__ CumulativeRow(const TeamBarrier& barrier, const RowPart& part, const T* logits, const bool* mask,
                              const TokenIndex* indices, Index routes, Index picks, double temperature)
         : row(barrier, part, logits, mask, routes),
           index(indices + row.team.row * picks),
@@ -79,7 +79,7 @@ private:
 
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    cumulative_softmax(GridBarrier barrier, RowPart part, T* scores, const T* logits, const TokenIndex* indices,
+    cumulative_softmax(TeamBarrier barrier, RowPart part, T* scores, const T* logits, const TokenIndex* indices,
                        const bool* mask, Index routes, Index picks, double temperature) {
     const CumulativeRow<Team, T> cumulative(barrier, part, logits, mask, indices, routes, picks, temperature);
     const Team& team = cumulative.row.team;
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(Team::threads)
 /// `sums` (rows, picks) is scratch.
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    cumulative_softmax_vjp(GridBarrier barrier, RowPart part, T* d_logits, double* sums, const T* d_scores,
+    cumulative_softmax_vjp(TeamBarrier barrier, RowPart part, T* d_logits, double* sums, const T* d_scores,
                            const T* logits, const TokenIndex* indices, const bool* mask, Index routes, Index picks,
                            double temperature) {
     CumulativeRow<Team, T> cumulative(barrier, part, logits, mask, indices, routes, picks, temperature);

@@ -12,18 +12,19 @@
 #include <colt5/cuda/pack.cuh>
 #include <colt5/op/rms_norm.hpp>
 
-/// The light feedforward as one kernel of compute capability 9.0a, for a model dimension of 512 and a hidden layer of
-/// 256. Intermediate results stay on the multiprocessor: the hidden layer is in registers.
+/// Both products of the light feedforward in one kernel of compute capability 9.0a, for a model dimension of 512 and a
+/// hidden layer of 256, which stays in registers. Its values before GELU are also written out if backward wants them.
+/// Other kernels lay out the weights before it, and recompute rows that overflow after it.
 ///
-/// RMSNorm multiplies row i by s_i = √d / ‖x_i‖ and columns by gamma, which can be done after the product and before
-/// it:
+/// RMSNorm multiplies row i by s_i = √d / ‖x_i‖, which can be applied after the product, and columns by gamma, which
+/// can be multiplied into the weight before it:
 ///
 ///     norm(x) · hidden_weightᵀ = s ∘ (x · (hidden_weight ∘ gamma)ᵀ)
 ///
 /// So x enters the first product unchanged. The norms are summed at the same time, and s scales the accumulators.
 ///
 /// The kernel is warp-specialized. A producer thread copies x and the weights by TMA into a ring of stages. Two
-/// consumer warpgroups multiply by wgmma, 64 rows of each tile of 128 rows each. The pipeline's steps for one tile are
+/// consumer warpgroups multiply by wgmma, each computes 64 of a tile's 128 rows. The pipeline's steps for one tile are
 /// `panels` panels of x with hidden_weight, and then `column_blocks` blocks of 64 columns of y with project_weight.
 namespace colt5::cuda::fused {
 
@@ -59,8 +60,8 @@ __device__ inline int swizzled(int row, int unit) {
     return row * 128 + ((unit ^ (row & 7)) << 4);
 }
 
-/// Where a thread is in the ring of stages: the next stage, and how often it has gone round. The latter's parity is the
-/// phase of the stage's barriers.
+/// Where a thread is in the ring of stages: the next stage, and how often it has gone round. The parity of `round` is
+/// that to wait for on `full`; `empty` is one round behind.
 struct PipelineState {
     int stage = 0;
     unsigned round = 0;
@@ -72,8 +73,8 @@ struct PipelineState {
     }
 };
 
-/// Copies both weights into the layout of the stages: hidden_weight ∘ gamma by 64 columns, then project_weight by 64
-/// rows, whose 256 columns are four panels. Also empties the list of rows to recompute.
+/// Lays the weights out in the order of the pipeline. Steps 0 to 7: 64 columns each of hidden_weight ∘ gamma. Steps 8
+/// to 15: 64 rows each of project_weight, as four panels of 64 columns. Also empties the list of rows to recompute.
 template <typename T>
 __global__ void lay_out_weights(T* stage, RowList to_recompute, const T* hidden_weight, const T* gamma,
                                 const T* project_weight) {
@@ -182,8 +183,8 @@ __device__ void write_pre_activation(T* pre_activation, const std::uint32_t (&h)
     }
 }
 
-/// Loads the summand of a block of 64 columns of y, as write_columns takes it: of each 32 columns a lane has four
-/// neighbours, in every fourth of the warp's rows.
+/// Loads the summand of a block of 64 columns of y in the layout of write_columns: added[i][r] has four consecutive
+/// columns of the i-th 32, in row lane / 8 + 4 r of the warp's rows.
 template <typename T>
 __device__ void load_added(uint2 (&added)[2][4], const T* add, Index first, Index column, Index rows, int lane) {
 #pragma unroll
@@ -222,7 +223,7 @@ __device__ void write_columns(T* y, const float (&own)[32], const uint2 (&added)
             const int row = at.lane / 8 + 4 * r;
             const float4 four = *reinterpret_cast<const float4*>(&staging[row][at.lane % 8 * 4]);
             const float2 low = unpack_pair<T>(added[i][r].x), high = unpack_pair<T>(added[i][r].y);
-            if (first + row < rows)  // evicted first from the cache, in which x should stay until it is added
+            if (first + row < rows)  // evicted first from L2, so that x and `add` stay in it
                 __stcs(reinterpret_cast<uint2*>(y + (first + row) * dim + to),
                        make_uint2(pack_pair<T>(four.x + bias_low.x + low.x, four.y + bias_low.y + low.y),
                                   pack_pair<T>(four.z + bias_high.x + high.x, four.w + bias_high.y + high.y)));
@@ -239,7 +240,7 @@ __device__ void consume(Shared& shared, T* y, T* pre_activation, const T* add, R
     std::uint32_t h[64];
     PipelineState state;
     int previous = 0;                      // the stage that the last products may still read
-    const auto release = [&](int stage) {  // each warp says so, since each has read x by itself
+    const auto release = [&](int stage) {  // each warp arrives, because its own loads of x must be done, too
         __syncwarp();
         if (at.lane == 0) shared.empty[stage].arrive();
     };

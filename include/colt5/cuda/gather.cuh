@@ -14,7 +14,8 @@ namespace colt5 {
 
 namespace cuda {
 
-/// Copies one row with each warp, in packs. In rows of padding, values that are not finite become 0.
+/// Copies one row with each warp, in packs. A pick is one entry of `indices`, of which a sequence has `picks`. In rows
+/// of padding, values that are not finite become 0.
 template <typename Pack>
 __global__ void gather_rows(Pack* out, const Pack* x, const TokenIndex* indices, const bool* mask, Index picks,
                             Index length, Index columns, Index rows) {
@@ -27,16 +28,16 @@ __global__ void gather_rows(Pack* out, const Pack* x, const TokenIndex* indices,
     }
 }
 
-/// out[i] = x[b, indices[i]], `picks` of each sequence
+/// out[i] = x[b, indices[i]] with b = i / picks
 template <typename T>
 __global__ void gather_entries(T* out, const T* x, const TokenIndex* indices, Index picks, Index length, Index count) {
     for (Index i = global_thread(); i < count; i += all_threads()) out[i] = x[i / picks * length + indices[i]];
 }
 
-/// Of one token: how often it is picked, and which of its picks writes its row: the first, or the last.
+/// For one token: the number of its picks, and which of them writes its row, the first or, when overwriting, the last.
 struct TokenPicks {
     unsigned count;
-    unsigned writer;  ///< the last pick + 1, or picks − the first one: both are maxima of numbers ≥ 1
+    unsigned writer;  ///< last pick + 1, or picks − first pick: atomicMax finds either; 0: none
 };
 
 /// `picks_of` is zeros at the start. The results do not depend on the order of the atomic operations.
@@ -82,10 +83,12 @@ private:
     TokenIndex token_;
 };
 
-/// For up to this many picks of a sequence, each warp searches them all. For more, count_picks makes a table of tokens.
+/// scatter: for up to this many picks of a sequence, each warp searches them all. For more, count_picks first makes a
+/// table with one entry for each token.
 inline constexpr Index most_searched_picks = 4096;
 
-/// One warp for each pick. The pick that writes also adds the rows of the other picks of its token, in their order.
+/// One warp for each pick. The pick that writes also adds the rows of the other picks of its token, in their order,
+/// unless it overwrites.
 template <typename T, int width>
 __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenIndex* indices,
                              const accumulate_t<T>* scale, const TokenPicks* picks_of, Index picks, Index length,
@@ -166,7 +169,8 @@ __global__ void pick_scores(T* out, const T* scores, const TokenIndex* indices, 
     }
 }
 
-/// scores[i] = 1, or 0 for a masked token; NaN if the first pick of the row has a NaN logit.
+/// scores[i] = 0 for a masked token; otherwise NaN if the first pick of the row has a NaN logit, which top_k puts
+/// first; otherwise 1.
 template <typename T>
 __global__ void straight_through_scores(T* scores, const T* logits, const TokenIndex* indices, const bool* mask,
                                         Index routes, Index picks, Index length, Index count) {
@@ -217,7 +221,7 @@ inline void gather_mask_kernel(const Cuda& policy, TokensView<bool> out, Mask ma
                  out.data(), mask.data(), indices.data(), out.extent(1) * out.extent(2), mask.extent(1), out.size());
 }
 
-/// d_rows[b, i] *= 1 / (number of picks of the same token)
+/// rows[b, i] *= 1 / (number of picks of the same token)
 template <typename T>
 void scatter_mean_weights_kernel(const Cuda& policy, TokensView<T> rows, MatrixView<const TokenIndex> indices) {
     constexpr int threads = 256;

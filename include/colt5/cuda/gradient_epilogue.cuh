@@ -9,7 +9,8 @@
 
 namespace colt5 {
 
-/// The sums of their d_t stay in registers. A feedforward adds one, an attention with one route of keys and values two.
+/// Two: the kernels keep the sums of d_t of each update in registers, for the usual widths. A feedforward needs one
+/// update, an attention with one route of keys and values two.
 template <>
 inline constexpr std::size_t max_rank_one_updates<Cuda> = 2;
 
@@ -19,7 +20,7 @@ namespace cuda {
 template <typename T, int updates>
 struct EpilogueTerms {
     using Sum = accumulate_t<T>;
-    static constexpr int places = updates > 0 ? updates : 1;  // there are no arrays of nothing
+    static constexpr int places = updates > 0 ? updates : 1;  // an array cannot have 0 elements
     struct Update {
         const Sum* s;
         Index stride;  // of s, from a sequence to the next
@@ -37,8 +38,8 @@ struct EpilogueTerms {
         for (int r = 0; r < updates; ++r)
             to[r] = update[r].scale * update[r].s[row + sequence * (update[r].stride - length)];
     }
-    /// `own`, the gradient of the norm from column j on, plus the epilogue, rounded. `residual_row` is read if there is
-    /// a residual.
+    /// own + residual + Σ s[r] t_r for `width` columns from j on, rounded to T. `own` is the norm's gradient, s comes
+    /// from load_s. `residual_row` is read if there is a residual.
     template <int width>
     __device__ Pack<T, width> total(const Sum (&own)[width], const Pack<T, width>& residual_row, const Sum (&s)[places],
                                     Index j) const {

@@ -5,15 +5,15 @@
 
 namespace colt5::cuda {
 
-inline constexpr int most_histograms = 12;  // digits of 8 bits of the longest keys, which have 64 + 31
+inline constexpr int most_histograms = 12;  // the longest keys have 64 + 31 = 95 bits: 12 digits of 8 bits
 
-/// Blocks of a cooperative launch. They exchange partials through global memory, at grid barriers. The functions are
-/// those of ClusterTeam.
+/// Blocks of a cooperative launch. They exchange partials through global memory, at barriers of the team. The functions
+/// are those of ClusterTeam.
 class GridTeam {
 public:
     static constexpr int threads = 1024;
 
-    __device__ GridTeam(const GridBarrier& barrier, const RowPart& part) : blocks_(barrier.blocks) {
+    __device__ GridTeam(const TeamBarrier& barrier, const RowPart& part) : blocks_(barrier.blocks) {
         const Index row_of_launch = blockIdx.x / blocks_;
         row = part.first_row + row_of_launch;
         begin = rank() * part.chunk;
@@ -59,7 +59,7 @@ public:
         __syncthreads();
         return has_bin ? __ldcg(of_all + threadIdx.x) : 0;
     }
-    __device__ static void stay() {}  // they are in global memory
+    __device__ static void stay() {}  // nothing to wait for: the histograms are in global memory
 
     Index row, begin, count;
 
@@ -75,8 +75,8 @@ private:
         __syncwarp();
         return of_block;
     }
-    /// Waits until one thread of each block of the team has arrived. What the blocks wrote before is visible
-    /// afterwards.
+    /// Arrives, then waits until one thread of each block of the team has arrived. What the blocks wrote before is
+    /// visible afterwards.
     __device__ void wait() const {
         __threadfence();
         atomicAdd(arrivals_, 1u);
@@ -87,7 +87,7 @@ private:
     Partial* partials_;
     unsigned *arrivals_, *histograms_;
     int blocks_;
-    unsigned arrivals_wanted_ = 0;  // at the next barrier: the number of barriers times that of blocks
+    unsigned arrivals_wanted_ = 0;  // at which the current barrier opens: barriers so far times blocks
 };
 
 }  // namespace colt5::cuda

@@ -76,7 +76,7 @@ __global__ void layer_norm(T* y, const T* x, const T* weight, const T* bias, con
     }
 }
 
-/// dx with its epilogue, and what the rows of a block add to d_weight, d_bias and each d_t.
+/// Writes d_x with its epilogue. Each block writes its partial sums of d_weight, d_bias and of each d_t.
 template <int width, int packs, int updates, typename T>
 __global__ void __launch_bounds__(sum_threads)
     layer_norm_vjp(T* d_x, const T* d_y, const T* x, const T* weight, const bool* mask,

@@ -29,7 +29,7 @@ class MaskedRow {
 public:
     static constexpr T infinity = std::numeric_limits<T>::infinity();
 
-    __device__ MaskedRow(const GridBarrier& barrier, const RowPart& part, const T* logits, const bool* mask,
+    __device__ MaskedRow(const TeamBarrier& barrier, const RowPart& part, const T* logits, const bool* mask,
                          Index routes)
         : team(barrier, part),
           logit_(logits + team.row * part.length + team.begin),

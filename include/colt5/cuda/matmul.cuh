@@ -48,8 +48,9 @@ struct Operand {
 
 /// How an inner product may be summed.
 enum class Sums {
-    by_row,  ///< the bits of a row depend on the row alone, and on the number of rows of a matrix of the batch
-    shared   ///< several blocks may share a sum (split-K), which is fast: the bits depend on all extents
+    by_row,  ///< no split-K: a row of c has the same bits for every batch size. They depend on the row of a, on b, and
+             ///< on the shape of one matrix
+    shared  ///< several blocks may share a sum (split-K), which is fast: the bits depend on all extents
 };
 
 /// The extents of a product of a batch of matrices.
@@ -107,9 +108,9 @@ private:
 /// the policy stores plans in MatmulPlans.
 ///
 /// With Sums::by_row, the algorithm is chosen for one matrix of the batch, among those that do not split inner
-/// products. Each of its blocks computes some rows and columns, in the same order wherever they are. So a batch of any
-/// size has the bits of its matrices alone. An algorithm for few rows would be slow for a large batch, so it is chosen
-/// for at least `fewest_rows` rows.
+/// products. Each thread block computes one tile of c, and sums in an order that does not depend on where the tile is.
+/// So a matrix of a batch has the same bits as when it is multiplied alone. An algorithm for few rows would be slow for
+/// a large batch, so it is chosen for at least `fewest_rows` rows.
 class MatmulPlan {
 public:
     using Key = std::tuple<int, int, int, Index, Index, Index, Index, Index, Index, bool, bool, Index, Index, Index,
@@ -222,7 +223,7 @@ void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Op
         matmul<T, C>(policy, rows, columns, depth, from(c), from(a), from(b), bias,
                      add != nullptr ? add + first * c.batch_stride : nullptr, count, sums);
     };
-    // If the rows of all matrices follow each other, they are one matrix.
+    // If the rows of all matrices follow each other and b is shared, they are one matrix.
     const bool is_one = batch == 1 || (!a.transposed && a.batch_stride == rows * a.stride && b.batch_stride == 0 &&
                                        c.batch_stride == rows * c.stride);
     constexpr Index most_at_once = 65535;
@@ -233,7 +234,7 @@ void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Op
     const MatmulShape one{rows, columns, depth, 1};
     const MatmulShape all{is_one ? batch * rows : rows, columns, depth, is_one ? 1 : batch};
 
-    // The alignment of every row, wherever its matrix is in the batch.
+    // The alignment of every row; batch strides are multiples of row strides.
     const auto lowest_bit = [](std::uintptr_t bytes) {
         return static_cast<std::uint32_t>((bytes | 256) & (~(bytes | 256) + 1));
     };

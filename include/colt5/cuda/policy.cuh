@@ -40,11 +40,12 @@ public:
 
 }  // namespace cuda
 
-/// Runs on an NVIDIA GPU: kernels of our own, and cuBLASLt for matrix products, all on one stream.
+/// Runs on an NVIDIA GPU: kernels of our own, and cuBLASLt for matrix products. A policy has one stream, and
+/// a side policy with a second one (see side_policy).
 ///
-/// Tensors live on the device. Their memory is handed out in the order of the stream: a tensor that is freed may be
-/// used again by a later operation of the same policy, which runs after everything before it. Work on tensors of one
-/// policy from another stream, or after the policy's last tensor is gone, needs `synchronize()` first. Operations
+/// Tensors live on the device. Their memory is handed out in the order of the stream: the memory of a freed
+/// tensor may be reused by later operations of the same policy, which run after all earlier ones. Call `synchronize()`
+/// before another stream uses a policy's tensors. Operations
 /// return when their work is queued; `upload` and `download` wait. Same inputs, same policy: same bits.
 class Cuda {
 public:
@@ -70,7 +71,8 @@ public:
     cublasLtHandle_t blas() const { return state_->blas.handle; }
     cuda::MatmulPlans& plans() const { return *state_->plans; }
 
-    /// A point in the order of a stream's work. A policy has one event: recording it again moves it on.
+    /// A point in the order of a stream's work. All Events of a policy are one cudaEvent_t: after another
+    /// record_event(), an earlier Event means the later point.
     struct Event {
         cudaEvent_t handle = nullptr;  // null: there is nothing to wait for
     };
@@ -97,7 +99,8 @@ public:
         return *state_->side;
     }
 
-    /// What this policy's workspace and its side stream's hold; `peak` adds up what may not have been at once.
+    /// What this policy's workspace and its side stream's hold. `peak` is an upper bound: the two peaks may fall at
+    /// different times.
     WorkspaceStatistics statistics() const {
         WorkspaceStatistics total = workspace()->statistics();
         if (!state_->side) return total;
@@ -131,7 +134,7 @@ private:
             cuda::check(cudaEventCreateWithFlags(&event.handle, cudaEventDisableTiming), "cudaEventCreateWithFlags");
             stream = options.stream;
             if (stream != nullptr) return;
-            // The side stream's work is small: it fills in where the rest leaves room, and should not come last.
+            // The side stream has the highest priority: its kernels are small and would wait behind the large ones.
             int lowest = 0, highest = 0;
             cuda::check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "cudaDeviceGetStreamPriorityRange");
             cuda::check(
@@ -165,7 +168,7 @@ inline constexpr bool cleans_as_it_reads<Cuda> = true;
 
 inline void upload(const Cuda& policy, void* to, const void* from, std::size_t bytes) {
     if (bytes == 0) return;
-    const cuda::DeviceGuard guard(policy.device());  // the only one that may touch its policies' memory
+    const cuda::DeviceGuard guard(policy.device());  // the memory of a workspace is mapped for this device only
     cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, policy.stream()), "cudaMemcpyAsync");
     policy.synchronize();
 }

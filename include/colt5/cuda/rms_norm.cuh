@@ -12,8 +12,8 @@ namespace colt5 {
 
 namespace cuda {
 
-/// √d / max(‖x‖, 1e-12) of a row, which one warp computes. It is that of x · unit, where `unit` is 1 unless squares
-/// overflow.
+/// `scale` = √d / max(‖x · unit‖, 1e-12 · unit) of a row, which one warp computes. `unit` is 1, or a small power of two
+/// if the sum of squares overflows.
 template <typename Sum>
 struct RowScale {
     template <typename Row>
@@ -27,7 +27,7 @@ struct RowScale {
         above_floor = norm > floor;
         scale = ::sqrt(static_cast<Sum>(d)) / (above_floor ? norm : floor);
     }
-    /// x in this unit
+    /// x · unit
     template <typename T>
     __device__ Sum in_unit(T x) const {
         return static_cast<Sum>(x) * unit;
@@ -64,7 +64,7 @@ __global__ void rms_norm(T* y, const T* x, const T* gamma, const bool* mask, Ind
     }
 }
 
-/// dx with its epilogue, and what the rows of a block add to d_gamma and to each d_t.
+/// Writes d_x with its epilogue. Each block writes its partial sums of d_gamma and of each d_t.
 template <int width, int packs, int updates, typename T>
 __global__ void __launch_bounds__(sum_threads)
     rms_norm_vjp(T* d_x, const T* d_y, const T* x, const T* gamma, const bool* mask,
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(sum_threads)
         Sum s[epilogue.places];
         epilogue.load_s(s, row);
         const RowScale<Sum> of_row(in, d);
-        Sum product = 0;  // h·x
+        Sum product = 0;  // Σ (dy ∘ gamma) · x · unit
         in.for_each_with(
             [&](int i, Index j, const auto& xs, const auto& dys) {
                 const auto gammas = load_pack<width>(gamma + j);

@@ -22,9 +22,9 @@ struct RowPart {
     bool on_chip;           ///< a block keeps its chunk in shared memory
 };
 
-/// Global memory of the grid barriers of a launch, for teams that are no clusters. `arrivals` and `histograms` are
-/// zeros at the start.
-struct GridBarrier {
+/// Global memory for the barriers of the teams of a launch that are no clusters, one barrier for each row. `arrivals`
+/// and `histograms` are zeros at the start.
+struct TeamBarrier {
     Partial* partials;     // (rows, 2, blocks)
     unsigned* arrivals;    // (rows)
     unsigned* histograms;  // (rows, most_histograms, bins)

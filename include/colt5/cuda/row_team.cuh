@@ -8,19 +8,19 @@
 #include <colt5/cuda/grid_team.cuh>
 #include <colt5/cuda/zero.cuh>
 
-/// A team is several blocks that process one long row together. Each block has a chunk of the row; they exchange sums.
+/// A team is one or more blocks that process one row together. Each block has a chunk of the row; they exchange sums.
 ///
 /// A team is a cluster if the row fits into its shared memory (ClusterTeam), and otherwise some blocks of a cooperative
-/// launch, which exchange through global memory (GridTeam). How a row is cut depends on its length alone, and so do the
-/// bits of all sums.
+/// launch, which exchange through global memory (GridTeam). How a row is cut depends on its length, its type, the
+/// kernel and the device, but not on the number of rows; and so do the bits of all sums.
 namespace colt5::cuda {
 
-/// Launches a kernel with the parameters (GridBarrier, RowPart, parameters…) for `rows` rows of `length` Elements, one
+/// Launches a kernel with the parameters (TeamBarrier, RowPart, parameters…) for `rows` rows of `length` Elements, one
 /// team for each row. A block may keep its chunk in dynamic shared memory. The caller gives two instantiations of the
 /// kernel: one for ClusterTeam and one for GridTeam.
 template <typename Element, typename... Parameters, typename... Arguments>
-void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(GridBarrier, RowPart, Parameters...),
-                  void (*grid_kernel)(GridBarrier, RowPart, Parameters...), Index rows, Index length,
+void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(TeamBarrier, RowPart, Parameters...),
+                  void (*grid_kernel)(TeamBarrier, RowPart, Parameters...), Index rows, Index length,
                   const Arguments&... arguments) {
     if (rows == 0 || length == 0) return;
     const DeviceGuard guard(policy.device());
@@ -31,7 +31,7 @@ void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(G
     check(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, policy.device()), name);
     shared_limit -= static_cast<int>(attributes.sharedSizeBytes);
 
-    const auto start = [&](auto* kernel, const GridBarrier& barrier, const RowPart& part, int blocks, int threads,
+    const auto start = [&](auto* kernel, const TeamBarrier& barrier, const RowPart& part, int blocks, int threads,
                            cudaLaunchAttributeID how) {
         const std::size_t shared = part.on_chip ? static_cast<std::size_t>(part.chunk) * sizeof(Element) : 0;
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
@@ -64,7 +64,7 @@ void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(G
         RowPart part{0, 0, length, divide_up(length, blocks), true};
         for (; part.first_row < rows; part.first_row += rows_at_once) {
             part.rows = std::min(rows_at_once, rows - part.first_row);
-            start(cluster_kernel, GridBarrier{}, part, blocks, ClusterTeam::threads,
+            start(cluster_kernel, TeamBarrier{}, part, blocks, ClusterTeam::threads,
                   cudaLaunchAttributeClusterDimension);
         }
         return;
@@ -76,7 +76,7 @@ void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(G
     const Index rows_at_once = std::min<Index>(rows, processors / blocks);
     MatrixTensor<Partial, Cuda> partials(policy, {rows_at_once, 2 * blocks});
     VectorTensor<unsigned, Cuda> counters(policy, {rows_at_once * (1 + most_histograms * histogram_bins)});
-    const GridBarrier barrier{partials.data(), counters.data() + rows_at_once * most_histograms * histogram_bins,
+    const TeamBarrier barrier{partials.data(), counters.data() + rows_at_once * most_histograms * histogram_bins,
                               counters.data(), blocks};
     for (; part.first_row < rows; part.first_row += rows_at_once) {
         part.rows = std::min(rows_at_once, rows - part.first_row);

@@ -16,7 +16,7 @@ namespace cuda {
 /// The keys (rank, index) of the k tokens that each row chooses, in no particular order.
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    choose_top(GridBarrier barrier, RowPart part, typename Rank<T>::Key* chosen, const T* logits, const bool* mask,
+    choose_top(TeamBarrier barrier, RowPart part, typename Rank<T>::Key* chosen, const T* logits, const bool* mask,
                Index routes, Index k, int index_bits) {
     using Key = typename Rank<T>::Key;
     using RankType = typename Rank<T>::type;
