@@ -2,14 +2,12 @@
 #pragma once
 
 #include <colt5/cuda/column_sums.cuh>
-#include <colt5/cuda/expr.cuh>
 #include <colt5/cuda/fused_feed_forward.cuh>
 #include <colt5/cuda/gelu.cuh>
 #include <colt5/cuda/linear.cuh>
 #include <colt5/cuda/rms_norm.cuh>
 #include <colt5/cuda/warp_row.cuh>
 #include <colt5/op/feed_forward.hpp>
-#include <colt5/op/gelu.hpp>
 
 namespace colt5 {
 
@@ -55,15 +53,16 @@ void feed_forward_kernel(const Cuda& policy, TokensView<T> y, TokensView<T> pre_
         if (cuda::fused::supports(policy, y, pre_activation, x, parameters, add))
             return cuda::fused::launch_feed_forward(policy, y, pre_activation, x, parameters, add);
     const auto& [norm, hidden_weight, hidden_bias, project_weight, project_bias] = parameters;
-    TokensTensor<T, Cuda> h;  // (b, n, h)
-    if (pre_activation) {
-        linear(policy, pre_activation, normalize(policy, x, norm), hidden_weight, hidden_bias);
-        h = gelu_forward(policy, pre_activation);
-    } else {
-        h = linear(policy, normalize(policy, x, norm), hidden_weight, hidden_bias);
-        assign(policy, h, gelu(h));
+    TokensTensor<T, Cuda> h(policy, {x.extent(0), x.extent(1), hidden_weight.extent(0)});
+    if (!pre_activation) pre_activation = h.view();
+    {
+        auto normed = tensor_like(policy, x);  // (b, n, d)
+        rms_norm_kernel(policy, normed.view().rows(), x.rows(), norm);
+        linear_kernel(policy, detail::one_route(pre_activation), detail::one_route(normed.const_view()), hidden_weight,
+                      hidden_bias);  // (b, n, h)
     }
-    linear(policy, y, h, project_weight, project_bias, add);
+    cuda::launch_gelu<T>(policy, h.data(), pre_activation.data(), h.size());
+    linear_add_kernel(policy, y, h.const_view(), project_weight, project_bias, add);  // (b, n, d)
 }
 
 /// One pass over `pre_activation` makes GELU, its gradient and that of the bias.

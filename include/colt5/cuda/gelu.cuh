@@ -5,6 +5,7 @@
 
 #include <colt5/core/scalar.hpp>
 #include <colt5/cuda/launch.cuh>
+#include <colt5/cuda/pack.cuh>
 #include <colt5/expr/functors.hpp>
 
 namespace colt5::cuda {
@@ -39,5 +40,21 @@ struct Gelu<T> {
     }
     float value, slope;
 };
+
+/// y = gelu(x) for `size` numbers; y may be x.
+template <typename T>
+__global__ void gelu(T* y, const T* x, Index size, bool packed) {
+    for_each_pack<pack_size<T>>(size, packed, [&](Index i, auto width) {
+        auto pack = load_pack<width>(x + i);
+        for (T& value : pack.values) value = static_cast<T>(Gelu<T>(static_cast<accumulate_t<T>>(value)).value);
+        store_pack(y + i, pack);
+    });
+}
+template <typename T>
+void launch_gelu(const Cuda& policy, T* y, const T* x, Index size) {
+    constexpr int threads = 256;
+    launch(policy, "gelu", gelu<T>, blocks_for(divide_up(size, pack_size<T>), threads), threads, 0, y, x, size,
+           fits_packs<T>(0, y, x));
+}
 
 }  // namespace colt5::cuda
