@@ -41,8 +41,8 @@ void window_mean(const LocalHead<T>& head, Index window, Index i, T* out) {
     for (Index e = 0; e < head.dim; ++e) out[e] /= static_cast<T>(3 * window);
 }
 
-/// What such tokens of [first, last) add to the gradient of value j; row i of d_out and entry i of log_sum_exp are
-/// those of token first + i.
+/// Adds to d_v, the gradient of value j, what comes from the tokens of [first, last) that saw no key. Row i of d_out
+/// and entry i of log_sum_exp are those of token first + i.
 template <typename T>
 void add_window_mean_gradient(const LocalHead<T>& head, Index window, Index j, Index first, Index last, const T* d_out,
                               Index stride, const T* log_sum_exp, T* d_v) {

@@ -73,7 +73,8 @@ template <typename Tile, typename Sum, int rows, int numbers>
 struct alignas(16) StagingBuffer {  // rows are copied in 16 bytes
     typename Tile::T first[rows * Tile::stride], second[rows * Tile::stride];
     Sum of_row[numbers][rows];
-    Visibility<rows> visible;  // written by stream_keys: if sliding, if there is a mask, or if the range ends here
+    /// stream_keys writes it if it slides, if there is a mask, or if the key range ends before the stage is full.
+    Visibility<rows> visible;
 };
 
 /// The rows of a stage that holds a whole window, a multiple of 16: a tile and 64 rows on each side of it, or as many
@@ -116,9 +117,9 @@ __device__ void pipeline(int count, const Load& load, const Compute& compute) {
     }
 }
 
-/// A sliding window over tiles. A block owns `tiles` tiles of 64 rows; tile t attends to the streamed tiles t − 1, t
-/// and t + 1, which are three stages, all counted from the block's first tile. Tile t − 1 comes first, so that its
-/// stage can be refilled meanwhile. For each t it calls
+/// A sliding window over tiles. A block owns `tiles` tiles of 64 rows. Its tile t meets the streamed tiles t − 1, t and
+/// t + 1, each in a stage of its own. Tiles are numbered from the block's first tile, which is 0. Streamed tile t − 1
+/// is processed first, so that its stage can be refilled while t and t + 1 are processed. For each t it calls
 ///
 ///     begin(t)            the rows of tile t have arrived
 ///     compute(t, false)   with streamed tile t − 1

@@ -50,7 +50,7 @@ struct Operand {
 enum class Sums {
     by_row,  ///< no split-K: a row of c has the same bits for every batch size. They depend on the row of a, on b, and
              ///< on the shape of one matrix
-    shared  ///< several blocks may share a sum (split-K), which is fast: the bits depend on all extents
+    shared   ///< several blocks may share a sum (split-K), which is fast: the bits depend on all extents
 };
 
 /// The extents of a product of a batch of matrices.

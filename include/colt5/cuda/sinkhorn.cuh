@@ -84,8 +84,8 @@ struct LogSum {
     __device__ double relative_to(double top) const { return sum > 0 ? sum * ::exp(largest - top) : sum; }
 };
 
-/// u_i = log Σ_j exp(z_ij − v_j). One block for each slot and row. u and v are those of one iteration; v may be null,
-/// for zeros.
+/// u_i = log Σ_j exp(z_ij − v_j). One block for each slot and row. u points to this iteration; v points to the one
+/// before, or is null for zeros. The iterations of a row lie one after another.
 template <typename T>
 __global__ void sinkhorn_slot_potentials(double* u, const double* v, Index iterations, SinkhornRows<T> rows) {
     const RowBlock at(rows.all_slots);
@@ -171,8 +171,8 @@ __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u,
                           : static_cast<T>(::exp(rows.z(row, slot, best) - (of_slot + of_tokens[best])));
 }
 
-/// The gradients through the chosen entries of P = exp(z − u − v): d_log_j = Σ of g_i over the slots that chose token
-/// j, and d_v = −d_log.
+/// The gradients through the chosen entries of P = exp(z − u − v). With g_i = d_score_i · score_i:
+/// d_log_j = Σ of g_i over the slots i that chose token j, and d_v_j = −d_log_j.
 template <typename T>
 __global__ void sinkhorn_vjp_start(double* d_log, double* d_v, const T* d_scores, const T* scores,
                                    const TokenIndex* indices, SinkhornRows<T> rows) {
@@ -187,7 +187,8 @@ __global__ void sinkhorn_vjp_start(double* d_log, double* d_v, const T* d_scores
     d_v[row * rows.length + j] = -sum;
 }
 
-/// d_u_i = −g_i (in the last iteration, otherwise 0) − Σ_j d_v_j exp(z_ij − u_i − v_j). One block for each slot.
+/// d_u_i = −g_i − Σ_j d_v_j exp(z_ij − u_i − v_j), with g_i = d_score_i · score_i if `last` (the last iteration of
+/// forward), otherwise g_i = 0. One block for each slot and row.
 template <typename T>
 __global__ void sinkhorn_vjp_slots(double* d_u, const double* d_v, const double* u, const double* v, Index iterations,
                                    SinkhornRows<T> rows, const T* d_scores, const T* scores, bool last) {

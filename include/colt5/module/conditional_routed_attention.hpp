@@ -206,7 +206,7 @@ private:
         auto d_scores_q = tensor_like(side, routing_q.scores);  // (b, 1, q)
         Logits d_logits_q, d_logits_kv;                         // (b, 1, n), (b, r, n)
         GradientEpilogue<Scalar, P, num_updates> epilogue{detail::residual_of(saved.residual, d_out)};
-        detail::release(saved.out);  // d_x takes its memory: what lives longer is allocated above
+        detail::release(saved.out);  // d_x is to take its memory, so d and d_scores_q, which stay, got theirs before
 
         auto d_heavy = scatter_vjp(side, scatter_mode, d_out, indices_q);  // (b, q, d)
         assign(side, d_scores_q, row_sum(d_heavy * saved.heavy.out));

@@ -33,7 +33,8 @@ struct FeedForward {
           hidden(policy, seeds, dim, dim_hidden, true),
           project(policy, seeds, dim_hidden, dim, true) {}
 
-    /// Throws ShapeError, which calls it `prefix` + its name, when a parameter does not fit tokens of `dim` numbers.
+    /// Throws ShapeError when a parameter does not fit tokens of `dim` numbers. The message names the parameter, with
+    /// `prefix` before its name.
     void expect_parameters(std::string_view prefix, Index dim) const {
         const Index width = hidden.weight.extent(0);
         expect_shape(prefix, "norm.gamma", norm.gamma.shape(), {dim});
@@ -67,7 +68,8 @@ struct FeedForward {
         return saved;
     }
 
-    /// The gradient goes to d_x (b, n, d), with the epilogue of its norm.
+    /// Writes to d_x (b, n, d) the gradient of x plus the terms of `epilogue`, which the norm's vector-Jacobian product
+    /// adds. Adds the gradients of the parameters to `gradients`.
     template <Viewable D, Viewable X, std::size_t updates = 0>
     void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
                   Gradients& gradients, const GradientEpilogue<Scalar, P, updates>& epilogue = {},

@@ -45,7 +45,8 @@ struct HeavyAttention {
           heads(heads_),
           dim_head(dim_head_) {}
 
-    /// Throws ShapeError, which calls it `prefix` + its name, when a parameter does not fit tokens of `dim` numbers.
+    /// Throws ShapeError when a parameter does not fit tokens of `dim` numbers. The message names the parameter, with
+    /// `prefix` before its name.
     void expect_parameters(std::string_view prefix, Index dim) const {
         expect_shape(prefix, "norm.gamma", norm.gamma.shape(), {dim});
         expect_shape(prefix, "to_q.weight", to_q.weight.shape(), {inner(), dim});

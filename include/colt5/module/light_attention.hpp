@@ -33,7 +33,8 @@ struct LightAttention {
           to_out(policy, seeds, heads * dim_head, dim, false),
           schedule{heads, dim_head, attention} {}
 
-    /// Throws ShapeError, which calls it `prefix` + its name, when a parameter does not fit tokens of `dim` numbers.
+    /// Throws ShapeError when a parameter does not fit tokens of `dim` numbers. The message names the parameter, with
+    /// `prefix` before its name.
     void expect_parameters(std::string_view prefix, Index dim) const {
         expect_shape(prefix, "norm.weight", norm.weight.shape(), {dim});
         expect_shape(prefix, "norm.bias", norm.bias.shape(), {dim});
@@ -60,7 +61,8 @@ struct LightAttention {
         return schedule.forward(policy, out, x, mask, parameters(*this), residual, save);
     }
 
-    /// The gradient goes to d_x (b, n, d), with the epilogue of its norm.
+    /// Writes to d_x (b, n, d) the gradient of x plus the terms of `epilogue`, which the norm's vector-Jacobian product
+    /// adds. Adds the gradients of the parameters to `gradients`.
     template <Viewable D, Viewable X, std::size_t updates = 0>
     void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
                   Mask mask, Gradients& gradients, const GradientEpilogue<Scalar, P, updates>& epilogue = {}) const {

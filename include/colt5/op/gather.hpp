@@ -50,7 +50,7 @@ void place_scores_kernel(const P&, ...) {
 /// How `scatter` treats the row that is already there, and rows that go to the same place.
 enum class Scatter {
     add,        ///< adds them all
-    mean,       ///< adds their mean
+    mean,       ///< adds the mean of the rows that go to the same place to the row that is there
     overwrite,  ///< the last one replaces what is there
 };
 
@@ -75,17 +75,17 @@ auto flat_indices(const Indices& indices, Index batch) {
 }
 }  // namespace detail
 
-// Indices that are out of their range: every operation that takes indices looks at all of them before anything else on
-// the CPU and throws ValueError. On a GPU they are not looked at, because the host would have to wait for them; what a
-// kernel does with them is undefined.
+// Indices out of range: on the CPU, every operation that takes indices checks them all before it writes any result, and
+// throws ValueError. (pick_scores without scores and without mask knows no range and checks nothing.) On a GPU indices
+// are not checked, because the host would have to wait for them; what a kernel does with a wrong one is undefined.
 
 /// The chosen rows of each sequence:  out[b, …, i] = x[b, indices[b, …, i]]
 ///
 ///     x (b, n, d), indices (b, k) or (b, r, k), each in [0, n)  →  (b, k, d) or (b, r, k, d)
 ///
-/// Throws ValueError when n is 2^31 or more, and on the CPU when an index is out of its range. Of a policy that cleans
-/// padding as it reads (see clean_padding.hpp), what is not finite in tokens where `clean_mask` (b, n) is false becomes
-/// 0.
+/// Throws ValueError when n is 2^31 or more, and on the CPU when an index is out of its range. If the policy cleans
+/// padding as it reads (see clean_padding.hpp), a value that is not finite becomes 0 in a token whose `clean_mask`
+/// (b, n) is false; other policies ignore `clean_mask`.
 template <Policy P, Viewable X, Viewable Indices>
 auto gather(const P& policy, const X& x, const Indices& indices, Mask clean_mask = {}) {
     using Scalar = typename X::value_type;
@@ -134,9 +134,10 @@ void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type>
     scatter_kernel(policy, how, out, rows.const_view(), indices.const_view(), scale);
 }
 
-/// Vector-Jacobian product of scatter with respect to `rows`, without scale: what gather picks, divided by the number
-/// of rows that met in one place for the mean. (With respect to `out` it is d_out itself; overwritten rows of it are to
-/// be zeroed.) For `overwrite` the indices of a sequence must be distinct. Returns d_rows (b, k, d).
+/// Vector-Jacobian product of scatter with respect to `rows`, without scale: gather(d_out, indices). For Scatter::mean
+/// each row of it is divided by the number of rows that went to the same place. (The gradient of the old `out` is not
+/// computed here: it is d_out, for `overwrite` with zeros in the overwritten rows.) For `overwrite` the indices of a
+/// sequence must be distinct. Returns d_rows (b, k, d).
 template <Policy P, Viewable D, Viewable Indices>
 auto scatter_vjp(const P& policy, Scatter how, const D& d_out, const Indices& indices) {
     auto d_rows = gather(policy, d_out, indices);
@@ -170,9 +171,9 @@ auto pick_scores(const P& policy, TokensView<const Logit> scores, const Indices&
     return out;
 }
 
-/// The value of scores under straight-through, s + (1 − s) without a gradient: 1, or 0 at masked tokens, for tokens
-/// that top_k chose. NaN where s would be, at all real tokens of a row with a real logit that is NaN: top_k puts it
-/// first.
+/// Straight-through scores of the tokens that top_k chose: 1 at real tokens, 0 at masked ones. (It is the value of
+/// s + (1 − s), where no gradient goes through the bracket.) If the first chosen logit of a row is NaN, all its real
+/// tokens get NaN, as s would be NaN for them. Looking at the first is enough: top_k puts real NaN logits first.
 ///
 ///     logits (b, r, n), indices (b, r, k), mask (b, n) or absent  →  (b, r, k)
 ///

@@ -28,9 +28,9 @@ enum class MaskedRows {
                   ///< as −1. Meaningless; there to reproduce the reference's numbers in padded rows
 };
 
-/// MaskedRows::window_mean of token i: the tokens [begin, end) of the three windows around it; `out_of_grid` counts the
-/// slots of whole windows beyond the sequence, whose values are −1. Windows are neighbours of each other in both
-/// directions: the tokens whose mean counts token j are those of the windows around j.
+/// What MaskedRows::window_mean of token i reads: tokens [begin, end), those of i's window and of its two neighbours.
+/// `out_of_grid` counts the slots of windows wholly outside the sequence, whose values are −1. The relation is
+/// symmetric: the mean of token i reads token j exactly if the mean of j reads i. So the gradient uses this, too.
 struct WindowSlots {
     COLT5_HOST_DEVICE WindowSlots(Index i, Index window, Index length) {
         const Index first = (i / window - 1) * window, last = (i / window + 2) * window;
@@ -52,15 +52,16 @@ struct WindowSlots {
 /// Nothing of size n × reach is stored. A long sequence may come in chunks, in order: q then holds the m queries from
 /// token `first` on, and b is 1; keys, values and mask are those of the whole sequence.
 struct LocalAttention {
-    /// No sequence is longer.
+    /// The largest reach that is allowed. Every sequence is shorter than this, so a larger reach would see no more.
     static constexpr Index most_reach = Index{1} << 31;
 
     Index reach;  ///< tokens to either side; the reference's light_window_size / 2
     MaskedRows masked_rows = MaskedRows::zero;
 
-    /// How far from a query what it reads may be.
+    /// No token whose key or value a query reads is further from the query than this.
     Index halo() const { return std::min(reach, most_reach) * (masked_rows == MaskedRows::window_mean ? 2 : 1); }
-    /// How many tokens of a sequence the gradient of a chunk of m queries reaches, and the first of them.
+    /// The queries [first, first + m) give gradients to the keys and values of the `window` tokens from `window_begin`
+    /// on.
     Index window_begin(Index first) const { return std::max(Index{0}, first - halo()); }
     Index window(Index first, Index m, Index length) const {
         return std::min(length, first + m + halo()) - window_begin(first);

@@ -59,7 +59,7 @@ struct GumbelNoise {
 };
 
 namespace detail {
-/// Switches noise off from construction to destruction.
+/// A visitor for each_parameter: switches off the noise of each router that it visits, and restores it when destroyed.
 class NoiseOff {
 public:
     NoiseOff() = default;
@@ -115,7 +115,8 @@ public:
         SinkhornActivations<Logit, P> sinkhorn;
     };
 
-    /// Set it to choose another source. With seeded noise, forward counts its calls: one at a time.
+    /// Set it to choose another source. Every call of forward adds 1 to noise.calls, whatever the source: threads must
+    /// not call forward of one router at the same time.
     mutable GumbelNoise<Logit> noise;
 
     SinkhornRouter(const P& policy, SeedSequence& seeds)

@@ -26,15 +26,16 @@ struct LightAttentionParameters {
 ///
 ///     q, k, v = norm(x) · to_qkvᵀ,   out = local_attention(q, k, v) · to_outᵀ + residual
 ///
-/// Queries see keys of the next chunk, so forward projects one chunk ahead. All chunks but the last of a sequence have
-/// at least three halos: backward moves two halos of rows to the front of its window, and these must not overlap their
-/// new place.
+/// Queries see keys of the next chunk, so forward projects one chunk ahead. Every chunk but the last of a sequence is
+/// at least three halos long: backward moves up to two halos of rows to the front of its window, and these must not
+/// overlap their new place. (The window of the first chunk has no halo before it, so it needs all three.)
 template <typename Scalar, Policy P>
 struct LightAttentionSchedule {
     Index heads, dim_head;
     LocalAttention attention;
 
-    /// Keys and values are always saved. Backward recomputes queries and attention if they are not.
+    /// Keys and values are always saved. Queries and attention are saved if `save` says so; else backward recomputes
+    /// them.
     struct Activations {
         struct OfChunk {
             TokensTensor<Scalar, P> q;  // (b, n, h · dim_head)
@@ -85,7 +86,8 @@ struct LightAttentionSchedule {
             expect_value(false, "saved.chunks", std::to_string(count) + ", as many as by this policy's plan", of_saved);
     }
 
-    /// Writes the gradient of x and the epilogue to d_x (b, n, d); adds those of the parameters to `gradients`.
+    /// Writes to d_x (b, n, d) the gradient of x plus the terms of `epilogue`; adds the gradients of the parameters to
+    /// `gradients`.
     ///
     /// The next chunk still adds to the gradients of this chunk's last keys. So d_qkv holds a window: the chunk and a
     /// halo on each side. Complete rows go on to the norm; the others move to the front of the next window.
@@ -117,7 +119,8 @@ struct LightAttentionSchedule {
     }
 
 private:
-    /// The gradients of a chunk's queries, and of the keys and values that they see.
+    /// Writes to d_window the gradients of a chunk's queries and of the keys and values that they see, and adds the
+    /// gradient of to_out to `gradients`.
     template <Viewable D, Viewable X>
     void attention_gradients(const P& policy, TokensView<Scalar> d_window, const Activations& saved, Index i,
                              const Chunk& chunk, Index carried, const D& d_out, const X& x, Mask mask,
@@ -162,7 +165,7 @@ private:
         const auto rows = window.rows();
         assign(policy, rows.range(0, rest), rows.range(complete, rest));
     }
-    /// The first `count` tokens of x, which is one sequence, or of which `count` is the length.
+    /// The first `count` tokens of each sequence of x. Either x is one sequence, or `count` is the length of all.
     static auto first_tokens(const TokensView<Scalar>& x, Index count) {
         return TokensView<Scalar>::unchecked(x.data(), {x.extent(0), count, x.extent(2)});
     }
