@@ -135,7 +135,7 @@ TEST_CASE_TEMPLATE("PackedMatrix: adds aᵀ · b", T, float, double) {
 }
 
 TEST_CASE("PackedMatrix: a row gives the same bits in any panel and for any number of threads" *
-          doctest::skip(cpu::uses_blas)) {  // which does not promise it
+          doctest::skip(cpu::uses_blas)) {  // the bits of a BLAS may depend on the number of rows
     const Index k = depth + 1, n = 37, m = 50;
     const Padded<float> a(m, k, 0), b(k, n, 1);
     Padded<float> whole(m, n, 2), single(1, n, 3);
