@@ -2,8 +2,12 @@
 #include <doctest/doctest.h>
 
 #include <array>
+#include <cmath>
+#include <limits>
 
+#include <colt5/cpu/expr.hpp>
 #include <colt5/cpu/route_logits.hpp>
+#include <colt5/cpu/zero.hpp>
 
 #include "support/tensors.hpp"
 
@@ -116,6 +120,109 @@ TEST_CASE("route_logits: the same bits with 1 and 2 threads, and for each sequen
     }
 }
 
+TEST_CASE("cosine_logits: agrees with a loop in double and float") {
+    const Cpu policy(2);
+    for (const auto& shape : shapes) {
+        CAPTURE(shape_string(shape));
+        const Case<double> c(policy, shape);
+        const Case<float> f(policy, shape);
+        auto expected = naive(policy, c);
+        const auto length_of = [&](const double* row) {
+            double square = 0;
+            for (Index j = 0; j < shape[3]; ++j) square += row[j] * row[j];
+            return std::sqrt(square);
+        };
+        for (Index b = 0; b < shape[0]; ++b)
+            for (Index r = 0; r < shape[1]; ++r)
+                for (Index i = 0; i < shape[2]; ++i)
+                    expected.view()(b, r, i) /=
+                        length_of(c.x.const_view()[b][i].data()) * length_of(c.token.const_view()[r].data());
+        CHECK(relative_error(cosine_logits(policy, c.x, c.token, scale).logits, expected) <= 1e-14);
+        CHECK(relative_error(cosine_logits(policy, f.x, f.token, scale).logits, expected) <= 1e-6);
+    }
+}
+
+TEST_CASE("cosine_logits: the gradients go through both norms: those of finite differences, and all accumulate") {
+    const Cpu policy(1);
+    for (const auto& shape : shapes) {
+        CAPTURE(shape_string(shape));
+        Case<double> c(policy, shape);
+        auto d_x = filled<double>(policy, c.x.shape(), 0);
+        auto d_token = filled<double>(policy, c.token.shape(), 0);
+        if (c.d_logits.size() > 1) c.d_logits.data()[1] = 0;
+        const auto saved = cosine_logits(policy, c.x, c.token, scale);
+        cosine_logits_vjp(policy, d_x.view(), d_token.view(), c.d_logits, saved.logits, saved.norms, c.x, c.token,
+                          scale);
+        const auto loss = [&] { return inner(c.d_logits, cosine_logits(policy, c.x, c.token, scale).logits); };
+        if (shape[3] == 1) {  // a direction of one column is its sign
+            CHECK(std::sqrt(inner(d_x, d_x)) <= 1e-12);
+            CHECK(std::sqrt(inner(d_token, d_token)) <= 1e-12);
+        } else if (c.x.size() < 200) {
+            CHECK(relative_error(d_x, finite_differences(policy, c.x, loss)) <= 1e-7);
+            CHECK(relative_error(d_token, finite_differences(policy, c.token, loss)) <= 1e-7);
+        } else {
+            CHECK(directional_error(policy, c.x, d_x, loss, 1e-4) <= 1e-7);
+            CHECK(directional_error(policy, c.token, d_token, loss, 1e-4) <= 1e-7);
+        }
+        auto more_x = filled<double>(policy, c.x.shape(), 3);
+        auto more_token = filled<double>(policy, c.token.shape(), 4);
+        cosine_logits_vjp(policy, more_x.view(), more_token.view(), c.d_logits, saved.logits, saved.norms, c.x, c.token,
+                          scale);
+        for (Index i = 0; i < d_x.size(); ++i) more_x.data()[i] -= 3;
+        for (Index i = 0; i < d_token.size(); ++i) more_token.data()[i] -= 4;
+        for (Index i = 0; i < d_x.size(); ++i) CHECK(std::abs(more_x.data()[i] - d_x.data()[i]) <= 1e-13);
+        for (Index i = 0; i < d_token.size(); ++i) CHECK(std::abs(more_token.data()[i] - d_token.data()[i]) <= 1e-13);
+    }
+}
+
+TEST_CASE_TEMPLATE("cosine_logits: tokens of any size, and zeros", T, float, double) {
+    const Cpu policy(1);
+    constexpr T large = std::is_same_v<T, float> ? T(1e30) : T(1e300);
+    HostTensor<T, 3> x(policy, {1, 4, 2});
+    HostTensor<T, 2> token(policy, {1, 2});
+    token.view()(0, 0) = T(3);
+    token.view()(0, 1) = T(4);
+    fill(policy, x, 0);
+    x.view()(0, 0, 0) = large;
+    x.view()(0, 1, 0) = T(1e-10);
+    x.view()(0, 2, 1) = std::numeric_limits<T>::quiet_NaN();
+    const auto saved = cosine_logits(policy, x, token, 1);
+    CHECK(saved.logits.const_view()(0, 0, 0) == doctest::Approx(0.6));
+    CHECK(saved.logits.const_view()(0, 0, 1) == doctest::Approx(0.6));
+    CHECK(std::isnan(saved.logits.const_view()(0, 0, 2)));
+    CHECK(saved.logits.const_view()(0, 0, 3) == 0);
+    // A NaN without a gradient, of padding that nobody wrote, reaches nothing.
+    HostTensor<T, 3> d_logits(policy, {1, 1, 4});
+    fill(policy, d_logits, 1);
+    d_logits.view()(0, 0, 2) = 0;
+    auto d_x = filled<T>(policy, x.shape(), 0);
+    auto d_token = filled<T>(policy, token.shape(), 0);
+    cosine_logits_vjp(policy, d_x.view(), d_token.view(), d_logits, saved.logits, saved.norms, x, token, 1);
+    for (Index i = 0; i < d_x.size(); ++i) CHECK(std::isfinite(d_x.data()[i]));
+    for (Index i = 0; i < 2; ++i) CHECK(std::isfinite(d_token.data()[i]));
+    CHECK(d_x.const_view()(0, 2, 1) == 0);
+    CHECK(d_x.const_view()(0, 3, 0) == doctest::Approx(0.6e12));  // 1 / 1e-12 · t / ‖t‖
+    CHECK(d_x.const_view()(0, 1, 1) == doctest::Approx(0.8e10));
+}
+
+TEST_CASE("cosine_logits: the same bits with 1 and 2 threads, and for each sequence alone") {
+    const Cpu one(1), two(2);
+    const Case<float> c(one, {3, 2, 301, 37});
+    const auto saved = cosine_logits(one, c.x, c.token, 8);
+    CHECK(same_bits(cosine_logits(two, c.x, c.token, 8).logits, saved.logits));
+    const auto gradients = [&](const Cpu& policy) {
+        auto d_x = filled<float>(policy, c.x.shape(), 0);
+        auto d_token = filled<float>(policy, c.token.shape(), 0);
+        cosine_logits_vjp(policy, d_x.view(), d_token.view(), c.d_logits, saved.logits, saved.norms, c.x, c.token, 8);
+        return std::pair{std::move(d_x), std::move(d_token)};
+    };
+    const auto by_one = gradients(one), by_two = gradients(two);
+    CHECK(same_bits(by_two.first, by_one.first));
+    CHECK(same_bits(by_two.second, by_one.second));
+    for (Index b = 0; b < 3; ++b)
+        CHECK(same_bits(cosine_logits(two, sequence(c.x, b), c.token, 8).logits, sequence(saved.logits, b)));
+}
+
 TEST_CASE("route_logits: errors name the argument and both shapes") {
     const Cpu policy(1);
     Case<float> c(policy, {2, 3, 4, 5});
@@ -131,4 +238,13 @@ TEST_CASE("route_logits: errors name the argument and both shapes") {
                          "colt5: `d_routing_token` must have shape (3, 5), but has (3, 6)", ShapeError);
     CHECK_THROWS_WITH_AS(route_logits_vjp(policy, d_x.view(), token.view(), c.d_logits, c.x, token),
                          "colt5: `routing_token` must have shape (any, 5), but has (3, 6)", ShapeError);
+    const auto saved = cosine_logits(policy, c.x, c.token, 8);
+    CHECK_THROWS_WITH_AS(cosine_logits(policy, c.x, token, 8),
+                         "colt5: `routing_token` must have shape (any, 5), but has (3, 6)", ShapeError);
+    CHECK_THROWS_WITH_AS(
+        cosine_logits_vjp(policy, d_x.view(), c.token.view(), c.d_logits, c.x, saved.norms, c.x, c.token, 8),
+        "colt5: `logits` must have shape (2, 3, 4), but has (2, 4, 5)", ShapeError);
+    CHECK_THROWS_WITH_AS(
+        cosine_logits_vjp(policy, d_x.view(), c.token.view(), c.d_logits, saved.logits, token, c.x, c.token, 8),
+        "colt5: `norms` must have shape (2, 4), but has (3, 6)", ShapeError);
 }

@@ -2,7 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
+#include <colt5/core/norm.hpp>
 #include <colt5/cuda/column_sums.cuh>
 #include <colt5/cuda/launch.cuh>
 #include <colt5/cuda/pack.cuh>
@@ -24,21 +27,59 @@ struct LogitPlace {
     }
 };
 
+/// The largest of a norm and cosine_norm_floor; NaN stays NaN.
+template <typename Sum>
+__device__ Sum at_least_floor(Sum norm) {
+    constexpr Sum floor = static_cast<Sum>(cosine_norm_floor);
+    return norm < floor ? floor : norm;
+}
+
+/// The norm of a row of x on a warp, where `square` is the sum of its squares.
+template <int width, typename T, typename Sum>
+__device__ Sum norm_of_row(const T* in, Index d, Sum square) {
+    if (square <= std::numeric_limits<Sum>::max()) return at_least_floor(std::sqrt(square));
+    Sum sum = 0;
+    for (Index j = lane_id() * width; j < d; j += warp_size * width) {
+        const auto pack = load_pack<width>(in + j);
+        for (int e = 0; e < width; ++e) {
+            const Sum scaled = static_cast<Sum>(pack.values[e]) * scale_of_large<Sum>;
+            sum += scaled * scaled;
+        }
+    }
+    return std::sqrt(warp_sum(sum)) / scale_of_large<Sum>;
+}
+
+/// What cosine_logits knows of a row beside its inner products; read where the similarity is the cosine alone.
+template <typename Sum>
+struct Cosine {
+    Sum* norms = nullptr;              // (b · n), written
+    const Sum* token_norms = nullptr;  // (r)
+};
+template <typename Sum>
+struct CosineVjp {
+    const Sum *logits = nullptr, *norms = nullptr, *token_norms = nullptr;
+};
+
 /// The logits of `routes` routes from place.first_route on. A warp has two rows of x at a time, and reads each once.
-template <typename T, int width, int routes>
+template <typename T, int width, int routes, bool cosine = false>
 __global__ void __launch_bounds__(route_threads)
     route_logits(accumulate_t<T>* logits, const T* x, const T* token, Index rows, Index d, LogitPlace place,
-                 accumulate_t<T> scale) {
+                 accumulate_t<T> scale, Cosine<accumulate_t<T>> norms) {
     using Sum = accumulate_t<T>;
     constexpr int rows_at_once = 2;
     const Index lane = threadIdx.x % warp_size, warps = all_threads() / warp_size;
     for (Index first = global_thread() / warp_size * rows_at_once; first < rows; first += warps * rows_at_once) {
         Sum sum[rows_at_once][routes] = {};
+        [[maybe_unused]] Sum square[rows_at_once] = {};
         const T* const in[rows_at_once] = {x + first * d, x + ::min(first + 1, rows - 1) * d};
 #pragma unroll 4
         for (Index j = lane * width; j < d; j += warp_size * width) {
             Pack<T, width> entries[rows_at_once];
             for (int i = 0; i < rows_at_once; ++i) entries[i] = load_pack<width>(in[i] + j);
+            if constexpr (cosine)
+                for (int i = 0; i < rows_at_once; ++i)
+                    for (int e = 0; e < width; ++e)
+                        square[i] += static_cast<Sum>(entries[i].values[e]) * static_cast<Sum>(entries[i].values[e]);
             for (int r = 0; r < routes; ++r) {
                 const auto weights = load_pack<width>(token + (place.first_route + r) * d + j);
                 for (int i = 0; i < rows_at_once; ++i)
@@ -46,21 +87,29 @@ __global__ void __launch_bounds__(route_threads)
                         sum[i][r] += static_cast<Sum>(entries[i].values[e]) * static_cast<Sum>(weights.values[e]);
             }
         }
-        for (int i = 0; i < rows_at_once; ++i)
+        for (int i = 0; i < rows_at_once; ++i) {
+            [[maybe_unused]] Sum norm = 1;
+            if constexpr (cosine) {
+                norm = norm_of_row<width>(in[i], d, warp_sum(square[i]));
+                if (lane == 0 && first + i < rows) norms.norms[first + i] = norm;
+            }
             for (int r = 0; r < routes; ++r) {
-                const Sum total = warp_sum(sum[i][r]);
+                Sum total = warp_sum(sum[i][r]);
+                if constexpr (cosine) total = total / norm / norms.token_norms[place.first_route + r];
                 const Index row = first + i;
                 if (lane == 0 && row < rows) logits[place(row) + r * place.length] = scale * total;
             }
+        }
     }
 }
 
 /// Adds to d_x, and writes the sums of d_token over a block's rows to partial (blocks, routes, d). A block covers
 /// `lanes` packs of columns, and route_threads / lanes rows at a time. Rows whose d_logits are 0 are not read.
-template <typename T, int width, int routes>
+template <typename T, int width, int routes, bool cosine = false>
 __global__ void __launch_bounds__(route_threads)
     route_logits_vjp(T* d_x, accumulate_t<T>* partial, const accumulate_t<T>* d_logits, const T* x, const T* token,
-                     Index rows, Index rows_per_block, Index d, LogitPlace place, int lanes, accumulate_t<T> scale) {
+                     Index rows, Index rows_per_block, Index d, LogitPlace place, int lanes, accumulate_t<T> scale,
+                     CosineVjp<accumulate_t<T>> saved) {
     using Sum = accumulate_t<T>;
     constexpr int rows_at_once = 4;  // so that several loads are under way
     __shared__ Sum shared[route_threads][width];
@@ -77,6 +126,7 @@ __global__ void __launch_bounds__(route_threads)
         }
         for (Index first = begin + group; first < end && mine; first += rows_at_once * groups) {
             Sum s[rows_at_once][routes];
+            [[maybe_unused]] Sum along[rows_at_once] = {};
             bool any[rows_at_once];
             for (int i = 0; i < rows_at_once; ++i) {
                 const Index row = first + i * groups;
@@ -84,6 +134,14 @@ __global__ void __launch_bounds__(route_threads)
                 for (int r = 0; r < routes; ++r) {
                     s[i][r] = row < end ? scale * d_logits[place(row) + r * place.length] : Sum(0);
                     any[i] = any[i] || s[i][r] != Sum(0);
+                    if constexpr (cosine) {
+                        if (s[i][r] == Sum(0)) continue;
+                        const Sum norm = saved.norms[row];
+                        const Index at = place(row) + r * place.length;
+                        s[i][r] = s[i][r] / norm / saved.token_norms[place.first_route + r];
+                        if (norm > static_cast<Sum>(cosine_norm_floor))
+                            along[i] += d_logits[at] * saved.logits[at] / norm / norm;
+                    }
                 }
             }
             Pack<T, width> in[rows_at_once], out[rows_at_once];
@@ -96,6 +154,7 @@ __global__ void __launch_bounds__(route_threads)
                 if (!any[i]) continue;
                 for (int e = 0; e < width; ++e) {
                     Sum change = 0;
+                    if constexpr (cosine) change = -along[i] * static_cast<Sum>(in[i].values[e]);
                     for (int r = 0; r < routes; ++r) {
                         change += s[i][r] * weights[r][e];
                         sum[r][e] += s[i][r] * static_cast<Sum>(in[i].values[e]);
@@ -126,47 +185,75 @@ void for_each_route_group(Index routes, Body&& body) {
     }
 }
 
+template <bool cosine, typename T>
+void launch_route_logits(const Cuda& policy, TokensView<accumulate_t<T>> logits, TokensView<const T> x,
+                         MatrixView<const T> token, accumulate_t<T> scale, Cosine<accumulate_t<T>> norms) {
+    const Index length = x.extent(1), d = x.extent(2), rows = x.extent(0) * length, routes = token.extent(0);
+    with_pack_size<T>(
+        d,
+        [&]<int width>(std::integral_constant<int, width>) {
+            for_each_route_group(routes, [&]<int at_once>(Index first, std::integral_constant<int, at_once>) {
+                launch(policy, cosine ? "cosine_logits" : "route_logits", route_logits<T, width, at_once, cosine>,
+                       blocks_for(divide_up(rows, 2) * warp_size, route_threads), route_threads, 0, logits.data(),
+                       x.data(), token.data(), rows, d, LogitPlace{length, routes, first}, scale, norms);
+            });
+        },
+        x.data(), token.data());
+}
+
+template <bool cosine, typename T>
+void launch_route_logits_vjp(const Cuda& policy, TokensView<T> d_x, MatrixView<accumulate_t<T>> d_token,
+                             TokensView<const accumulate_t<T>> d_logits, TokensView<const T> x,
+                             MatrixView<const T> token, accumulate_t<T> scale, CosineVjp<accumulate_t<T>> saved) {
+    const Index length = x.extent(1), d = x.extent(2), rows = x.extent(0) * length, routes = token.extent(0);
+    if (rows == 0 || d == 0) return;
+    const auto [blocks, rows_per_block] = RowShares(rows, 1024, 64);
+    MatrixTensor<accumulate_t<T>, Cuda> partial(policy, {blocks, std::min(routes, Index{routes_at_once}) * d});
+    with_pack_size<T>(
+        d,
+        [&]<int width>(std::integral_constant<int, width>) {
+            const int lanes = lanes_of_columns(d, width);
+            for_each_route_group(routes, [&]<int at_once>(Index first, std::integral_constant<int, at_once>) {
+                launch(policy, cosine ? "cosine_logits_vjp" : "route_logits_vjp",
+                       route_logits_vjp<T, width, at_once, cosine>, grid(blocks), route_threads, 0, d_x.data(),
+                       partial.data(), d_logits.data(), x.data(), token.data(), rows, rows_per_block, d,
+                       LogitPlace{length, routes, first}, lanes, scale, saved);
+                const Totals<accumulate_t<T>, 1> total{{d_token.data() + first * d}, at_once * d};
+                launch_add_partials(policy, total, partial.data(), blocks);
+            });
+        },
+        d_x.data(), x.data(), token.data());
+}
+
 }  // namespace cuda
 
 template <typename T>
 void route_logits_kernel(const Cuda& policy, TokensView<accumulate_t<T>> logits, TokensView<const T> x,
                          MatrixView<const T> token, accumulate_t<T> scale) {
-    const Index length = x.extent(1), d = x.extent(2), rows = x.extent(0) * length, routes = token.extent(0);
-    cuda::with_pack_size<T>(
-        d,
-        [&]<int width>(std::integral_constant<int, width>) {
-            cuda::for_each_route_group(routes, [&]<int at_once>(Index first, std::integral_constant<int, at_once>) {
-                cuda::launch(policy, "route_logits", cuda::route_logits<T, width, at_once>,
-                             cuda::blocks_for(divide_up(rows, 2) * cuda::warp_size, cuda::route_threads),
-                             cuda::route_threads, 0, logits.data(), x.data(), token.data(), rows, d,
-                             cuda::LogitPlace{length, routes, first}, scale);
-            });
-        },
-        x.data(), token.data());
+    cuda::launch_route_logits<false>(policy, logits, x, token, scale, {});
 }
 
 template <typename T>
 void route_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<accumulate_t<T>> d_token,
                              TokensView<const accumulate_t<T>> d_logits, TokensView<const T> x,
                              MatrixView<const T> token, accumulate_t<T> scale) {
-    const Index length = x.extent(1), d = x.extent(2), rows = x.extent(0) * length, routes = token.extent(0);
-    if (rows == 0 || d == 0) return;
-    const auto [blocks, rows_per_block] = cuda::RowShares(rows, 1024, 64);
-    MatrixTensor<accumulate_t<T>, Cuda> partial(policy, {blocks, std::min(routes, Index{cuda::routes_at_once}) * d});
-    cuda::with_pack_size<T>(
-        d,
-        [&]<int width>(std::integral_constant<int, width>) {
-            const int lanes = cuda::lanes_of_columns(d, width);
-            cuda::for_each_route_group(routes, [&]<int at_once>(Index first, std::integral_constant<int, at_once>) {
-                cuda::launch(policy, "route_logits_vjp", cuda::route_logits_vjp<T, width, at_once>, cuda::grid(blocks),
-                             cuda::route_threads, 0, d_x.data(), partial.data(), d_logits.data(), x.data(),
-                             token.data(), rows, rows_per_block, d, cuda::LogitPlace{length, routes, first}, lanes,
-                             scale);
-                const cuda::Totals<accumulate_t<T>, 1> total{{d_token.data() + first * d}, at_once * d};
-                cuda::launch_add_partials(policy, total, partial.data(), blocks);
-            });
-        },
-        d_x.data(), x.data(), token.data());
+    cuda::launch_route_logits_vjp<false>(policy, d_x, d_token, d_logits, x, token, scale, {});
+}
+
+template <typename T>
+void cosine_logits_kernel(const Cuda& policy, TokensView<accumulate_t<T>> logits, MatrixView<accumulate_t<T>> norms,
+                          TokensView<const T> x, MatrixView<const T> token,
+                          VectorView<const accumulate_t<T>> token_norms, accumulate_t<T> scale) {
+    cuda::launch_route_logits<true>(policy, logits, x, token, scale, {norms.data(), token_norms.data()});
+}
+
+template <typename T>
+void cosine_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<accumulate_t<T>> d_token,
+                              TokensView<const accumulate_t<T>> d_logits, TokensView<const accumulate_t<T>> logits,
+                              MatrixView<const accumulate_t<T>> norms, TokensView<const T> x, MatrixView<const T> token,
+                              VectorView<const accumulate_t<T>> token_norms, accumulate_t<T> scale) {
+    cuda::launch_route_logits_vjp<true>(policy, d_x, d_token, d_logits, x, token, scale,
+                                        {logits.data(), norms.data(), token_norms.data()});
 }
 
 }  // namespace colt5
