@@ -24,6 +24,9 @@ constexpr CoordinateDescentKwargs small_eps{.n_iters = 7, .fetch_k_ratio = 1.25,
 constexpr CoordinateDescentKwargs converged{.eps = 0.5, .score_scale = 0.7, .iterate_to_convergence = true};
 constexpr CoordinateDescentKwargs scaled_eps{
     .n_iters = 9, .eps = 0.1, .eps_init = 2, .eps_decay = 0.6, .start = DescentStart::minus_logits};
+constexpr CoordinateDescentKwargs cosine{
+    .n_iters = 7, .eps = 0.3, .score_scale = 0.7, .cosine_sim_routing = true, .cosine_sim_scale = 5};
+constexpr CoordinateDescentKwargs short_rows{.n_iters = 7, .eps = 0.3, .short_rows_score_one = true};
 
 }  // namespace
 
@@ -78,13 +81,66 @@ TEST_CASE_TEMPLATE("CoordinateDescentRouter: gradients are those of the soft sco
                    std::pair<Descent<double, with(false)>, Descent<double, with(true)>>,
                    std::pair<Descent<double, with(false, small_eps)>, Descent<double, with(true, small_eps)>>,
                    std::pair<Descent<double, with(false, converged)>, Descent<double, with(true, converged)>>,
-                   std::pair<Descent<double, with(false, scaled_eps)>, Descent<double, with(true, scaled_eps)>>) {
+                   std::pair<Descent<double, with(false, scaled_eps)>, Descent<double, with(true, scaled_eps)>>,
+                   std::pair<Descent<double, with(false, cosine)>, Descent<double, with(true, cosine)>>,
+                   std::pair<Descent<double, with(false, short_rows)>, Descent<double, with(true, short_rows)>>) {
     const Cpu policy(2);
     auto soft = make_router<typename Routers::first_type>(policy);
     const auto straight = make_router<typename Routers::second_type>(policy);
     auto x = normal<double>(policy, std::array<Index, 3>{2, 13, 5}, 0, 0.7);
     const auto some = random_mask(policy, std::array<Index, 2>{2, 13}, 1);
     for (const Mask mask : {Mask(), some.const_view()}) check_gradients(policy, soft, straight, x, mask, 4);
+}
+
+TEST_CASE("CoordinateDescentRouter: cosine routing chooses by direction") {
+    const Cpu policy(2);
+    auto router = make_router<Descent<double, with(false, cosine)>>(policy);
+    const auto x = normal<double>(policy, std::array<Index, 3>{2, 13, 5}, 0);
+    const auto some = random_mask(policy, std::array<Index, 2>{2, 13}, 1);
+    for (const Mask mask : {Mask(), some.const_view()}) {
+        const auto logits = cosine_logits(policy, x, router.routing_token, 0.7 * 5).logits;
+        const auto routing = router.route(policy, x.const_view(), mask, 4);
+        CHECK(same_bits(routing.indices, ranked(policy, logits, mask, 4)));
+        auto longer = copy_of(policy, x);
+        for (Index i = 0; i < x.size(); ++i) longer.data()[i] *= 4;  // exact
+        const auto same = router.route(policy, longer.const_view(), mask, 4);
+        CHECK(same_bits(same.indices, routing.indices));
+        CHECK(same_bits(same.scores, routing.scores));
+    }
+}
+
+TEST_CASE_TEMPLATE("short_rows_score_one: sequences of at most k real tokens are not routed, whatever their padding", R,
+                   Descent<double, with(false, short_rows)>, Descent<double, with(true, short_rows)>) {
+    const Cpu policy(2);
+    const auto router = make_router<R>(policy);
+    const auto x = normal<double>(policy, std::array<Index, 3>{3, 13, 5}, 0);
+    HostTensor<bool, 2> mask(policy, {3, 13});  // 4, 5 and 6 real tokens
+    for (Index b = 0; b < 3; ++b)
+        for (Index i = 0; i < 13; ++i) mask.view()(b, i) = i >= 2 && i < 6 + b;
+    const auto check = [&](Index k, bool with_mask, Index short_batches) {
+        CAPTURE(k);
+        const Mask given = with_mask ? mask.const_view() : Mask();
+        const auto saved = router.forward(policy, x.const_view(), given, k);
+        const auto ones = ones_of_real<double>(policy, saved.routing.indices, given);
+        auto d_scores = normal<double>(policy, saved.routing.scores.shape(), 1);
+        auto d_x = filled<double>(policy, x.shape(), 0);
+        auto gradients = colt5::zeros_like_parameters(policy, router);
+        router.backward(policy, saved, d_scores.const_view(), x.const_view(), given, d_x.view(), gradients);
+        for (Index b = 0; b < 3; ++b) {
+            CAPTURE(b);
+            const bool is_short = b < short_batches;
+            if (is_short) CHECK(same_bits(sequence(saved.routing.scores, b), sequence(ones, b)));
+            CHECK((inner(copy_of(policy, sequence(d_x, b)), copy_of(policy, sequence(d_x, b))) == 0) == is_short);
+        }
+        CHECK((inner(gradients.routing_token, gradients.routing_token) == 0) == (short_batches == 3));
+        CHECK(same_bits(router.route(policy, x.const_view(), given, k).scores, saved.routing.scores));
+    };
+    check(4, true, 1);
+    check(5, true, 2);
+    check(6, true, 3);
+    check(13, true, 3);
+    check(13, false, 3);
+    check(12, false, 0);
 }
 
 TEST_CASE("CoordinateDescentRouter: ties of saturated scores go to the larger logit, then to the lower index") {

@@ -10,11 +10,15 @@ using namespace support;
 
 namespace {
 
-constexpr RouterConfig with(bool straight_through, double temperature = 1) {
+constexpr RouterConfig with(bool straight_through, double temperature = 1, bool cosine = false,
+                            bool short_rows = false) {
     return {.dim = 5,
             .num_routing_tokens = 2,
             .straight_through = straight_through,
-            .kwargs = {.cum_softmax = {.temperature = temperature}}};
+            .kwargs = {.cum_softmax = {.temperature = temperature,
+                                       .cosine_sim_routing = cosine,
+                                       .cosine_sim_scale = 3,
+                                       .short_rows_score_one = short_rows}}};
 }
 template <typename Scalar, RouterConfig config>
 using TopK = DifferentiableTopKRouter<config, Scalar, Cpu>;
@@ -58,15 +62,42 @@ TEST_CASE("DifferentiableTopKRouter: soft scores divide by the sum of all that r
         }
 }
 
-TEST_CASE("DifferentiableTopKRouter: gradients are those of the soft scores") {
+TEST_CASE_TEMPLATE("DifferentiableTopKRouter: gradients are those of the soft scores", Routers,
+                   std::pair<TopK<double, with(false, 0.6)>, TopK<double, with(true, 0.6)>>,
+                   std::pair<TopK<double, with(false, 0.6, true)>, TopK<double, with(true, 0.6, true)>>) {
     const Cpu policy(2);
-    auto soft = make_router<TopK<double, with(false, 0.6)>>(policy);
-    const auto straight = make_router<TopK<double, with(true, 0.6)>>(policy);
+    auto soft = make_router<typename Routers::first_type>(policy);
+    const auto straight = make_router<typename Routers::second_type>(policy);
     // Small enough for no sum to fall below the floor, where the maximum counts as a constant.
     auto x = normal<double>(policy, std::array<Index, 3>{2, 13, 5}, 0, 0.6);
     const auto some = random_mask(policy, std::array<Index, 2>{2, 13}, 1);
     for (const Mask mask : {Mask(), some.const_view()})
         for (const Index k : {4, 20}) check_gradients(policy, soft, straight, x, mask, k);
+}
+
+TEST_CASE_TEMPLATE("short_rows_score_one: cumulative softmax does not route sequences of at most k real tokens", R,
+                   TopK<double, with(false, 1, false, true)>, TopK<double, with(true, 1, false, true)>) {
+    const Cpu policy(2);
+    const auto router = make_router<R>(policy);
+    const auto x = normal<double>(policy, std::array<Index, 3>{2, 13, 5}, 0);
+    HostTensor<bool, 2> some(policy, {2, 13});  // 4 and 5 real tokens
+    for (Index b = 0; b < 2; ++b)
+        for (Index i = 0; i < 13; ++i) some.view()(b, i) = i < 4 + b;
+    for (const Mask mask : {Mask(), some.const_view()}) {
+        const Index k = mask ? 4 : 13;
+        const auto saved = router.forward(policy, x.const_view(), mask, k);
+        const auto ones = ones_of_real<double>(policy, saved.routing.indices, mask);
+        const auto d_scores = normal<double>(policy, ones.shape(), 1);
+        auto d_x = filled<double>(policy, x.shape(), 0);
+        auto gradients = colt5::zeros_like_parameters(policy, router);
+        router.backward(policy, saved, d_scores.const_view(), x.const_view(), mask, d_x.view(), gradients);
+        for (Index b = 0; b < 2; ++b) {
+            const bool is_short = !mask || b == 0;
+            if (is_short) CHECK(same_bits(sequence(saved.routing.scores, b), sequence(ones, b)));
+            const auto of_sample = copy_of(policy, sequence(d_x, b));
+            CHECK((inner(of_sample, of_sample) == 0) == is_short);
+        }
+    }
 }
 
 TEST_CASE("DifferentiableTopKRouter: a fully masked sample scores 0 and has no gradient") {

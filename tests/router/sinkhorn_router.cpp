@@ -13,12 +13,14 @@ using namespace support;
 
 namespace {
 
-constexpr RouterConfig with(bool straight_through, bool masked_tokens_take_part = false) {
-    return {
-        .dim = 5,
-        .num_routing_tokens = 2,
-        .straight_through = straight_through,
-        .kwargs = {.sinkhorn = {.n_iters = 5, .temperature = 0.8, .masked_tokens_take_part = masked_tokens_take_part}}};
+constexpr RouterConfig with(bool straight_through, bool masked_tokens_take_part = false, bool cosine = false) {
+    return {.dim = 5,
+            .num_routing_tokens = 2,
+            .straight_through = straight_through,
+            .kwargs = {.sinkhorn = {.n_iters = 5,
+                                    .temperature = 0.8,
+                                    .masked_tokens_take_part = masked_tokens_take_part,
+                                    .cosine_sim_routing = cosine}}};
 }
 template <typename Scalar, RouterConfig config>
 using Slots = SinkhornRouter<config, Scalar, Cpu>;
@@ -129,7 +131,8 @@ TEST_CASE("SinkhornRouter: each slot takes the token that the normalized matrix 
 
 TEST_CASE_TEMPLATE("SinkhornRouter: gradients are those of the soft scores", Routers,
                    std::pair<Slots<double, with(false)>, Slots<double, with(true)>>,
-                   std::pair<Slots<double, with(false, true)>, Slots<double, with(true, true)>>) {
+                   std::pair<Slots<double, with(false, true)>, Slots<double, with(true, true)>>,
+                   std::pair<Slots<double, with(false, true, true)>, Slots<double, with(true, true, true)>>) {
     const Cpu policy(2);
     auto soft = make_router<typename Routers::first_type>(policy);
     auto straight = make_router<typename Routers::second_type>(policy);

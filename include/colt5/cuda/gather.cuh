@@ -182,6 +182,21 @@ __global__ void straight_through_scores(T* scores, const T* logits, const TokenI
     }
 }
 
+/// In rows (b, r, columns) of sequences with at most k real tokens: values = 1 at real picks and 0 elsewhere; without
+/// indices 0. One block for each row.
+template <typename T>
+__global__ void short_rows(T* values, const TokenIndex* indices, const bool* mask, Index routes, Index columns,
+                           Index length, Index k) {
+    const bool* const real = RowMask(mask, blockIdx.x, routes, length).data();
+    Index count = 0;
+    for (Index i = threadIdx.x; i < length; i += blockDim.x) count += real[i] ? 1 : 0;
+    if (block_reduce(count, Index{0}, Plus()) > k) return;
+    for (Index i = threadIdx.x; i < columns; i += blockDim.x) {
+        const Index at = blockIdx.x * columns + i;
+        values[at] = indices != nullptr && real[indices[at]] ? T(1) : T(0);
+    }
+}
+
 /// d_scores of the token of pick i = d_picked[i], unless the token is masked.
 template <typename T>
 __global__ void place_scores(T* d_scores, const T* d_picked, const TokenIndex* indices, const bool* mask, Index routes,
@@ -281,6 +296,14 @@ void place_scores_kernel(const Cuda& policy, TokensView<T> d_scores, TokensView<
     cuda::launch(policy, "place_scores", cuda::place_scores<T>, cuda::blocks_for(indices.size(), threads), threads, 0,
                  d_scores.data(), d_picked.data(), indices.data(), mask.data(), indices.extent(1), indices.extent(2),
                  d_scores.extent(2), indices.size());
+}
+
+template <typename T>
+void short_rows_kernel(const Cuda& policy, TokensView<T> values, TokensView<const TokenIndex> indices, Mask mask,
+                       Index k) {
+    const Index rows = values.extent(0) * values.extent(1);
+    cuda::launch(policy, "short_rows", cuda::short_rows<T>, cuda::grid(rows), 1024, 0, values.data(), indices.data(),
+                 mask.data(), values.extent(1), values.extent(2), mask.extent(1), k);
 }
 
 }  // namespace colt5

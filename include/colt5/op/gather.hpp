@@ -47,6 +47,12 @@ void place_scores_kernel(const P&, ...) {
                   "colt5: no `place_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
+template <typename P>
+void short_rows_kernel(const P&, ...) {
+    static_assert(has_kernel<P>,
+                  "colt5: no `short_rows` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
+}
+
 /// How `scatter` treats the row that is already there, and rows that go to the same place.
 enum class Scatter {
     add,        ///< adds them all
@@ -203,6 +209,28 @@ auto place_scores(const P& policy, const D& d_picked, const Indices& indices, Ma
         policy, {indices.extent(0), indices.extent(1), length});
     place_scores_kernel(policy, d_scores.view(), d_picked.const_view(), indices.const_view(), mask);
     return d_scores;
+}
+
+/// Sets what is not routed in the rows of sequences with at most k real tokens: scores become 1, and 0 at masked
+/// tokens.
+///
+///     scores (b, r, m), indices (b, r, m), mask (b, n)
+///
+/// Throws ValueError when n is 2^31 or more, and on the CPU when an index is not in [0, n).
+template <typename Logit, Policy P, Viewable Indices>
+void set_short_scores(const P& policy, TokensView<Logit> scores, const Indices& indices, Mask mask, Index k) {
+    static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
+    expect_shape("scores", scores.shape(), indices.shape());
+    expect_shape("mask", mask.shape(), {indices.extent(0), dynamic});
+    expect_length("mask", mask.extent(1));
+    short_rows_kernel(policy, scores, TokensView<const TokenIndex>(indices), mask, k);
+}
+
+/// The vector-Jacobian product of that, with respect to logits: d_logits (b, r, n) of such rows become 0.
+template <typename Logit, Policy P>
+void set_short_scores_vjp(const P& policy, TokensView<Logit> d_logits, Mask mask, Index k) {
+    expect_shape("mask", mask.shape(), {d_logits.extent(0), d_logits.extent(2)});
+    short_rows_kernel(policy, d_logits, TokensView<const TokenIndex>(), mask, k);
 }
 
 }  // namespace colt5

@@ -4,6 +4,7 @@
 #include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/gather.hpp>
 #include <colt5/op/top_k.hpp>
+#include <colt5/op/zero.hpp>
 #include <colt5/router/linear_router.hpp>
 
 namespace colt5 {
@@ -32,15 +33,19 @@ class CoordinateDescentRouter : public LinearRouter<CoordinateDescentRouter<conf
     static_assert(kwargs.fetch_k_ratio <= 1e6, "colt5: router_kwargs.coor_descent.fetch_k_ratio must be at most 1e6");
     static_assert(kwargs.score_scale >= -1e6 && kwargs.score_scale <= 1e6,
                   "colt5: router_kwargs.coor_descent.score_scale must be in [-1e6, 1e6]");
+    static_assert(is_divisor(kwargs.cosine_sim_scale),
+                  "colt5: router_kwargs.coor_descent.cosine_sim_scale must be in [1e-6, 1e6]");
 
 public:
     using typename Base::Logit;
     static constexpr bool picks_repeat = false;
-    static constexpr double logit_scale = kwargs.score_scale;
+    static constexpr bool cosine_sim_routing = kwargs.cosine_sim_routing;
+    static constexpr double logit_scale = kwargs.score_scale * (cosine_sim_routing ? kwargs.cosine_sim_scale : 1);
 
     struct Activations {
         Routing<Logit, P> routing;
         TokensTensor<Logit, P> logits;  // (b, r, n)
+        MatrixTensor<Logit, P> norms;   // (b, n), of cosine routing
         Index num_tokens;
     };
 
@@ -51,17 +56,26 @@ public:
     }
 
     Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        auto logits = this->logits(policy, x, mask);              // (b, r, n)
-        auto routing = choose(policy, logits, mask, num_tokens);  // (b, r, k)
-        return {std::move(routing), std::move(logits), num_tokens};
+        auto [logits, norms] = this->similarity(policy, x, mask);  // (b, r, n)
+        auto routing = choose(policy, logits, mask, num_tokens);   // (b, r, k)
+        return {std::move(routing), std::move(logits), std::move(norms), num_tokens};
     }
 
     auto d_logits(const P& policy, const Activations& saved, TokensView<const Logit> d_scores, Mask mask) const {
+        if constexpr (kwargs.short_rows_score_one)
+            if (saved.logits.extent(2) <= saved.num_tokens) {
+                auto none = tensor_like(policy, saved.logits);
+                set_zero(policy, none);
+                return none;
+            }
         const double k = descent_k(saved.num_tokens);
         const auto descent_saved = coordinate_descent_forward(policy, descent, k, saved.logits, mask);
         const auto d_all =
             place_scores(policy, d_scores, saved.routing.indices, mask, saved.logits.extent(2));  // (b, r, n)
-        return coordinate_descent_vjp(policy, descent, k, descent_saved, d_all, saved.logits, mask).d_logits;
+        auto d_logits = coordinate_descent_vjp(policy, descent, k, descent_saved, d_all, saved.logits, mask).d_logits;
+        if constexpr (kwargs.short_rows_score_one)
+            if (mask) set_short_scores_vjp(policy, d_logits.view(), mask, saved.num_tokens);
+        return d_logits;
     }
 
 private:
@@ -78,6 +92,20 @@ private:
     static Routing<Logit, P> choose(const P& policy, const TokensTensor<Logit, P>& logits, Mask mask,
                                     Index num_tokens) {
         auto indices = top_k(policy, logits, mask, num_tokens);  // (b, r, k)
+        if constexpr (kwargs.short_rows_score_one)
+            if (logits.extent(2) <= num_tokens) {
+                auto ones = pick_scores<Logit>(policy, {}, indices, mask);
+                return {std::move(indices), std::move(ones)};
+            }
+        Routing<Logit, P> routing = score(policy, logits, std::move(indices), mask, num_tokens);
+        if constexpr (kwargs.short_rows_score_one)
+            if (mask) set_short_scores(policy, routing.scores.view(), routing.indices, mask, num_tokens);
+        return routing;
+    }
+
+    template <typename Indices>
+    static Routing<Logit, P> score(const P& policy, const TokensTensor<Logit, P>& logits, Indices indices, Mask mask,
+                                   [[maybe_unused]] Index num_tokens) {
         if constexpr (config.straight_through) {
             auto scores = straight_through_scores(policy, logits, indices, mask);
             return {std::move(indices), std::move(scores)};

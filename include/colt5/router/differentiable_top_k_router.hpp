@@ -4,6 +4,7 @@
 #include <colt5/op/cumulative_softmax.hpp>
 #include <colt5/op/gather.hpp>
 #include <colt5/op/top_k.hpp>
+#include <colt5/op/zero.hpp>
 #include <colt5/router/linear_router.hpp>
 
 namespace colt5 {
@@ -12,17 +13,24 @@ namespace colt5 {
 template <RouterConfig config, typename Scalar, typename P>
 class DifferentiableTopKRouter : public LinearRouter<DifferentiableTopKRouter<config, Scalar, P>, config, Scalar, P> {
     using Base = LinearRouter<DifferentiableTopKRouter, config, Scalar, P>;
-    static constexpr double temperature = config.kwargs.cum_softmax.temperature;
+    static constexpr auto kwargs = config.kwargs.cum_softmax;
+    static constexpr double temperature = kwargs.temperature;
     static_assert(temperature > 0, "colt5: router_kwargs.cum_softmax.temperature must be positive");
     static_assert(is_divisor(temperature), "colt5: router_kwargs.cum_softmax.temperature must be in [1e-6, 1e6]");
+    static_assert(is_divisor(kwargs.cosine_sim_scale),
+                  "colt5: router_kwargs.cum_softmax.cosine_sim_scale must be in [1e-6, 1e6]");
 
 public:
     using typename Base::Logit;
     static constexpr bool picks_repeat = false;
+    static constexpr bool cosine_sim_routing = kwargs.cosine_sim_routing;
+    static constexpr double logit_scale = cosine_sim_routing ? kwargs.cosine_sim_scale : 1;
 
     struct Activations {
         Routing<Logit, P> routing;
         TokensTensor<Logit, P> logits;  // (b, r, n)
+        MatrixTensor<Logit, P> norms;   // (b, n), of cosine routing
+        Index num_tokens;
     };
 
     using Base::Base;
@@ -32,19 +40,42 @@ public:
     }
 
     Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        auto logits = this->logits(policy, x, mask);              // (b, r, n)
-        auto routing = choose(policy, logits, mask, num_tokens);  // (b, r, k)
-        return {std::move(routing), std::move(logits)};
+        auto [logits, norms] = this->similarity(policy, x, mask);  // (b, r, n)
+        auto routing = choose(policy, logits, mask, num_tokens);   // (b, r, k)
+        return {std::move(routing), std::move(logits), std::move(norms), num_tokens};
     }
 
     auto d_logits(const P& policy, const Activations& saved, TokensView<const Logit> d_scores, Mask mask) const {
-        return cumulative_softmax_vjp(policy, temperature, d_scores, saved.logits, saved.routing.indices, mask);
+        if constexpr (kwargs.short_rows_score_one)
+            if (saved.logits.extent(2) <= saved.num_tokens) {
+                auto none = tensor_like(policy, saved.logits);
+                set_zero(policy, none);
+                return none;
+            }
+        auto d_logits =
+            cumulative_softmax_vjp(policy, temperature, d_scores, saved.logits, saved.routing.indices, mask);
+        if constexpr (kwargs.short_rows_score_one)
+            if (mask) set_short_scores_vjp(policy, d_logits.view(), mask, saved.num_tokens);
+        return d_logits;
     }
 
 private:
     static Routing<Logit, P> choose(const P& policy, const TokensTensor<Logit, P>& logits, Mask mask,
                                     Index num_tokens) {
         auto indices = top_k(policy, logits, mask, num_tokens);  // (b, r, k)
+        if constexpr (kwargs.short_rows_score_one)
+            if (logits.extent(2) <= num_tokens) {
+                auto ones = pick_scores<Logit>(policy, {}, indices, mask);
+                return {std::move(indices), std::move(ones)};
+            }
+        Routing<Logit, P> routing = score(policy, logits, std::move(indices), mask);
+        if constexpr (kwargs.short_rows_score_one)
+            if (mask) set_short_scores(policy, routing.scores.view(), routing.indices, mask, num_tokens);
+        return routing;
+    }
+
+    template <typename Indices>
+    static Routing<Logit, P> score(const P& policy, const TokensTensor<Logit, P>& logits, Indices indices, Mask mask) {
         if constexpr (config.straight_through) {
             auto scores = straight_through_scores(policy, logits, indices, mask);
             return {std::move(indices), std::move(scores)};

@@ -15,6 +15,9 @@ namespace colt5 {
 
 /// What routers have in common whose logits are linear in the tokens:  s = logit_scale · x · routing_token
 ///
+/// With cosine_sim_routing x and the routing token are normalized before, see cosine_logits. Then the Activations have
+/// `logits` and `norms`, those of `similarity`, too.
+///
 /// A Self that derives from it has `route` and `forward` of its own, and instead of `backward`
 ///
 ///     self.d_logits(policy, saved, d_scores, mask)     d_scores (b, r, k)  →  the gradient of the logits (b, r, n)
@@ -27,6 +30,7 @@ public:
     using Logit = accumulate_t<Scalar>;
     static constexpr Index num_routing_tokens = config.num_routing_tokens;
     static constexpr double logit_scale = 1;
+    static constexpr bool cosine_sim_routing = false;
     static constexpr bool masked_tokens_take_part = false;  // whether their logits are read
 
     struct Gradients {
@@ -51,8 +55,13 @@ public:
         expect_shape("d_scores", d_scores.shape(), saved.routing.indices.shape());
         const auto d_logits = self.d_logits(policy, saved, d_scores, mask);
         const auto copy = clean_copy(policy, x, mask);
-        route_logits_vjp(policy, d_x, gradients.routing_token.view(), d_logits, copy ? copy.const_view() : x,
-                         routing_token, Self::logit_scale);
+        const auto clean = copy ? copy.const_view() : x;
+        if constexpr (Self::cosine_sim_routing)
+            cosine_logits_vjp(policy, d_x, gradients.routing_token.view(), d_logits, saved.logits, saved.norms, clean,
+                              routing_token, Self::logit_scale);
+        else
+            route_logits_vjp(policy, d_x, gradients.routing_token.view(), d_logits, clean, routing_token,
+                             Self::logit_scale);
     }
 
     /// Throws ShapeError, which calls it `prefix` + its name, when a parameter does not fit the configuration.
@@ -67,10 +76,18 @@ public:
 
 protected:
     auto logits(const P& policy, TokensView<const Scalar> x, Mask mask) const {  // (b, r, n)
+        return similarity(policy, x, mask).logits;
+    }
+    /// The logits (b, r, n), and with cosine_sim_routing the norms (b, n) that backward reads.
+    CosineLogits<Logit, P> similarity(const P& policy, TokensView<const Scalar> x, Mask mask) const {
         expect_parameters();
         expect_shape("x", x.shape(), {dynamic, dynamic, config.dim});
         const auto copy = clean_copy(policy, x, mask);
-        return route_logits(policy, copy ? copy.const_view() : x, routing_token, Self::logit_scale);
+        const auto clean = copy ? copy.const_view() : x;
+        if constexpr (Self::cosine_sim_routing)
+            return cosine_logits(policy, clean, routing_token, Self::logit_scale);
+        else
+            return {route_logits(policy, clean, routing_token, Self::logit_scale), {}};
     }
 
 private:
@@ -93,12 +110,18 @@ concept IsLinearRouter = requires(const R& router) {
     detail::derives_from_linear_router(router);
 };
 
+namespace detail {
+/// Whether the gradient that a router adds to the tokens is one rank-one update for each routing token.
+template <typename R>
+concept AddsRankOneUpdates = IsLinearRouter<R> && !R::cosine_sim_routing;
+}  // namespace detail
+
 /// The number of routing tokens of some routers of the same tokens, if the backend adds the gradients of all their
 /// logits as rank-one updates in the epilogue of a light branch; otherwise 0, and each router's gradient is a pass over
 /// the tokens of its own.
 template <typename P, typename... Routers>
 inline constexpr std::size_t rank_one_updates = [] {
-    if constexpr ((IsLinearRouter<Routers> && ...)) {
+    if constexpr ((detail::AddsRankOneUpdates<Routers> && ...)) {
         constexpr auto all = static_cast<std::size_t>((Routers::num_routing_tokens + ...));
         return all <= max_rank_one_updates<P> ? all : 0;
     } else {

@@ -27,11 +27,31 @@ struct CoordinateDescentKwargs {
     /// logits come to spread widely, a fetch_k_ratio above 1 puts all the chosen tokens above the threshold again, and
     /// 1 does not.
     bool iterate_to_convergence = false;
+    bool cosine_sim_routing = false;  ///< logits are cosines of the angle to the routing token; see cosine_logits
+    double cosine_sim_scale = 8;      ///< multiplies the cosines
+    /// A sequence of at most as many real tokens as are asked for is not routed, as in colt5-attention 0.11: all of
+    /// them score 1, and the router has no gradient from them.
+    bool short_rows_score_one = false;
+
+    /// The defaults of colt5-attention 0.11: ε-scaling, 20 steps from b = −s, short sequences not routed.
+    static constexpr CoordinateDescentKwargs version_0_11() {
+        return {.n_iters = 20,
+                .eps = 0.03,
+                .eps_init = 4,
+                .eps_decay = 0.7,
+                .start = DescentStart::minus_logits,
+                .short_rows_score_one = true};
+    }
 };
 
 /// Settings of DifferentiableTopKRouter.
 struct CumulativeSoftmaxKwargs {
     double temperature = 1;
+    bool cosine_sim_routing = false;  ///< logits are cosines of the angle to the routing token; see cosine_logits
+    double cosine_sim_scale = 8;      ///< multiplies the cosines
+    /// A sequence of at most as many real tokens as are asked for is not routed, as in colt5-attention 0.11: all of
+    /// them score 1, and the router has no gradient from them.
+    bool short_rows_score_one = false;
 };
 
 /// Settings of SinkhornRouter; see Sinkhorn.
@@ -39,6 +59,8 @@ struct SinkhornKwargs {
     int n_iters = 8;
     double temperature = 0.7;
     bool masked_tokens_take_part = false;
+    bool cosine_sim_routing = false;  ///< logits are cosines of the angle to the routing token; see cosine_logits
+    double cosine_sim_scale = 8;      ///< multiplies the cosines
 };
 
 /// The reference's router_kwargs, for each of its routers; a router reads its own.

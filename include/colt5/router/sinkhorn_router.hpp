@@ -101,15 +101,20 @@ class SinkhornRouter : public LinearRouter<SinkhornRouter<config, Scalar, P>, co
     static_assert(kwargs.n_iters >= 1, "colt5: router_kwargs.sinkhorn.n_iters must be at least 1");
     static_assert(kwargs.temperature > 0, "colt5: router_kwargs.sinkhorn.temperature must be positive");
     static_assert(is_divisor(kwargs.temperature), "colt5: router_kwargs.sinkhorn.temperature must be in [1e-6, 1e6]");
+    static_assert(is_divisor(kwargs.cosine_sim_scale),
+                  "colt5: router_kwargs.sinkhorn.cosine_sim_scale must be in [1e-6, 1e6]");
 
 public:
     using typename Base::Logit;
+    static constexpr bool cosine_sim_routing = kwargs.cosine_sim_routing;
+    static constexpr double logit_scale = cosine_sim_routing ? kwargs.cosine_sim_scale : 1;
     static constexpr bool masked_tokens_take_part = kwargs.masked_tokens_take_part;
     static constexpr bool picks_repeat = true;
 
     struct Activations {
         Routing<Logit, P> routing;
         TokensTensor<Logit, P> logits;  // (b, r, n)
+        MatrixTensor<Logit, P> norms;   // (b, n), of cosine routing
         TokensTensor<Logit, P> drawn;   // (b · r, k, n), if drawn here
         TokensView<const Logit> noise;  // the same, or what was given
         SinkhornActivations<Logit, P> sinkhorn;
@@ -150,7 +155,9 @@ public:
 private:
     Activations choose(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens, bool training) const {
         Activations saved;
-        saved.logits = this->logits(policy, x, mask);  // (b, r, n)
+        auto [logits, norms] = this->similarity(policy, x, mask);
+        saved.logits = std::move(logits);  // (b, r, n)
+        saved.norms = std::move(norms);
         const auto [batch, routes, length] = saved.logits.shape();
         using Source = typename GumbelNoise<Logit>::Source;
         if (noise.source == Source::seeded) {
