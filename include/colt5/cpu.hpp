@@ -33,3 +33,4 @@
 #include <colt5/cpu/zero.hpp>
 #include <colt5/op/gelu.hpp>
 #include <colt5/op/softmax.hpp>
+#include <colt5/op/topk.hpp>

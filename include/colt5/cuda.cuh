@@ -32,6 +32,7 @@
 #include <colt5/cuda/zero.cuh>
 #include <colt5/op/gelu.hpp>
 #include <colt5/op/softmax.hpp>
+#include <colt5/op/topk.hpp>
 
 #include <colt5/module/conditional_routed_attention.hpp>
 #include <colt5/module/conditional_routed_cross_attention.hpp>
