@@ -94,13 +94,17 @@ void descend(const DescentRow<T>& row, T largest, const CoordinateDescent& desce
             static_cast<T>(descent.step_eps(1) * (std::log(static_cast<double>(row.valid)) - std::log(row.k)));
         t = 2;
     }
+    double exact = static_cast<double>(threshold[t - 1]);  // τ_{t−1} before its rounding
     for (; t <= steps; ++t) {
         const double eps = descent.step_eps(t);
         const T shift = std::min(largest, threshold[t - 1]);  // the largest of min(s, τ)
         const ThresholdSums sums = threshold_sums(row, threshold[t - 1], shift, eps);
         saturated[t - 1] = static_cast<T>(sums.saturated);
-        threshold[t] =
-            static_cast<T>(static_cast<double>(shift) + eps * (std::log(sums.exponentials) - std::log(row.k)));
+        double exponentials = sums.exponentials;
+        if (descent.start == DescentStart::minus_logits)  // saturated logits count with τ_{t−1} before its rounding
+            exponentials += sums.saturated * std::expm1((exact - static_cast<double>(threshold[t - 1])) / eps);
+        exact = static_cast<double>(shift) + eps * (std::log(exponentials) - std::log(row.k));
+        threshold[t] = static_cast<T>(exact);
         if (threshold[t] == threshold[t - 1] && descent.step_eps(t + 1) == eps && descent.step_eps(steps) == eps) {
             std::fill(threshold + t + 1, threshold + steps + 1, threshold[t]);  // every later step repeats this one
             std::fill(saturated + t, saturated + steps, saturated[t - 1]);
