@@ -3,6 +3,8 @@
 // expect: colt5: no `assign` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `coordinate_descent` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `coordinate_descent_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `cosine_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `cosine_logits_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `cumulative_softmax` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `cumulative_softmax_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `dense_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -32,6 +34,7 @@
 // expect: colt5: no `scale` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `scatter` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `scatter_mean_weights` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `short_rows` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `sinkhorn` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `sinkhorn_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `straight_through_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -106,6 +109,8 @@ void attention(const Cpu& policy, const Heads& q, const Tensor<float, Cpu, 1, 8,
 void routing(const Cpu& policy, const Tokens& x, Tokens& d_x, const Matrix& token, Matrix& d_token, Mask mask) {
     const auto logits = route_logits(policy, x, token);
     route_logits_vjp(policy, d_x, d_token, logits, x, token);
+    const auto cosine = cosine_logits(policy, x, token, 8);
+    cosine_logits_vjp(policy, d_x, d_token, logits, cosine.logits, cosine.norms, x, token, 8);
     const auto indices = top_k(policy, logits, mask, 2);
     const auto descent = coordinate_descent_forward(policy, {}, 2, logits, mask);
     coordinate_descent_vjp(policy, {}, 2, descent, logits, logits, mask);
@@ -123,4 +128,5 @@ void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<T
     scatter_vjp(policy, Scatter::mean, x, flat);
     place_scores(policy, pick_scores<float>(policy, x, indices, mask), indices, mask, 8);
     straight_through_scores(policy, x, indices, mask);
+    set_short_scores(policy, y.view(), indices, mask, 2);
 }

@@ -14,6 +14,9 @@
 // expect: colt5: router_kwargs.coor_descent.score_scale must be in [-1e6, 1e6]
 // expect: colt5: router_kwargs.cum_softmax.temperature must be in [1e-6, 1e6]
 // expect: colt5: router_kwargs.sinkhorn.temperature must be in [1e-6, 1e6]
+// expect: colt5: router_kwargs.coor_descent.cosine_sim_scale must be in [1e-6, 1e6]
+// expect: colt5: router_kwargs.cum_softmax.cosine_sim_scale must be in [1e-6, 1e6]
+// expect: colt5: router_kwargs.sinkhorn.cosine_sim_scale must be in [1e-6, 1e6]
 #include <limits>
 
 #include "wrong.hpp"
@@ -37,7 +40,13 @@ constexpr RouterConfig large_ratio{.dim = 8, .kwargs = {.coor_descent = {.fetch_
 constexpr RouterConfig score_scale{.dim = 8, .kwargs = {.coor_descent = {.score_scale = wrong(endless, -1e6)}}};
 constexpr RouterConfig large_softmax{.dim = 8, .kwargs = {.cum_softmax = {.temperature = wrong(endless, 1e6)}}};
 constexpr RouterConfig small_sinkhorn{.dim = 8, .kwargs = {.sinkhorn = {.temperature = wrong(1e-30, 1e-6)}}};
+constexpr RouterConfig cosine{.dim = 8, .kwargs = {.coor_descent = {.cosine_sim_scale = wrong(0.0, 8.0)}}};
+constexpr RouterConfig cosine_softmax{.dim = 8, .kwargs = {.cum_softmax = {.cosine_sim_scale = wrong(-8.0, 8.0)}}};
+constexpr RouterConfig cosine_sinkhorn{.dim = 8, .kwargs = {.sinkhorn = {.cosine_sim_scale = wrong(endless, 8.0)}}};
 
+static_assert(complete<colt5::CoordinateDescentRouter<cosine, float, Cpu>>);
+static_assert(complete<colt5::DifferentiableTopKRouter<cosine_softmax, float, Cpu>>);
+static_assert(complete<colt5::SinkhornRouter<cosine_sinkhorn, float, Cpu>>);
 static_assert(complete<colt5::CoordinateDescentRouter<small_eps, float, Cpu>>);
 static_assert(complete<colt5::CoordinateDescentRouter<eps_init, float, Cpu>>);
 static_assert(complete<colt5::CoordinateDescentRouter<eps_decay, float, Cpu>>);

@@ -193,7 +193,8 @@ double rounding_of(Precision precision) {
     return std::ldexp(1.0, precision == Precision::bf16 ? -8 : -11);
 }
 
-/// What a router of a golden file routes by: its logits are inner products of the rows of an input with its token.
+/// What a router of a golden file routes by: its logits are inner products of the rows of an input with its token, or
+/// of the rows' directions.
 struct RoutedBy {
     RoutedBy(golden::File& file, const std::string& routing) {
         const std::string router = routing.substr(std::string("routing.").size());
@@ -212,8 +213,8 @@ using Nudges = std::map<std::string, std::vector<double>>;
 /// Logits in float differ from those in double by their rounding. Where that has made the device route one token before
 /// another, adds to the input of the run in double what raises the logit of the one just above that of the other, so
 /// that the next run routes as the device. Returns whether there was such a place; more than rounding is an error.
-bool nudge_routing(Nudges& nudges, golden::File& file, const golden::Arrays& inputs, const golden::Arrays& actual,
-                   const golden::Arrays& expected) {
+bool nudge_routing(Nudges& nudges, golden::File& file, bool by_cosine, const golden::Arrays& inputs,
+                   const golden::Arrays& actual, const golden::Arrays& expected) {
     bool nudged = false;
     for (const auto& [name, array] : expected) {
         if (!is_routing(name) || array.values == actual.at(name).values) continue;
@@ -233,17 +234,29 @@ bool nudge_routing(Nudges& nudges, golden::File& file, const golden::Arrays& inp
                 return (row / routes * length + static_cast<std::size_t>(index)) * dim;
             };
             const std::size_t above = first_of(*place.first), chosen = first_of(*place.second);
-            double gap = 0, terms = 0, square = 0;
+            const auto length_of = [&](std::size_t first) {
+                double sum = 0;
+                for (std::size_t j = first; j < first + dim; ++j) {
+                    const double value = x.values[j] + added[j];
+                    sum += value * value;
+                }
+                return by_cosine ? std::sqrt(sum) : 1;
+            };
+            const double of_above = length_of(above), of_chosen = length_of(chosen);
+            double gap = 0, terms = 0, square = 0, along = 0;
             for (std::size_t j = 0; j < dim; ++j) {
-                const double difference =
-                    x.values[above + j] + added[above + j] - x.values[chosen + j] - added[chosen + j];
-                gap += difference * token[j];
-                terms += (std::abs(x.values[above + j]) + std::abs(x.values[chosen + j])) * std::abs(token[j]);
+                const double of_row = (x.values[chosen + j] + added[chosen + j]) / of_chosen;
+                gap += ((x.values[above + j] + added[above + j]) / of_above - of_row) * token[j];
+                terms += (std::abs(x.values[above + j]) / of_above + std::abs(x.values[chosen + j]) / of_chosen) *
+                         std::abs(token[j]);
                 square += token[j] * token[j];
+                along += of_row * token[j];
             }
+            const double slope =
+                by_cosine ? (square - along * along) / of_chosen : square;  // of the logit, along token
             CHECK(std::abs(gap) <= 1e-6 * terms);
             const double raise = std::abs(gap) + 1e-12 * terms;
-            for (std::size_t j = 0; j < dim; ++j) added[chosen + j] += (gap + raise) * token[j] / square;
+            for (std::size_t j = 0; j < dim; ++j) added[chosen + j] += (gap + raise) * token[j] / slope;
             nudged = true;
         }
     }
@@ -280,7 +293,8 @@ void compare_golden(const Golden& in_double, const Golden& on_device, Precision 
         return inputs.at(name).values[i] + (nudge != nudges.end() ? nudge->second[i] : 0);
     };
     golden::Arrays expected = in_double.run(Precision::fp64, file, variation);
-    for (int tries = 0; tries < 8 && nudge_routing(nudges, file, inputs, actual, expected); ++tries)
+    for (int tries = 0; tries < 8 && nudge_routing(nudges, file, in_double.by_cosine, inputs, actual, expected);
+         ++tries)
         expected = in_double.run(Precision::fp64, file, variation);
 
     std::map<std::string, double> squares;  // of the distances that results move, all draws together

@@ -33,7 +33,7 @@ template <typename T>
 std::vector<Golden> all_goldens_on_cuda() {
     std::vector<Golden> all;
     for (const auto& runner : golden::runners<T, Cuda>())
-        all.push_back({runner.name, runner.path,
+        all.push_back({runner.name, runner.path, runner.by_cosine,
                        [runner](Precision precision, golden::File& file, const golden::Variation& variation) {
                            return runner.run(cuda_policy(precision, Cuda::Options().memory_plan), file, variation);
                        }});

@@ -13,6 +13,7 @@ namespace cases {
 /// A golden file as a computation on the GPU, in a precision.
 struct Golden {
     std::string name, path;
+    bool by_cosine;  // its routers normalize tokens and routing tokens
     std::function<golden::Arrays(Precision precision, golden::File& file, const golden::Variation& variation)> run;
 };
 

@@ -46,6 +46,9 @@ ROUTER_KWARGS = {
     'cum_softmax': {'temperature': real},
     'sinkhorn': {'n_iters': integer, 'temperature': real},
 }
+SCALED_EPS = {'eps_init': real, 'eps_decay': real}
+HEAD_ROUTER_KWARGS = {**ROUTER_KWARGS['coor_descent'], **SCALED_EPS, 'cosine_sim_routing': boolean, 'cosine_sim_scale': real}
+HEAD_MODULES = ('ConditionalRoutedFeedForward',)  # of version 0.11, which has one router
 FEED_FORWARD = {'light_ff_mult': real, 'heavy_ff_mult': real}
 ATTENTION = dict.fromkeys(('num_routed_kv', 'light_dim_head', 'light_heads', 'light_window_size', 'heavy_dim_head', 'heavy_heads'), integer)
 
@@ -91,15 +94,33 @@ def read_config(path):
     return config
 
 
-def descent_arguments(config):
+def descent_arguments(config, reference):
     """The last two of golden::run_coordinate_descent."""
-    known = {'n_iters': integer, 'eps': real, 'k': real}
-    return '{{.n_iters = {n_iters}, .eps = {eps}}}, {k}'.format(**options(config, known, known, 'coor_descent'))
+    needed = {'n_iters': integer, 'eps': real, 'k': real}
+    given = options(config, needed, {**needed, **SCALED_EPS}, 'coor_descent')
+    k, start = given.pop('k'), 'minus_logits' if reference == 'head' else 'zero'
+    fields = ', '.join(f'.{field} = {given[field]}' for field in ('n_iters', 'eps', 'eps_init', 'eps_decay') if field in given)
+    return f'{{{fields}, .start = colt5::DescentStart::{start}}}, {k}'
 
 
-def module_fields(config, name):
+def topk_arguments(config):
+    """The last two of golden::run_topk."""
+    known = {'k': integer, 'ratio': real, 'n_iters': integer, 'eps': real}
+    return '{k}, {{.coor_descent_k_ratio = {ratio}, .n_iters = {n_iters}, .eps = {eps}}}'.format(**options(config, known, known, 'topk'))
+
+
+def module_fields(config, name, reference):
     """{field of the C++ configuration: value}."""
     _, needed, optional, _ = MODULES[name]
+    if reference == 'head':
+        if name not in HEAD_MODULES:
+            raise Unsupported(f'class {name} of version 0.11 of the reference is not supported yet')
+        kwargs = config.pop('router_kwargs', {})
+        fields = options(config, needed, {**dict.fromkeys(needed, integer), **optional, 'router_straight_through': boolean}, name)
+        fields['router_kwargs.coor_descent'] = 'colt5::CoordinateDescentKwargs::version_0_11()'
+        for field, value in options(kwargs, (), HEAD_ROUTER_KWARGS, 'the router').items():
+            fields[f'router_kwargs.coor_descent.{field}'] = value
+        return fields
     router, kwargs = str(config.pop('router_type', 'coor_descent')), config.pop('router_kwargs', {})
     if router not in ROUTER_KWARGS:
         raise Unsupported(f'router {json.dumps(router)} is not known')
@@ -134,8 +155,8 @@ def case(path, body):
     return f'TEST_CASE({literal("golden: " + path.stem)}) {{ {body} }}\n'
 
 
-def runner(path, run):
-    return f'        {{{literal(path.stem)}, {path_literal(path)}, {run}}},\n'
+def runner(path, run, by_cosine='false'):
+    return f'        {{{literal(path.stem)}, {path_literal(path)}, {by_cosine}, {run}}},\n'
 
 
 def configure(paths):
@@ -146,16 +167,22 @@ def configure(paths):
             config = read_config(path)
             reference, name = config.pop('reference', 'v023'), str(config.pop('class', None))
             config.pop('shape', None)
-            if reference != 'v023':
+            if reference not in ('v023', 'head'):
                 raise Unsupported(f'version {json.dumps(reference)} of the reference is not supported yet')
             elif name == 'coor_descent':
-                arguments = descent_arguments(config)
+                arguments = descent_arguments(config, reference)
                 others.append((
                     case(path, f'golden::check_coordinate_descent({path_literal(path)}, {arguments});'),
                     runner(path, '[](const P& policy, File& file, const Variation&) { return '
                                  f'run_coordinate_descent<colt5::accumulate_t<Scalar>>(policy, file, {arguments}); }}')))
+            elif name == 'topk':
+                arguments = topk_arguments(config)
+                others.append((
+                    case(path, f'golden::check_topk({path_literal(path)}, {arguments});'),
+                    runner(path, '[](const P& policy, File& file, const Variation&) { return '
+                                 f'run_topk<colt5::accumulate_t<Scalar>>(policy, file, {arguments}); }}')))
             elif name in MODULES:
-                modules.setdefault((name, tuple(sorted(module_fields(config, name).items()))), []).append(path)
+                modules.setdefault((name, tuple(sorted(module_fields(config, name, reference).items()))), []).append(path)
             else:
                 raise Unsupported(f'class {json.dumps(name)} is not known')
         except Unsupported as reason:
@@ -166,6 +193,7 @@ def configure(paths):
     pieces = [(0, '', cases, entries) for cases, entries in others]
     for i, ((name, fields), users) in enumerate(sorted(modules.items())):
         config, _, _, seconds = MODULES[name]
+        by_cosine = dict(fields).get('router_kwargs.coor_descent.cosine_sim_routing', 'false')
         assignments = ''.join(f'    config.{field} = {value};\n' for field, value in fields)
         pieces.append((seconds, f'''
 constexpr auto config_{i} = [] {{
@@ -175,7 +203,7 @@ constexpr auto config_{i} = [] {{
 template <typename Scalar, typename P>
 using Module{i} = colt5::{name}<config_{i}, Scalar, P>;
 ''', ''.join(case(path, f'golden::check_module<Module{i}>({path_literal(path)});') for path in users),
-                       ''.join(runner(path, f'run_module<Module{i}<Scalar, P>, P>') for path in users)))
+                       ''.join(runner(path, f'run_module<Module{i}<Scalar, P>, P>', by_cosine) for path in users)))
     return pieces
 
 

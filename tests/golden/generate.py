@@ -12,6 +12,8 @@ Needs colt5-attention 0.2.3 with local-attention 1.8.6 (pip). One file a case; t
     out.y, out.scores     outputs                                                                         float64
     grad.<input>, grad.param.<name>                                                                       float32
 
+The head_*.safetensors hold in the same form what version 0.11 computes; this program does not write them. grad.k is for the k of each row.
+
 No case depends on how equal scores at the edge of a selection are ordered: a draw that has some is replaced by another one.
 """
 import json

@@ -27,6 +27,11 @@ inline void check_coordinate_descent(const char* path, const colt5::CoordinateDe
     });
 }
 
+inline void check_topk(const char* path, Index k, const colt5::TopkOptions& options) {
+    check_in_both_precisions(
+        path, [&]<typename Scalar>(File& file, Scalar) { return run_topk<Scalar>(colt5::Cpu{1}, file, k, options); });
+}
+
 template <template <typename, typename> typename Module>
 void check_module(const char* path) {
     check_in_both_precisions(path, [&]<typename Scalar>(File& file, Scalar) {

@@ -12,6 +12,7 @@
 #include <colt5/core/random.hpp>
 #include <colt5/core/tensor.hpp>
 #include <colt5/op/coordinate_descent.hpp>
+#include <colt5/op/topk.hpp>
 
 #include "file.hpp"
 
@@ -72,6 +73,27 @@ Arrays run_coordinate_descent(const P& policy, File& file, const colt5::Coordina
     results["out.scores"] = array_of(policy, one_row(saved.scores));
     results["grad.s"] = array_of(policy, one_row(d.d_logits));
     if (file.contains("grad.k")) results["grad.k"] = array_of(policy, d.d_k.view().reshape(std::array{rows}));
+    return results;
+}
+
+/// What topk gives for rows (rows, n), and the gradient of its values.
+template <typename T, Policy P>
+Arrays run_topk(const P& policy, File& file, Index k, const colt5::TopkOptions& options) {
+    const auto x = tensor_of<T, 2>(policy, file.use("in.x"));
+    const auto cotangent = tensor_of<T, 2>(policy, file.use("in.cotangent"));
+    const auto one_route = [&](const auto& tensor) {
+        return tensor.view().reshape(std::array{tensor.extent(0), Index{1}, tensor.extent(1)});
+    };
+    const auto one_row = [&](const auto& tensor) {
+        return array_of(policy, tensor.view().reshape(std::array{tensor.extent(0), tensor.extent(2)}));
+    };
+    const auto result = topk(policy, one_route(x), k, options);
+    Arrays results;
+    results["out.values"] = one_row(result.values);
+    results["out.indices"] = one_row(result.indices);
+    results["out.coor_descent_values"] = one_row(result.coor_descent_values);
+    results["out.gates"] = one_row(result.gates);
+    results["grad.x"] = one_row(topk_vjp(policy, result, one_route(cotangent), one_route(x), k, options));
     return results;
 }
 
@@ -192,6 +214,7 @@ Arrays run_module(const P& policy, File& file, const Variation& variation = {}) 
 template <Policy P>
 struct Runner {
     std::string name, path;
+    bool by_cosine;  // its routers normalize tokens and routing tokens
     Arrays (*run)(const P& policy, File& file, const Variation& variation);
 };
 

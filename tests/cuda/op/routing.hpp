@@ -10,11 +10,12 @@
 #include <colt5/op/gather.hpp>
 #include <colt5/op/route_logits.hpp>
 #include <colt5/op/top_k.hpp>
+#include <colt5/op/topk.hpp>
 
 #include "../draw.hpp"
 
-/// Cases of the operations of a router, from tokens to scores: op/route_logits.hpp, op/top_k.hpp, picking of
-/// op/gather.hpp, op/coordinate_descent.hpp and op/cumulative_softmax.hpp.
+/// Cases of the operations of a router, from tokens to scores: op/route_logits.hpp, op/top_k.hpp, op/topk.hpp, picking
+/// of op/gather.hpp, op/coordinate_descent.hpp and op/cumulative_softmax.hpp.
 namespace cases {
 
 /// Top-k and the scores of two routers, with their gradients, for logits (b, r, n).
@@ -31,6 +32,20 @@ void record_routing(Recorder<P>& record, Draw<T, P>& draw, const std::array<Inde
     record.in_float("pick_scores", picked);
     const auto d_all = place_scores(policy, picked, indices, mask, shape[2]);
     record.in_float("place_scores", d_all);
+    if (mask) {
+        const Index real_at_most = draw.size(1, shape[2]);
+        auto scores = pick_scores<Logit>(policy, logits.const_view(), indices, mask);
+        set_short_scores(policy, scores.view(), indices, mask, real_at_most);
+        record.in_float("set_short_scores", scores);
+        auto d_short = place_scores(policy, picked, indices, mask, shape[2]);
+        set_short_scores_vjp(policy, d_short.view(), mask, real_at_most);
+        record.in_float("set_short_scores_vjp", d_short);
+    }
+    const TopkOptions soft{.eps = 0.3};
+    const auto largest = topk(policy, logits, k, soft, mask);
+    record.in_float("values of topk", largest.values);
+    record.in_float("scores of topk", largest.coor_descent_values);
+    record.in_float("d_x of topk", topk_vjp(policy, largest, picked, logits, k, soft, mask));
 
     for (int way = 0; way < 3; ++way) {
         const std::string name = way == 0 ? "0.2.3" : way == 1 ? "scaled" : "converged";
@@ -71,6 +86,15 @@ Results routing_case(const P& policy, const Setting& setting) {
     route_logits_vjp(policy, d_x.view(), d_token.view(), d_logits, x, token, 0.5);
     record("d_x of route_logits", d_x);
     record.in_float("d_token", d_token);
+    const auto cosine = cosine_logits(policy, x, token, 8);
+    record.in_float("cosine_logits", cosine.logits);
+    record.in_float("norms of cosine_logits", cosine.norms);
+    auto d_x_cosine = draw.values(std::array{batch, length, dim});
+    auto d_token_cosine = draw.sums(std::array{routes, dim});
+    cosine_logits_vjp(policy, d_x_cosine.view(), d_token_cosine.view(), d_logits, cosine.logits, cosine.norms, x, token,
+                      8);
+    record("d_x of cosine_logits", d_x_cosine);
+    record.in_float("d_token of cosine_logits", d_token_cosine);
     const Index k = draw.length(std::min(length, Index{500})) + (draw.chance(0.3) ? length : 0);
     record_routing(record, draw, {batch, routes, length}, k);
     return record.results;
