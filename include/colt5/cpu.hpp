@@ -24,6 +24,8 @@
 #include <colt5/cpu/linear.hpp>
 #include <colt5/cpu/local_attention.hpp>
 #include <colt5/cpu/norm_linear.hpp>
+#include <colt5/cpu/null_key.hpp>
+#include <colt5/cpu/null_query.hpp>
 #include <colt5/cpu/policy.hpp>
 #include <colt5/cpu/projected_local_attention.hpp>
 #include <colt5/cpu/rms_norm.hpp>

@@ -23,6 +23,8 @@
 #include <colt5/cuda/linear.cuh>
 #include <colt5/cuda/local_attention.cuh>
 #include <colt5/cuda/norm_linear.cuh>
+#include <colt5/cuda/null_key.cuh>
+#include <colt5/cuda/null_query.cuh>
 #include <colt5/cuda/policy.cuh>
 #include <colt5/cuda/projected_local_attention.cuh>
 #include <colt5/cuda/rms_norm.cuh>

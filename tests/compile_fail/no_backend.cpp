@@ -23,6 +23,8 @@
 // expect: colt5: no `local_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `norm_linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `norm_linear_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `null_key_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `null_query_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `padding_is_finite` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `pick_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `place_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -40,6 +42,8 @@
 // expect: colt5: no `straight_through_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `sum_of_squares` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `unrouted_tokens` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `with_null_key` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `zero` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // first: colt5: no `
 // Without the header of a backend no operation compiles, and each says which kernel it lacks.
@@ -56,6 +60,8 @@
 #include <colt5/op/linear.hpp>
 #include <colt5/op/local_attention.hpp>
 #include <colt5/op/norm_linear.hpp>
+#include <colt5/op/null_key.hpp>
+#include <colt5/op/null_query.hpp>
 #include <colt5/op/projected_local_attention.hpp>
 #include <colt5/op/rms_norm.hpp>
 #include <colt5/op/route_logits.hpp>
@@ -99,11 +105,12 @@ void rows(const Cpu& policy, const Tokens& x, Tokens& y, const Vector& gamma, Ve
 
 void attention(const Cpu& policy, const Heads& q, const Tensor<float, Cpu, 1, 8, 2, 2, 4>& kv,
                const Tensor<float, Cpu, 1, 1, 8, 2, 2, 4>& dense_kv, Tensor<float, Cpu, 1, 8, 3, 2, 4>& d_qkv,
-               const Tokens& d_y, const Matrix& weight, Matrix& d_weight) {
+               const Tokens& d_y, const Matrix& weight, Matrix& d_weight, Tokens& d_null_kv) {
     const LocalAttention local{.reach = 2};
     local_attention_vjp(policy, local, local_attention_forward(policy, local, q, kv, {}), q, q, kv, {});
     projected_local_attention_vjp(policy, d_qkv.view(), local, d_y, q, kv, {}, 0, 0, weight, d_weight);
     dense_attention_vjp(policy, dense_attention_forward(policy, q, dense_kv, {}, {}), q, q, dense_kv, {}, {});
+    null_key_vjp(policy, d_null_kv, with_null_key(policy, dense_kv, d_y, {}, {}).kv, {});
 }
 
 void routing(const Cpu& policy, const Tokens& x, Tokens& d_x, const Matrix& token, Matrix& d_token, Mask mask) {
@@ -121,7 +128,7 @@ void routing(const Cpu& policy, const Tokens& x, Tokens& d_x, const Matrix& toke
 }
 
 void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<TokenIndex, Cpu>& indices,
-             const MatrixTensor<TokenIndex, Cpu>& flat, Mask mask) {
+             const MatrixTensor<TokenIndex, Cpu>& flat, Mask mask, Vector& d_null_token) {
     gather(policy, x, indices);
     gather_mask(policy, mask, indices);
     scatter(policy, Scatter::add, y, x, flat);
@@ -129,4 +136,5 @@ void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<T
     place_scores(policy, pick_scores<float>(policy, x, indices, mask), indices, mask, 8);
     straight_through_scores(policy, x, indices, mask);
     set_short_scores(policy, y.view(), indices, mask, 2);
+    null_query_vjp(policy, d_null_token, x, unrouted_tokens(policy, flat, mask, 8).const_view());
 }

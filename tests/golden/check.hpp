@@ -6,10 +6,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <limits>
+#include <map>
 #include <string>
 #include <vector>
 
+#include <colt5/core/random.hpp>
 #include <colt5/io/safetensors.hpp>
 
 #include "file.hpp"
@@ -37,15 +41,20 @@ inline double relative(double error, double scale) {
     return error == 0 ? 0 : scale == 0 ? std::numeric_limits<double>::infinity() : error / scale;
 }
 
+inline double largest(const std::vector<double>& values) {
+    double result = 0;
+    for (const double value : values) result = std::max(result, std::abs(value));
+    return result;
+}
+
 /// The largest difference, relative to the largest expected entry.
 inline double largest_error(const std::vector<double>& actual, const std::vector<double>& expected) {
-    double difference = 0, scale = 0;
+    double difference = 0;
     for (std::size_t i = 0; i < expected.size(); ++i) {
         const double error = std::abs(actual[i] - expected[i]);
         difference = std::max(difference, std::isnan(error) ? std::numeric_limits<double>::infinity() : error);
-        scale = std::max(scale, std::abs(expected[i]));
     }
-    return relative(difference, scale);
+    return relative(difference, largest(expected));
 }
 
 /// ‖actual − expected‖ / ‖expected‖
@@ -67,8 +76,36 @@ struct Tolerance {
 /// In the files, gradients are rounded to float.
 inline constexpr Tolerance in_double{1e-9, 1e-6}, in_float{2e-5, 2e-5};
 
-/// Compares every result with the file's; nothing in the file may go without a test.
-inline void check_results(File& file, const Arrays& results, const Tolerance& tolerance) {
+/// How far each result moves when float rounds: when every number of the inputs and parameters moves at random by up to
+/// half a unit of its last place, and between attention and feedforward of a block, where numbers are sums of larger
+/// ones, by up to half a unit of the largest number's last place. The root mean square of largest_error in 16 runs in
+/// double.
+inline std::map<std::string, double> moved_by_rounding(const std::function<Arrays(const Variation&)>& run_in_double) {
+    constexpr std::uint64_t draws = 16;
+    const Arrays unmoved = run_in_double({.in_halves = true});
+    std::map<std::string, double> moved;
+    for (std::uint64_t draw = 0; draw < draws; ++draw) {
+        const colt5::Random random(colt5::Seed{draw});
+        std::uint64_t drawn = 0;
+        Variation variation{.in_halves = true, .middle = &unmoved};
+        variation.number = [&](const std::string& name, std::size_t, double value) {
+            const double scale = name.starts_with("middle.") ? largest(unmoved.at(name).values) : value;
+            return value + scale * std::numeric_limits<float>::epsilon() * (random.uniform(drawn++) - 0.5);
+        };
+        for (const auto& [name, array] : run_in_double(variation))
+            moved[name] += std::pow(largest_error(array.values, unmoved.at(name).values), 2) / double{draws};
+    }
+    for (auto& entry : moved) entry.second = std::sqrt(entry.second);
+    return moved;
+}
+
+/// Compares every result with the file's; nothing in the file may go without a test. With `run_in_double`, a gradient
+/// that misses its tolerance may still be off by four times what rounding moves it: where a descent
+/// ends at ε = 0.03, the gradient of a routing token has the rounding of the logits 33 times.
+inline void check_results(File& file, const Arrays& results, const Tolerance& tolerance,
+                          const std::function<Arrays(const Variation&)>& run_in_double = nullptr) {
+    constexpr double factor = 4;  // as in ../cuda/README.md
+    std::map<std::string, double> moved;
     for (const auto& result : results) {
         const std::string& name = result.first;
         const Array& actual = result.second;
@@ -79,8 +116,14 @@ inline void check_results(File& file, const Arrays& results, const Tolerance& to
         } else if (file.contains(name)) {
             const Array& expected = file.use(name);
             REQUIRE(actual.shape == expected.shape);
-            const double allowed = name.starts_with("out.") ? tolerance.output : tolerance.gradient;
-            CHECK(tolerance.error(actual.values, expected.values) <= allowed);
+            const bool is_output = name.starts_with("out.");
+            const double error = tolerance.error(actual.values, expected.values);
+            double allowed = is_output ? tolerance.output : tolerance.gradient;
+            if (error > allowed && !is_output && run_in_double) {
+                if (moved.empty()) moved = moved_by_rounding(run_in_double);
+                allowed = std::max(allowed, factor * moved.at(name));
+            }
+            CHECK(error <= allowed);
         } else {  // nothing depends on this parameter, such as a routing token when there is nothing to route
             CHECK(std::count(actual.values.begin(), actual.values.end(), 0.0) == std::ssize(actual.values));
         }

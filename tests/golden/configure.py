@@ -48,8 +48,14 @@ ROUTER_KWARGS = {
 }
 SCALED_EPS = {'eps_init': real, 'eps_decay': real}
 HEAD_ROUTER_KWARGS = {**ROUTER_KWARGS['coor_descent'], **SCALED_EPS, 'cosine_sim_routing': boolean, 'cosine_sim_scale': real}
-HEAD_MODULES = ('ConditionalRoutedFeedForward',)  # of version 0.11, which has one router
 FEED_FORWARD = {'light_ff_mult': real, 'heavy_ff_mult': real}
+NULL_TOKENS = dict.fromkeys(('use_null_q_tokens', 'multiply_keys_by_score'), boolean)
+HEAD_OPTIONS = {  # of version 0.11, which has one router
+    'ConditionalRoutedFeedForward': {},
+    'ConditionalRoutedAttention': {**NULL_TOKENS, 'has_light_attn': boolean, 'multiply_queries_by_score': boolean},
+    'ConditionalRoutedCrossAttention': NULL_TOKENS,
+    'ConditionalRoutedTransformerBlock': {**NULL_TOKENS, 'multiply_queries_by_score': boolean},
+}
 ATTENTION = dict.fromkeys(('num_routed_kv', 'light_dim_head', 'light_heads', 'light_window_size', 'heavy_dim_head', 'heavy_heads'), integer)
 
 # class of the reference: the C++ configuration; the integers that it needs; what else it takes; seconds to compile another one
@@ -113,23 +119,23 @@ def module_fields(config, name, reference):
     """{field of the C++ configuration: value}."""
     _, needed, optional, _ = MODULES[name]
     if reference == 'head':
-        if name not in HEAD_MODULES:
-            raise Unsupported(f'class {name} of version 0.11 of the reference is not supported yet')
-        kwargs = config.pop('router_kwargs', {})
-        fields = options(config, needed, {**dict.fromkeys(needed, integer), **optional, 'router_straight_through': boolean}, name)
-        fields['router_kwargs.coor_descent'] = 'colt5::CoordinateDescentKwargs::version_0_11()'
-        for field, value in options(kwargs, (), HEAD_ROUTER_KWARGS, 'the router').items():
-            fields[f'router_kwargs.coor_descent.{field}'] = value
-        return fields
-    router, kwargs = str(config.pop('router_type', 'coor_descent')), config.pop('router_kwargs', {})
-    if router not in ROUTER_KWARGS:
+        optional = {**optional, **HEAD_OPTIONS[name]}
+        if 'use_null_q_tokens' in optional:  # what the reference always has, and a default that is not ours
+            config.setdefault('use_null_q_tokens', True)
+    router, kwargs = 'coor_descent' if reference == 'head' else str(config.pop('router_type', 'coor_descent')), config.pop('router_kwargs', {})
+    known_kwargs = {**ROUTER_KWARGS, 'coor_descent': HEAD_ROUTER_KWARGS} if reference == 'head' else ROUTER_KWARGS
+    if router not in known_kwargs:
         raise Unsupported(f'router {json.dumps(router)} is not known')
     if not isinstance(kwargs, dict):
         raise Unsupported('`router_kwargs` must be an object')
 
     fields = options(config, needed, {**dict.fromkeys(needed, integer), **optional, 'router_straight_through': boolean}, name)
     fields['router_type'] = f'colt5::RouterType::{router}'
-    for field, value in options(kwargs, (), ROUTER_KWARGS[router], f'the router {router}').items():
+    if reference == 'head':
+        fields['router_kwargs.coor_descent'] = 'colt5::CoordinateDescentKwargs::version_0_11()'
+        if 'use_null_q_tokens' in optional:
+            fields['use_null_kv'] = fields['masked_tokens_get_null_q'] = 'true'
+    for field, value in options(kwargs, (), known_kwargs[router], f'the router {router}').items():
         fields[f'router_kwargs.{router}.{field}'] = value
     # What the reference does and we do on request only.
     if router == 'sinkhorn':

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""generate.py FOLDER: writes the v023_*.safetensors files, which hold what colt5-attention 0.2.3 computes in float64.
+"""generate.py FOLDER: writes the v023_*.safetensors files, which hold what colt5-attention 0.2.3 computes in float64. The head_* files
+hold what 0.11.1 (with local-attention 1.9.15) computes, in the same form; a program like this one wrote them.
 
 Needs colt5-attention 0.2.3 with local-attention 1.8.6 (pip). One file a case; the loss is sum(out.y * in.cotangent):
 

@@ -14,28 +14,30 @@ template <typename Run>
 void check_in_both_precisions(const char* path, const Run& run) {
     File file = read_file(path);
     SUBCASE("double") {
-        check_results(file, run(file, double{}), in_double);
+        check_results(file, run(file, double{}, {}), in_double);
     }
     SUBCASE("float") {
-        check_results(file, run(file, float{}), in_float);
+        check_results(file, run(file, float{}, {}), in_float,
+                      [&](const Variation& variation) { return run(file, double{}, variation); });
     }
 }
 
 inline void check_coordinate_descent(const char* path, const colt5::CoordinateDescent& descent, double k) {
-    check_in_both_precisions(path, [&]<typename Scalar>(File& file, Scalar) {
+    check_in_both_precisions(path, [&]<typename Scalar>(File& file, Scalar, const Variation&) {
         return run_coordinate_descent<Scalar>(colt5::Cpu{1}, file, descent, k);
     });
 }
 
 inline void check_topk(const char* path, Index k, const colt5::TopkOptions& options) {
-    check_in_both_precisions(
-        path, [&]<typename Scalar>(File& file, Scalar) { return run_topk<Scalar>(colt5::Cpu{1}, file, k, options); });
+    check_in_both_precisions(path, [&]<typename Scalar>(File& file, Scalar, const Variation&) {
+        return run_topk<Scalar>(colt5::Cpu{1}, file, k, options);
+    });
 }
 
 template <template <typename, typename> typename Module>
 void check_module(const char* path) {
-    check_in_both_precisions(path, [&]<typename Scalar>(File& file, Scalar) {
-        return run_module<Module<Scalar, colt5::Cpu>>(colt5::Cpu{1}, file);
+    check_in_both_precisions(path, [&]<typename Scalar>(File& file, Scalar, const Variation& variation) {
+        return run_module<Module<Scalar, colt5::Cpu>>(colt5::Cpu{1}, file, variation);
     });
 }
 

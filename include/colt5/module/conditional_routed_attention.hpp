@@ -6,6 +6,7 @@
 #include <colt5/module/light_attention.hpp>
 #include <colt5/module/module.hpp>
 #include <colt5/op/clean_padding.hpp>
+#include <colt5/op/null_query.hpp>
 #include <colt5/schedule/side_stream.hpp>
 
 namespace colt5 {
@@ -16,7 +17,8 @@ namespace colt5 {
 ///     out_i = light(x)_i + score_q,i · heavy(x_q, x_kv, score_kv)_i [i chosen as a query]
 ///
 /// Keys and values are routed in num_routed_kv sets, each for its share of the heads. Masked tokens are never attended
-/// to and get no heavy output; what is not finite in them counts as 0. The router is that of `router_type`, or any
+/// to and get no heavy output; what is not finite in them counts as 0. With use_null_q_tokens, tokens that were not
+/// chosen get a learned null query token in place of a heavy output. The router is that of `router_type`, or any
 /// template that meets Router.
 template <AttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
@@ -29,12 +31,13 @@ class ConditionalRoutedAttention : public ModuleBase<ConditionalRoutedAttention<
     static_assert(config.num_heavy_tokens_q >= 1, "colt5: AttentionConfig.num_heavy_tokens_q must be at least 1");
     static_assert(config.num_heavy_tokens_kv >= 1, "colt5: AttentionConfig.num_heavy_tokens_kv must be at least 1");
     static_assert(
-        detail::is_width(config.light_heads, config.light_dim_head),
+        !config.has_light_attn || detail::is_width(config.light_heads, config.light_dim_head),
         "colt5: AttentionConfig.light_heads and light_dim_head must be at least 1, their product at most 2^40");
     static_assert(
         detail::is_width(config.heavy_heads, config.heavy_dim_head),
         "colt5: AttentionConfig.heavy_heads and heavy_dim_head must be at least 1, their product at most 2^40");
-    static_assert(config.light_window_size >= 2, "colt5: AttentionConfig.light_window_size must be at least 2");
+    static_assert(!config.has_light_attn || config.light_window_size >= 2,
+                  "colt5: AttentionConfig.light_window_size must be at least 2");
     static_assert(config.light_window_size / 2 <= LocalAttention::most_reach,
                   "colt5: AttentionConfig.light_window_size must be at most 2^32");
     static_assert(config.num_routed_kv >= 1 && config.heavy_heads % config.num_routed_kv == 0,
@@ -54,14 +57,18 @@ public:
     using KVRouter = RouterOfRoutes<config.num_routed_kv>;
     static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
 
-    LightAttention<Scalar, P> light_attn;
+    using Light = std::conditional_t<config.has_light_attn, LightAttention<Scalar, P>, NoLightAttention<Scalar, P>>;
+
+    Light light_attn;
+    VectorTensor<Scalar, P> null_q_token;  // (d), or empty
     QRouter q_router;
     KVRouter kv_router;
     HeavyAttention<Scalar, P> heavy_attn;
 
     struct Gradients {
         using Module = ConditionalRoutedAttention;
-        typename LightAttention<Scalar, P>::Gradients light_attn;
+        typename Light::Gradients light_attn;
+        VectorTensor<accumulate_t<Scalar>, P> null_q_token;
         typename QRouter::Gradients q_router;
         typename KVRouter::Gradients kv_router;
         typename HeavyAttention<Scalar, P>::Gradients heavy_attn;
@@ -74,7 +81,7 @@ public:
         Out clean_copy;  // of the tokens, if padding was not finite; `tokens` is then a view of it
         Mask mask;
         Residual residual;
-        typename LightAttention<Scalar, P>::Activations light;
+        typename Light::Activations light;
         RouterActivations<QRouter, Scalar, P> routed_q;      // indices, scores (b, 1, q)
         RouterActivations<KVRouter, Scalar, P> routed_kv;    // indices, scores (b, r, kv)
         Tensor<bool, P, dynamic, dynamic, dynamic> kv_mask;  // (b, r, kv), if there is a mask
@@ -91,11 +98,16 @@ public:
 
     explicit ConditionalRoutedAttention(const P& policy, Seeds seeds = {})
         : Base(policy),
-          light_attn(policy, seeds, config.dim, config.light_heads, config.light_dim_head,
-                     LocalAttention{config.light_window_size / 2, config.masked_rows}),
+          light_attn(make_light(policy, seeds)),
           q_router(policy, seeds),
           kv_router(policy, seeds),
-          heavy_attn(policy, seeds, config.dim, config.heavy_heads, config.heavy_dim_head) {}
+          heavy_attn(policy, seeds, config.dim, config.heavy_heads, config.heavy_dim_head, config.use_null_kv,
+                     config.multiply_keys_by_score) {
+        if constexpr (config.use_null_q_tokens) {
+            null_q_token = {policy, {config.dim}};
+            fill_normal(policy, null_q_token, static_cast<SeedSequence&>(seeds).next());
+        }
+    }
 
     /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d), plus the tokens if `residual` says so. Saves nothing.
     template <Viewable X>
@@ -117,27 +129,50 @@ public:
         if constexpr (IsLinearRouter<QRouter>) q_router.expect_parameters("q_router.");
         if constexpr (IsLinearRouter<KVRouter>) kv_router.expect_parameters("kv_router.");
         light_attn.expect_parameters("light_attn.", config.dim);
+        if constexpr (config.use_null_q_tokens) expect_shape("", "null_q_token", null_q_token.shape(), {config.dim});
         heavy_attn.expect_parameters("heavy_attn.", config.dim);
     }
     /// Throws ValueError unless forward of this module returned them, and nothing has used them up.
     void expect_saved(const Activations& saved) const { saved.origin.expect(this->policy(), identity(), saved.tokens); }
     /// Whether gradients have the shapes of those that make_gradients() makes.
     bool fits(const Gradients& gradients) const {
-        return is_like<LightAttention<Scalar, P>>(light_attn, gradients.light_attn) &&
+        return is_like<Light>(light_attn, gradients.light_attn) &&
+               gradients.null_q_token.shape() == null_q_token.shape() &&
                is_like<QRouter>(q_router, gradients.q_router) && is_like<KVRouter>(kv_router, gradients.kv_router) &&
                is_like<HeavyAttention<Scalar, P>>(heavy_attn, gradients.heavy_attn);
     }
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        LightAttention<Scalar, P>::each_parameter(f, prefix + "light_attn.", m.light_attn...);
+        if constexpr (config.use_null_q_tokens) f(prefix + "null_q_token", m.null_q_token...);
+        Light::each_parameter(f, prefix + "light_attn.", m.light_attn...);
         QRouter::each_parameter(f, prefix + "q_router.", m.q_router...);
         KVRouter::each_parameter(f, prefix + "kv_router.", m.kv_router...);
         HeavyAttention<Scalar, P>::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
     }
 
 private:
-    const void* identity() const { return light_attn.to_out.weight.data(); }
+    const void* identity() const { return heavy_attn.to_out.weight.data(); }
+
+    static Light make_light(const P& policy, [[maybe_unused]] SeedSequence& seeds) {
+        if constexpr (config.has_light_attn)
+            return Light(policy, seeds, config.dim, config.light_heads, config.light_dim_head,
+                         LocalAttention{config.light_window_size / 2, config.masked_rows});
+        else
+            return {};
+    }
+
+    /// The tokens that get the null query token (b, n).
+    template <typename Indices>
+    static auto null_queries(const P& policy, const Indices& indices_q, Mask mask, Index length) {
+        return unrouted_tokens(policy, indices_q, config.masked_tokens_get_null_q ? Mask() : mask, length);
+    }
+    /// What the heavy branch multiplies its queries by: (b, q), or absent.
+    template <typename Scores>
+    static auto query_scores(const Scores& scores_q) {
+        using View = typename HeavyAttention<Scalar, P>::QueryScores;
+        return config.multiply_queries_by_score ? View(single_route(scores_q)) : View();
+    }
 
     /// Returns the output or, with `save`, the Activations.
     template <bool save>
@@ -160,12 +195,16 @@ private:
         auto kv_mask = gather_mask(side, mask, indices_kv);                                   // (b, r, kv)
         auto heavy = heavy_attn.forward(side, gather(side, x, indices_q, to_clean<P>(mask)),  // (b, q, d)
                                         gather(side, x, indices_kv, to_clean<P>(mask)),       // (b, r, kv, d)
-                                        kv_mask.const_view(), scores_kv.const_view());        // (b, q, d)
+                                        kv_mask.const_view(), scores_kv.const_view(),
+                                        query_scores(routed_q.routing.scores));  // (b, q, d)
 
         auto out = tensor_like(policy, x);  // (b, n, d)
         auto light = light_attn.forward(policy, out.view(), x, mask, save && !policy.memory_plan().recompute,
                                         detail::residual_of(residual, x));
         side_stream.join();
+        if constexpr (config.use_null_q_tokens)
+            add_null_query(policy, out.view(), null_q_token,
+                           null_queries(policy, indices_q, mask, x.extent(1)).const_view());
         scatter(policy, scatter_mode, out.view(), heavy.out, indices_q, scores_q);  // (b, n, d)
         if constexpr (save)
             return Activations{std::move(out),
@@ -202,7 +241,8 @@ private:
         const auto scores_kv = routing_kv.scores.const_view();   // (b, r, kv)
         SideStream side_stream(policy);
         const P& side = side_stream.policy();
-        auto d = heavy_attn.input_gradients(side, saved.heavy, scores_kv);
+        const auto heavy_scores_q = query_scores(routing_q.scores);  // (b, q), or absent
+        auto d = heavy_attn.input_gradients(side, saved.heavy, scores_kv, heavy_scores_q);
         auto d_scores_q = tensor_like(side, routing_q.scores);  // (b, 1, q)
         Logits d_logits_q, d_logits_kv;                         // (b, 1, n), (b, r, n)
         GradientEpilogue<Scalar, P, num_updates> epilogue{detail::residual_of(saved.residual, d_out)};
@@ -214,7 +254,8 @@ private:
         heavy_attn.backward(side, saved.heavy, d, d_heavy,
                             gather(side, saved.tokens, indices_q, to_clean<P>(saved.mask)),
                             gather(side, saved.tokens, routing_kv.indices, to_clean<P>(saved.mask)),
-                            saved.kv_mask.const_view(), scores_kv, gradients.heavy_attn);
+                            saved.kv_mask.const_view(), scores_kv, gradients.heavy_attn, heavy_scores_q);
+        if constexpr (config.multiply_queries_by_score) assign(side, d_scores_q, d_scores_q + d.d_scores_q);
         if constexpr (num_updates > 0) {
             d_logits_q = q_router.d_logits(side, saved.routed_q, d_scores_q.const_view(), saved.mask);
             d_logits_kv = kv_router.d_logits(side, saved.routed_kv, d.d_scores.const_view(), saved.mask);
@@ -229,6 +270,9 @@ private:
         light_attn.backward(policy, saved.light, d_x.view(), d_out, saved.tokens, saved.mask, gradients.light_attn,
                             epilogue);
         side_stream.join();
+        if constexpr (config.use_null_q_tokens)
+            null_query_vjp(policy, gradients.null_q_token.view(), d_out,
+                           null_queries(policy, indices_q, saved.mask, d_out.extent(1)).const_view());
         gather_vjp(policy, d_x.view(), d.d_x, indices_q);
         gather_vjp(policy, d_x.view(), d.d_context, routing_kv.indices);
         if constexpr (num_updates == 0) {
@@ -240,7 +284,7 @@ private:
         return d_x;
     }
 
-    static constexpr std::size_t num_updates = rank_one_updates<P, QRouter, KVRouter>;
+    static constexpr std::size_t num_updates = config.has_light_attn ? rank_one_updates<P, QRouter, KVRouter> : 0;
     static constexpr Scatter scatter_mode = QRouter::picks_repeat ? Scatter::mean : Scatter::add;
 };
 

@@ -5,15 +5,16 @@
 #include <colt5/module/heavy_attention.hpp>
 #include <colt5/module/module.hpp>
 #include <colt5/op/clean_padding.hpp>
+#include <colt5/op/null_query.hpp>
 
 namespace colt5 {
 
 /// Conditional cross attention: routed queries attend to the routed tokens of a context.
 ///
 /// Queries are routed if there are more than num_tokens_q of them, the context if it is longer than num_tokens_kv.
-/// Queries that were not chosen get zeros, masked queries as well; what is not finite in masked tokens counts as 0.
-/// Keys and values come from the context (the reference's 0.2.3 gathers them from the queries), with kv_routing_tokens
-/// routes, each for its share of the heads.
+/// Queries that were not chosen get zeros, or with use_null_q_tokens a learned token, masked queries zeros; what is not
+/// finite in masked tokens counts as 0. Keys and values come from the context (the reference's 0.2.3 gathers them from
+/// the queries), with kv_routing_tokens routes, each for its share of the heads.
 template <CrossAttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedCrossAttention
@@ -44,12 +45,14 @@ public:
     using KVRouter = RouterOfRoutes<config.kv_routing_tokens>;
     static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
 
+    VectorTensor<Scalar, P> null_q_token;  // (d), or empty
     QRouter q_router;
     KVRouter kv_router;
     HeavyAttention<Scalar, P> heavy_attn;
 
     struct Gradients {
         using Module = ConditionalRoutedCrossAttention;
+        VectorTensor<accumulate_t<Scalar>, P> null_q_token;
         typename QRouter::Gradients q_router;
         typename KVRouter::Gradients kv_router;
         typename HeavyAttention<Scalar, P>::Gradients heavy_attn;
@@ -102,7 +105,13 @@ public:
         : Base(policy),
           q_router(policy, seeds),
           kv_router(policy, seeds),
-          heavy_attn(policy, seeds, config.dim, config.heads, config.dim_head) {}
+          heavy_attn(policy, seeds, config.dim, config.heads, config.dim_head, config.use_null_kv,
+                     config.multiply_keys_by_score) {
+        if constexpr (config.use_null_q_tokens) {
+            null_q_token = {policy, {config.dim}};
+            fill_normal(policy, null_q_token, static_cast<SeedSequence&>(seeds).next());
+        }
+    }
 
     /// x (b, n, d), context (b, m, d), mask (b, n) and context_mask (b, m), each may be absent  →  (b, n, d)
     template <Viewable X, Viewable C>
@@ -122,7 +131,8 @@ public:
 
     /// Whether gradients have the shapes of those that make_gradients() makes.
     bool fits(const Gradients& gradients) const {
-        return is_like<QRouter>(q_router, gradients.q_router) && is_like<KVRouter>(kv_router, gradients.kv_router) &&
+        return gradients.null_q_token.shape() == null_q_token.shape() &&
+               is_like<QRouter>(q_router, gradients.q_router) && is_like<KVRouter>(kv_router, gradients.kv_router) &&
                is_like<HeavyAttention<Scalar, P>>(heavy_attn, gradients.heavy_attn);
     }
     /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
@@ -130,10 +140,12 @@ public:
         if constexpr (IsLinearRouter<QRouter>) q_router.expect_parameters("q_router.");
         if constexpr (IsLinearRouter<KVRouter>) kv_router.expect_parameters("kv_router.");
         heavy_attn.expect_parameters("heavy_attn.", config.dim);
+        if constexpr (config.use_null_q_tokens) expect_shape("", "null_q_token", null_q_token.shape(), {config.dim});
     }
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        if constexpr (config.use_null_q_tokens) f(prefix + "null_q_token", m.null_q_token...);
         QRouter::each_parameter(f, prefix + "q_router.", m.q_router...);
         KVRouter::each_parameter(f, prefix + "kv_router.", m.kv_router...);
         HeavyAttention<Scalar, P>::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
@@ -141,6 +153,12 @@ public:
 
 private:
     const void* identity() const { return heavy_attn.to_out.weight.data(); }
+
+    /// The tokens that get the null query token (b, n).
+    template <typename Indices>
+    static auto null_queries(const P& policy, const Indices& indices_q, Mask mask, Index length) {
+        return unrouted_tokens(policy, indices_q, config.masked_tokens_get_null_q ? Mask() : mask, length);
+    }
 
     /// With what backward reads, if it is to follow.
     template <bool save, Viewable X, Viewable C>
@@ -175,6 +193,9 @@ private:
         if (saved.routed_q) {
             const auto& [indices, scores] = saved.routed_q->routing;
             set_zero(policy, saved.out);
+            if constexpr (config.use_null_q_tokens)
+                add_null_query(policy, saved.out.view(), null_q_token,
+                               null_queries(policy, single_route(indices), mask, saved.x.extent(1)).const_view());
             scatter(policy, scatter_mode, saved.out.view(), saved.heavy.out, single_route(indices),
                     single_route(scores));
         } else {
@@ -205,6 +226,9 @@ private:
             d_scores = tensor_like(policy, scores);
             assign(policy, d_scores, row_sum(d_heavy * saved.heavy.out));
             assign(policy, d_heavy, d_heavy * column(scores));
+            if constexpr (config.use_null_q_tokens)
+                null_query_vjp(policy, gradients.null_q_token.view(), d_out,
+                               null_queries(policy, single_route(indices), saved.mask, saved.x.extent(1)).const_view());
         } else {
             d_heavy = tensor_like(policy, d_out);
             copy_real(d_heavy, d_out, saved.mask);

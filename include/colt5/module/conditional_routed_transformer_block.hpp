@@ -36,7 +36,13 @@ public:
                                                    .router_straight_through = config.router_straight_through,
                                                    .router_type = config.router_type,
                                                    .router_kwargs = config.router_kwargs,
-                                                   .masked_rows = config.masked_rows},
+                                                   .masked_rows = config.masked_rows,
+                                                   .has_light_attn = config.has_light_attn,
+                                                   .use_null_kv = config.use_null_kv,
+                                                   .use_null_q_tokens = config.use_null_q_tokens,
+                                                   .masked_tokens_get_null_q = config.masked_tokens_get_null_q,
+                                                   .multiply_keys_by_score = config.multiply_keys_by_score,
+                                                   .multiply_queries_by_score = config.multiply_queries_by_score},
                                    Scalar, P, RouterTemplate>;
     using FeedForward =
         ConditionalRoutedFeedForward<FeedForwardConfig{.dim = config.dim,

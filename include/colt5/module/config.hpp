@@ -34,6 +34,12 @@ struct AttentionConfig {
     RouterType router_type = RouterType::coor_descent;
     RouterKwargs router_kwargs{};
     MaskedRows masked_rows = MaskedRows::zero;
+    bool has_light_attn = true;             ///< or the heavy branch alone
+    bool use_null_kv = false;               ///< a learned key and value that every query of the heavy branch sees
+    bool use_null_q_tokens = false;         ///< a learned output of the heavy branch for tokens that are no query of it
+    bool masked_tokens_get_null_q = false;  ///< masked ones as well, as in the reference
+    bool multiply_keys_by_score = false;    ///< as values are
+    bool multiply_queries_by_score = false;  ///< beside the heavy branch's output
 };
 
 struct CrossAttentionConfig {
@@ -46,6 +52,10 @@ struct CrossAttentionConfig {
     RouterType router_type = RouterType::coor_descent;
     RouterKwargs router_kwargs{};
     Index kv_routing_tokens = 1;
+    bool use_null_kv = false;        ///< a learned key and value that every query of the heavy branch sees
+    bool use_null_q_tokens = false;  ///< a learned output of the heavy branch for tokens that are no query of it
+    bool masked_tokens_get_null_q = false;
+    bool multiply_keys_by_score = false;  ///< as values are
 };
 
 struct TransformerBlockConfig {
@@ -65,6 +75,12 @@ struct TransformerBlockConfig {
     RouterType router_type = RouterType::coor_descent;
     RouterKwargs router_kwargs{};
     MaskedRows masked_rows = MaskedRows::zero;
+    bool has_light_attn = true;
+    bool use_null_kv = false;  ///< these as in AttentionConfig
+    bool use_null_q_tokens = false;
+    bool masked_tokens_get_null_q = false;
+    bool multiply_keys_by_score = false;
+    bool multiply_queries_by_score = false;
 };
 
 /// Numbers of tokens for one call; what is not given comes from the configuration.

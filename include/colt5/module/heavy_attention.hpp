@@ -3,9 +3,12 @@
 
 #include <string>
 #include <string_view>
+#include <tuple>
+#include <utility>
 
 #include <colt5/module/layers.hpp>
 #include <colt5/op/dense_attention.hpp>
+#include <colt5/op/null_key.hpp>
 
 namespace colt5 {
 
@@ -13,16 +16,22 @@ namespace colt5 {
 ///
 /// One RMSNorm for queries and context → to_q, to_kv → attention → to_out; no biases. With several routes, each route's
 /// keys and values serve heads / routes of the heads; rows of to_kv are laid out (route, head in route, [key, value]).
+/// With a null key, every head has one learned key and value more, which every query sees and no mask hides.
 template <typename Scalar, Policy P>
 struct HeavyAttention {
     using Scores = TokensView<const accumulate_t<Scalar>>;  // (b, r, k): values are multiplied by them; may be absent
+    using QueryScores =
+        MatrixView<const accumulate_t<Scalar>>;  // (b, n): queries are multiplied by them; may be absent
 
     RMSNorm<Scalar, P> norm;
+    TokensTensor<Scalar, P> null_kv;  // (2, h, dim_head), or empty
     Linear<Scalar, P> to_q, to_kv, to_out;
     Index heads, dim_head;
+    bool multiply_keys_by_score;  // as the values
 
     struct Gradients {
         RMSNorm<accumulate_t<Scalar>, P> norm;
+        TokensTensor<accumulate_t<Scalar>, P> null_kv;
         Linear<accumulate_t<Scalar>, P> to_q, to_kv, to_out;
     };
     struct Activations {
@@ -35,49 +44,62 @@ struct HeavyAttention {
         TokensTensor<Scalar, P> d_x;                                      // (b, n, d)
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> d_context;  // (b, r, k, d)
         TokensTensor<accumulate_t<Scalar>, P> d_scores;                   // (b, r, k), if there are scores
+        MatrixTensor<accumulate_t<Scalar>, P> d_scores_q{};               // (b, n), if there are scores of queries
     };
 
-    HeavyAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads_, Index dim_head_)
+    HeavyAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads_, Index dim_head_,
+                   bool use_null_kv = false, bool multiply_keys_by_score_ = false)
         : norm(policy, dim),
           to_q(policy, seeds, dim, detail::expect_heads(heads_, dim_head_), false),
           to_kv(policy, seeds, dim, 2 * heads_ * dim_head_, false),
           to_out(policy, seeds, heads_ * dim_head_, dim, false),
           heads(heads_),
-          dim_head(dim_head_) {}
+          dim_head(dim_head_),
+          multiply_keys_by_score(multiply_keys_by_score_) {
+        if (!use_null_kv) return;
+        null_kv = {policy, {2, heads, dim_head}};
+        fill_normal(policy, null_kv, seeds.next());
+    }
 
     /// Throws ShapeError when a parameter does not fit tokens of `dim` numbers. The message names the parameter, with
     /// `prefix` before its name.
     void expect_parameters(std::string_view prefix, Index dim) const {
         expect_shape(prefix, "norm.gamma", norm.gamma.shape(), {dim});
+        if (null_kv) expect_shape(prefix, "null_kv", null_kv.shape(), {2, heads, dim_head});
         expect_shape(prefix, "to_q.weight", to_q.weight.shape(), {inner(), dim});
         expect_shape(prefix, "to_kv.weight", to_kv.weight.shape(), {2 * inner(), dim});
         expect_shape(prefix, "to_out.weight", to_out.weight.shape(), {dim, inner()});
     }
 
-    /// x (b, n, d), context (b, r, k, d), mask and scores (b, r, k), which may be absent
+    /// x (b, n, d), context (b, r, k, d), mask and scores (b, r, k), scores_q (b, n); the last three may be absent
     template <Viewable X, Viewable C>
-    Activations forward(const P& policy, const X& x, const C& context, KeyMask mask, Scores scores) const {
-        expect_inputs(x, context, mask, scores);
+    Activations forward(const P& policy, const X& x, const C& context, KeyMask mask, Scores scores,
+                        QueryScores scores_q = {}) const {
+        expect_inputs(x, context, mask, scores, scores_q);
         auto q = to_q(policy, norm(policy, x));                                // (b, n, h · dim_head)
         auto kv = routed_linear(policy, norm(policy, context), to_kv.weight);  // (b, r, k, h / r · 2 · dim_head)
-        auto attended = dense_attention_forward(policy, split_q(q), split_kv(kv), mask, scores);  // (b, n, h, dim_head)
-        auto out = to_out(policy, merge_q(attended.out));                                         // (b, n, d)
+        const auto scaled_q = scaled(policy, q, scores_q);
+        const auto seen = attended_keys(policy, kv, mask, scores);
+        auto attended = dense_attention_forward(policy, split_q(scaled_q ? scaled_q : q), seen.kv, seen.mask,
+                                                seen.value_scale);  // (b, n, h, dim_head)
+        auto out = to_out(policy, merge_q(attended.out));           // (b, n, d)
         return {std::move(out), std::move(q), std::move(kv), std::move(attended)};
     }
 
     template <Viewable D, Viewable X, Viewable C>
     InputGradients backward(const P& policy, const Activations& saved, const D& d_out, const X& x, const C& context,
-                            KeyMask mask, Scores scores, Gradients& gradients) const {
-        auto d = input_gradients(policy, saved, scores);
-        backward(policy, saved, d, d_out, x, context, mask, scores, gradients);
+                            KeyMask mask, Scores scores, Gradients& gradients, QueryScores scores_q = {}) const {
+        auto d = input_gradients(policy, saved, scores, scores_q);
+        backward(policy, saved, d, d_out, x, context, mask, scores, gradients, scores_q);
         return d;
     }
 
     /// The same into tensors that are there before anything else is allocated.
     template <Viewable D, Viewable X, Viewable C>
     void backward(const P& policy, const Activations& saved, InputGradients& d, const D& d_out, const X& x,
-                  const C& context, KeyMask mask, Scores scores, Gradients& gradients) const {
-        expect_inputs(x, context, mask, scores);
+                  const C& context, KeyMask mask, Scores scores, Gradients& gradients,
+                  QueryScores scores_q = {}) const {
+        expect_inputs(x, context, mask, scores, scores_q);
         expect_like<HeavyAttention>("gradients", *this, gradients);
         const auto [batch, routes, keys, dim] = context.shape();
         expect_shape("saved.q", saved.q.shape(), {batch, x.extent(1), inner()});
@@ -88,25 +110,50 @@ struct HeavyAttention {
         expect_shape("d.d_x", d.d_x.shape(), x.shape());
         expect_shape("d.d_context", d.d_context.shape(), context.shape());
         if (scores) expect_shape("d.d_scores", d.d_scores.shape(), scores.shape());
+        if (scores_q) expect_shape("d.d_scores_q", d.d_scores_q.shape(), scores_q.shape());
         const auto d_attended = to_out.backward(policy, d_out, merge_q(saved.attention.out), gradients.to_out);
-        const auto d_attention = dense_attention_vjp(policy, saved.attention, split_q(d_attended), split_q(saved.q),
-                                                     split_kv(saved.kv), mask, scores);
+        const auto scaled_q = scaled(policy, saved.q, scores_q);
+        const auto seen = attended_keys(policy, saved.kv, mask, scores);
+        auto d_attention =
+            dense_attention_vjp(policy, saved.attention, split_q(d_attended), split_q(scaled_q ? scaled_q : saved.q),
+                                seen.kv, seen.mask, seen.value_scale);
+        if (null_kv) {
+            auto [d_kv, d_value_scale] = null_key_vjp(policy, gradients.null_kv.view(), d_attention.d_kv,
+                                                      d_attention.d_value_scale.const_view());
+            d_attention.d_kv = std::move(d_kv);
+            d_attention.d_value_scale = std::move(d_value_scale);
+        }
+        if (scores && multiply_keys_by_score) {
+            const auto d_kv = d_attention.d_kv.view().reshape(saved.kv.shape());
+            assign(policy, d.d_scores, row_sum(d_kv * saved.kv));
+            assign(policy, d_kv, d_kv * column(scores));
+        } else if (scores) {
+            assign(policy, d.d_scores, d_attention.d_value_scale);
+        }
+        if (scores_q) {
+            const auto d_q = d_attention.d_q.view().reshape(saved.q.shape());
+            assign(policy, d.d_scores_q, row_sum(d_q * saved.q));
+            assign(policy, d_q, d_q * column(scores_q));
+        }
         const auto d_context = routed_linear_vjp(policy, d_attention.d_kv.view().reshape(saved.kv.shape()),
                                                  norm(policy, context), to_kv.weight, gradients.to_kv.weight.view());
         const auto d_x = to_q.backward(policy, merge_q(d_attention.d_q), norm(policy, x), gradients.to_q);
         norm.backward(policy, d.d_x.view(), d_x, x, gradients.norm);
         norm.backward(policy, d.d_context.view(), d_context, context, gradients.norm);
-        if (scores) assign(policy, d.d_scores, d_attention.d_value_scale);
     }
-    InputGradients input_gradients(const P& policy, const Activations& saved, Scores scores) const {
+    InputGradients input_gradients(const P& policy, const Activations& saved, Scores scores,
+                                   QueryScores scores_q = {}) const {
         const auto [batch, routes, keys, width] = saved.kv.shape();
-        InputGradients d{tensor_like(policy, saved.out), {policy, {batch, routes, keys, to_kv.weight.extent(1)}}, {}};
+        InputGradients d{
+            tensor_like(policy, saved.out), {policy, {batch, routes, keys, to_kv.weight.extent(1)}}, {}, {}};
         if (scores) d.d_scores = tensor_like(policy, scores);
+        if (scores_q) d.d_scores_q = tensor_like(policy, scores_q);
         return d;
     }
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        if (std::get<0>(std::tie(m...)).null_kv) f(prefix + "null_kv", m.null_kv...);
         RMSNorm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
         Linear<Scalar, P>::each_parameter(f, prefix + "to_q.", m.to_q...);
         Linear<Scalar, P>::each_parameter(f, prefix + "to_kv.", m.to_kv...);
@@ -117,22 +164,58 @@ private:
     Index inner() const { return heads * dim_head; }
 
     template <Viewable X, Viewable C>
-    void expect_inputs(const X& x, const C& context, KeyMask mask, Scores scores) const {
+    void expect_inputs(const X& x, const C& context, KeyMask mask, Scores scores, QueryScores scores_q) const {
         const auto [batch, routes, keys, dim] = context.shape();
         expect_parameters("", x.extent(2));
         expect_shape("context", context.shape(), {x.extent(0), dynamic, dynamic, x.extent(2)});
         if (mask) expect_shape("mask", mask.shape(), {batch, routes, keys});
         if (scores) expect_shape("scores", scores.shape(), {batch, routes, keys});
+        if (scores_q) expect_shape("scores_q", scores_q.shape(), {batch, x.extent(1)});
         if (routes < 1 || heads % routes != 0)
             expect_value(false, "routes of context",
                          colt5::detail::concat({"a divisor of ", std::to_string(heads), " heads"}), routes);
     }
 
+    using Projected = Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>;  // (b, r, k, h / r · 2 · dim_head)
+
+    /// Keys and values as queries see them: those of the tokens, or copies that are multiplied by scores or have a null
+    /// key before them.
+    struct AttendedKeys {
+        Projected scaled;
+        KeysWithNull<Scalar, P> with_null;
+        View<const Scalar, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv;  // (b, r, k, h / r, 2, dim_head)
+        KeyMask mask;
+        Scores value_scale;
+    };
+    AttendedKeys attended_keys(const P& policy, const Projected& kv, KeyMask mask, Scores scores) const {
+        AttendedKeys seen{{}, {}, split_kv(kv), mask, scores};
+        if (scores && multiply_keys_by_score) {
+            seen.scaled = tensor_like(policy, kv);
+            assign(policy, seen.scaled, kv * column(scores));
+            seen.kv = split_kv(seen.scaled);
+            seen.value_scale = {};
+        }
+        if (null_kv) {
+            seen.with_null = with_null_key(policy, seen.kv, null_kv, seen.mask, seen.value_scale);
+            seen.kv = seen.with_null.kv.const_view();
+            seen.mask = seen.with_null.mask.const_view();
+            seen.value_scale = seen.with_null.value_scale.const_view();
+        }
+        return seen;
+    }
+    /// q times the scores, or an empty tensor if there are none.
+    static TokensTensor<Scalar, P> scaled(const P& policy, const TokensTensor<Scalar, P>& q, QueryScores scores_q) {
+        TokensTensor<Scalar, P> out;
+        if (!scores_q) return out;
+        out = tensor_like(policy, q);
+        assign(policy, out, q * column(scores_q));
+        return out;
+    }
+
     auto split_q(const TokensTensor<Scalar, P>& q) const {  // (b, n, h, dim_head)
         return q.view().reshape(std::array<Index, 4>{q.extent(0), q.extent(1), heads, dim_head});
     }
-    auto split_kv(
-        const Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>& kv) const {  // (b, r, k, h / r, 2, dim_head)
+    auto split_kv(const Projected& kv) const {  // (b, r, k, h / r, 2, dim_head)
         const auto [batch, routes, keys, width] = kv.shape();
         return kv.view().reshape(std::array<Index, 6>{batch, routes, keys, heads / routes, 2, dim_head});
     }

@@ -98,4 +98,39 @@ Results block_case(const P& policy, const Setting& setting) {
     return record.results;
 }
 
+/// Attention with all that it can learn beside the scores, with and without its light branch.
+constexpr AttentionConfig with_null_tokens(bool has_light_attn) {
+    return {.dim = 48,
+            .num_heavy_tokens_q = 12,
+            .num_heavy_tokens_kv = 20,
+            .num_routed_kv = 2,
+            .light_dim_head = 16,
+            .light_heads = 3,
+            .light_window_size = 30,
+            .heavy_dim_head = 32,
+            .heavy_heads = 4,
+            .router_straight_through = false,
+            .router_kwargs = {.coor_descent = {.score_scale = 0.2}},
+            .has_light_attn = has_light_attn,
+            .use_null_kv = true,
+            .use_null_q_tokens = true,
+            .multiply_keys_by_score = true,
+            .multiply_queries_by_score = true};
+}
+inline constexpr AttentionConfig attention_with_null_tokens = with_null_tokens(true),
+                                 heavy_attention_alone = with_null_tokens(false);
+
+template <AttentionConfig config, typename T, typename P>
+Results attention_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const Index batch = draw.size(1, 9), length = draw.length(500);
+    const auto x = draw.values(std::array{batch, length, config.dim});
+    const auto mask = draw.optional_mask(batch, length);
+    const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
+    record_module(record, draw, draw.template made<ConditionalRoutedAttention<config, T, P>>(), x, mask.const_view(),
+                  AttentionTokens{}, residual);
+    return record.results;
+}
+
 }  // namespace cases

@@ -19,17 +19,23 @@ inline constexpr CrossAttentionConfig cross_config{.dim = 48,
                                                    .router_kwargs = {.coor_descent = {.score_scale = 0.2}},
                                                    .kv_routing_tokens = 2};
 
-template <typename T, typename P>
+inline constexpr CrossAttentionConfig cross_with_null_tokens = [] {
+    CrossAttentionConfig config = cross_config;
+    config.use_null_kv = config.use_null_q_tokens = config.multiply_keys_by_score = true;
+    return config;
+}();
+
+template <CrossAttentionConfig config, typename T, typename P>
 Results cross_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
     Recorder record(policy);
     const Index batch = draw.size(1, 5), length = draw.length(200), memories = draw.length(2000);
-    const auto x = draw.values(std::array{batch, length, cross_config.dim});
-    const auto context = draw.values(std::array{batch, memories, cross_config.dim});
+    const auto x = draw.values(std::array{batch, length, config.dim});
+    const auto context = draw.values(std::array{batch, memories, config.dim});
     const auto with_mask = draw.mask(batch, length);
     const auto with_context_mask = draw.mask(batch, memories);
     const bool masked = draw.chance(0.5);
-    record_module(record, draw, draw.template made<ConditionalRoutedCrossAttention<cross_config, T, P>>(), x, context,
+    record_module(record, draw, draw.template made<ConditionalRoutedCrossAttention<config, T, P>>(), x, context,
                   masked ? Mask(with_mask.const_view()) : Mask{},
                   masked ? Mask(with_context_mask.const_view()) : Mask{});
     return record.results;
