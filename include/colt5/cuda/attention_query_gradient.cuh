@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include <colt5/cuda/attention_gradients.cuh>
-#include <colt5/cuda/pack.cuh>
+#include <colt5/cuda/warp.cuh>
 
 namespace colt5::cuda {
 

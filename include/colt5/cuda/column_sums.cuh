@@ -4,8 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 
-#include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/pack.cuh>
+#include <colt5/cuda/warp.cuh>
 
 /// Gradients of parameters that all rows share, in two steps with a fixed order: each block sums over its rows, then
 /// add_partials sums over the blocks.
@@ -157,6 +156,43 @@ public:
 private:
     Sum* first_;
     Index columns_;
+};
+
+/// `count` sums for each column over the rows of a warp. They are in registers, with the distribution of WarpRow, until
+/// `flush` writes them to the warp's row of WarpSums, one after the other. With packs = 0 they are in WarpSums from the
+/// start.
+template <typename Sum, int count, int width, int packs>
+class LaneSums {
+public:
+    __device__ LaneSums(Sum* of_warp, Index d) : of_warp_(of_warp), d_(d) {}
+    __device__ void add(int sum, int i, Index, int e, Sum value) { sums_[sum][i][e] += value; }
+    __device__ void flush() const {
+#pragma unroll
+        for (int sum = 0; sum < count; ++sum)
+#pragma unroll
+            for (int i = 0; i < packs; ++i) {
+                const Index j = (lane_id() + i * warp_size) * width;
+                if (j < d_)
+                    for (int e = 0; e < width; ++e) of_warp_[sum * d_ + j + e] = sums_[sum][i][e];
+            }
+    }
+
+private:
+    Sum* of_warp_;
+    Index d_;
+    Sum sums_[count][packs][width] = {};
+};
+
+template <typename Sum, int count, int width>
+class LaneSums<Sum, count, width, 0> {
+public:
+    __device__ LaneSums(Sum* of_warp, Index d) : of_warp_(of_warp), d_(d) {}
+    __device__ void add(int sum, int, Index j, int e, Sum value) { of_warp_[sum * d_ + j + e] += value; }
+    __device__ void flush() const {}
+
+private:
+    Sum* of_warp_;
+    Index d_;
 };
 
 /// Launches kernel(arguments..., partial, global, rows, rows_each), whose blocks each write WarpSums(global, columns)

@@ -4,9 +4,9 @@
 #include <cmath>
 #include <limits>
 
+#include <colt5/cuda/grid_team.cuh>
 #include <colt5/cuda/masked_row.cuh>
-#include <colt5/cuda/radix_select.cuh>
-#include <colt5/cuda/row_team.cuh>
+#include <colt5/cuda/top_k.cuh>
 #include <colt5/op/coordinate_descent.hpp>
 
 namespace colt5 {

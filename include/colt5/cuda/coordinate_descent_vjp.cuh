@@ -3,10 +3,9 @@
 
 #include <limits>
 
-#include <colt5/cuda/block_scan.cuh>
+#include <colt5/cuda/grid_team.cuh>
 #include <colt5/cuda/masked_row.cuh>
-#include <colt5/cuda/row_mask.cuh>
-#include <colt5/cuda/row_team.cuh>
+#include <colt5/cuda/warp.cuh>
 #include <colt5/op/coordinate_descent.hpp>
 
 namespace colt5 {

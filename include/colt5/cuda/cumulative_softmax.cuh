@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/block_scan.cuh>
+#include <colt5/cuda/grid_team.cuh>
 #include <colt5/cuda/masked_row.cuh>
-#include <colt5/cuda/radix_select.cuh>
-#include <colt5/cuda/row_mask.cuh>
-#include <colt5/cuda/row_team.cuh>
+#include <colt5/cuda/top_k.cuh>
+#include <colt5/cuda/warp.cuh>
 #include <colt5/cuda/zero.cuh>
 #include <colt5/op/cumulative_softmax.hpp>
 

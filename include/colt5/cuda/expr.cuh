@@ -10,8 +10,7 @@
 #include <utility>
 
 #include <colt5/core/norm.hpp>
-#include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/pack.cuh>
+#include <colt5/cuda/warp.cuh>
 #include <colt5/expr/assign.hpp>
 #include <colt5/expr/reduce.hpp>
 

@@ -4,9 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/pack.cuh>
-#include <colt5/cuda/row_mask.cuh>
+#include <colt5/cuda/warp.cuh>
 #include <colt5/cuda/zero.cuh>
 #include <colt5/op/gather.hpp>
 

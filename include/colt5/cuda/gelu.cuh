@@ -4,8 +4,7 @@
 #include <numbers>
 
 #include <colt5/core/scalar.hpp>
-#include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/pack.cuh>
+#include <colt5/cuda/warp.cuh>
 #include <colt5/expr/functors.hpp>
 
 namespace colt5::cuda {

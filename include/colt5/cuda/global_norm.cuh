@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/pack.cuh>
+#include <colt5/cuda/warp.cuh>
 #include <colt5/op/global_norm.hpp>
 
 namespace colt5 {

@@ -3,8 +3,7 @@
 
 #include <cstddef>
 
-#include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/pack.cuh>
+#include <colt5/cuda/warp.cuh>
 #include <colt5/op/gradient_epilogue.hpp>
 
 namespace colt5 {

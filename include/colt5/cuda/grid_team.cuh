@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/row_part.cuh>
+#include <colt5/cuda/row_team.cuh>
 
 namespace colt5::cuda {
-
-inline constexpr int most_histograms = 12;  // the longest keys have 64 + 31 = 95 bits: 12 digits of 8 bits
 
 /// Blocks of a cooperative launch. They exchange partials through global memory, at barriers of the team. The functions
 /// are those of ClusterTeam.
 class GridTeam {
 public:
-    static constexpr int threads = 1024;
+    static constexpr int threads = grid_team_threads;
 
     __device__ GridTeam(const TeamBarrier& barrier, const RowPart& part) : blocks_(barrier.blocks) {
         const Index row_of_launch = blockIdx.x / blocks_;

@@ -3,8 +3,8 @@
 
 #include <limits>
 
-#include <colt5/cuda/row_mask.cuh>
-#include <colt5/cuda/row_part.cuh>
+#include <colt5/cuda/row_team.cuh>
+#include <colt5/cuda/warp.cuh>
 
 namespace colt5::cuda {
 

@@ -12,7 +12,7 @@
 
 #include <colt5/core/scalar.hpp>
 #include <colt5/core/tensor.hpp>
-#include <colt5/cuda/error.cuh>
+#include <colt5/cuda/device.cuh>
 #include <colt5/cuda/policy.cuh>
 
 namespace colt5::cuda {

@@ -3,8 +3,7 @@
 
 #include <colt5/cuda/column_sums.cuh>
 #include <colt5/cuda/expr.cuh>
-#include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/pack.cuh>
+#include <colt5/cuda/warp.cuh>
 #include <colt5/op/null_query.hpp>
 
 namespace colt5 {

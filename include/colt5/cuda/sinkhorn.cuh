@@ -4,8 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/row_mask.cuh>
+#include <colt5/cuda/warp.cuh>
 #include <colt5/op/sinkhorn.hpp>
 
 namespace colt5 {

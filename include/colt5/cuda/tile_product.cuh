@@ -5,10 +5,8 @@
 #include <type_traits>
 
 #include <colt5/core/scalar.hpp>
-#include <colt5/cuda/half_pair.cuh>
-#include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/pack.cuh>
-#include <colt5/cuda/shared_memory.cuh>
+#include <colt5/cuda/ptx.cuh>
+#include <colt5/cuda/warp.cuh>
 
 /// Matrix products of a warp: 16 rows on the left, tiles in shared memory on the right, accumulators in registers.
 ///

@@ -8,12 +8,67 @@
 #include <cuda.h>
 
 #include <colt5/core/scalar.hpp>
-#include <colt5/cuda/launch.cuh>
-#include <colt5/cuda/shared_memory.cuh>
+#include <colt5/cuda/device.cuh>
 
-/// Instructions of compute capability 9.0a, one function for each: barriers in shared memory (mbarrier), bulk copies by
-/// the tensor memory accelerator (TMA), and matrix products of a warpgroup (wgmma). The PTX ISA describes them.
-/// Compiled for another architecture, the functions do nothing.
+/// Instructions that CUDA C++ has no functions for, one function for each. The PTX ISA describes them.
+namespace colt5::cuda {
+
+/// Two floats of a pair of 16-bit numbers, the first of which is in the lower bits.
+template <HalfPrecision T>
+__device__ inline float2 unpack_pair(std::uint32_t pair) {
+    if constexpr (std::is_same_v<T, bfloat16>)
+        return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u)};
+    float2 values;
+    asm("{\n.reg .b16 low, high;\n"
+        "mov.b32 {low, high}, %2;\n"
+        "cvt.f32.f16 %0, low;\n"
+        "cvt.f32.f16 %1, high;\n}\n"
+        : "=f"(values.x), "=f"(values.y)
+        : "r"(pair));
+    return values;
+}
+/// The inverse: rounds two floats to a pair.
+template <HalfPrecision T>
+__device__ inline std::uint32_t pack_pair(float low, float high) {
+    std::uint32_t pair;
+    if constexpr (std::is_same_v<T, bfloat16>)
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    else
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+/// The address that PTX instructions take.
+__device__ inline unsigned shared_address(const void* data) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(data));
+}
+
+/// Starts copying 16 bytes from global memory, or zeros unless `real`.
+__device__ inline void copy_16_bytes(void* shared, const void* from, bool real) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(from),
+                 "r"(real ? 16 : 0)
+                 : "memory");
+}
+/// The same for one float.
+__device__ inline void copy_float(float* shared, const float* from, bool real) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(from),
+                 "r"(real ? 4 : 0)
+                 : "memory");
+}
+/// Ends a group of this thread's copies.
+__device__ inline void end_copy_group() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/// Waits until at most `groups` of this thread's copy groups are pending.
+template <int groups>
+__device__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(groups) : "memory");
+}
+
+}  // namespace colt5::cuda
+
+/// Those of compute capability 9.0a: barriers in shared memory (mbarrier), bulk copies by the tensor memory accelerator
+/// (TMA), and matrix products of a warpgroup (wgmma). Compiled for another architecture, the functions do nothing.
 namespace colt5::cuda::hopper {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
