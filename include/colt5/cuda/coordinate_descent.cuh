@@ -22,10 +22,10 @@ __device__ inline double exp_of_term(double x) {
     return ::exp(x);
 }
 
-/// The next threshold, and the number of logits above the previous one.
+/// The next threshold, the number of logits above the previous one, and what the threshold has lost by rounding.
 template <typename T>
 struct ThresholdStep {
-    T threshold, saturated;
+    T threshold, saturated, rest;
 };
 
 /// Reads the row once and returns then({Σ over s ≤ τ of exp((s − shift) / ε), number of s > τ}).
@@ -67,14 +67,20 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
     }
     T inverse_eps = static_cast<T>(1 / eps);
     bool eps_is_last = false;  // all later iterations have the same ε
+    T rest = 0;                // of τ_{t−1}
     for (; t <= descent.n_iters; ++t) {
         const T before = tau, shift = ::min(row.largest, tau);  // the largest of min(s, τ)
         const auto step = threshold_step(row, tau, shift, inverse_eps, [&](const Partial& sums) {
-            const T log_ratio = ::log(static_cast<T>((sums.first + sums.second) * inverse_k));
-            return ThresholdStep<T>{static_cast<T>(static_cast<double>(shift) + eps * static_cast<double>(log_ratio)),
-                                    static_cast<T>(sums.second)};
+            double exponentials = sums.first + sums.second;
+            if (descent.start == DescentStart::minus_logits)  // saturated logits count with τ_{t−1} before its rounding
+                exponentials += sums.second * ::expm1(static_cast<double>(rest) / eps);
+            const T log_ratio = ::log(static_cast<T>(exponentials * inverse_k));
+            const double next = static_cast<double>(shift) + eps * static_cast<double>(log_ratio);
+            return ThresholdStep<T>{static_cast<T>(next), static_cast<T>(sums.second),
+                                    static_cast<T>(next - static_cast<double>(static_cast<T>(next)))};
         });
         tau = step.threshold;
+        rest = step.rest;
         if (writes) {
             threshold[t] = tau;
             saturated[t - 1] = step.saturated;
@@ -114,15 +120,17 @@ __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, do
     threshold = ::min(threshold, std::numeric_limits<T>::max());
     const T inverse_eps = static_cast<T>(1 / eps);
     for (int i = 0; i < 100; ++i) {
-        const auto [next, above] = threshold_step(row, threshold, threshold, inverse_eps, [&](const Partial& sums) {
+        const auto step = threshold_step(row, threshold, threshold, inverse_eps, [&](const Partial& sums) {
             const T log_ratio = ::log(static_cast<T>(sums.first / (k - sums.second)));
             return ThresholdStep<T>{
                 static_cast<T>(static_cast<double>(threshold) + eps * static_cast<double>(log_ratio)),
-                static_cast<T>(sums.second)};
+                static_cast<T>(sums.second), T(0)};
         });
         // From the second step on τ decreases. Once rounding makes it increase, it has converged.
-        if (next == threshold || !(k > static_cast<double>(above)) || (i > 0 && next > threshold)) break;
-        threshold = next;
+        if (step.threshold == threshold || !(k > static_cast<double>(step.saturated)) ||
+            (i > 0 && step.threshold > threshold))
+            break;
+        threshold = step.threshold;
     }
     return threshold;
 }

@@ -128,8 +128,8 @@ Results attention_case(const P& policy, const Setting& setting) {
     const auto x = draw.values(std::array{batch, length, config.dim});
     const auto mask = draw.optional_mask(batch, length);
     const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
-    record_module(record, draw, draw.template made<ConditionalRoutedAttention<config, T, P>>(), x, mask.const_view(),
-                  AttentionTokens{}, residual);
+    record_module<Kind::amplified>(record, draw, draw.template made<ConditionalRoutedAttention<config, T, P>>(), x,
+                                   mask.const_view(), AttentionTokens{}, residual);
     return record.results;
 }
 

@@ -8,8 +8,10 @@
 /// What cases of modules record.
 namespace cases {
 
-/// Output and all gradients of a module.
-template <typename Module, typename T, typename P, typename... Inputs>
+/// Output and all gradients of a module. The gradients of routing tokens are sums of inner products:
+/// `of_routing_tokens` is Kind::amplified where a score has several of them, as one that multiplies queries or keys
+/// beside the output has.
+template <Kind of_routing_tokens = Kind::rounded, typename Module, typename T, typename P, typename... Inputs>
 void record_module(Recorder<P>& record, Draw<T, P>& draw, const Module& of, const Inputs&... inputs) {
     const auto saved = of.forward(inputs...);
     record("inference", of(inputs...));
@@ -22,8 +24,12 @@ void record_module(Recorder<P>& record, Draw<T, P>& draw, const Module& of, cons
     } else {
         record("d_tokens", d);
     }
-    Module::each_parameter([&](const std::string& name, auto& gradient) { record("gradient of " + name, gradient); },
-                           "", gradients);
+    Module::each_parameter(
+        [&](const std::string& name, auto& gradient) {
+            record("gradient of " + name, gradient,
+                   name.ends_with("routing_token") ? of_routing_tokens : Kind::rounded);
+        },
+        "", gradients);
 }
 
 }  // namespace cases

@@ -32,21 +32,6 @@ void record_routing(Recorder<P>& record, Draw<T, P>& draw, const std::array<Inde
     record.in_float("pick_scores", picked);
     const auto d_all = place_scores(policy, picked, indices, mask, shape[2]);
     record.in_float("place_scores", d_all);
-    if (mask) {
-        const Index real_at_most = draw.size(1, shape[2]);
-        auto scores = pick_scores<Logit>(policy, logits.const_view(), indices, mask);
-        set_short_scores(policy, scores.view(), indices, mask, real_at_most);
-        record.in_float("set_short_scores", scores);
-        auto d_short = place_scores(policy, picked, indices, mask, shape[2]);
-        set_short_scores_vjp(policy, d_short.view(), mask, real_at_most);
-        record.in_float("set_short_scores_vjp", d_short);
-    }
-    const TopkOptions soft{.eps = 0.3};
-    const auto largest = topk(policy, logits, k, soft, mask);
-    record.in_float("values of topk", largest.values);
-    record.in_float("scores of topk", largest.coor_descent_values);
-    record.in_float("d_x of topk", topk_vjp(policy, largest, picked, logits, k, soft, mask));
-
     for (int way = 0; way < 3; ++way) {
         const std::string name = way == 0 ? "0.2.3" : way == 1 ? "scaled" : "converged";
         CoordinateDescent descent{.limit_k = true};
@@ -69,6 +54,20 @@ void record_routing(Recorder<P>& record, Draw<T, P>& draw, const std::array<Inde
     record.in_float("cumulative_softmax", cumulative_softmax(policy, 1.0, logits, indices, mask));
     record.in_float("d_logits of cumulative_softmax",
                     cumulative_softmax_vjp(policy, 1.0, picked, logits, indices, mask));
+    if (mask) {
+        const Index real_at_most = draw.size(1, shape[2]);
+        auto scores = pick_scores<Logit>(policy, logits.const_view(), indices, mask);
+        set_short_scores(policy, scores.view(), indices, mask, real_at_most);
+        record.in_float("set_short_scores", scores);
+        auto d_short = place_scores(policy, picked, indices, mask, shape[2]);
+        set_short_scores_vjp(policy, d_short.view(), mask, real_at_most);
+        record.in_float("set_short_scores_vjp", d_short);
+    }
+    const TopkOptions soft{.eps = 0.3};
+    const auto largest = topk(policy, logits, k, soft, mask);
+    record.in_float("values of topk", largest.values);
+    record.in_float("scores of topk", largest.coor_descent_values);
+    record.in_float("d_x of topk", topk_vjp(policy, largest, picked, logits, k, soft, mask));
 }
 
 template <typename T, typename P>
@@ -86,6 +85,8 @@ Results routing_case(const P& policy, const Setting& setting) {
     route_logits_vjp(policy, d_x.view(), d_token.view(), d_logits, x, token, 0.5);
     record("d_x of route_logits", d_x);
     record.in_float("d_token", d_token);
+    const Index k = draw.length(std::min(length, Index{500})) + (draw.chance(0.3) ? length : 0);
+    record_routing(record, draw, {batch, routes, length}, k);
     const auto cosine = cosine_logits(policy, x, token, 8);
     record.in_float("cosine_logits", cosine.logits);
     record.in_float("norms of cosine_logits", cosine.norms);
@@ -95,8 +96,6 @@ Results routing_case(const P& policy, const Setting& setting) {
                       8);
     record("d_x of cosine_logits", d_x_cosine);
     record.in_float("d_token of cosine_logits", d_token_cosine);
-    const Index k = draw.length(std::min(length, Index{500})) + (draw.chance(0.3) ? length : 0);
-    record_routing(record, draw, {batch, routes, length}, k);
     return record.results;
 }
 
