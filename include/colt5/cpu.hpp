@@ -28,6 +28,7 @@
 #include <colt5/cpu/null_query.hpp>
 #include <colt5/cpu/policy.hpp>
 #include <colt5/cpu/projected_local_attention.hpp>
+#include <colt5/cpu/relative_position_bias.hpp>
 #include <colt5/cpu/rms_norm.hpp>
 #include <colt5/cpu/route_logits.hpp>
 #include <colt5/cpu/sinkhorn.hpp>

@@ -29,6 +29,8 @@
 // expect: colt5: no `pick_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `place_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `projected_local_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `relative_position_bias` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `relative_position_bias_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `rms_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `rms_norm_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `route_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -63,6 +65,7 @@
 #include <colt5/op/null_key.hpp>
 #include <colt5/op/null_query.hpp>
 #include <colt5/op/projected_local_attention.hpp>
+#include <colt5/op/relative_position_bias.hpp>
 #include <colt5/op/rms_norm.hpp>
 #include <colt5/op/route_logits.hpp>
 #include <colt5/op/sinkhorn.hpp>
@@ -110,6 +113,7 @@ void attention(const Cpu& policy, const Heads& q, const Tensor<float, Cpu, 1, 8,
     local_attention_vjp(policy, local, local_attention_forward(policy, local, q, kv, {}), q, q, kv, {});
     projected_local_attention_vjp(policy, d_qkv.view(), local, d_y, q, kv, {}, 0, 0, weight, d_weight);
     dense_attention_vjp(policy, dense_attention_forward(policy, q, dense_kv, {}, {}), q, q, dense_kv, {}, {});
+    relative_position_bias_vjp(policy, {}, relative_position_bias(policy, {}, weight, 2), d_weight.view());
     null_key_vjp(policy, d_null_kv, with_null_key(policy, dense_kv, d_y, {}, {}).kv, {});
 }
 

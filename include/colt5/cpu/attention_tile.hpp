@@ -9,8 +9,31 @@
 #include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/simd.hpp>
+#include <colt5/op/dense_attention.hpp>
 
 namespace colt5::cpu {
+
+/// What the logits of one head get added by the positions of query and key.
+template <typename T>
+struct AttentionHeadBias {
+    const T* of_entry = nullptr;  // (2 · span + 2), the last one 0, for null keys; or null: no bias
+    Index span = 0, null_keys = 0;
+    const TokenIndex *query_positions = nullptr, *key_positions = nullptr;  // or null: their numbers
+
+    Index entries() const { return 2 * span + 2; }
+    /// to[j] = the entry of query i and key first + j
+    void find_entries(Index i, Index first, Index keys, TokenIndex* to) const {
+        const auto query = query_positions ? query_positions[i] : static_cast<TokenIndex>(i);
+        const auto most = static_cast<TokenIndex>(span);
+        Index j = 0;
+        for (; j < keys && first + j < null_keys; ++j) to[j] = 2 * most + 1;
+        const Index at = first - null_keys;  // of key 0 of `to` among those with a position
+        for (; j < keys; ++j) {
+            const auto key = key_positions ? key_positions[at + j] : static_cast<TokenIndex>(at + j);
+            to[j] = std::clamp(key - query, -most, most) + most;
+        }
+    }
+};
 
 /// One head of one sequence. Strides are the distances between tokens.
 template <typename T>
@@ -23,13 +46,17 @@ struct AttentionHead {
     // (keys) and (queries), or null: whose rows are zeros because something in them was not finite. What they see, and
     // what sees them, becomes NaN.
     const bool *nonfinite_keys = nullptr, *nonfinite_queries = nullptr;
+    AttentionHeadBias<T> bias = {};
 };
 
 template <typename T>
 struct AttentionHeadGradients {
     T *d_q, *d_k, *d_v;  // d_q is assigned, d_k and d_v accumulate; d_v is with respect to value_scale ∘ v
     Index q_stride, kv_stride;
+    T* d_bias = nullptr;  // (bias_copies, bias.entries()), accumulates scale · gradient; or null
 };
+/// Sums over neighbouring keys go to different copies, so that no addition waits for the one before it.
+inline constexpr Index bias_copies = 8;
 
 inline constexpr Index query_tile = 64, key_tile = 256;
 
@@ -94,6 +121,7 @@ public:
                     exponentiate(p, keys, log_sum_exp[i]);
                 if (head_.nonfinite_queries) set_weights(p, key, keys, head_.nonfinite_queries[first_ + i]);
                 finish_d_scores(d_scores + i * key_tile, p, key, keys, out_dot[static_cast<std::size_t>(i)]);
+                if (d.d_bias) add_bias_gradient(i, key, keys, d_scores + i * key_tile, d.d_bias);
             }
             gemm<Op::transpose, Op::none>(keys, dim, queries_, T(1), scores_, key_tile, d_out, d_out_stride,
                                           d.d_v + d_at, d.kv_stride);
@@ -107,7 +135,17 @@ public:
 private:
     static constexpr T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
 
-    /// scores = scale · q kᵀ for a block of keys, −∞ where the key is masked
+    const TokenIndex* bias_entries(Index i, Index key, Index keys) const {
+        TokenIndex* const entries = thread_scratch<TokenIndex, struct BiasEntries>(key_tile);
+        head_.bias.find_entries(first_ + i, key, keys, entries);
+        return entries;
+    }
+    void add_bias_gradient(Index i, Index key, Index keys, const T* d_scores, T* d_bias) const {
+        const TokenIndex* const entries = bias_entries(i, key, keys);
+        for (Index j = 0; j < keys; ++j) d_bias[j % bias_copies * head_.bias.entries() + entries[j]] += d_scores[j];
+    }
+
+    /// scores = scale · q kᵀ + bias for a block of keys, −∞ where the key is masked
     void load_scores(Index key, Index keys) {
         scores_ = thread_scratch<T, struct Scores>(query_tile * key_tile);
         for (Index i = 0; i < queries_; ++i) std::fill_n(scores_ + i * key_tile, keys, T(0));
@@ -116,6 +154,10 @@ private:
                                       key_tile);
         for (Index i = 0; i < queries_; ++i) {
             T* const row = scores_ + i * key_tile;
+            if (head_.bias.of_entry) {
+                const TokenIndex* const entries = bias_entries(i, key, keys);
+                for (Index j = 0; j < keys; ++j) row[j] += head_.bias.of_entry[entries[j]];
+            }
             if (head_.nonfinite_keys)
                 for (Index j = 0; j < keys; ++j) row[j] = head_.nonfinite_keys[key + j] ? nan : row[j];
             if (head_.mask)

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <type_traits>
 
 #include <colt5/cpu/attention_tile.hpp>
 #include <colt5/cpu/parallel.hpp>
+#include <colt5/cpu/relative_position_bias.hpp>
 #include <colt5/op/dense_attention.hpp>
 
 namespace colt5 {
@@ -16,9 +18,10 @@ namespace cpu {
 /// One head: queries (n, h, dim_head) of one sequence, keys and values (k, h / r, 2, dim_head) of the head's route.
 template <typename T>
 struct DenseHead {
+    template <typename Bias>
     DenseHead(View<const T, dynamic, dynamic, dynamic, dynamic> q,
               View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
-              TokensView<const T> value_scale, Index b, Index h)
+              TokensView<const T> value_scale, const Bias& bias, Index b, Index h)
         : heads(q.extent(2)),
           per_route(kv.extent(3)),
           dim_head(q.extent(3)),
@@ -34,7 +37,17 @@ struct DenseHead {
                kv.extent(2),
                mask ? mask[b][route].data() : nullptr,
                value_scale ? value_scale[b][route].data() : nullptr,
-               T(1) / std::sqrt(static_cast<T>(dim_head))} {}
+               T(1) / std::sqrt(static_cast<T>(dim_head))} {
+        if constexpr (!std::is_same_v<Bias, NoBias>) {
+            const Index distances = bias.by_distance.extent(1);
+            T* const of_entry = thread_scratch<T, struct BiasOfEntry>(distances + 1);
+            std::copy_n(bias.by_distance[h].data(), distances, of_entry);
+            of_entry[distances] = T(0);
+            head.bias = {of_entry, distances / 2, bias.null_keys,
+                         bias.query_positions ? bias.query_positions[b].data() : nullptr,
+                         bias.key_positions ? bias.key_positions[b][route].data() : nullptr};
+        }
+    }
     Index heads, per_route, dim_head, route, q_offset, kv_offset;
     AttentionHead<T> head;
 };
@@ -92,16 +105,16 @@ bool all_finite(const T* rows, Index count, Index stride, Index dim) {
 
 }  // namespace cpu
 
-template <typename T>
+template <typename T, typename Bias>
 void dense_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
                             TokensView<T> log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
-                            TokensView<const T> value_scale) {
+                            TokensView<const T> value_scale, const Bias& bias) {
     const Index batch = q.extent(0), length = q.extent(1), heads = q.extent(2), dim = q.extent(3);
     const Index tiles = divide_up(length, cpu::query_tile);
     parallel_for(policy, batch * heads * tiles, [&](Index task) {
         const Index b = task / (heads * tiles), h = task / tiles % heads, first = task % tiles * cpu::query_tile;
-        const cpu::DenseHead<T> dense(q, kv, mask, value_scale, b, h);
+        const cpu::DenseHead<T> dense(q, kv, mask, value_scale, bias, b, h);
         const Index rows = std::min(cpu::query_tile, length - first);
         const auto run = [&](const cpu::AttentionHead<T>& head) {
             cpu::AttentionTile<T>(head, first, rows)
@@ -112,27 +125,34 @@ void dense_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
     });
 }
 
-template <typename T>
+template <typename T, typename Bias, typename DTable>
 void dense_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_q,
                                 View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
                                 TokensView<T> d_value_scale, View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> out, TokensView<const T> log_sum_exp,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> q,
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
-                                TokensView<const T> value_scale) {
+                                TokensView<const T> value_scale, const Bias& bias,
+                                [[maybe_unused]] const DTable& d_table) {
+    constexpr bool has_bias = !std::is_same_v<Bias, NoBias>;
     const Index batch = q.extent(0), length = q.extent(1), heads = q.extent(2), dim = q.extent(3);
     const Index keys = kv.extent(2), per_route = kv.extent(3);
     Tensor<T, Cpu, dynamic, dynamic, dynamic> d_scale_of_head(policy, {batch, heads, value_scale ? keys : 0});
+    std::conditional_t<has_bias, TokensTensor<T, Cpu>, NoBias> d_by_distance;
+    if constexpr (has_bias) d_by_distance = {policy, {batch, heads, bias.by_distance.extent(1)}};
     parallel_for(policy, batch * heads, [&](Index task) {
         const Index b = task / heads, h = task % heads;
-        const cpu::DenseHead<T> dense(q, kv, mask, value_scale, b, h);
+        const cpu::DenseHead<T> dense(q, kv, mask, value_scale, bias, b, h);
         const Index q_stride = dense.head.q_stride, kv_stride = dense.head.kv_stride;
-        const cpu::AttentionHeadGradients<T> d{d_q.data() + dense.q_offset, d_kv.data() + dense.kv_offset,
-                                               d_kv.data() + dense.kv_offset + dim, q_stride, kv_stride};
+        cpu::AttentionHeadGradients<T> d{d_q.data() + dense.q_offset, d_kv.data() + dense.kv_offset,
+                                         d_kv.data() + dense.kv_offset + dim, q_stride, kv_stride};
+        const Index bias_entries = dense.head.bias.entries();
+        if constexpr (has_bias) d.d_bias = cpu::thread_scratch<T, struct BiasSums>(cpu::bias_copies * bias_entries);
         T* const d_scale = d_scale_of_head.data() + task * (value_scale ? keys : 0);
         // Returns whether all is finite.
         const auto run = [&](const cpu::AttentionHead<T>& head, const T* d_out_rows, Index d_out_stride) {
             for (Index j = 0; j < keys; ++j) std::fill_n(d.d_k + j * kv_stride, 2 * dim, T(0));
+            if constexpr (has_bias) std::fill_n(d.d_bias, cpu::bias_copies * bias_entries, T(0));
             for (Index first = 0; first < length; first += cpu::query_tile)
                 cpu::AttentionTile<T>(head, first, std::min(cpu::query_tile, length - first))
                     .backward(d, &out(b, first, h, 0), q_stride, d_out_rows + first * d_out_stride, d_out_stride,
@@ -147,9 +167,16 @@ void dense_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
             const cpu::MarkedHead<T> marked(dense.head, length, d_out_rows);
             run(marked.head, d_out_rows, dim);
         }
+        if constexpr (has_bias)
+            for (Index i = 0; i < bias_entries - 1; ++i) {
+                T sum = 0;
+                for (Index copy = 0; copy < cpu::bias_copies; ++copy) sum += d.d_bias[copy * bias_entries + i];
+                d_by_distance.view()(b, h, i) = sum / dense.head.scale;
+            }
         for (Index j = 0; j < keys && value_scale; ++j)
             cpu::scale_row(d.d_v + j * kv_stride, dim, dense.head.value_scale[j]);
     });
+    if constexpr (has_bias) cpu::add_bias_gradient(policy, d_table, d_by_distance.const_view(), bias.buckets);
     if (!value_scale) return;
     std::fill_n(d_value_scale.data(), d_value_scale.size(), T(0));
     for (Index b = 0; b < batch; ++b)

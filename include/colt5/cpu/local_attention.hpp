@@ -6,6 +6,7 @@
 #include <limits>
 
 #include <colt5/cpu/local_queries.hpp>
+#include <colt5/cpu/relative_position_bias.hpp>
 #include <colt5/op/local_attention.hpp>
 
 namespace colt5 {
@@ -53,8 +54,8 @@ void add_window_mean_gradient(const LocalHead<T>& head, Index window, Index j, I
 }
 
 /// Forward of a tile of queries, whose rows of outputs are `stride` apart.
-template <typename T>
-void attend(const LocalAttention& attention, const LocalHead<T>& head, const LocalQueries<T>& queries, T* out,
+template <typename T, typename Bias>
+void attend(const LocalAttention& attention, const LocalHead<T>& head, const LocalQueries<T, Bias>& queries, T* out,
             Index stride, T* log_sum_exp) {
     queries.forward(out, log_sum_exp);
     if (attention.masked_rows == MaskedRows::zero) return;
@@ -65,11 +66,11 @@ void attend(const LocalAttention& attention, const LocalHead<T>& head, const Loc
 
 }  // namespace cpu
 
-template <typename T>
+template <typename T, typename Bias>
 void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
                             TokensView<T> log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
-                            const LocalAttention& attention) {
+                            const LocalAttention& attention, const Bias& bias) {
     const Index batch = q.extent(0), queries = q.extent(1), heads = q.extent(2), row = heads * q.extent(3);
     constexpr Index tile = cpu::LocalTile<T>::queries;
     const Index segment = cpu::local_segment<T>(attention.reach, queries), limit = first + queries;
@@ -79,10 +80,11 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
         const Index begin = first + task % segments * segment, end = std::min(limit, begin + segment);
         const cpu::LocalHead<T> head(kv, mask, b, h, attention.reach);
         const cpu::LocalWindow<T> window(head, begin, end);
+        const auto bias_of_head = cpu::local_bias(bias, h, head.reach);
         for (Index i = begin; i < end; i += tile) {
             T local_log_sum[std::size_t{tile}];
             T* const log_sum = log_sum_exp ? &log_sum_exp(b, h, i - first) : local_log_sum;
-            const cpu::LocalQueries<T> rows(head, window, i, end, &q(b, i - first, h, 0), row);
+            const cpu::LocalQueries rows(head, window, bias_of_head, i, end, &q(b, i - first, h, 0), row);
             if (i + tile < end)
                 cpu::prefetch_rows(&q(b, i + tile - first, h, 0), std::min(tile, end - i - tile), row, head.dim);
             cpu::attend(attention, head, rows, &out(b, i - first, h, 0), row, log_sum);
@@ -94,12 +96,14 @@ namespace cpu {
 
 /// The gradients of queries, keys and values, as local_attention_vjp says. With `recompute`, out and log_sum_exp are
 /// computed here, tile by tile, so that backward takes the exponentials of forward; otherwise they are read.
-template <bool recompute, typename T, typename Out, typename LogSumExp>
+template <bool recompute, typename T, typename Out, typename LogSumExp, typename Bias, typename DTable>
 void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
                                View<const T, dynamic, dynamic, dynamic, dynamic> d_out, const Out& out,
                                const LogSumExp& log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
                                View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
-                               Index carried, const LocalAttention& attention) {
+                               Index carried, const LocalAttention& attention, const Bias& bias,
+                               [[maybe_unused]] const DTable& d_table) {
+    constexpr bool has_bias = !std::is_same_v<Bias, NoBias>;
     const Index batch = q.extent(0), queries = q.extent(1), heads = q.extent(2), dim = q.extent(3);
     constexpr Index tile = LocalTile<T>::queries;
     const Index segment = local_segment<T>(attention.reach, queries), limit = first + queries;
@@ -109,6 +113,8 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
     const Index row = heads * dim, d_row = 3 * row;
     const auto d_token = [&](Index b, Index j, Index h) { return &d_qkv(b, j - origin, 0, h, 0); };
     const auto is_carried = [&](Index j) { return j < origin + carried; };
+    std::conditional_t<has_bias, TokensTensor<T, Cpu>, NoBias> d_bias_of_tasks;
+    if constexpr (has_bias) d_bias_of_tasks = {policy, {batch * segments, heads, bias.by_distance.extent(1)}};
     // Each segment sums the gradients of the keys and values in its window, tile by tile. Windows of segments of one
     // colour are disjoint, so that no sum depends on the order of threads: the first colour assigns, the second adds
     // where a window of the first overlaps its own. Both add to rows that are carried.
@@ -116,10 +122,12 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
         const Index of_colour = (segments + 1 - colour) / 2;
         parallel_for(policy, batch * of_colour * heads, [&](Index task) {
             const Index b = task / (heads * of_colour), h = task / of_colour % heads;
-            const Index begin = first + (2 * (task % of_colour) + colour) * segment;
+            const Index number = 2 * (task % of_colour) + colour, begin = first + number * segment;
             const Index end = std::min(limit, begin + segment);
             const LocalHead<T> head(kv, mask, b, h, attention.reach);
             const LocalWindow<T> window(head, begin, end);
+            const auto bias_of_head = local_bias(bias, h, head.reach);
+            const auto d_bias = local_bias_gradient(bias_of_head);
             T* const d_k = thread_scratch<T, struct KeyGradients>(window.rows * window.stride);
             T* const d_v = thread_scratch<T, struct ValueGradients>(window.rows * window.stride);
             std::fill_n(d_k, window.rows * window.stride, T(0));
@@ -131,12 +139,15 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
                     prefetch_rows(&d_out(b, next, h, 0), count, row, dim);
                     if (!recompute) prefetch_rows(&out(b, next, h, 0), count, row, dim);
                 }
-                const LocalQueries<T> rows(head, window, i, end, &q(b, i - first, h, 0), row);
+                const LocalQueries rows(head, window, bias_of_head, i, end, &q(b, i - first, h, 0), row);
                 if constexpr (recompute)
                     attend(attention, head, rows, &out(b, i - first, h, 0), row, &log_sum_exp(b, h, i - first));
-                rows.backward(recompute, d_token(b, i, h), d_row, d_k, d_v, &out(b, i - first, h, 0),
+                rows.backward(recompute, d_token(b, i, h), d_row, d_k, d_v, d_bias, &out(b, i - first, h, 0),
                               &d_out(b, i - first, h, 0), &log_sum_exp(b, h, i - first));
             }
+            if constexpr (has_bias)
+                d_bias.store_by_distance(d_bias_of_tasks.view()[b * segments + number][h].data(),
+                                         bias.by_distance.extent(1) / 2);
             for (Index j = std::max(Index{0}, begin - head.reach); j < window.last; ++j) {
                 const bool met = colour == 1 && (j < begin + head.reach || (end < limit && j >= end - head.reach));
                 const bool add = met || is_carried(j);
@@ -145,6 +156,7 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
             }
         });
     }
+    if constexpr (has_bias) add_bias_gradient(policy, d_table, d_bias_of_tasks.const_view(), bias.buckets);
     if (attention.masked_rows == MaskedRows::zero) return;
     parallel_for(policy, batch * d_qkv.extent(1) * heads, [&](Index task) {
         const Index b = task / (d_qkv.extent(1) * heads), h = task % heads;
@@ -164,15 +176,16 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
 
 }  // namespace cpu
 
-template <typename T>
+template <typename T, typename Bias, typename DTable>
 void local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> out, TokensView<const T> log_sum_exp,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> q,
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
-                                Index carried, const LocalAttention& attention) {
+                                Index carried, const LocalAttention& attention, const Bias& bias,
+                                const DTable& d_table) {
     cpu::local_attention_gradients<false>(policy, d_qkv, d_out, out, log_sum_exp, q, kv, mask, first, carried,
-                                          attention);
+                                          attention, bias, d_table);
 }
 
 }  // namespace colt5

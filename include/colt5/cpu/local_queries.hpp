@@ -5,26 +5,29 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
+#include <colt5/cpu/local_bias.hpp>
 #include <colt5/cpu/local_window.hpp>
 
 /// Local attention: a tile of queries, forward and backward.
 namespace colt5::cpu {
 
 /// A tile of queries of one head and what they see. Scores and probabilities are stored key by key: entry (j, i) at
-/// (j − key) · Tile::queries + i, where `key` is the first key of the block.
-template <typename T>
+/// (j − key) · Tile::queries + i, where `key` is the first key of the block. Bias is LocalBias<T> or NoBias.
+template <typename T, typename Bias = NoBias>
 class LocalQueries {
 public:
     /// q points to the row of token `first_query`; rows of queries, outputs and their gradient are `stride` apart.
-    LocalQueries(const LocalHead<T>& head, const LocalWindow<T>& window, Index first_query, Index limit, const T* q,
-                 Index stride)
+    LocalQueries(const LocalHead<T>& head, const LocalWindow<T>& window, const Bias& bias, Index first_query,
+                 Index limit, const T* q, Index stride)
         : first(first_query),
           count(std::min(Tile::queries, limit - first_query)),
           begin(std::max(Index{0}, first - head.reach) / block_rows * block_rows),
           end(std::min(head.length, first + count + head.reach)),
           head_(head),
           window_(window),
+          bias_(bias),
           q_(q),
           stride_(stride),
           scale_(T(1) / std::sqrt(static_cast<T>(head.dim))) {}
@@ -46,7 +49,7 @@ public:
                 Batch<T>& top = largest[static_cast<std::size_t>(c)];
                 Batch<T>& sum = total[static_cast<std::size_t>(c)];
                 const Batch<T> before = top;
-                top = hide(-infinity, c, key, until, p, top);
+                top = hide<has_bias>(-infinity, c, key, until, p, top);
                 const Batch<T> shift = finite_or_zero(top), factor = cpu::exp(before - shift);
                 store(shrink.data() + c * lanes<T>, factor);
                 sum *= factor;
@@ -80,9 +83,11 @@ public:
     }
 
     /// d_q, whose rows are d_q_stride apart, is assigned; d_k and d_v, which have the layout of the window, are added
-    /// to. `after_forward`: the last call on this thread was forward of these queries.
-    void backward(bool after_forward, T* d_q, Index d_q_stride, T* d_k, T* d_v, const T* out, const T* d_out,
-                  const T* log_sum_exp) const {
+    /// to, and so is d_bias if there is one. `after_forward`: the last call on this thread was forward of these
+    /// queries.
+    template <typename BiasGradient>
+    void backward(bool after_forward, T* d_q, Index d_q_stride, T* d_k, T* d_v, const BiasGradient& d_bias,
+                  const T* out, const T* d_out, const T* log_sum_exp) const {
         const bool has_exponentials = after_forward && one_block();
         const Index stride = window_.stride;
         T* const q_rows = rows<struct QueryRows>(q_, scale_);
@@ -120,7 +125,10 @@ public:
             if (!has_exponentials) products(window_.k, q, key, until, p);
             products(window_.v, d_o, key, until, d_s);
             for (Index c = 0; c < Tile::batches; ++c) {
-                if (!has_exponentials || !finite) hide(hidden, c, key, until, p, Batch<T>(-infinity));
+                if (!has_exponentials)
+                    hide<has_bias>(hidden, c, key, until, p, Batch<T>(-infinity));
+                else if (!finite)
+                    hide<false>(hidden, c, key, until, p, Batch<T>(-infinity));
                 const Batch<T> log_sum = load(shift.data() + c * lanes<T>), mean = load(out_dot.data() + c * lanes<T>);
                 const Batch<T> inverse_sum = load(inverse_sums() + c * lanes<T>);
                 for_each_key(c, key, until, p, [&](Index j, T* entry) {
@@ -131,7 +139,9 @@ public:
                     store(entry, e);
                     // Exactly 0 where the weight is 0, since d_entry may hold anything there, and where it is 1: the
                     // softmax of a single key is constant.
-                    store(d_entry, xsimd::select((e == zero) | (e == one), zero, e * (load(d_entry) - mean)));
+                    const Batch<T> d_score = xsimd::select((e == zero) | (e == one), zero, e * (load(d_entry) - mean));
+                    store(d_entry, d_score);
+                    if constexpr (has_bias) d_bias.add(c * lanes<T>, j - first, d_score);
                 });
                 clear_unseen(c, key, until, d_s);
             }
@@ -149,6 +159,7 @@ public:
 
 private:
     using Tile = LocalTile<T>;
+    static constexpr bool has_bias = !std::is_same_v<Bias, NoBias>;
     static constexpr T infinity = std::numeric_limits<T>::infinity();
 
     /// Whether the keys of any tile fit into one block.
@@ -222,8 +233,9 @@ private:
         T* entry = scores + (seen.begin - key) * Tile::queries + c * lanes<T>;
         for (Index j = seen.begin; j < seen.end; ++j, entry += Tile::queries) body(j, entry);
     }
-    /// Masks scores: `value` for keys out of reach, padded or not before `until`; NaN for others whose key or value is
-    /// not finite. Returns the maximum of `top` and the scores.
+    /// Adds the bias to scores if told so, and masks them: `value` for keys out of reach, padded or not before `until`;
+    /// NaN for others whose key or value is not finite. Returns the maximum of `top` and the scores.
+    template <bool add_bias>
     Batch<T> hide(T value, Index c, Index key, Index until, T* scores, Batch<T> top) const {
         alignas(64) std::array<T, static_cast<std::size_t>(lanes<T>)> positions;
         for (Index i = 0; i < lanes<T>; ++i) positions[static_cast<std::size_t>(i)] = static_cast<T>(i);
@@ -232,6 +244,7 @@ private:
         for_each_key(c, key, until, scores, [&](Index j, T* entry) {
             const Index low = j - head_.reach - query, high = j + head_.reach - query;  // lanes that see key j
             Batch<T> score = load(entry);
+            if constexpr (add_bias) store(entry, score += bias_.at(query - j));
             if (window_.is_nonfinite(j)) store(entry, score = Batch<T>(std::numeric_limits<T>::quiet_NaN()));
             if (j >= until || (head_.mask && !head_.mask[j])) {
                 store(entry, score = hidden);
@@ -281,6 +294,7 @@ private:
 
     const LocalHead<T>& head_;
     const LocalWindow<T>& window_;
+    const Bias& bias_;
     const T* q_;
     Index stride_;
     T scale_;

@@ -9,13 +9,13 @@
 namespace colt5 {
 
 /// The attention's probabilities are computed once, for its output and for its gradients.
-template <typename T>
+template <typename T, typename Bias, typename DTable>
 void projected_local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
                                           MatrixView<T> d_weight, TokensView<const T> d_y,
                                           View<const T, dynamic, dynamic, dynamic, dynamic> q,
                                           View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask,
                                           Index first, Index carried, const LocalAttention& attention,
-                                          MatrixView<const T> weight) {
+                                          MatrixView<const T> weight, const Bias& bias, const DTable& d_table) {
     using cpu::Op;
     const auto [batch, queries, heads, dim_head] = q.shape();
     const Index inner = heads * dim_head, dim = d_y.extent(2), length = queries;
@@ -27,7 +27,7 @@ void projected_local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dy
         packed.multiply(rows, d_y.data() + row * dim, dim, {}, d_out.data() + row * inner, inner);
     });
     cpu::local_attention_gradients<true>(policy, d_qkv, d_out.const_view(), saved.out.view(), saved.log_sum_exp.view(),
-                                         q, kv, mask, first, carried, attention);
+                                         q, kv, mask, first, carried, attention, bias, d_table);
     const cpu::Panels chunks = cpu::chunks(batch, length);
     const auto add_chunk = [&](Index sequence, Index begin, Index rows) {
         const Index row = sequence * length + begin;

@@ -62,7 +62,7 @@ void dense_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
                             TokensView<accumulate_t<T>> log_sum_exp,
                             View<const T, dynamic, dynamic, dynamic, dynamic> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
-                            TokensView<const accumulate_t<T>> value_scale) {
+                            TokensView<const accumulate_t<T>> value_scale, NoBias) {
     auto problem = cuda::dense_problem(q, kv, mask, value_scale);
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
     cuda::run_attention_forward<false>(policy, problem, out.data(), log_sum_exp.data());
@@ -77,7 +77,7 @@ void dense_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
                                 TokensView<const accumulate_t<T>> log_sum_exp,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> q,
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
-                                TokensView<const accumulate_t<T>> value_scale) {
+                                TokensView<const accumulate_t<T>> value_scale, NoBias, NoBias) {
     using Sum = accumulate_t<T>;
     const Index batch = q.extent(0), heads = q.extent(2), keys = kv.extent(2), dim = q.extent(3);
     auto problem = cuda::dense_problem(q, kv, mask, value_scale);

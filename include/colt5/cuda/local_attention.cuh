@@ -110,7 +110,7 @@ void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
                             TokensView<accumulate_t<T>> log_sum_exp,
                             View<const T, dynamic, dynamic, dynamic, dynamic> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
-                            const LocalAttention& attention) {
+                            const LocalAttention& attention, NoBias) {
     const bool window_mean = attention.masked_rows == MaskedRows::window_mean && mask;
     Tensor<accumulate_t<T>, Cuda, dynamic, dynamic, dynamic> log_sum_exp_memory;
     if (window_mean && !log_sum_exp) {
@@ -132,7 +132,7 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
                                 TokensView<const accumulate_t<T>> log_sum_exp,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> q,
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
-                                Index carried, const LocalAttention& attention) {
+                                Index carried, const LocalAttention& attention, NoBias, NoBias) {
     const Index queries = q.extent(1), length = kv.extent(1), all = q.extent(2) * q.extent(3), row = 3 * all;
     // Ranges of tokens: d_qkv has the rows [origin, last), the key range of the queries is [key, key_end), and the rows
     // before carried_end hold gradients of keys and values.

@@ -42,6 +42,9 @@ class ConditionalRoutedAttention : public ModuleBase<ConditionalRoutedAttention<
                   "colt5: AttentionConfig.light_window_size must be at most 2^32");
     static_assert(config.num_routed_kv >= 1 && config.heavy_heads % config.num_routed_kv == 0,
                   "colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv");
+    static_assert(detail::are_buckets(config.relative_position_num_buckets, config.relative_position_max_distance),
+                  "colt5: AttentionConfig.relative_position_num_buckets must be even and at least 4, "
+                  "relative_position_max_distance more than a quarter of it and at most 2^20");
 
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
@@ -57,13 +60,16 @@ public:
     using KVRouter = RouterOfRoutes<config.num_routed_kv>;
     static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
 
-    using Light = std::conditional_t<config.has_light_attn, LightAttention<Scalar, P>, NoLightAttention<Scalar, P>>;
+    using Light =
+        std::conditional_t<config.has_light_attn, LightAttention<Scalar, P, config.use_relative_position_bias>,
+                           NoLightAttention<Scalar, P>>;
+    using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias>;
 
     Light light_attn;
     VectorTensor<Scalar, P> null_q_token;  // (d), or empty
     QRouter q_router;
     KVRouter kv_router;
-    HeavyAttention<Scalar, P> heavy_attn;
+    Heavy heavy_attn;
 
     struct Gradients {
         using Module = ConditionalRoutedAttention;
@@ -71,7 +77,7 @@ public:
         VectorTensor<accumulate_t<Scalar>, P> null_q_token;
         typename QRouter::Gradients q_router;
         typename KVRouter::Gradients kv_router;
-        typename HeavyAttention<Scalar, P>::Gradients heavy_attn;
+        typename Heavy::Gradients heavy_attn;
     };
 
     /// What backward reads. The tokens and the mask must outlive the Activations.
@@ -85,7 +91,7 @@ public:
         RouterActivations<QRouter, Scalar, P> routed_q;      // indices, scores (b, 1, q)
         RouterActivations<KVRouter, Scalar, P> routed_kv;    // indices, scores (b, r, kv)
         Tensor<bool, P, dynamic, dynamic, dynamic> kv_mask;  // (b, r, kv), if there is a mask
-        typename HeavyAttention<Scalar, P>::Activations heavy;
+        typename Heavy::Activations heavy;
         ActivationsOrigin origin;
 
         /// Calls f(prefix + the router's name, Routing) for each router.
@@ -102,7 +108,7 @@ public:
           q_router(policy, seeds),
           kv_router(policy, seeds),
           heavy_attn(policy, seeds, config.dim, config.heavy_heads, config.heavy_dim_head, config.use_null_kv,
-                     config.multiply_keys_by_score) {
+                     config.multiply_keys_by_score, detail::buckets_of(config)) {
         if constexpr (config.use_null_q_tokens) {
             null_q_token = {policy, {config.dim}};
             fill_normal(policy, null_q_token, static_cast<SeedSequence&>(seeds).next());
@@ -139,7 +145,7 @@ public:
         return is_like<Light>(light_attn, gradients.light_attn) &&
                gradients.null_q_token.shape() == null_q_token.shape() &&
                is_like<QRouter>(q_router, gradients.q_router) && is_like<KVRouter>(kv_router, gradients.kv_router) &&
-               is_like<HeavyAttention<Scalar, P>>(heavy_attn, gradients.heavy_attn);
+               is_like<Heavy>(heavy_attn, gradients.heavy_attn);
     }
 
     template <typename F, typename... M>
@@ -148,7 +154,7 @@ public:
         Light::each_parameter(f, prefix + "light_attn.", m.light_attn...);
         QRouter::each_parameter(f, prefix + "q_router.", m.q_router...);
         KVRouter::each_parameter(f, prefix + "kv_router.", m.kv_router...);
-        HeavyAttention<Scalar, P>::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
+        Heavy::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
     }
 
 private:
@@ -157,7 +163,7 @@ private:
     static Light make_light(const P& policy, [[maybe_unused]] SeedSequence& seeds) {
         if constexpr (config.has_light_attn)
             return Light(policy, seeds, config.dim, config.light_heads, config.light_dim_head,
-                         LocalAttention{config.light_window_size / 2, config.masked_rows});
+                         LocalAttention{config.light_window_size / 2, config.masked_rows}, detail::buckets_of(config));
         else
             return {};
     }
@@ -170,7 +176,7 @@ private:
     /// What the heavy branch multiplies its queries by: (b, q), or absent.
     template <typename Scores>
     static auto query_scores(const Scores& scores_q) {
-        using View = typename HeavyAttention<Scalar, P>::QueryScores;
+        using View = typename Heavy::QueryScores;
         return config.multiply_queries_by_score ? View(single_route(scores_q)) : View();
     }
 
@@ -192,11 +198,12 @@ private:
         const auto indices_q = single_route(routed_q.routing.indices);  // (b, q)
         const auto scores_q = single_route(routed_q.routing.scores);    // (b, q)
         const auto& [indices_kv, scores_kv] = routed_kv.routing;
-        auto kv_mask = gather_mask(side, mask, indices_kv);                                   // (b, r, kv)
-        auto heavy = heavy_attn.forward(side, gather(side, x, indices_q, to_clean<P>(mask)),  // (b, q, d)
-                                        gather(side, x, indices_kv, to_clean<P>(mask)),       // (b, r, kv, d)
-                                        kv_mask.const_view(), scores_kv.const_view(),
-                                        query_scores(routed_q.routing.scores));  // (b, q, d)
+        auto kv_mask = gather_mask(side, mask, indices_kv);  // (b, r, kv)
+        auto heavy =
+            heavy_attn.forward(side, gather(side, x, indices_q, to_clean<P>(mask)),  // (b, q, d)
+                               gather(side, x, indices_kv, to_clean<P>(mask)),       // (b, r, kv, d)
+                               kv_mask.const_view(), scores_kv.const_view(), query_scores(routed_q.routing.scores),
+                               {indices_q, indices_kv.const_view()});  // (b, q, d)
 
         auto out = tensor_like(policy, x);  // (b, n, d)
         auto light = light_attn.forward(policy, out.view(), x, mask, save && !policy.memory_plan().recompute,
@@ -251,10 +258,10 @@ private:
         auto d_heavy = scatter_vjp(side, scatter_mode, d_out, indices_q);  // (b, q, d)
         assign(side, d_scores_q, row_sum(d_heavy * saved.heavy.out));
         assign(side, d_heavy, d_heavy * column(routing_q.scores));  // now of the heavy branch's output
-        heavy_attn.backward(side, saved.heavy, d, d_heavy,
-                            gather(side, saved.tokens, indices_q, to_clean<P>(saved.mask)),
-                            gather(side, saved.tokens, routing_kv.indices, to_clean<P>(saved.mask)),
-                            saved.kv_mask.const_view(), scores_kv, gradients.heavy_attn, heavy_scores_q);
+        heavy_attn.backward(
+            side, saved.heavy, d, d_heavy, gather(side, saved.tokens, indices_q, to_clean<P>(saved.mask)),
+            gather(side, saved.tokens, routing_kv.indices, to_clean<P>(saved.mask)), saved.kv_mask.const_view(),
+            scores_kv, gradients.heavy_attn, heavy_scores_q, {indices_q, routing_kv.indices.const_view()});
         if constexpr (config.multiply_queries_by_score) assign(side, d_scores_q, d_scores_q + d.d_scores_q);
         if constexpr (num_updates > 0) {
             d_logits_q = q_router.d_logits(side, saved.routed_q, d_scores_q.const_view(), saved.mask);

@@ -30,6 +30,9 @@ class ConditionalRoutedCrossAttention
                   "colt5: CrossAttentionConfig.heads and dim_head must be at least 1, their product at most 2^40");
     static_assert(config.kv_routing_tokens >= 1 && config.heads % config.kv_routing_tokens == 0,
                   "colt5: CrossAttentionConfig.heads must be divisible by kv_routing_tokens");
+    static_assert(detail::are_buckets(config.relative_position_num_buckets, config.relative_position_max_distance),
+                  "colt5: CrossAttentionConfig.relative_position_num_buckets must be even and at least 4, "
+                  "relative_position_max_distance more than a quarter of it and at most 2^20");
 
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
@@ -45,17 +48,19 @@ public:
     using KVRouter = RouterOfRoutes<config.kv_routing_tokens>;
     static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
 
+    using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias>;
+
     VectorTensor<Scalar, P> null_q_token;  // (d), or empty
     QRouter q_router;
     KVRouter kv_router;
-    HeavyAttention<Scalar, P> heavy_attn;
+    Heavy heavy_attn;
 
     struct Gradients {
         using Module = ConditionalRoutedCrossAttention;
         VectorTensor<accumulate_t<Scalar>, P> null_q_token;
         typename QRouter::Gradients q_router;
         typename KVRouter::Gradients kv_router;
-        typename HeavyAttention<Scalar, P>::Gradients heavy_attn;
+        typename Heavy::Gradients heavy_attn;
     };
 
     /// What there is between the inputs and the output; RoutedQ and RoutedKV have `.routing`.
@@ -71,7 +76,7 @@ public:
         Out picked_q;                                                     // (b, q, d), if queries are routed
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> picked_kv;  // (b, r, kv, d), if the context is routed
         Tensor<bool, P, dynamic, dynamic, dynamic> picked_mask;           // (b, r, kv), if there is a context mask
-        typename HeavyAttention<Scalar, P>::Activations heavy;
+        typename Heavy::Activations heavy;
         ActivationsOrigin origin;
 
         TokensView<const Scalar> queries() const { return routed_q ? picked_q.const_view() : x; }
@@ -81,6 +86,12 @@ public:
         KeyMask key_mask() const {
             if (!context_mask) return {};
             return routed_kv ? KeyMask(picked_mask.const_view()) : KeyMask(with_one_route(context_mask));
+        }
+        typename Heavy::Positions positions() const {
+            typename Heavy::Positions of;
+            if (routed_q) of.queries = single_route(routed_q->routing.indices);
+            if (routed_kv) of.keys = routed_kv->routing.indices.const_view();
+            return of;
         }
         TokensView<const Logit> key_scores() const {
             return routed_kv ? routed_kv->routing.scores.const_view() : TokensView<const Logit>();
@@ -106,7 +117,7 @@ public:
           q_router(policy, seeds),
           kv_router(policy, seeds),
           heavy_attn(policy, seeds, config.dim, config.heads, config.dim_head, config.use_null_kv,
-                     config.multiply_keys_by_score) {
+                     config.multiply_keys_by_score, detail::buckets_of(config)) {
         if constexpr (config.use_null_q_tokens) {
             null_q_token = {policy, {config.dim}};
             fill_normal(policy, null_q_token, static_cast<SeedSequence&>(seeds).next());
@@ -133,7 +144,7 @@ public:
     bool fits(const Gradients& gradients) const {
         return gradients.null_q_token.shape() == null_q_token.shape() &&
                is_like<QRouter>(q_router, gradients.q_router) && is_like<KVRouter>(kv_router, gradients.kv_router) &&
-               is_like<HeavyAttention<Scalar, P>>(heavy_attn, gradients.heavy_attn);
+               is_like<Heavy>(heavy_attn, gradients.heavy_attn);
     }
     /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
     void expect_parameters() const {
@@ -148,7 +159,7 @@ public:
         if constexpr (config.use_null_q_tokens) f(prefix + "null_q_token", m.null_q_token...);
         QRouter::each_parameter(f, prefix + "q_router.", m.q_router...);
         KVRouter::each_parameter(f, prefix + "kv_router.", m.kv_router...);
-        HeavyAttention<Scalar, P>::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
+        Heavy::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
     }
 
 private:
@@ -188,7 +199,8 @@ private:
                                      to_clean<P>(context_mask));  // (b, r, kv, d)
             saved.picked_mask = gather_mask(policy, context_mask, saved.routed_kv->routing.indices);
         }
-        saved.heavy = heavy_attn.forward(policy, saved.queries(), saved.keys(), saved.key_mask(), saved.key_scores());
+        saved.heavy = heavy_attn.forward(policy, saved.queries(), saved.keys(), saved.key_mask(), saved.key_scores(),
+                                         {}, saved.positions());
         saved.out = tensor_like(policy, saved.x);
         if (saved.routed_q) {
             const auto& [indices, scores] = saved.routed_q->routing;
@@ -234,7 +246,7 @@ private:
             copy_real(d_heavy, d_out, saved.mask);
         }
         auto d = heavy_attn.backward(policy, saved.heavy, d_heavy, saved.queries(), saved.keys(), saved.key_mask(),
-                                     saved.key_scores(), gradients.heavy_attn);
+                                     saved.key_scores(), gradients.heavy_attn, {}, saved.positions());
         InputGradients inputs{tensor_like(policy, saved.x), tensor_like(policy, saved.context)};
         if (saved.routed_q) {
             set_zero(policy, inputs.d_x);

@@ -40,6 +40,11 @@ struct AttentionConfig {
     bool masked_tokens_get_null_q = false;  ///< masked ones as well, as in the reference
     bool multiply_keys_by_score = false;    ///< as values are
     bool multiply_queries_by_score = false;  ///< beside the heavy branch's output
+    /// T5's relative position bias: a learned table (num_buckets, heads) for each branch, added to its logits by the
+    /// distance between key and query in the sequence.
+    bool use_relative_position_bias = false;
+    Index relative_position_num_buckets = 32;
+    Index relative_position_max_distance = 128;  ///< from here on all distances share a bucket
 };
 
 struct CrossAttentionConfig {
@@ -56,6 +61,11 @@ struct CrossAttentionConfig {
     bool use_null_q_tokens = false;  ///< a learned output of the heavy branch for tokens that are no query of it
     bool masked_tokens_get_null_q = false;
     bool multiply_keys_by_score = false;  ///< as values are
+    /// T5's relative position bias: a learned table (num_buckets, heads), added to the logits by the position of the
+    /// key in the context minus that of the query.
+    bool use_relative_position_bias = false;
+    Index relative_position_num_buckets = 32;
+    Index relative_position_max_distance = 128;  ///< from here on all distances share a bucket
 };
 
 struct TransformerBlockConfig {
@@ -81,7 +91,22 @@ struct TransformerBlockConfig {
     bool masked_tokens_get_null_q = false;
     bool multiply_keys_by_score = false;
     bool multiply_queries_by_score = false;
+    bool use_relative_position_bias = false;
+    Index relative_position_num_buckets = 32;
+    Index relative_position_max_distance = 128;
 };
+
+namespace detail {
+/// Whether T5's relative position bias may have so many buckets, and so far a distance.
+constexpr bool are_buckets(Index num_buckets, Index max_distance) {
+    return num_buckets >= 4 && num_buckets % 2 == 0 && max_distance > num_buckets / 4 && max_distance <= Index{1} << 20;
+}
+/// Of a configuration with the fields of the relative position bias.
+template <typename Config>
+constexpr RelativePositionBuckets buckets_of(const Config& config) {
+    return {config.relative_position_num_buckets, config.relative_position_max_distance};
+}
+}  // namespace detail
 
 /// Numbers of tokens for one call; what is not given comes from the configuration.
 struct FeedForwardTokens {

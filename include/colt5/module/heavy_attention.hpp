@@ -16,9 +16,17 @@ namespace colt5 {
 ///
 /// One RMSNorm for queries and context → to_q, to_kv → attention → to_out; no biases. With several routes, each route's
 /// keys and values serve heads / routes of the heads; rows of to_kv are laid out (route, head in route, [key, value]).
-/// With a null key, every head has one learned key and value more, which every query sees and no mask hides.
-template <typename Scalar, Policy P>
+/// With a null key, every head has one learned key and value more, which every query sees and no mask hides. With
+/// `has_bias`, the logits get T5's relative position bias, by the positions that queries and keys came from; that of
+/// the null key is 0.
+template <typename Scalar, Policy P, bool has_bias = false>
 struct HeavyAttention {
+    /// Where queries (b, n) and keys (b, r, k) came from: their indices in a sequence. Absent: 0, 1, 2, … Read only for
+    /// the bias.
+    struct Positions {
+        MatrixView<const TokenIndex> queries;
+        TokensView<const TokenIndex> keys;
+    };
     using Scores = TokensView<const accumulate_t<Scalar>>;  // (b, r, k): values are multiplied by them; may be absent
     using QueryScores =
         MatrixView<const accumulate_t<Scalar>>;  // (b, n): queries are multiplied by them; may be absent
@@ -26,13 +34,16 @@ struct HeavyAttention {
     RMSNorm<Scalar, P> norm;
     TokensTensor<Scalar, P> null_kv;  // (2, h, dim_head), or empty
     Linear<Scalar, P> to_q, to_kv, to_out;
+    RelativeAttentionBias<Scalar, P> relative_attention_bias;  // empty unless has_bias
     Index heads, dim_head;
     bool multiply_keys_by_score;  // as the values
+    RelativePositionBuckets buckets;
 
     struct Gradients {
         RMSNorm<accumulate_t<Scalar>, P> norm;
         TokensTensor<accumulate_t<Scalar>, P> null_kv;
         Linear<accumulate_t<Scalar>, P> to_q, to_kv, to_out;
+        RelativeAttentionBias<accumulate_t<Scalar>, P> relative_attention_bias;
     };
     struct Activations {
         TokensTensor<Scalar, P> out;                               // (b, n, d)
@@ -48,17 +59,21 @@ struct HeavyAttention {
     };
 
     HeavyAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads_, Index dim_head_,
-                   bool use_null_kv = false, bool multiply_keys_by_score_ = false)
+                   bool use_null_kv = false, bool multiply_keys_by_score_ = false,
+                   const RelativePositionBuckets& buckets_ = {})
         : norm(policy, dim),
           to_q(policy, seeds, dim, detail::expect_heads(heads_, dim_head_), false),
           to_kv(policy, seeds, dim, 2 * heads_ * dim_head_, false),
           to_out(policy, seeds, heads_ * dim_head_, dim, false),
           heads(heads_),
           dim_head(dim_head_),
-          multiply_keys_by_score(multiply_keys_by_score_) {
-        if (!use_null_kv) return;
-        null_kv = {policy, {2, heads, dim_head}};
-        fill_normal(policy, null_kv, seeds.next());
+          multiply_keys_by_score(multiply_keys_by_score_),
+          buckets(buckets_) {
+        if (use_null_kv) {
+            null_kv = {policy, {2, heads, dim_head}};
+            fill_normal(policy, null_kv, seeds.next());
+        }
+        if constexpr (has_bias) relative_attention_bias = {policy, seeds, buckets, heads, dim};
     }
 
     /// Throws ShapeError when a parameter does not fit tokens of `dim` numbers. The message names the parameter, with
@@ -69,36 +84,42 @@ struct HeavyAttention {
         expect_shape(prefix, "to_q.weight", to_q.weight.shape(), {inner(), dim});
         expect_shape(prefix, "to_kv.weight", to_kv.weight.shape(), {2 * inner(), dim});
         expect_shape(prefix, "to_out.weight", to_out.weight.shape(), {dim, inner()});
+        if constexpr (has_bias)
+            expect_shape(prefix, "relative_attention_bias.weight", relative_attention_bias.weight.shape(),
+                         {buckets.num_buckets, heads});
     }
 
     /// x (b, n, d), context (b, r, k, d), mask and scores (b, r, k), scores_q (b, n); the last three may be absent
     template <Viewable X, Viewable C>
     Activations forward(const P& policy, const X& x, const C& context, KeyMask mask, Scores scores,
-                        QueryScores scores_q = {}) const {
+                        QueryScores scores_q = {}, const Positions& positions = {}) const {
         expect_inputs(x, context, mask, scores, scores_q);
         auto q = to_q(policy, norm(policy, x));                                // (b, n, h · dim_head)
         auto kv = routed_linear(policy, norm(policy, context), to_kv.weight);  // (b, r, k, h / r · 2 · dim_head)
         const auto scaled_q = scaled(policy, q, scores_q);
         const auto seen = attended_keys(policy, kv, mask, scores);
-        auto attended = dense_attention_forward(policy, split_q(scaled_q ? scaled_q : q), seen.kv, seen.mask,
-                                                seen.value_scale);  // (b, n, h, dim_head)
-        auto out = to_out(policy, merge_q(attended.out));           // (b, n, d)
+        const auto by_distance = bias_by_distance(policy);
+        auto attended =
+            dense_attention_forward(policy, split_q(scaled_q ? scaled_q : q), seen.kv, seen.mask, seen.value_scale,
+                                    bias_of(by_distance, positions));  // (b, n, h, dim_head)
+        auto out = to_out(policy, merge_q(attended.out));              // (b, n, d)
         return {std::move(out), std::move(q), std::move(kv), std::move(attended)};
     }
 
     template <Viewable D, Viewable X, Viewable C>
     InputGradients backward(const P& policy, const Activations& saved, const D& d_out, const X& x, const C& context,
-                            KeyMask mask, Scores scores, Gradients& gradients, QueryScores scores_q = {}) const {
+                            KeyMask mask, Scores scores, Gradients& gradients, QueryScores scores_q = {},
+                            const Positions& positions = {}) const {
         auto d = input_gradients(policy, saved, scores, scores_q);
-        backward(policy, saved, d, d_out, x, context, mask, scores, gradients, scores_q);
+        backward(policy, saved, d, d_out, x, context, mask, scores, gradients, scores_q, positions);
         return d;
     }
 
     /// The same into tensors that are there before anything else is allocated.
     template <Viewable D, Viewable X, Viewable C>
     void backward(const P& policy, const Activations& saved, InputGradients& d, const D& d_out, const X& x,
-                  const C& context, KeyMask mask, Scores scores, Gradients& gradients,
-                  QueryScores scores_q = {}) const {
+                  const C& context, KeyMask mask, Scores scores, Gradients& gradients, QueryScores scores_q = {},
+                  const Positions& positions = {}) const {
         expect_inputs(x, context, mask, scores, scores_q);
         expect_like<HeavyAttention>("gradients", *this, gradients);
         const auto [batch, routes, keys, dim] = context.shape();
@@ -114,9 +135,10 @@ struct HeavyAttention {
         const auto d_attended = to_out.backward(policy, d_out, merge_q(saved.attention.out), gradients.to_out);
         const auto scaled_q = scaled(policy, saved.q, scores_q);
         const auto seen = attended_keys(policy, saved.kv, mask, scores);
-        auto d_attention =
-            dense_attention_vjp(policy, saved.attention, split_q(d_attended), split_q(scaled_q ? scaled_q : saved.q),
-                                seen.kv, seen.mask, seen.value_scale);
+        const auto by_distance = bias_by_distance(policy);
+        auto d_attention = dense_attention_vjp(
+            policy, saved.attention, split_q(d_attended), split_q(scaled_q ? scaled_q : saved.q), seen.kv, seen.mask,
+            seen.value_scale, bias_of(by_distance, positions), bias_gradient(gradients));
         if (null_kv) {
             auto [d_kv, d_value_scale] = null_key_vjp(policy, gradients.null_kv.view(), d_attention.d_kv,
                                                       d_attention.d_value_scale.const_view());
@@ -158,10 +180,36 @@ struct HeavyAttention {
         Linear<Scalar, P>::each_parameter(f, prefix + "to_q.", m.to_q...);
         Linear<Scalar, P>::each_parameter(f, prefix + "to_kv.", m.to_kv...);
         Linear<Scalar, P>::each_parameter(f, prefix + "to_out.", m.to_out...);
+        if constexpr (has_bias)
+            RelativeAttentionBias<Scalar, P>::each_parameter(f, prefix + "relative_attention_bias.",
+                                                             m.relative_attention_bias...);
     }
 
 private:
     Index inner() const { return heads * dim_head; }
+
+    /// The bias of one call by distance (h, 2 · span + 1), what the attention takes of it, and the table that its
+    /// gradient is added to; NoBias where the logits have none.
+    auto bias_by_distance(const P& policy) const {
+        if constexpr (has_bias)
+            return relative_position_bias(policy, buckets, relative_attention_bias.weight, buckets.max_distance);
+        else
+            return NoBias{};
+    }
+    template <typename ByDistance>
+    auto bias_of(const ByDistance& by_distance, const Positions& positions) const {
+        if constexpr (has_bias)
+            return RoutedPositionBias<accumulate_t<Scalar>>{
+                {buckets, by_distance.const_view()}, positions.queries, positions.keys, null_kv ? 1 : 0};
+        else
+            return by_distance;
+    }
+    static auto bias_gradient(Gradients& gradients) {
+        if constexpr (has_bias)
+            return gradients.relative_attention_bias.weight.view();
+        else
+            return NoBias{};
+    }
 
     template <Viewable X, Viewable C>
     void expect_inputs(const X& x, const C& context, KeyMask mask, Scores scores, QueryScores scores_q) const {

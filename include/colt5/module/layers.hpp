@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -11,6 +12,7 @@
 #include <colt5/expr/expr.hpp>
 #include <colt5/op/layer_norm.hpp>
 #include <colt5/op/linear.hpp>
+#include <colt5/op/relative_position_bias.hpp>
 #include <colt5/op/rms_norm.hpp>
 #include <colt5/op/zero.hpp>
 
@@ -143,6 +145,26 @@ struct RMSNorm {
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         f(prefix + "gamma", m.gamma...);
+    }
+};
+
+/// T5's table of a bias of the logits by relative position (see op/relative_position_bias.hpp), under its name there
+/// and initialized as there: normal, with deviation 1 / √dim.
+template <typename Scalar, Policy P>
+struct RelativeAttentionBias {
+    using Gradients = RelativeAttentionBias<accumulate_t<Scalar>, P>;
+    MatrixTensor<Scalar, P> weight;  // (num_buckets, h)
+
+    RelativeAttentionBias() = default;
+    RelativeAttentionBias(const P& policy, SeedSequence& seeds, const RelativePositionBuckets& buckets, Index heads,
+                          Index dim)
+        : weight(policy, {buckets.num_buckets, heads}) {
+        fill_normal(policy, weight, seeds.next(), 1.0 / std::sqrt(static_cast<double>(dim)));
+    }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        f(prefix + "weight", m.weight...);
     }
 };
 

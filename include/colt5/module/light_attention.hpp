@@ -13,27 +13,32 @@ namespace colt5 {
 
 /// The light branch of attention: every token sees the tokens around it (LocalMHA of the package local-attention).
 ///
-/// LayerNorm → queries, keys and values → local attention → output projection; no biases in the projections.
-template <typename Scalar, Policy P>
+/// LayerNorm → queries, keys and values → local attention → output projection; no biases in the projections. With
+/// `has_bias`, the logits get T5's relative position bias.
+template <typename Scalar, Policy P, bool has_bias = false>
 struct LightAttention {
-    using Schedule = LightAttentionSchedule<Scalar, P>;
+    using Schedule = LightAttentionSchedule<Scalar, P, has_bias>;
     using Activations = typename Schedule::Activations;
 
     LayerNorm<Scalar, P> norm;
     Linear<Scalar, P> to_qkv, to_out;
+    RelativeAttentionBias<Scalar, P> relative_attention_bias;  // empty unless has_bias
     Schedule schedule;
 
     struct Gradients {
         LayerNorm<accumulate_t<Scalar>, P> norm;
         Linear<accumulate_t<Scalar>, P> to_qkv, to_out;
+        RelativeAttentionBias<accumulate_t<Scalar>, P> relative_attention_bias;
     };
 
     LightAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads, Index dim_head,
-                   LocalAttention attention)
+                   LocalAttention attention, const RelativePositionBuckets& buckets = {})
         : norm(policy, dim),
           to_qkv(policy, seeds, dim, 3 * detail::expect_heads(heads, dim_head), false),
           to_out(policy, seeds, heads * dim_head, dim, false),
-          schedule{heads, dim_head, attention} {}
+          schedule{heads, dim_head, attention, buckets} {
+        if constexpr (has_bias) relative_attention_bias = {policy, seeds, buckets, heads, dim};
+    }
 
     /// Throws ShapeError when a parameter does not fit tokens of `dim` numbers. The message names the parameter, with
     /// `prefix` before its name.
@@ -42,6 +47,9 @@ struct LightAttention {
         expect_shape(prefix, "norm.bias", norm.bias.shape(), {dim});
         expect_shape(prefix, "to_qkv.weight", to_qkv.weight.shape(), {3 * schedule.inner(), dim});
         expect_shape(prefix, "to_out.weight", to_out.weight.shape(), {dim, schedule.inner()});
+        if constexpr (has_bias)
+            expect_shape(prefix, "relative_attention_bias.weight", relative_attention_bias.weight.shape(),
+                         {schedule.buckets.num_buckets, schedule.heads});
     }
 
     template <Viewable X>
@@ -84,6 +92,9 @@ struct LightAttention {
         LayerNorm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
         Linear<Scalar, P>::each_parameter(f, prefix + "to_qkv.", m.to_qkv...);
         Linear<Scalar, P>::each_parameter(f, prefix + "to_out.", m.to_out...);
+        if constexpr (has_bias)
+            RelativeAttentionBias<Scalar, P>::each_parameter(f, prefix + "relative_attention_bias.",
+                                                             m.relative_attention_bias...);
     }
 
 private:
@@ -91,8 +102,10 @@ private:
     template <typename M>
     static auto parameters(M& m) {
         using T = std::remove_pointer_t<decltype(m.to_out.weight.data())>;
-        return LightAttentionParameters<T>{
-            {m.norm.weight.view(), m.norm.bias.view()}, m.to_qkv.weight.view(), m.to_out.weight.view()};
+        return LightAttentionParameters<T>{{m.norm.weight.view(), m.norm.bias.view()},
+                                           m.to_qkv.weight.view(),
+                                           m.to_out.weight.view(),
+                                           m.relative_attention_bias.weight.view()};
     }
 };
 

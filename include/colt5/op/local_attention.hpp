@@ -5,6 +5,7 @@
 #include <string>
 
 #include <colt5/core/tensor.hpp>
+#include <colt5/op/relative_position_bias.hpp>
 
 namespace colt5 {
 
@@ -48,6 +49,8 @@ struct WindowSlots {
 ///
 ///     q (b, n, h, dim_head), kv (b, n, 2, h, dim_head): keys and values, mask (b, n) or absent
 ///     →  out (b, n, h, dim_head)
+///
+/// With a RelativePositionBias the logits are q[i]·k[j] / √dim_head + bias(j − i); by default there is NoBias.
 ///
 /// Nothing of size n × reach is stored. A long sequence may come in chunks, in order: q then holds the m queries from
 /// token `first` on, and b is 1; keys, values and mask are those of the whole sequence.
@@ -106,27 +109,29 @@ void check_local_gradient(const LocalAttention& attention, const DQKV& d_qkv, co
 }  // namespace detail
 
 /// Forward that saves what backward reads.
-template <Policy P, Viewable Q, Viewable KV>
+template <Policy P, Viewable Q, Viewable KV, typename Bias = NoBias>
 auto local_attention_forward(const P& policy, const LocalAttention& attention, const Q& q, const KV& kv, Mask mask,
-                             Index first = 0) {
+                             Index first = 0, const Bias& bias = {}) {
     using Scalar = typename Q::value_type;
     detail::check_local_attention(attention, q, kv, mask, first);
+    detail::check_bias(bias, q.extent(2));
     const auto [batch, queries, heads, dim_head] = q.shape();
     LocalAttentionActivations<Scalar, P> saved{{policy, q.shape()}, {policy, {batch, heads, queries}}};
     local_attention_kernel(policy, saved.out.view(), saved.log_sum_exp.view(), q.const_view(), kv.const_view(), mask,
-                           first, attention);
+                           first, attention, bias);
     return saved;
 }
 
 /// Forward alone.
-template <Policy P, Viewable Q, Viewable KV>
+template <Policy P, Viewable Q, Viewable KV, typename Bias = NoBias>
 auto local_attention(const P& policy, const LocalAttention& attention, const Q& q, const KV& kv, Mask mask,
-                     Index first = 0) {
+                     Index first = 0, const Bias& bias = {}) {
     using Scalar = typename Q::value_type;
     detail::check_local_attention(attention, q, kv, mask, first);
+    detail::check_bias(bias, q.extent(2));
     auto out = tensor_like(policy, q);
     local_attention_kernel(policy, out.view(), TokensView<accumulate_t<Scalar>>{}, q.const_view(), kv.const_view(),
-                           mask, first, attention);
+                           mask, first, attention, bias);
     return out;
 }
 
@@ -141,11 +146,14 @@ auto local_attention(const P& policy, const LocalAttention& attention, const Q& 
 /// `attention.window_begin(first)` on. dq of the chunk's queries is assigned. The first `carried` rows hold gradients
 /// of keys and values already, from the chunk before, which are added to; dk and dv of the other rows are assigned.
 ///
+/// With a bias, the sums of √dim_head · ds_ij over its buckets are added to d_table (num_buckets, h).
+///
 /// Throws ValueError when `carried` is not a number of rows, or not 0 where there are several sequences.
-template <Policy P, typename Scalar, Viewable D, Viewable Q, Viewable KV, Viewable DQKV>
+template <Policy P, typename Scalar, Viewable D, Viewable Q, Viewable KV, Viewable DQKV, typename Bias = NoBias,
+          typename DTable = NoBias>
 void local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttention& attention,
                          const LocalAttentionActivations<Scalar, P>& saved, const D& d_out, const Q& q, const KV& kv,
-                         Mask mask, Index first, Index carried) {
+                         Mask mask, Index first, Index carried, const Bias& bias = {}, const DTable& d_table = {}) {
     static_assert(is_output<DQKV>, "colt5: `d_qkv` must be a view to write to, such as tensor.view()");
     detail::check_local_attention(attention, q, kv, mask, first);
     const auto [batch, queries, heads, dim_head] = q.shape();
@@ -155,19 +163,22 @@ void local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttentio
     expect_shape("saved.log_sum_exp", saved.log_sum_exp.shape(), {batch, heads, queries});
     expect_shape("d_out", d_out.shape(), q.shape());
     detail::check_local_gradient(attention, d_qkv, q, kv, first, carried);
+    detail::check_bias(bias, heads);
+    detail::check_bias_gradient(bias, d_table);
     local_attention_vjp_kernel(policy, d_qkv.view(), d_out.const_view(), saved.out.const_view(),
                                saved.log_sum_exp.const_view(), q.const_view(), kv.const_view(), mask, first, carried,
-                               attention);
+                               attention, bias, d_table);
 }
 
 /// The same for whole sequences. Returns d_qkv (b, n, 3, h, dim_head).
-template <Policy P, typename Scalar, Viewable D, Viewable Q, Viewable KV>
+template <Policy P, typename Scalar, Viewable D, Viewable Q, Viewable KV, typename Bias = NoBias,
+          typename DTable = NoBias>
 auto local_attention_vjp(const P& policy, const LocalAttention& attention,
                          const LocalAttentionActivations<Scalar, P>& saved, const D& d_out, const Q& q, const KV& kv,
-                         Mask mask) {
+                         Mask mask, const Bias& bias = {}, const DTable& d_table = {}) {
     const auto [batch, length, heads, dim_head] = q.shape();
     Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv(policy, {batch, length, 3, heads, dim_head});
-    local_attention_vjp(policy, d_qkv.view(), attention, saved, d_out, q, kv, mask, 0, 0);
+    local_attention_vjp(policy, d_qkv.view(), attention, saved, d_out, q, kv, mask, 0, 0, bias, d_table);
     return d_qkv;
 }
 

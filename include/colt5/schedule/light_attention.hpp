@@ -18,8 +18,9 @@ namespace colt5 {
 template <typename T>
 struct LightAttentionParameters {
     LayerNormParameters<T> norm;
-    MatrixView<T> to_qkv;  // (3 · h · dim_head, d)
-    MatrixView<T> to_out;  // (d, h · dim_head)
+    MatrixView<T> to_qkv;                        // (3 · h · dim_head, d)
+    MatrixView<T> to_out;                        // (d, h · dim_head)
+    MatrixView<T> relative_attention_bias = {};  // (num_buckets, h), if the logits have a bias
 };
 
 /// Light attention chunk by chunk (see Chunks):
@@ -29,10 +30,11 @@ struct LightAttentionParameters {
 /// Queries see keys of the next chunk, so forward projects one chunk ahead. Every chunk but the last of a sequence is
 /// at least three halos long: backward moves up to two halos of rows to the front of its window, and these must not
 /// overlap their new place. (The window of the first chunk has no halo before it, so it needs all three.)
-template <typename Scalar, Policy P>
+template <typename Scalar, Policy P, bool has_bias = false>
 struct LightAttentionSchedule {
     Index heads, dim_head;
     LocalAttention attention;
+    RelativePositionBuckets buckets = {};  // of the bias, if there is one
 
     /// Keys and values are always saved. Queries and attention are saved if `save` says so; else backward recomputes
     /// them.
@@ -64,12 +66,14 @@ struct LightAttentionSchedule {
                                    Projection<Scalar>{chunk.of(saved.kv), kv_weight(parameters)}});
             return q;
         };
+        const auto by_distance = bias_by_distance(policy, parameters);
         auto q = project(0);
         for (Index i = 0; i < chunks.count(); ++i) {
             const Chunk chunk = chunks[i];
             auto next = project(i + 1);
             auto attended = local_attention_forward(policy, attention, split_heads(q), kv_of(saved, chunk),
-                                                    chunk.sequences_of(mask), chunk.first);  // (b, n, h, dim_head)
+                                                    chunk.sequences_of(mask), chunk.first,
+                                                    bias_of(by_distance));  // (b, n, h, dim_head)
             linear(policy, chunk.of(out), merge_heads(attended.out), parameters.to_out, {},
                    chunk.of(residual));  // (b, n, d)
             if (save) saved.chunks.push_back({std::move(q), std::move(attended)});
@@ -100,6 +104,7 @@ struct LightAttentionSchedule {
         const Index length = x.extent(1), halo = std::min(attention.halo(), length);
         TokensTensor<Scalar, P> d_qkv(policy,
                                       {chunks.sequences(), std::min(length, chunks.tokens() + 2 * halo), 3 * inner()});
+        const auto by_distance = bias_by_distance(policy, parameters);
         Index carried = 0;  // rows at the front of the window that hold gradients of the chunk before
         for (Index i = 0; i < chunks.count(); ++i) {
             const Chunk chunk = chunks[i];
@@ -108,7 +113,7 @@ struct LightAttentionSchedule {
             const Index complete = chunk.is_last ? window : chunk.first + chunk.tokens - halo - begin;
             const auto d_window = TokensView<Scalar>::unchecked(d_qkv.data(), {chunk.sequences, window, 3 * inner()});
             attention_gradients(policy, d_window, saved, i, chunk, carried, chunk.of(d_out), chunk.of(x), mask,
-                                parameters, gradients);
+                                parameters, bias_of(by_distance), gradients);
             const Chunk done{chunk.sequence, chunk.sequences, begin, complete, chunk.is_last};
             norm_linear_vjp(policy, done.of(d_x), first_tokens(d_window, complete), done.of(x),
                             norm_with_clean_mask(parameters, done, mask), parameters.to_qkv, gradients.norm,
@@ -119,25 +124,27 @@ struct LightAttentionSchedule {
     }
 
 private:
-    /// Writes to d_window the gradients of a chunk's queries and of the keys and values that they see, and adds the
-    /// gradient of to_out to `gradients`.
-    template <Viewable D, Viewable X>
+    /// Writes to d_window the gradients of a chunk's queries and of the keys and values that they see, and adds those
+    /// of to_out and of the bias to `gradients`.
+    template <Viewable D, Viewable X, typename Bias>
     void attention_gradients(const P& policy, TokensView<Scalar> d_window, const Activations& saved, Index i,
                              const Chunk& chunk, Index carried, const D& d_out, const X& x, Mask mask,
-                             const LightAttentionParameters<const Scalar>& parameters,
+                             const LightAttentionParameters<const Scalar>& parameters, const Bias& bias,
                              const LightAttentionParameters<accumulate_t<Scalar>>& gradients) const {
+        const auto d_table = bias_gradient(gradients);
         const auto kv = kv_of(saved, chunk);
         const Mask mask_of_sequences = chunk.sequences_of(mask);
         if (saved.chunks.empty()) {
             const auto q = norm_linear(policy, x, norm_with_clean_mask(parameters, chunk, mask), q_weight(parameters));
             projected_local_attention_vjp(policy, split(d_window, 3), attention, d_out, split_heads(q), kv,
-                                          mask_of_sequences, chunk.first, carried, parameters.to_out, gradients.to_out);
+                                          mask_of_sequences, chunk.first, carried, parameters.to_out, gradients.to_out,
+                                          bias, d_table);
         } else {
             const auto& [q, attended] = saved.chunks[static_cast<std::size_t>(i)];
             const auto d_attended =
                 linear_vjp(policy, d_out, merge_heads(attended.out), parameters.to_out, gradients.to_out);
             local_attention_vjp(policy, split(d_window, 3), attention, attended, split_heads(d_attended),
-                                split_heads(q), kv, mask_of_sequences, chunk.first, carried);
+                                split_heads(q), kv, mask_of_sequences, chunk.first, carried, bias, d_table);
         }
     }
 
@@ -156,6 +163,27 @@ private:
         auto norm = parameters.norm;
         norm.clean_mask = chunk.of(to_clean<P>(mask));
         return norm;
+    }
+    /// The bias of one call by distance (h, 2 · span + 1), what an attention takes of it, and the table that its
+    /// gradient is added to; NoBias where the logits have none.
+    auto bias_by_distance(const P& policy, const LightAttentionParameters<const Scalar>& parameters) const {
+        if constexpr (has_bias)
+            return relative_position_bias(policy, buckets, parameters.relative_attention_bias, attention.reach);
+        else
+            return NoBias{};
+    }
+    template <typename ByDistance>
+    auto bias_of(const ByDistance& by_distance) const {
+        if constexpr (has_bias)
+            return RelativePositionBias<accumulate_t<Scalar>>{buckets, by_distance.const_view()};
+        else
+            return by_distance;
+    }
+    static auto bias_gradient(const LightAttentionParameters<accumulate_t<Scalar>>& gradients) {
+        if constexpr (has_bias)
+            return gradients.relative_attention_bias;
+        else
+            return NoBias{};
     }
     auto kv_of(const Activations& saved, const Chunk& chunk) const { return split(chunk.sequences_of(saved.kv), 2); }
 
