@@ -7,6 +7,7 @@
 // expect: colt5: AttentionConfig.light_window_size must be at least 2
 // expect: colt5: AttentionConfig.light_window_size must be at most 2^32
 // expect: colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv
+// expect: colt5: AttentionConfig.relative_position_num_buckets must be even and at least 4
 #include "wrong.hpp"
 
 template <colt5::AttentionConfig config>
@@ -27,7 +28,12 @@ constexpr Config endless{.dim = 8,
                          .num_heavy_tokens_kv = 2,
                          .light_window_size = wrong(0x7FFFFFFFFFFFFFFF, 0x100000000)};
 constexpr Config routed{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .num_routed_kv = wrong(3, 4)};
+constexpr Config odd{
+    .dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .relative_position_num_buckets = wrong(33, 32)};
+constexpr Config near{
+    .dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .relative_position_max_distance = wrong(8, 9)};
 
 static_assert(complete<Module<dim>> && complete<Module<num_heavy_tokens_q>> && complete<Module<num_heavy_tokens_kv>>);
 static_assert(complete<Module<light>> && complete<Module<heavy>> && complete<Module<window>>);
 static_assert(complete<Module<routed>> && complete<Module<endless>>);
+static_assert(complete<Module<odd>> && complete<Module<near>>);
