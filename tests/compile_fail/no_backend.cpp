@@ -99,7 +99,7 @@ void rows(const Cpu& policy, const Tokens& x, Tokens& y, const Vector& gamma, Ve
     layer_norm(policy, x, gamma, gamma);
     layer_norm_vjp(policy, x, x, gamma, d_gamma, d_beta);
     assign(policy, y, x + y);
-    clean_padding(policy, x, {});
+    padding_is_finite(policy, x, {});
     sum_of_squares(policy, x);
     scale(policy, y, 2);
     set_zero(policy, y);

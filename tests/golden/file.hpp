@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include <colt5/core/error.hpp>
+#include <colt5/core/view.hpp>
 
 namespace golden {
 

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include <colt5/core/error.hpp>
+#include <colt5/core/view.hpp>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define COLT5_SANITIZED 1

@@ -6,8 +6,8 @@
 #include <string_view>
 #include <type_traits>
 
-#include <colt5/core/error.hpp>
 #include <colt5/core/tensor.hpp>
+#include <colt5/core/view.hpp>
 
 /// Walks over the parameters of modules and over their gradients (see module/layers.hpp) that change nothing.
 namespace colt5 {

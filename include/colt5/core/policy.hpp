@@ -4,7 +4,7 @@
 #include <concepts>
 #include <cstddef>
 
-#include <colt5/core/error.hpp>
+#include <colt5/core/view.hpp>
 
 namespace colt5 {
 
@@ -39,8 +39,8 @@ concept Policy = std::copyable<P> && requires(const P& policy, void* to, const v
 template <typename Scalar, typename P>
 inline constexpr bool is_module_scalar = std::same_as<Scalar, float> || std::same_as<Scalar, double>;
 
-/// Whether kernels clean padding while they read tokens (see op/clean_padding.hpp), because the host must not wait to
-/// look at it first. Policies for which that is so specialize it.
+/// Whether kernels clean padding while they read tokens (see clean_padding in module/module.hpp), because the host must
+/// not wait to look at it first. Policies for which that is so specialize it.
 template <typename P>
 inline constexpr bool cleans_as_it_reads = false;
 

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include <colt5/core/error.hpp>
+#include <colt5/core/view.hpp>
 
 namespace colt5 {
 

@@ -7,7 +7,7 @@
 
 #include <limits>
 
-#include <colt5/core/error.hpp>
+#include <colt5/core/view.hpp>
 
 /// The BLAS in place of our own products of matrices: docs/blas.md says what a program has to set.
 namespace colt5::cpu {

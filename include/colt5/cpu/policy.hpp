@@ -25,6 +25,7 @@
 #include <colt5/core/allocations.hpp>
 #include <colt5/core/error.hpp>
 #include <colt5/core/policy.hpp>
+#include <colt5/core/view.hpp>
 #include <colt5/core/workspace.hpp>
 
 namespace colt5 {

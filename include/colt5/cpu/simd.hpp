@@ -42,7 +42,7 @@ inline __m512i blend_epi16(__mmask32 mask, __m512i a, __m512i b) {
 #pragma pop_macro("_mm512_mask_blend_epi16")
 #endif
 
-#include <colt5/core/error.hpp>
+#include <colt5/core/view.hpp>
 
 /// A thin layer over xsimd, for kernels. Call these functions qualified (`cpu::exp(x)`): xsimd has some of the same
 /// names.

@@ -13,6 +13,7 @@
 
 #include <colt5/core/allocations.hpp>
 #include <colt5/core/error.hpp>
+#include <colt5/core/view.hpp>
 
 /// What the host asks of a device: calls that throw when they fail, which device is current, and its memory.
 namespace colt5 {
@@ -106,8 +107,8 @@ public:
     DeviceMemory(int device, Allocations allocations) : device_(device), allocations_(allocations) {
         int devices = 0;
         check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
-        expect_value(device >= 0 && device < devices, "device",
-                     colt5::detail::concat({"from 0 to ", std::to_string(devices - 1)}), device);
+        if (device < 0 || device >= devices)
+            expect_value(false, "device", colt5::detail::concat({"from 0 to ", std::to_string(devices - 1)}), device);
         const DeviceGuard guard(device);
         std::size_t free = 0;
         check(cudaMemGetInfo(&free, &capacity_), "cudaMemGetInfo");

@@ -16,6 +16,7 @@
 #include <colt5/core/error.hpp>
 #include <colt5/core/policy.hpp>
 #include <colt5/core/scalar.hpp>
+#include <colt5/core/view.hpp>
 #include <colt5/core/workspace.hpp>
 #include <colt5/cuda/device.cuh>
 

@@ -21,6 +21,7 @@
 #include <colt5/core/parameters.hpp>
 #include <colt5/core/policy.hpp>
 #include <colt5/core/tensor.hpp>
+#include <colt5/core/view.hpp>
 #include <colt5/io/dtype.hpp>
 #include <colt5/io/file.hpp>
 #include <colt5/io/safetensors.hpp>

@@ -19,6 +19,7 @@
 #include <nlohmann/json.hpp>
 
 #include <colt5/core/error.hpp>
+#include <colt5/core/view.hpp>
 #include <colt5/io/dtype.hpp>
 #include <colt5/io/file.hpp>
 

@@ -5,7 +5,6 @@
 #include <colt5/module/heavy_attention.hpp>
 #include <colt5/module/light_attention.hpp>
 #include <colt5/module/module.hpp>
-#include <colt5/op/clean_padding.hpp>
 #include <colt5/op/null_query.hpp>
 #include <colt5/schedule/side_stream.hpp>
 
@@ -200,8 +199,8 @@ private:
         const auto& [indices_kv, scores_kv] = routed_kv.routing;
         auto kv_mask = gather_mask(side, mask, indices_kv);  // (b, r, kv)
         auto heavy =
-            heavy_attn.forward(side, gather(side, x, indices_q, to_clean<P>(mask)),  // (b, q, d)
-                               gather(side, x, indices_kv, to_clean<P>(mask)),       // (b, r, kv, d)
+            heavy_attn.forward(side, gather(side, x, indices_q, mask),  // (b, q, d)
+                               gather(side, x, indices_kv, mask),       // (b, r, kv, d)
                                kv_mask.const_view(), scores_kv.const_view(), query_scores(routed_q.routing.scores),
                                {indices_q, indices_kv.const_view()});  // (b, q, d)
 
@@ -258,10 +257,10 @@ private:
         auto d_heavy = scatter_vjp(side, scatter_mode, d_out, indices_q);  // (b, q, d)
         assign(side, d_scores_q, row_sum(d_heavy * saved.heavy.out));
         assign(side, d_heavy, d_heavy * column(routing_q.scores));  // now of the heavy branch's output
-        heavy_attn.backward(
-            side, saved.heavy, d, d_heavy, gather(side, saved.tokens, indices_q, to_clean<P>(saved.mask)),
-            gather(side, saved.tokens, routing_kv.indices, to_clean<P>(saved.mask)), saved.kv_mask.const_view(),
-            scores_kv, gradients.heavy_attn, heavy_scores_q, {indices_q, routing_kv.indices.const_view()});
+        heavy_attn.backward(side, saved.heavy, d, d_heavy, gather(side, saved.tokens, indices_q, saved.mask),
+                            gather(side, saved.tokens, routing_kv.indices, saved.mask), saved.kv_mask.const_view(),
+                            scores_kv, gradients.heavy_attn, heavy_scores_q,
+                            {indices_q, routing_kv.indices.const_view()});
         if constexpr (config.multiply_queries_by_score) assign(side, d_scores_q, d_scores_q + d.d_scores_q);
         if constexpr (num_updates > 0) {
             d_logits_q = q_router.d_logits(side, saved.routed_q, d_scores_q.const_view(), saved.mask);

@@ -189,14 +189,13 @@ private:
         saved.context = clean(given_context, context_mask, num_kv, saved.clean_context);
         if (saved.x.extent(1) > num_q) {
             saved.routed_q = run_router<save>(q_router, policy, saved.x, mask, num_q);  // indices, scores (b, 1, q)
-            saved.picked_q =
-                gather(policy, saved.x, single_route(saved.routed_q->routing.indices), to_clean<P>(mask));  // (b, q, d)
+            saved.picked_q = gather(policy, saved.x, single_route(saved.routed_q->routing.indices), mask);  // (b, q, d)
         }
         if (saved.context.extent(1) > num_kv) {
             saved.routed_kv =
                 run_router<save>(kv_router, policy, saved.context, context_mask, num_kv);  // indices, scores (b, r, kv)
             saved.picked_kv = gather(policy, saved.context, saved.routed_kv->routing.indices,
-                                     to_clean<P>(context_mask));  // (b, r, kv, d)
+                                     context_mask);  // (b, r, kv, d)
             saved.picked_mask = gather_mask(policy, context_mask, saved.routed_kv->routing.indices);
         }
         saved.heavy = heavy_attn.forward(policy, saved.queries(), saved.keys(), saved.key_mask(), saved.key_scores(),
@@ -269,7 +268,7 @@ private:
 
     /// The tokens, or what is put into `copy`: those that are not routed are few, and gather cleans the others.
     TokensView<const Scalar> clean(const Tokens& tokens, Mask mask, Index num_tokens, Out& copy) const {
-        if (to_clean<P>(mask) && tokens.extent(1) <= num_tokens)
+        if (cleans_as_it_reads<P> && mask && tokens.extent(1) <= num_tokens)
             copy = copy_with_clean_padding(this->policy(), tokens, mask);
         else
             copy = clean_padding(this->policy(), tokens, mask).copy;

@@ -4,7 +4,6 @@
 #include <colt5/module/config.hpp>
 #include <colt5/module/feed_forward.hpp>
 #include <colt5/module/module.hpp>
-#include <colt5/op/clean_padding.hpp>
 #include <colt5/schedule/side_stream.hpp>
 
 namespace colt5 {
@@ -130,11 +129,11 @@ private:
         const auto indices = single_route(routed.routing.indices);           // (b, k)
         const auto scores = single_route(routed.routing.scores);             // (b, k)
         Out heavy_out(side, {x.extent(0), indices.extent(1), x.extent(2)});  // (b, k, d)
-        auto heavy = heavy_ff.forward(side, heavy_out.view(), gather(side, x, indices, to_clean<P>(mask)), save);
+        auto heavy = heavy_ff.forward(side, heavy_out.view(), gather(side, x, indices, mask), save);
 
         auto out = tensor_like(policy, x);  // (b, n, d)
         auto light = light_ff.forward(policy, out.view(), x, save && !policy.memory_plan().recompute,
-                                      detail::residual_of(residual, x), to_clean<P>(mask));
+                                      detail::residual_of(residual, x), mask);
         side_stream.join();
         scatter(policy, scatter_mode, out.view(), heavy_out, indices, scores);  // (b, n, d)
         if constexpr (save)
@@ -183,15 +182,15 @@ private:
             epilogue.ready = side_stream.record_event();
         }
         assign(side, d_heavy, d_heavy * column(routing.scores));  // now of the heavy branch's output
-        heavy_ff.backward(side, saved.heavy, d_picked.view(), d_heavy,
-                          gather(side, saved.tokens, indices, to_clean<P>(saved.mask)), gradients.heavy_ff);
+        heavy_ff.backward(side, saved.heavy, d_picked.view(), d_heavy, gather(side, saved.tokens, indices, saved.mask),
+                          gradients.heavy_ff);
         d_heavy = {};
         detail::release(saved.heavy);
         detail::release(saved.heavy_out);
 
         auto d_x = tensor_like(policy, saved.tokens);  // (b, n, d)
         light_ff.backward(policy, saved.light, d_x.view(), d_out, saved.tokens, gradients.light_ff, epilogue,
-                          to_clean<P>(saved.mask));
+                          saved.mask);
         side_stream.join();
         gather_vjp(policy, d_x.view(), d_picked, indices);
         if constexpr (num_updates == 0)

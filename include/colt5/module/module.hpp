@@ -8,10 +8,11 @@
 #include <type_traits>
 #include <utility>
 
-#include <colt5/core/error.hpp>
 #include <colt5/core/random.hpp>
 #include <colt5/core/tensor.hpp>
+#include <colt5/core/view.hpp>
 #include <colt5/module/layers.hpp>
+#include <colt5/op/clean_padding.hpp>
 
 namespace colt5 {
 
@@ -62,6 +63,27 @@ private:
     const void* module_ = nullptr;
     std::uint64_t tokens_ = 0;
 };
+
+/// Tokens whose padding is clean: what is not finite in masked tokens counts as 0, so that neither outputs nor
+/// gradients depend on what padding holds that nobody wrote.
+template <typename Scalar, Policy P, typename Tokens>
+struct CleanTokens {
+    TokensTensor<Scalar, P> copy;  // of the tokens, if they were not clean
+    Tokens tokens;                 // (b, n, d)
+};
+
+/// x (b, n, d), mask (b, n) or absent. Reads masked tokens alone, and copies only where one of them is not finite. A
+/// policy that cleans as it reads gets x back.
+template <Policy P, Viewable X>
+auto clean_padding(const P& policy, const X& x, Mask mask) {
+    CleanTokens<typename X::value_type, P, decltype(x.const_view())> clean{{}, x.const_view()};
+    if constexpr (!cleans_as_it_reads<P>) {
+        if (!mask || padding_is_finite(policy, x, mask)) return clean;
+        clean.copy = copy_with_clean_padding(policy, x, mask);
+        clean.tokens = decltype(clean.tokens)::unchecked(clean.copy.data(), x.shape());
+    }
+    return clean;
+}
 
 /// Where a module draws its parameters from: a seed, or a sequence that other modules draw from, too.
 class Seeds {

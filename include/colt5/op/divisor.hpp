@@ -3,7 +3,7 @@
 
 #include <string_view>
 
-#include <colt5/core/error.hpp>
+#include <colt5/core/view.hpp>
 
 /// Options that logits and their differences are divided by: temperatures and the ε of the descent. Further out their
 /// inverse times a logit, or what is left of its digits, leaves the range of float, and the result is NaN.

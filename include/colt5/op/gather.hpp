@@ -90,7 +90,7 @@ auto flat_indices(const Indices& indices, Index batch) {
 ///     x (b, n, d), indices (b, k) or (b, r, k), each in [0, n)  →  (b, k, d) or (b, r, k, d)
 ///
 /// Throws ValueError when n is 2^31 or more, and on the CPU when an index is out of its range. If the policy cleans
-/// padding as it reads (see clean_padding.hpp), a value that is not finite becomes 0 in a token whose `clean_mask`
+/// padding as it reads (see core/policy.hpp), a value that is not finite becomes 0 in a token whose `clean_mask`
 /// (b, n) is false; other policies ignore `clean_mask`.
 template <Policy P, Viewable X, Viewable Indices>
 auto gather(const P& policy, const X& x, const Indices& indices, Mask clean_mask = {}) {

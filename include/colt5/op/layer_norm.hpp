@@ -23,8 +23,8 @@ void layer_norm_vjp_kernel(const P&, ...) {
 template <typename T>
 struct LayerNormParameters {
     VectorView<T> weight, bias;  // (d)
-    /// Of rows whose policy cleans padding as it reads (see op/clean_padding.hpp): (b, n), false where what is not
-    /// finite counts as 0; absent on other policies, whose rows are clean.
+    /// (b, n) or absent: where it is false, what is not finite counts as 0, if the policy cleans padding as it reads
+    /// (see core/policy.hpp). Other policies, whose rows are clean, ignore it.
     Mask clean_mask{};
     static constexpr std::size_t count = 2;
     std::array<VectorView<T>, count> all() const { return {weight, bias}; }

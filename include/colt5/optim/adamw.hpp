@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include <colt5/core/error.hpp>
 #include <colt5/core/parameters.hpp>
 #include <colt5/core/policy.hpp>
+#include <colt5/core/view.hpp>
 #include <colt5/expr/assign.hpp>
 #include <colt5/op/adamw.hpp>
 

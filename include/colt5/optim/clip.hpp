@@ -4,10 +4,10 @@
 #include <cmath>
 #include <string>
 
-#include <colt5/core/error.hpp>
 #include <colt5/core/norm.hpp>
 #include <colt5/core/parameters.hpp>
 #include <colt5/core/policy.hpp>
+#include <colt5/core/view.hpp>
 #include <colt5/op/global_norm.hpp>
 #include <colt5/op/zero.hpp>
 

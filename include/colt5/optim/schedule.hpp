@@ -5,7 +5,7 @@
 #include <cmath>
 #include <numbers>
 
-#include <colt5/core/error.hpp>
+#include <colt5/core/view.hpp>
 
 namespace colt5 {
 

@@ -5,7 +5,7 @@
 #include <colt5/op/gather.hpp>
 #include <colt5/op/top_k.hpp>
 #include <colt5/op/zero.hpp>
-#include <colt5/router/linear_router.hpp>
+#include <colt5/router/router.hpp>
 
 namespace colt5 {
 

@@ -12,7 +12,7 @@
 #include <colt5/expr/expr.hpp>
 #include <colt5/op/gather.hpp>
 #include <colt5/op/sinkhorn.hpp>
-#include <colt5/router/linear_router.hpp>
+#include <colt5/router/router.hpp>
 
 namespace colt5 {
 

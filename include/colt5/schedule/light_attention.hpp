@@ -7,7 +7,6 @@
 #include <utility>
 #include <vector>
 
-#include <colt5/op/clean_padding.hpp>
 #include <colt5/op/norm_linear.hpp>
 #include <colt5/op/projected_local_attention.hpp>
 #include <colt5/schedule/chunks.hpp>
@@ -161,7 +160,7 @@ private:
     static auto norm_with_clean_mask(const LightAttentionParameters<const Scalar>& parameters, const Chunk& chunk,
                                      Mask mask) {
         auto norm = parameters.norm;
-        norm.clean_mask = chunk.of(to_clean<P>(mask));
+        norm.clean_mask = chunk.of(mask);
         return norm;
     }
     /// The bias of one call by distance (h, 2 · span + 1), what an attention takes of it, and the table that its
