@@ -111,6 +111,17 @@ TEST_CASE_TEMPLATE("simd: functions are as accurate as they say", T, float, doub
             CHECK(largest_error<T>(low, low * 1.5, pow, exact_pow, 1000) <= 4 + 2 * growth);
         }
     }
+    const auto error_of_sincos = [](double range) {
+        W worst = 0;
+        for (Index i = -100000; i <= 100000; ++i) {
+            const T x = static_cast<T>(range * static_cast<double>(i) / 100000);
+            const auto [sin, cos] = cpu::sincos(B(x));
+            worst = std::max({worst, std::abs(static_cast<W>(first(sin)) - std::sin(static_cast<W>(x))),
+                              std::abs(static_cast<W>(first(cos)) - std::cos(static_cast<W>(x)))});
+        }
+        return worst / std::numeric_limits<T>::epsilon();
+    };
+    for (const double range : {0.1, 1.0, 3.15}) CHECK(error_of_sincos(range) <= 1);
 }
 
 TEST_CASE_TEMPLATE("simd: functions at the ends of their range", T, float, double) {

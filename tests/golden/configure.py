@@ -52,7 +52,7 @@ FEED_FORWARD = {'light_ff_mult': real, 'heavy_ff_mult': real}
 NULL_TOKENS = dict.fromkeys(('use_null_q_tokens', 'multiply_keys_by_score'), boolean)
 HEAD_OPTIONS = {  # of version 0.11, which has one router
     'ConditionalRoutedFeedForward': {},
-    'ConditionalRoutedAttention': {**NULL_TOKENS, 'has_light_attn': boolean, 'multiply_queries_by_score': boolean},
+    'ConditionalRoutedAttention': {**NULL_TOKENS, 'has_light_attn': boolean, 'multiply_queries_by_score': boolean, 'rotary_emb': boolean},
     'ConditionalRoutedCrossAttention': NULL_TOKENS,
     'ConditionalRoutedTransformerBlock': {**NULL_TOKENS, 'multiply_queries_by_score': boolean},
 }

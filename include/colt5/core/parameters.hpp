@@ -44,13 +44,22 @@ requires(!requires { typename Gradients::Module; }) struct ModuleOf<void, Gradie
 
 }  // namespace detail
 
+namespace detail {
+struct PassOver {
+    template <typename... T>
+    void operator()(const std::string&, T&...) const {}
+};
+}  // namespace detail
+
 /// A visitor of parameters that sees the state of a module, too. Of a call Module::each_parameter(f, prefix, m...)
 /// where `f` has a function `state`, every part of the module that has a state calls f.state(prefix + name, number...)
 /// for each of its numbers, std::uint64_t: what a run needs beside parameters to go on as if it had not stopped.
-template <typename OnParameter, typename OnState>
+/// Likewise f.buffer(prefix + name, tensor...) for each of its buffers: tensors that are not trained.
+template <typename OnParameter, typename OnState, typename OnBuffer = detail::PassOver>
 struct StateVisitor {
     OnParameter on_parameter;
     OnState on_state;
+    OnBuffer on_buffer{};
 
     template <typename... T>
     void operator()(const std::string& name, T&... tensors) const {
@@ -60,9 +69,15 @@ struct StateVisitor {
     void state(const std::string& name, T&... numbers) const {
         on_state(name, numbers...);
     }
+    template <typename... T>
+    void buffer(const std::string& name, T&... tensors) const {
+        on_buffer(name, tensors...);
+    }
 };
 template <typename OnParameter, typename OnState>
 StateVisitor(OnParameter, OnState) -> StateVisitor<OnParameter, OnState>;  // clang 16 does not deduce aggregates
+template <typename OnParameter, typename OnState, typename OnBuffer>
+StateVisitor(OnParameter, OnState, OnBuffer) -> StateVisitor<OnParameter, OnState, OnBuffer>;
 
 /// Calls f(prefix + name, number...) for each number of the state of some modules, side by side.
 template <typename Module, typename F, typename... M>

@@ -302,5 +302,10 @@ template <typename T>
 Batch<T> pow(const Batch<T>& x, const Batch<T>& y) {
     return xsimd::pow(x, y);
 }
+/// sin x and cos x. Within 1 ULP of 1 for |x| <= 3.15.
+template <typename T>
+std::pair<Batch<T>, Batch<T>> sincos(const Batch<T>& x) {
+    return xsimd::sincos(x);
+}
 
 }  // namespace colt5::cpu

@@ -56,7 +56,8 @@ public:
         Module::each_parameter(
             StateVisitor{
                 [&](const std::string& name, auto& tensor) { add_tensor(joined_name(prefix, name), tensor); },
-                [&](const std::string& name, std::uint64_t& number) { add_number(joined_name(prefix, name), number); }},
+                [&](const std::string& name, std::uint64_t& number) { add_number(joined_name(prefix, name), number); },
+                [&](const std::string& name, auto& buffer) { add_buffer(joined_name(prefix, name), buffer); }},
             "", object);
     }
 
@@ -115,6 +116,11 @@ private:
         add_values<std::uint64_t>(name, {},
                                   [&number](const std::vector<std::uint64_t>& values) { number = values[0]; });
     }
+    /// As a number of a state.
+    template <typename Buffer>
+    void add_buffer(const std::string& name, Buffer& buffer) {
+        if (file_.contains(name)) add_tensor(name, buffer);
+    }
     template <typename T, Index... Extents>
     void add_tensor(const std::string& name, Tensor<T, P, Extents...>& tensor) {
         add_values<T>(name, {tensor.shape().begin(), tensor.shape().end()},
@@ -143,7 +149,8 @@ public:
         Module::each_parameter(
             StateVisitor{
                 [&](const std::string& name, const auto& tensor) { add_tensor(joined_name(prefix, name), tensor); },
-                [&](const std::string& name, std::uint64_t number) { add_number(joined_name(prefix, name), number); }},
+                [&](const std::string& name, std::uint64_t number) { add_number(joined_name(prefix, name), number); },
+                [&](const std::string& name, const auto& buffer) { add_tensor(joined_name(prefix, name), buffer); }},
             "", object);
     }
 
@@ -179,8 +186,9 @@ private:
 
 /// Reads every parameter of `module` from the file under its name, converting F64, F32, F16 and BF16 to the module's
 /// scalar, and the state of routers that draw noise, such as `router.noise.seed` and `router.noise.calls` (U64), where
-/// the file has it: a checkpoint of PyTorch has none, and the state stays as it was. If any tensor is missing,
-/// unexpected, or of another shape or kind, throws one FileError that lists them all, and the module stays as it was.
+/// the file has it: a checkpoint of PyTorch has none, and the state stays as it was. So do buffers that the file does
+/// not have, such as `rotary_emb.inv_freq`. If any tensor is missing, unexpected, or of another shape or kind, throws
+/// one FileError that lists them all, and the module stays as it was.
 ///
 ///     load_parameters(policy, "block.safetensors", block);
 ///     load_parameters(policy, "model.safetensors", block, {.prefix = "layers.0"});

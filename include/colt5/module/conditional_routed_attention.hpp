@@ -44,6 +44,10 @@ class ConditionalRoutedAttention : public ModuleBase<ConditionalRoutedAttention<
     static_assert(detail::are_buckets(config.relative_position_num_buckets, config.relative_position_max_distance),
                   "colt5: AttentionConfig.relative_position_num_buckets must be even and at least 4, "
                   "relative_position_max_distance more than a quarter of it and at most 2^20");
+    static_assert(!config.rotary_emb || config.heavy_dim_head % 2 == 0,
+                  "colt5: AttentionConfig.heavy_dim_head must be even for rotary_emb");
+    static_assert(!config.light_rotary_emb || !config.has_light_attn || config.light_dim_head % 2 == 0,
+                  "colt5: AttentionConfig.light_dim_head must be even for light_rotary_emb");
 
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
@@ -107,7 +111,7 @@ public:
           q_router(policy, seeds),
           kv_router(policy, seeds),
           heavy_attn(policy, seeds, config.dim, config.heavy_heads, config.heavy_dim_head, config.use_null_kv,
-                     config.multiply_keys_by_score, detail::buckets_of(config)) {
+                     config.multiply_keys_by_score, detail::buckets_of(config), config.rotary_emb) {
         if constexpr (config.use_null_q_tokens) {
             null_q_token = {policy, {config.dim}};
             fill_normal(policy, null_q_token, static_cast<SeedSequence&>(seeds).next());
@@ -154,6 +158,8 @@ public:
         QRouter::each_parameter(f, prefix + "q_router.", m.q_router...);
         KVRouter::each_parameter(f, prefix + "kv_router.", m.kv_router...);
         Heavy::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
+        if constexpr (config.rotary_emb && requires { f.buffer(prefix, m.heavy_attn.inv_freq...); })
+            f.buffer(prefix + "rotary_emb.inv_freq", m.heavy_attn.inv_freq...);
     }
 
 private:
@@ -162,7 +168,8 @@ private:
     static Light make_light(const P& policy, [[maybe_unused]] SeedSequence& seeds) {
         if constexpr (config.has_light_attn)
             return Light(policy, seeds, config.dim, config.light_heads, config.light_dim_head,
-                         LocalAttention{config.light_window_size / 2, config.masked_rows}, detail::buckets_of(config));
+                         LocalAttention{config.light_window_size / 2, config.masked_rows}, detail::buckets_of(config),
+                         config.light_rotary_emb);
         else
             return {};
     }

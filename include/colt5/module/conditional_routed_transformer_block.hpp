@@ -46,7 +46,9 @@ public:
                                        .multiply_queries_by_score = config.multiply_queries_by_score,
                                        .use_relative_position_bias = config.use_relative_position_bias,
                                        .relative_position_num_buckets = config.relative_position_num_buckets,
-                                       .relative_position_max_distance = config.relative_position_max_distance},
+                                       .relative_position_max_distance = config.relative_position_max_distance,
+                                       .rotary_emb = config.rotary_emb,
+                                       .light_rotary_emb = config.light_rotary_emb},
                                    Scalar, P, RouterTemplate>;
     using FeedForward =
         ConditionalRoutedFeedForward<FeedForwardConfig{.dim = config.dim,

@@ -45,6 +45,8 @@ struct AttentionConfig {
     bool use_relative_position_bias = false;
     Index relative_position_num_buckets = 32;
     Index relative_position_max_distance = 128;  ///< from here on all distances share a bucket
+    bool rotary_emb = false;        ///< queries and keys of the heavy branch are rotated by their tokens' positions
+    bool light_rotary_emb = false;  ///< those of the light branch are; the reference has none there
 };
 
 struct CrossAttentionConfig {
@@ -94,6 +96,8 @@ struct TransformerBlockConfig {
     bool use_relative_position_bias = false;
     Index relative_position_num_buckets = 32;
     Index relative_position_max_distance = 128;
+    bool rotary_emb = false;
+    bool light_rotary_emb = false;
 };
 
 namespace detail {

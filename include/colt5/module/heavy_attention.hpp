@@ -9,6 +9,7 @@
 #include <colt5/module/layers.hpp>
 #include <colt5/op/dense_attention.hpp>
 #include <colt5/op/null_key.hpp>
+#include <colt5/op/rotary.hpp>
 
 namespace colt5 {
 
@@ -18,11 +19,11 @@ namespace colt5 {
 /// keys and values serve heads / routes of the heads; rows of to_kv are laid out (route, head in route, [key, value]).
 /// With a null key, every head has one learned key and value more, which every query sees and no mask hides. With
 /// `has_bias`, the logits get T5's relative position bias, by the positions that queries and keys came from; that of
-/// the null key is 0.
+/// the null key is 0. With `rotary_emb`, queries and keys are rotated by these positions; the null key is not.
 template <typename Scalar, Policy P, bool has_bias = false>
 struct HeavyAttention {
     /// Where queries (b, n) and keys (b, r, k) came from: their indices in a sequence. Absent: 0, 1, 2, … Read only for
-    /// the bias.
+    /// the bias and the rotation.
     struct Positions {
         MatrixView<const TokenIndex> queries;
         TokensView<const TokenIndex> keys;
@@ -35,6 +36,7 @@ struct HeavyAttention {
     TokensTensor<Scalar, P> null_kv;  // (2, h, dim_head), or empty
     Linear<Scalar, P> to_q, to_kv, to_out;
     RelativeAttentionBias<Scalar, P> relative_attention_bias;  // empty unless has_bias
+    VectorTensor<float, P> inv_freq;                           // (dim_head / 2), of the rotation, or empty
     Index heads, dim_head;
     bool multiply_keys_by_score;  // as the values
     RelativePositionBuckets buckets;
@@ -47,8 +49,8 @@ struct HeavyAttention {
     };
     struct Activations {
         TokensTensor<Scalar, P> out;                               // (b, n, d)
-        TokensTensor<Scalar, P> q;                                 // (b, n, h · dim_head)
-        Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> kv;  // (b, r, k, h / r · 2 · dim_head)
+        TokensTensor<Scalar, P> q;                                 // (b, n, h · dim_head), rotated
+        Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> kv;  // (b, r, k, h / r · 2 · dim_head), keys rotated
         DenseAttentionActivations<Scalar, P> attention;
     };
     struct InputGradients {
@@ -60,7 +62,7 @@ struct HeavyAttention {
 
     HeavyAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads_, Index dim_head_,
                    bool use_null_kv = false, bool multiply_keys_by_score_ = false,
-                   const RelativePositionBuckets& buckets_ = {})
+                   const RelativePositionBuckets& buckets_ = {}, bool rotary_emb = false)
         : norm(policy, dim),
           to_q(policy, seeds, dim, detail::expect_heads(heads_, dim_head_), false),
           to_kv(policy, seeds, dim, 2 * heads_ * dim_head_, false),
@@ -74,6 +76,7 @@ struct HeavyAttention {
             fill_normal(policy, null_kv, seeds.next());
         }
         if constexpr (has_bias) relative_attention_bias = {policy, seeds, buckets, heads, dim};
+        if (rotary_emb) inv_freq = rotary_frequencies(policy, dim_head);
     }
 
     /// Throws ShapeError when a parameter does not fit tokens of `dim` numbers. The message names the parameter, with
@@ -96,6 +99,10 @@ struct HeavyAttention {
         expect_inputs(x, context, mask, scores, scores_q);
         auto q = to_q(policy, norm(policy, x));                                // (b, n, h · dim_head)
         auto kv = routed_linear(policy, norm(policy, context), to_kv.weight);  // (b, r, k, h / r · 2 · dim_head)
+        if (inv_freq) {
+            rotary(policy, rows_of_q(q.view()), heads, inv_freq, {positions.queries});
+            rotary(policy, rows_of_kv(kv.view()), 1, inv_freq, {of_each_route(positions.keys)});
+        }
         const auto scaled_q = scaled(policy, q, scores_q);
         const auto seen = attended_keys(policy, kv, mask, scores);
         const auto by_distance = bias_by_distance(policy);
@@ -156,6 +163,10 @@ struct HeavyAttention {
             const auto d_q = d_attention.d_q.view().reshape(saved.q.shape());
             assign(policy, d.d_scores_q, row_sum(d_q * saved.q));
             assign(policy, d_q, d_q * column(scores_q));
+        }
+        if (inv_freq) {
+            rotary_vjp(policy, rows_of_q(d_attention.d_q.view()), heads, inv_freq, {positions.queries});
+            rotary_vjp(policy, rows_of_kv(d_attention.d_kv.view()), 1, inv_freq, {of_each_route(positions.keys)});
         }
         const auto d_context = routed_linear_vjp(policy, d_attention.d_kv.view().reshape(saved.kv.shape()),
                                                  norm(policy, context), to_kv.weight, gradients.to_kv.weight.view());
@@ -266,6 +277,20 @@ private:
     auto split_kv(const Projected& kv) const {  // (b, r, k, h / r, 2, dim_head)
         const auto [batch, routes, keys, width] = kv.shape();
         return kv.view().reshape(std::array<Index, 6>{batch, routes, keys, heads / routes, 2, dim_head});
+    }
+    /// Queries, and keys and values, as rotary takes them.
+    template <typename V>
+    auto rows_of_q(const V& q) const {  // (b, n, 1, h, dim_head)
+        return q.reshape(std::array<Index, 5>{q.extent(0), q.extent(1), 1, heads, dim_head});
+    }
+    template <typename V>
+    auto rows_of_kv(const V& kv) const {  // (b · r, k, h / r, 2, dim_head)
+        const Index routes = kv.extent(1);
+        return kv.reshape(std::array<Index, 5>{kv.extent(0) * routes, kv.extent(2), heads / routes, 2, dim_head});
+    }
+    static MatrixView<const TokenIndex> of_each_route(const TokensView<const TokenIndex>& positions) {  // (b · r, k)
+        if (!positions) return {};
+        return positions.reshape(std::array{positions.extent(0) * positions.extent(1), positions.extent(2)});
     }
     template <typename T>
     auto merge_q(const T& q) const {  // (b, n, h · dim_head)

@@ -46,11 +46,12 @@ template <typename Module = void, Policy P, typename To, typename From>
 void copy_parameters(const P& policy, To& to, const From& from) {
     using Of = std::conditional_t<std::is_void_v<Module>, From, Module>;
     expect_like<Of>("to", from, to);
-    Of::each_parameter(StateVisitor{[&]<typename Value>(const std::string&, Value& value, const auto& other) {
-                                        assign(policy, value, cast<accumulate_t<typename Value::value_type>>(other));
-                                    },
-                                    [](const std::string&, auto& number, const auto& other) { number = other; }},
-                       "", to, from);
+    const auto copy = [&]<typename Value>(const std::string&, Value& value, const auto& other) {
+        assign(policy, value, cast<accumulate_t<typename Value::value_type>>(other));
+    };
+    Of::each_parameter(
+        StateVisitor{copy, [](const std::string&, auto& number, const auto& other) { number = other; }, copy}, "", to,
+        from);
 }
 
 /// Another module with the same parameters and state, such as for a moving average of them.

@@ -14,7 +14,8 @@ namespace colt5 {
 /// The light branch of attention: every token sees the tokens around it (LocalMHA of the package local-attention).
 ///
 /// LayerNorm → queries, keys and values → local attention → output projection; no biases in the projections. With
-/// `has_bias`, the logits get T5's relative position bias.
+/// `has_bias`, the logits get T5's relative position bias, with `rotary_emb`, queries and keys are rotated by their
+/// tokens' positions.
 template <typename Scalar, Policy P, bool has_bias = false>
 struct LightAttention {
     using Schedule = LightAttentionSchedule<Scalar, P, has_bias>;
@@ -23,6 +24,7 @@ struct LightAttention {
     LayerNorm<Scalar, P> norm;
     Linear<Scalar, P> to_qkv, to_out;
     RelativeAttentionBias<Scalar, P> relative_attention_bias;  // empty unless has_bias
+    VectorTensor<float, P> inv_freq;                           // (dim_head / 2), of the rotation, or empty
     Schedule schedule;
 
     struct Gradients {
@@ -32,12 +34,13 @@ struct LightAttention {
     };
 
     LightAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads, Index dim_head,
-                   LocalAttention attention, const RelativePositionBuckets& buckets = {})
+                   LocalAttention attention, const RelativePositionBuckets& buckets = {}, bool rotary_emb = false)
         : norm(policy, dim),
           to_qkv(policy, seeds, dim, 3 * detail::expect_heads(heads, dim_head), false),
           to_out(policy, seeds, heads * dim_head, dim, false),
           schedule{heads, dim_head, attention, buckets} {
         if constexpr (has_bias) relative_attention_bias = {policy, seeds, buckets, heads, dim};
+        if (rotary_emb) inv_freq = rotary_frequencies(policy, dim_head);
     }
 
     /// Throws ShapeError when a parameter does not fit tokens of `dim` numbers. The message names the parameter, with
@@ -68,7 +71,7 @@ struct LightAttention {
         expect_shape("out", out.shape(), x.shape());
         if (mask) expect_shape("mask", mask.shape(), {x.extent(0), x.extent(1)});
         if (residual) expect_shape("residual", residual.shape(), x.shape());
-        return schedule.forward(policy, out, x, mask, parameters(*this), residual, save);
+        return schedule.forward(policy, out, x, mask, parameters(*this), inv_freq, residual, save);
     }
 
     /// Writes to d_x (b, n, d) the gradient of x plus the terms of `epilogue`, which the norm's vector-Jacobian product
@@ -84,7 +87,8 @@ struct LightAttention {
         expect_shape("d_out", d_out.shape(), x.shape());
         if (mask) expect_shape("mask", mask.shape(), {x.extent(0), x.extent(1)});
         detail::check_epilogue(epilogue, x);
-        schedule.backward(policy, saved, d_x, d_out, x, mask, parameters(*this), parameters(gradients), epilogue);
+        schedule.backward(policy, saved, d_x, d_out, x, mask, parameters(*this), inv_freq, parameters(gradients),
+                          epilogue);
     }
 
     template <typename F, typename... M>
@@ -95,6 +99,8 @@ struct LightAttention {
         if constexpr (has_bias)
             RelativeAttentionBias<Scalar, P>::each_parameter(f, prefix + "relative_attention_bias.",
                                                              m.relative_attention_bias...);
+        if constexpr (requires { f.buffer(prefix, m.inv_freq...); })
+            if (std::get<0>(std::tie(m...)).inv_freq) f.buffer(prefix + "attn_fn.rel_pos.inv_freq", m.inv_freq...);
     }
 
 private:

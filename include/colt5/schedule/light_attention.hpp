@@ -9,6 +9,7 @@
 
 #include <colt5/op/norm_linear.hpp>
 #include <colt5/op/projected_local_attention.hpp>
+#include <colt5/op/rotary.hpp>
 #include <colt5/schedule/chunks.hpp>
 
 namespace colt5 {
@@ -26,6 +27,9 @@ struct LightAttentionParameters {
 ///
 ///     q, k, v = norm(x) · to_qkvᵀ,   out = local_attention(q, k, v) · to_outᵀ + residual
 ///
+/// With frequencies inv_freq (dim_head / 2), queries and keys are rotated by their tokens' positions, in place, as soon
+/// as they are projected, and gradients are rotated back just before those of the projection.
+///
 /// Queries see keys of the next chunk, so forward projects one chunk ahead. Every chunk but the last of a sequence is
 /// at least three halos long: backward moves up to two halos of rows to the front of its window, and these must not
 /// overlap their new place. (The window of the first chunk has no halo before it, so it needs all three.)
@@ -39,10 +43,10 @@ struct LightAttentionSchedule {
     /// them.
     struct Activations {
         struct OfChunk {
-            TokensTensor<Scalar, P> q;  // (b, n, h · dim_head)
+            TokensTensor<Scalar, P> q;  // (b, n, h · dim_head), rotated
             LocalAttentionActivations<Scalar, P> attended;
         };
-        TokensTensor<Scalar, P> kv;   // (b, n, 2 · h · dim_head)
+        TokensTensor<Scalar, P> kv;   // (b, n, 2 · h · dim_head), keys rotated
         std::vector<OfChunk> chunks;  // empty if backward recomputes
     };
 
@@ -51,8 +55,8 @@ struct LightAttentionSchedule {
     /// The result goes to out (b, n, d).
     template <Viewable X>
     Activations forward(const P& policy, TokensView<Scalar> out, const X& x, Mask mask,
-                        const LightAttentionParameters<const Scalar>& parameters, TokensView<const Scalar> residual,
-                        bool save) const {
+                        const LightAttentionParameters<const Scalar>& parameters, VectorView<const float> inv_freq,
+                        TokensView<const Scalar> residual, bool save) const {
         Activations saved{.kv = {policy, {x.extent(0), x.extent(1), 2 * inner()}}, .chunks = {}};
         const Chunks chunks = chunks_of(policy, x);
         const auto project = [&](Index i) {  // keys and values of a chunk; returns its queries
@@ -63,6 +67,10 @@ struct LightAttentionSchedule {
             norm_linear(policy, chunk.of(x), norm_with_clean_mask(parameters, chunk, mask),
                         std::array{Projection<Scalar>{q.view(), q_weight(parameters)},
                                    Projection<Scalar>{chunk.of(saved.kv), kv_weight(parameters)}});
+            if (inv_freq) {
+                rotary(policy, all_heads(q.view()), heads, inv_freq, {{}, chunk.first});
+                rotary(policy, all_heads(chunk.of(saved.kv)), heads, inv_freq, {{}, chunk.first});
+            }
             return q;
         };
         const auto by_distance = bias_by_distance(policy, parameters);
@@ -96,7 +104,7 @@ struct LightAttentionSchedule {
     /// halo on each side. Complete rows go on to the norm; the others move to the front of the next window.
     template <Viewable D, Viewable X, std::size_t updates>
     void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
-                  Mask mask, const LightAttentionParameters<const Scalar>& parameters,
+                  Mask mask, const LightAttentionParameters<const Scalar>& parameters, VectorView<const float> inv_freq,
                   const LightAttentionParameters<accumulate_t<Scalar>>& gradients,
                   const GradientEpilogue<Scalar, P, updates>& epilogue) const {
         const Chunks chunks = chunks_of(policy, x);
@@ -112,8 +120,10 @@ struct LightAttentionSchedule {
             const Index complete = chunk.is_last ? window : chunk.first + chunk.tokens - halo - begin;
             const auto d_window = TokensView<Scalar>::unchecked(d_qkv.data(), {chunk.sequences, window, 3 * inner()});
             attention_gradients(policy, d_window, saved, i, chunk, carried, chunk.of(d_out), chunk.of(x), mask,
-                                parameters, bias_of(by_distance), gradients);
+                                parameters, inv_freq, bias_of(by_distance), gradients);
             const Chunk done{chunk.sequence, chunk.sequences, begin, complete, chunk.is_last};
+            if (inv_freq)  // queries and keys: the first two thirds of the heads
+                rotary_vjp(policy, all_heads(first_tokens(d_window, complete)), 2 * heads, inv_freq, {{}, begin});
             norm_linear_vjp(policy, done.of(d_x), first_tokens(d_window, complete), done.of(x),
                             norm_with_clean_mask(parameters, done, mask), parameters.to_qkv, gradients.norm,
                             gradients.to_qkv, {}, done.of(epilogue));
@@ -128,13 +138,14 @@ private:
     template <Viewable D, Viewable X, typename Bias>
     void attention_gradients(const P& policy, TokensView<Scalar> d_window, const Activations& saved, Index i,
                              const Chunk& chunk, Index carried, const D& d_out, const X& x, Mask mask,
-                             const LightAttentionParameters<const Scalar>& parameters, const Bias& bias,
-                             const LightAttentionParameters<accumulate_t<Scalar>>& gradients) const {
+                             const LightAttentionParameters<const Scalar>& parameters, VectorView<const float> inv_freq,
+                             const Bias& bias, const LightAttentionParameters<accumulate_t<Scalar>>& gradients) const {
         const auto d_table = bias_gradient(gradients);
         const auto kv = kv_of(saved, chunk);
         const Mask mask_of_sequences = chunk.sequences_of(mask);
         if (saved.chunks.empty()) {
-            const auto q = norm_linear(policy, x, norm_with_clean_mask(parameters, chunk, mask), q_weight(parameters));
+            auto q = norm_linear(policy, x, norm_with_clean_mask(parameters, chunk, mask), q_weight(parameters));
+            if (inv_freq) rotary(policy, all_heads(q.view()), heads, inv_freq, {{}, chunk.first});
             projected_local_attention_vjp(policy, split(d_window, 3), attention, d_out, split_heads(q), kv,
                                           mask_of_sequences, chunk.first, carried, parameters.to_out, gradients.to_out,
                                           bias, d_table);
@@ -204,6 +215,9 @@ private:
     template <typename T>
     auto split_heads(const T& x) const {  // (b, n, h, dim_head)
         return x.view().reshape(std::array<Index, 4>{x.extent(0), x.extent(1), heads, dim_head});
+    }
+    auto all_heads(const TokensView<Scalar>& x) const {  // (b, n, 1, heads of a token, dim_head), for rotary
+        return x.reshape(std::array<Index, 5>{x.extent(0), x.extent(1), 1, x.extent(2) / dim_head, dim_head});
     }
     template <typename T>
     auto merge_heads(const T& x) const {  // (b, n, h · dim_head)
