@@ -8,6 +8,8 @@
 // expect: colt5: AttentionConfig.light_window_size must be at most 2^32
 // expect: colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv
 // expect: colt5: AttentionConfig.relative_position_num_buckets must be even and at least 4
+// expect: colt5: AttentionConfig.heavy_dim_head must be even for rotary_emb
+// expect: colt5: AttentionConfig.light_dim_head must be even for light_rotary_emb
 #include "wrong.hpp"
 
 template <colt5::AttentionConfig config>
@@ -32,8 +34,16 @@ constexpr Config odd{
     .dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .relative_position_num_buckets = wrong(33, 32)};
 constexpr Config near{
     .dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .relative_position_max_distance = wrong(8, 9)};
+constexpr Config odd_heavy{
+    .dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .heavy_dim_head = wrong(7, 8), .rotary_emb = true};
+constexpr Config odd_light{.dim = 8,
+                           .num_heavy_tokens_q = 2,
+                           .num_heavy_tokens_kv = 2,
+                           .light_dim_head = wrong(7, 8),
+                           .light_rotary_emb = true};
 
 static_assert(complete<Module<dim>> && complete<Module<num_heavy_tokens_q>> && complete<Module<num_heavy_tokens_kv>>);
 static_assert(complete<Module<light>> && complete<Module<heavy>> && complete<Module<window>>);
 static_assert(complete<Module<routed>> && complete<Module<endless>>);
 static_assert(complete<Module<odd>> && complete<Module<near>>);
+static_assert(complete<Module<odd_heavy>> && complete<Module<odd_light>>);

@@ -33,6 +33,7 @@
 // expect: colt5: no `relative_position_bias_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `rms_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `rms_norm_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `rotary` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `route_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `route_logits_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `scale` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -67,6 +68,7 @@
 #include <colt5/op/projected_local_attention.hpp>
 #include <colt5/op/relative_position_bias.hpp>
 #include <colt5/op/rms_norm.hpp>
+#include <colt5/op/rotary.hpp>
 #include <colt5/op/route_logits.hpp>
 #include <colt5/op/sinkhorn.hpp>
 #include <colt5/op/top_k.hpp>
@@ -114,6 +116,7 @@ void attention(const Cpu& policy, const Heads& q, const Tensor<float, Cpu, 1, 8,
     projected_local_attention_vjp(policy, d_qkv.view(), local, d_y, q, kv, {}, 0, 0, weight, d_weight);
     dense_attention_vjp(policy, dense_attention_forward(policy, q, dense_kv, {}, {}), q, q, dense_kv, {}, {});
     relative_position_bias_vjp(policy, {}, relative_position_bias(policy, {}, weight, 2), d_weight.view());
+    rotary(policy, d_qkv.view(), 2, Vector().const_view(), {});
     null_key_vjp(policy, d_null_kv, with_null_key(policy, dense_kv, d_y, {}, {}).kv, {});
 }
 

@@ -13,6 +13,7 @@
 #include "op/many_sequences.hpp"
 #include "op/norms.hpp"
 #include "op/null_tokens.hpp"
+#include "op/rotary.hpp"
 #include "op/routing.hpp"
 #include "op/sinkhorn.hpp"
 
@@ -45,6 +46,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("local attention of many heads", many_heads_case<T, P>, 3);
     add("dense attention", dense_attention_case<T, P>);
     add("null tokens", null_tokens_case<T, P>);
+    add("rotary", rotary_case<T, P>);
     add("many sequences", many_sequences_case<T, P>, 1);
     add("optimizer", optimizer_case<T, P>);
     add_of_modules("half a block, coordinate descent", half_block_case<by_descent_of_one_route, T, P>);
@@ -54,6 +56,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("block, cumulative softmax", block_case<by_softmax, T, P>);
     add_of_modules("block, Sinkhorn", block_case<by_sinkhorn, T, P>);
     add_of_modules("attention with null tokens", attention_case<attention_with_null_tokens, T, P>);
+    add_of_modules("attention with rotary embeddings", attention_case<attention_with_rotary, T, P>);
     add_of_modules("heavy attention alone", attention_case<heavy_attention_alone, T, P>);
     add_of_modules("cross attention", cross_case<cross_config, T, P>);
     add_of_modules("cross attention with null tokens", cross_case<cross_with_null_tokens, T, P>);

@@ -40,6 +40,19 @@ std::vector<double> all_values(const Object& object) {
     return values;
 }
 
+/// A (2, 3) module with a tensor that is not trained.
+struct WithBuffer : TinyModule<> {
+    VectorTensor<float, Cpu> frequencies;
+
+    WithBuffer() : TinyModule<>(::policy, 2, 3), frequencies(policy, {2}) { fill(policy, frequencies, 0.5); }
+    template <typename Visit, typename... Objects>
+    static void each_parameter(Visit&& visit, const std::string& prefix, Objects&... objects) {
+        TinyModule<>::each_parameter(visit, prefix, objects...);
+        if constexpr (requires { visit.buffer(prefix, objects.frequencies...); })
+            visit.buffer(prefix + "frequencies", objects.frequencies...);
+    }
+};
+
 /// The exception of loading the file into a (2, 3) module, after its name; the module must stay as it was.
 std::string complaint(const std::filesystem::path& path, const LoadOptions& options = {}) {
     TinyModule<> module(policy, 2, 3);
@@ -192,6 +205,29 @@ TEST_CASE("parameters: numbers beside parameters come back exactly, all or nothi
     CHECK(all_values(loaded) == all_values(saved));
     CHECK(loaded_seed == seed);
     CHECK(signed_calls == -3);
+}
+
+TEST_CASE("parameters: buffers come back, too, and stay as they were where a file has none") {
+    const TemporaryFolder folder;
+    WithBuffer saved, loaded;
+    fill(policy, saved.frequencies, 0.25);
+    save_parameters(policy, folder / "a", saved);
+    CHECK(SafetensorsFile(folder / "a").entry("frequencies").shape == std::vector<Index>{2});
+    load_parameters(policy, folder / "a", loaded);
+    CHECK(to_host(policy, loaded.frequencies) == std::vector<float>{0.25f, 0.25f});
+
+    save_parameters(policy, folder / "b", static_cast<const TinyModule<>&>(saved));
+    fill(policy, loaded.frequencies, 0.75);
+    load_parameters(policy, folder / "b", loaded);
+    CHECK(to_host(policy, loaded.frequencies) == std::vector<float>{0.75f, 0.75f});
+
+    write_zeros(
+        folder / "c",
+        {{"to_q.weight", DType::f32, {2, 3}}, {"norm.gamma", DType::f32, {3}}, {"frequencies", DType::f32, {3}}});
+    CHECK(message_of<FileError>([&] {
+              load_parameters(policy, folder / "c", loaded);
+          }).ends_with("tensor `frequencies` must have shape (2), but has (3)"));
+    CHECK(to_host(policy, loaded.frequencies) == std::vector<float>{0.75f, 0.75f});
 }
 
 TEST_CASE("parameters: a read that fails late changes nothing either") {

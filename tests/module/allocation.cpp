@@ -77,7 +77,12 @@ constexpr TransformerBlockConfig with(RouterType type) {
             .router_type = type,
             .router_kwargs = {.sinkhorn = {.n_iters = 2}}};
 }
-constexpr TransformerBlockConfig by_descent = with(RouterType::coor_descent), by_sinkhorn = with(RouterType::sinkhorn);
+constexpr TransformerBlockConfig by_descent = [] {
+    TransformerBlockConfig config = with(RouterType::coor_descent);
+    config.rotary_emb = config.light_rotary_emb = true;
+    return config;
+}();
+constexpr TransformerBlockConfig by_sinkhorn = with(RouterType::sinkhorn);
 constexpr CrossAttentionConfig cross_config{
     .dim = 16, .num_tokens_q = 40, .num_tokens_kv = 50, .dim_head = 8, .heads = 2, .kv_routing_tokens = 2};
 

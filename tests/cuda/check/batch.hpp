@@ -110,6 +110,8 @@ void check_modules_alone(Precision precision) {
             check.template operator()<by_sinkhorn>("block, Sinkhorn");
             with_self_attention(std::type_identity<ConditionalRoutedAttention<attention_with_null_tokens, T, Cuda>>(),
                                 "attention with null tokens", length, masked);
+            with_self_attention(std::type_identity<ConditionalRoutedAttention<attention_with_rotary, T, Cuda>>(),
+                                "attention with rotary embeddings", length, masked);
             with_self_attention(std::type_identity<ConditionalRoutedAttention<heavy_attention_alone, T, Cuda>>(),
                                 "heavy attention alone", length, masked);
             with_context(length, masked);

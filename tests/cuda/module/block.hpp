@@ -119,6 +119,12 @@ constexpr AttentionConfig with_null_tokens(bool has_light_attn) {
 }
 inline constexpr AttentionConfig attention_with_null_tokens = with_null_tokens(true),
                                  heavy_attention_alone = with_null_tokens(false);
+/// The same, and queries and keys know their positions.
+inline constexpr AttentionConfig attention_with_rotary = [] {
+    AttentionConfig config = with_null_tokens(true);
+    config.rotary_emb = config.light_rotary_emb = true;
+    return config;
+}();
 
 template <AttentionConfig config, typename T, typename P>
 Results attention_case(const P& policy, const Setting& setting) {
