@@ -32,10 +32,10 @@ constexpr AttentionConfig heavy_alone = [] {
     config.has_light_attn = false;
     return config;
 }();
-constexpr AttentionConfig with_null_tokens = [] {
+constexpr AttentionConfig with_all_options = [] {
     AttentionConfig config = with(RouterType::coor_descent, true, true, 2);
     config.use_null_kv = config.use_null_q_tokens = true;
-    config.multiply_keys_by_score = config.multiply_queries_by_score = true;
+    config.multiply_keys_by_score = config.multiply_queries_by_score = config.use_relative_position_bias = true;
     return config;
 }();
 constexpr AttentionConfig neither = with(RouterType::coor_descent, false, false, 2);
@@ -145,7 +145,7 @@ TEST_CASE("rotary: light attention is a loop over the window of rotated heads, h
 }
 
 TEST_CASE_TEMPLATE("rotary: gradients of attention by finite differences", Module, Attention<both>,
-                   Attention<light_only>, Attention<heavy_alone>, Attention<with_null_tokens>) {
+                   Attention<light_only>, Attention<heavy_alone>, Attention<with_all_options>) {
     const Cpu policy(1);
     Module module(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 9, 5}, 0, 0.7);
