@@ -110,6 +110,8 @@ def cases(quick, shrink):
     for n in (40000,) if quick else (10000, 40000):
         yield Case(f'many_tensors_{n}', 'many_tensors', 1, n, 1, backward=False, threads=1)
     yield Case('light_attention', 'light_attention', 2, piece, kernels=light_attention_kernels(2, piece, 512, **FLAGSHIP))
+    yield Case('light_attention_rotary', 'light_attention', 2, piece, numbers=(1,),
+               kernels=light_attention_kernels(2, piece, 512, **FLAGSHIP))
     yield Case('feed_forward', 'conditional_routed_feed_forward', 2, piece,
                kernels=feed_forward_kernels(2, piece, 512, **FLAGSHIP))
     yield block('small_block', 1, 256, 128)

@@ -155,7 +155,7 @@ class Package(Peer):
         x_shape = out_shape = (batch, length, width)
         call = None
         if program in MODULES:
-            module = MODULES[program](width)
+            module = MODULES[program](width, case['numbers'])
             mask = torch.ones(batch, length, dtype=torch.bool, device=DEVICE)
             call = lambda x: module(x, mask=mask)
         elif program == 'linear':
@@ -234,7 +234,8 @@ class Tuned(Peer):
         if program == 'conditional_routed_transformer_block':
             self.call = self.module = tuned.TunedBlock(width, tuned.LocalAttention(length, dtype, DEVICE), self.select)
         elif program == 'light_attention':
-            self.call = self.module = tuned.LightAttention(width, tuned.LocalAttention(length, dtype, DEVICE))
+            turn = tuned.Rotary(length, DEVICE) if any(numbers) else None
+            self.call = self.module = tuned.LightAttention(width, tuned.LocalAttention(length, dtype, DEVICE), turn)
         elif program == 'local_attention':
             self.call = tuned.LocalAttention(length, dtype, DEVICE)
         elif program == 'conditional_routed_feed_forward':

@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 import colt5_attention
+import local_attention.local_attention
+from local_attention.rotary import SinusoidalEmbeddings, rotate_half
 
 from common import write_safetensors
 
 
-def transformer_block(width):
+def transformer_block(width, _):
     if width == 128:
         return colt5_attention.ConditionalRoutedTransformerBlock(
             dim=128, num_heavy_attn_tokens_q=64, num_heavy_attn_tokens_kv=64, num_heavy_ff_tokens=64, light_dim_head=32,
@@ -30,11 +32,22 @@ def transformer_block(width):
         light_heads=8, light_window_size=128, heavy_dim_head=64, heavy_heads=8, light_ff_mult=0.5, heavy_ff_mult=4)
 
 
-def light_attention(width):
-    return colt5_attention.ConditionalRoutedAttention(width, num_heavy_tokens_q=1024, num_heavy_tokens_kv=1024).light_attn
+def rotate_three_windows(q, k, angles, scale):
+    """Queries stand in the middle window. local-attention takes them for the last one, which it shows to causal queries."""
+    turn = lambda x, angles: x * angles.cos() + rotate_half(x) * angles.sin()
+    window = q.shape[-2]
+    return turn(q, angles[window:2 * window]), turn(k, angles)
 
 
-def feed_forward(width):
+def light_attention(width, numbers):
+    light = colt5_attention.ConditionalRoutedAttention(width, num_heavy_tokens_q=1024, num_heavy_tokens_kv=1024).light_attn
+    if any(numbers):
+        light.attn_fn.rel_pos = SinusoidalEmbeddings(64)
+        local_attention.local_attention.apply_rotary_pos_emb = rotate_three_windows
+    return light
+
+
+def feed_forward(width, _):
     return colt5_attention.ConditionalRoutedFeedForward(width, num_heavy_tokens=1024)
 
 
@@ -50,7 +63,7 @@ class Case:
         self.x = torch.randn(batch, length, width)
         mask = torch.ones(batch, length, dtype=torch.bool)
         if program in MODULES:
-            self.module = MODULES[program](width)
+            self.module = MODULES[program](width, numbers)
             for name, parameter in self.module.named_parameters():
                 if name.endswith('routing_token') and not wide_logits:
                     parameter.data *= width ** -0.5

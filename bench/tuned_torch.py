@@ -207,14 +207,29 @@ class LocalAttention:
         return self.banded(qkv) if in_bands else self.flex(qkv)
 
 
+class Rotary:
+    """Rotary embedding of queries and keys, qkv (b, n, 3, h, dim_head)."""
+
+    def __init__(self, length, device):
+        frequencies = 10000 ** -(torch.arange(0, DIM_HEAD, 2, device=device) / DIM_HEAD)
+        angles = torch.arange(length, device=device)[:, None] * frequencies
+        self.cos, self.sin = angles.cos()[:, None, None], angles.sin()[:, None, None]
+
+    def __call__(self, qkv):
+        (low, high), v = qkv[:, :, :2].float().chunk(2, -1), qkv[:, :, 2:]
+        turned = torch.cat((low * self.cos - high * self.sin, high * self.cos + low * self.sin), -1)
+        return torch.cat((turned.to(qkv.dtype), v), 2)
+
+
 class LightAttention(nn.Module):
-    def __init__(self, dim, attend):
+    def __init__(self, dim, attend, turn=None):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * HEADS * DIM_HEAD, bias=False)
         self.to_out = nn.Linear(HEADS * DIM_HEAD, dim, bias=False)
         self.attend = attend
-        self.before = compiled(lambda x: self.to_qkv(self.norm(x)).unflatten(-1, (3, HEADS, DIM_HEAD)))
+        turn = turn or (lambda qkv: qkv)
+        self.before = compiled(lambda x: turn(self.to_qkv(self.norm(x)).unflatten(-1, (3, HEADS, DIM_HEAD))))
         self.after = compiled(lambda attended: self.to_out(attended.flatten(2)))
 
     def forward(self, x):

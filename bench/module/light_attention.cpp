@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
-// The light branch of the flagship block's attention.
+// The light branch of the flagship block's attention. Number: whether it has a rotary embedding.
 #include "../measure.hpp"
 
 int main(int argc, char** argv) {
     const bench::Inputs inputs(argc, argv);
     const bench::Policy& policy = inputs.policy;
     colt5::SeedSequence seeds(colt5::Seed{0});
-    colt5::LightAttention<bench::Scalar, bench::Policy> light(policy, seeds, 512, 8, 64, {.reach = 64});
+    colt5::LightAttention<bench::Scalar, bench::Policy> light(policy, seeds, 512, 8, 64, {.reach = 64}, {},
+                                                              inputs.number(0, 0) != 0);
     inputs.load(light);
     const bench::Tokens x = inputs.tokens("x"), d_out = inputs.tokens("d_out");
     const auto mask = bench::all_true_mask(policy, x.extent(0), x.extent(1));
