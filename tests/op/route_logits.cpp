@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <limits>
@@ -221,6 +222,44 @@ TEST_CASE("cosine_logits: the same bits with 1 and 2 threads, and for each seque
     CHECK(same_bits(by_two.second, by_one.second));
     for (Index b = 0; b < 3; ++b)
         CHECK(same_bits(cosine_logits(two, sequence(c.x, b), c.token, 8).logits, sequence(saved.logits, b)));
+}
+
+TEST_CASE("route_logits, cosine_logits: routing tokens of each sample give what each sample gives with them alone") {
+    const Cpu policy(2);
+    const std::array<Index, 4> shape{3, 2, 131, 17};
+    const Case<float> c(policy, shape);
+    const auto tokens = normal<float>(policy, std::array<Index, 3>{3, 2, 17}, 5);
+    const auto logits = route_logits(policy, c.x, tokens, scale);
+    const auto cosine = cosine_logits(policy, c.x, tokens, 8);
+    auto d_x = filled<float>(policy, c.x.shape(), 1), d_x_cosine = filled<float>(policy, c.x.shape(), 1);
+    auto d_tokens = filled<float>(policy, tokens.shape(), 2),
+         d_tokens_cosine = filled<float>(policy, tokens.shape(), 2);
+    route_logits_vjp(policy, d_x.view(), d_tokens.view(), c.d_logits, c.x, tokens, scale);
+    cosine_logits_vjp(policy, d_x_cosine.view(), d_tokens_cosine.view(), c.d_logits, cosine.logits, cosine.norms, c.x,
+                      tokens, 8);
+    for (Index b = 0; b < 3; ++b) {
+        const auto x = sequence(c.x, b), d_logits = sequence(c.d_logits, b);
+        HostTensor<float, 2> token(policy, {2, 17});
+        assign(policy, token, tokens.const_view()[b]);
+        CHECK(same_bits(sequence(logits, b), route_logits(policy, x, token, scale)));
+        const auto alone = cosine_logits(policy, x, token, 8);
+        CHECK(same_bits(sequence(cosine.logits, b), alone.logits));
+
+        const auto same_gradients = [&](const auto& of_batch, const auto& of_tokens, auto&& vjp) {
+            auto d = filled<float>(policy, x.shape(), 1);
+            auto d_token = filled<float>(policy, token.shape(), 2);
+            vjp(d.view(), d_token.view());
+            CHECK(same_bits(sequence(of_batch, b), d));
+            CHECK(std::equal(d_token.data(), d_token.data() + d_token.size(), of_tokens.const_view()[b].data()));
+        };
+        same_gradients(d_x, d_tokens,
+                       [&](auto d, auto d_token) { route_logits_vjp(policy, d, d_token, d_logits, x, token, scale); });
+        same_gradients(d_x_cosine, d_tokens_cosine, [&](auto d, auto d_token) {
+            cosine_logits_vjp(policy, d, d_token, d_logits, alone.logits, alone.norms, x, token, 8);
+        });
+    }
+    CHECK_THROWS_WITH_AS(route_logits(policy, sequence(c.x, 0), tokens),
+                         "colt5: `routing_token` must have shape (1, any, 17), but has (3, 2, 17)", ShapeError);
 }
 
 TEST_CASE("route_logits: errors name the argument and both shapes") {

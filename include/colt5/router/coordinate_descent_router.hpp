@@ -51,13 +51,15 @@ public:
 
     using Base::Base;
 
-    Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        return choose(policy, this->logits(policy, x, mask), mask, num_tokens);
+    Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
+                            TokensView<const Scalar> routing_tokens = {}) const {
+        return choose(policy, this->logits(policy, x, mask, routing_tokens), mask, num_tokens);
     }
 
-    Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        auto [logits, norms] = this->similarity(policy, x, mask);  // (b, r, n)
-        auto routing = choose(policy, logits, mask, num_tokens);   // (b, r, k)
+    Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
+                        TokensView<const Scalar> routing_tokens = {}) const {
+        auto [logits, norms] = this->similarity(policy, x, mask, routing_tokens);  // (b, r, n)
+        auto routing = choose(policy, logits, mask, num_tokens);                   // (b, r, k)
         return {std::move(routing), std::move(logits), std::move(norms), num_tokens};
     }
 

@@ -105,13 +105,15 @@ struct Evaluated {
     Routing<Logit, P> routing;
 };
 
-/// `forward` of a router if backward is to follow, otherwise `route`; x (b, n, d). Either has `.routing`.
-template <bool save, typename R, typename Scalar, Policy P>
-auto run_router(const R& router, const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) {
+/// `forward` of a router if backward is to follow, otherwise `route`; x (b, n, d), and of a LinearRouter perhaps
+/// routing tokens (b, r, d). Either has `.routing`.
+template <bool save, typename R, typename Scalar, Policy P, typename... RoutingTokens>
+auto run_router(const R& router, const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
+                const RoutingTokens&... routing_tokens) {
     if constexpr (save)
-        return router.forward(policy, x, mask, num_tokens);
+        return router.forward(policy, x, mask, num_tokens, routing_tokens...);
     else
-        return Evaluated<accumulate_t<Scalar>, P>{router.route(policy, x, mask, num_tokens)};
+        return Evaluated<accumulate_t<Scalar>, P>{router.route(policy, x, mask, num_tokens, routing_tokens...)};
 }
 
 /// A router of one routing token gives (b, 1, k): seen as (b, k).
@@ -160,6 +162,9 @@ concept Router = Policy<P> && std::constructible_from<R, const P&, SeedSequence&
 
 /// What routers have in common whose logits are linear in the tokens:  s = logit_scale · x · routing_token
 ///
+/// Routing tokens may also be given to a call, one set for each sample (b, r, d): then routing_token is not read and
+/// gets no gradient, theirs is added to `d_routing_tokens`.
+///
 /// With cosine_sim_routing x and the routing token are normalized before, see cosine_logits. Then the Activations have
 /// `logits` and `norms`, those of `similarity`, too.
 ///
@@ -191,7 +196,8 @@ public:
 
     template <typename Activations>
     void backward(const P& policy, const Activations& saved, TokensView<const Logit> d_scores,
-                  TokensView<const Scalar> x, Mask mask, TokensView<Scalar> d_x, Gradients& gradients) const {
+                  TokensView<const Scalar> x, Mask mask, TokensView<Scalar> d_x, Gradients& gradients,
+                  TokensView<const Scalar> routing_tokens = {}, TokensView<Logit> d_routing_tokens = {}) const {
         const auto& self = static_cast<const Self&>(*this);
         expect_parameters();
         expect_shape("gradients.routing_token", gradients.routing_token.shape(), routing_token.shape());
@@ -201,12 +207,17 @@ public:
         const auto d_logits = self.d_logits(policy, saved, d_scores, mask);
         const auto copy = clean_copy(policy, x, mask);
         const auto clean = copy ? copy.const_view() : x;
-        if constexpr (Self::cosine_sim_routing)
-            cosine_logits_vjp(policy, d_x, gradients.routing_token.view(), d_logits, saved.logits, saved.norms, clean,
-                              routing_token, Self::logit_scale);
+        const auto add = [&](const auto& tokens, auto d_tokens) {
+            if constexpr (Self::cosine_sim_routing)
+                cosine_logits_vjp(policy, d_x, d_tokens, d_logits, saved.logits, saved.norms, clean, tokens,
+                                  Self::logit_scale);
+            else
+                route_logits_vjp(policy, d_x, d_tokens, d_logits, clean, tokens, Self::logit_scale);
+        };
+        if (routing_tokens)
+            add(routing_tokens, d_routing_tokens);
         else
-            route_logits_vjp(policy, d_x, gradients.routing_token.view(), d_logits, clean, routing_token,
-                             Self::logit_scale);
+            add(routing_token, gradients.routing_token.view());
     }
 
     /// Throws ShapeError, which calls it `prefix` + its name, when a parameter does not fit the configuration.
@@ -220,22 +231,33 @@ public:
     }
 
 protected:
-    auto logits(const P& policy, TokensView<const Scalar> x, Mask mask) const {  // (b, r, n)
-        return similarity(policy, x, mask).logits;
+    auto logits(const P& policy, TokensView<const Scalar> x, Mask mask,
+                TokensView<const Scalar> routing_tokens) const {  // (b, r, n)
+        return similarity(policy, x, mask, routing_tokens).logits;
     }
     /// The logits (b, r, n), and with cosine_sim_routing the norms (b, n) that backward reads.
-    CosineLogits<Logit, P> similarity(const P& policy, TokensView<const Scalar> x, Mask mask) const {
+    CosineLogits<Logit, P> similarity(const P& policy, TokensView<const Scalar> x, Mask mask,
+                                      TokensView<const Scalar> routing_tokens) const {
         expect_parameters();
         expect_shape("x", x.shape(), {dynamic, dynamic, config.dim});
+        if (routing_tokens)
+            expect_shape("routing_tokens", routing_tokens.shape(),
+                         {x.extent(0), config.num_routing_tokens, config.dim});
         const auto copy = clean_copy(policy, x, mask);
         const auto clean = copy ? copy.const_view() : x;
-        if constexpr (Self::cosine_sim_routing)
-            return cosine_logits(policy, clean, routing_token, Self::logit_scale);
-        else
-            return {route_logits(policy, clean, routing_token, Self::logit_scale), {}};
+        return routing_tokens ? similarity_to(policy, clean, routing_tokens)
+                              : similarity_to(policy, clean, routing_token);
     }
 
 private:
+    template <typename Tokens>
+    static CosineLogits<Logit, P> similarity_to(const P& policy, TokensView<const Scalar> x, const Tokens& tokens) {
+        if constexpr (Self::cosine_sim_routing)
+            return cosine_logits(policy, x, tokens, Self::logit_scale);
+        else
+            return {route_logits(policy, x, tokens, Self::logit_scale), {}};
+    }
+
     /// Where masked tokens take part: of a policy that cleans padding as it reads, the clean tokens; otherwise nothing.
     static TokensTensor<Scalar, P> clean_copy([[maybe_unused]] const P& policy,
                                               [[maybe_unused]] TokensView<const Scalar> x, [[maybe_unused]] Mask mask) {

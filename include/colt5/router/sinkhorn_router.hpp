@@ -127,12 +127,14 @@ public:
     SinkhornRouter(const P& policy, SeedSequence& seeds)
         : Base(policy, seeds), noise(GumbelNoise<Logit>::seeded(seeds.next_seed())) {}
 
-    Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        return choose(policy, x, mask, num_tokens, false).routing;
+    Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
+                            TokensView<const Scalar> routing_tokens = {}) const {
+        return choose(policy, x, mask, num_tokens, routing_tokens, false).routing;
     }
 
-    Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        Activations saved = choose(policy, x, mask, num_tokens, true);
+    Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
+                        TokensView<const Scalar> routing_tokens = {}) const {
+        Activations saved = choose(policy, x, mask, num_tokens, routing_tokens, true);
         ++noise.calls;
         return saved;
     }
@@ -153,9 +155,10 @@ public:
     }
 
 private:
-    Activations choose(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens, bool training) const {
+    Activations choose(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
+                       TokensView<const Scalar> routing_tokens, bool training) const {
         Activations saved;
-        auto [logits, norms] = this->similarity(policy, x, mask);
+        auto [logits, norms] = this->similarity(policy, x, mask, routing_tokens);
         saved.logits = std::move(logits);  // (b, r, n)
         saved.norms = std::move(norms);
         const auto [batch, routes, length] = saved.logits.shape();

@@ -96,6 +96,12 @@ Results routing_case(const P& policy, const Setting& setting) {
                       8);
     record("d_x of cosine_logits", d_x_cosine);
     record.in_float("d_token of cosine_logits", d_token_cosine);
+    const auto tokens = draw.values(std::array{batch, routes, dim});
+    record.in_float("route_logits of samples", route_logits(policy, x, tokens, 0.5));
+    auto d_tokens = draw.sums(std::array{batch, routes, dim});
+    route_logits_vjp(policy, d_x.view(), d_tokens.view(), d_logits, x, tokens, 0.5);
+    record("d_x of route_logits of samples", d_x);
+    record.in_float("d_tokens of samples", d_tokens);
     return record.results;
 }
 
