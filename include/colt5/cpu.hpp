@@ -31,6 +31,7 @@
 #include <colt5/cpu/relative_position_bias.hpp>
 #include <colt5/cpu/rms_norm.hpp>
 #include <colt5/cpu/rotary.hpp>
+#include <colt5/cpu/route_blocks.hpp>
 #include <colt5/cpu/route_logits.hpp>
 #include <colt5/cpu/sinkhorn.hpp>
 #include <colt5/cpu/top_k.hpp>

@@ -29,6 +29,7 @@
 #include <colt5/cuda/projected_local_attention.cuh>
 #include <colt5/cuda/rms_norm.cuh>
 #include <colt5/cuda/rotary.cuh>
+#include <colt5/cuda/route_blocks.cuh>
 #include <colt5/cuda/route_logits.cuh>
 #include <colt5/cuda/sinkhorn.cuh>
 #include <colt5/cuda/top_k.cuh>

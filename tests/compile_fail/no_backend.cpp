@@ -1,47 +1,51 @@
 // SPDX-License-Identifier: MIT
 // expect: colt5: no `adamw` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `assign` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `coordinate_descent` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `coordinate_descent_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `cosine_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `coordinate_descent` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `cosine_logits_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `cumulative_softmax` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `cosine_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `cumulative_softmax_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `dense_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `cumulative_softmax` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `dense_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `feed_forward` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `dense_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `feed_forward_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `gather` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `feed_forward` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `gather_mask` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `gather` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `gumbel_noise` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `layer_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `layer_norm_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `layer_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `linear_add` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `linear_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `local_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `local_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `norm_linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `local_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `merge_blocks` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `norm_linear_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `norm_linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `null_key_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `null_query_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `pad_sequences` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `padding_is_finite` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `pick_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `place_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `projected_local_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `relative_position_bias` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `relative_position_bias_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `rms_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `relative_position_bias` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `rms_norm_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `rotary` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `route_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `rms_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `route_logits_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `route_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `scale` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `scatter` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `scatter_mean_weights` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `scatter` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `short_rows` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `sinkhorn` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `sinkhorn_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `sinkhorn` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `split_blocks` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `straight_through_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `sum_of_squares` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -69,6 +73,7 @@
 #include <colt5/op/relative_position_bias.hpp>
 #include <colt5/op/rms_norm.hpp>
 #include <colt5/op/rotary.hpp>
+#include <colt5/op/route_blocks.hpp>
 #include <colt5/op/route_logits.hpp>
 #include <colt5/op/sinkhorn.hpp>
 #include <colt5/op/top_k.hpp>

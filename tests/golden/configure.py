@@ -54,6 +54,8 @@ HEAD_OPTIONS = {  # of version 0.11, which has one router
     'ConditionalRoutedFeedForward': {},
     'ConditionalRoutedAttention': {**NULL_TOKENS, 'has_light_attn': boolean, 'multiply_queries_by_score': boolean, 'rotary_emb': boolean},
     'ConditionalRoutedCrossAttention': NULL_TOKENS,
+    'ConditionalRoutedAttention': {**NULL_TOKENS, 'has_light_attn': boolean, 'multiply_queries_by_score': boolean},
+    'ConditionalRoutedCrossAttention': {**NULL_TOKENS, 'route_block_size': integer},
     'ConditionalRoutedTransformerBlock': {**NULL_TOKENS, 'multiply_queries_by_score': boolean},
 }
 ATTENTION = dict.fromkeys(('num_routed_kv', 'light_dim_head', 'light_heads', 'light_window_size', 'heavy_dim_head', 'heavy_heads'), integer)

@@ -37,15 +37,20 @@ class ConditionalRoutedCrossAttention
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
     using Out = TokensTensor<Scalar, P>;
-    template <Index num_routing_tokens>
+    template <Index num_routing_tokens, RouterKwargs kwargs = config.router_kwargs>
     using RouterOfRoutes = RouterTemplate<RouterConfig{.dim = config.dim,
                                                        .num_routing_tokens = num_routing_tokens,
                                                        .straight_through = config.router_straight_through,
                                                        .router_type = config.router_type,
-                                                       .kwargs = config.router_kwargs},
+                                                       .kwargs = kwargs},
                                           Scalar, P>;
     using QRouter = RouterOfRoutes<1>;
-    using KVRouter = RouterOfRoutes<config.kv_routing_tokens>;
+    static constexpr RouterKwargs kv_router_kwargs = [] {
+        RouterKwargs kwargs = config.router_kwargs;
+        if (config.route_block_size != 0) kwargs.route_block_size = config.route_block_size;
+        return kwargs;
+    }();
+    using KVRouter = RouterOfRoutes<config.kv_routing_tokens, kv_router_kwargs>;
     static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
 
     using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias>;

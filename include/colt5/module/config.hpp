@@ -59,6 +59,7 @@ struct CrossAttentionConfig {
     RouterType router_type = RouterType::coor_descent;
     RouterKwargs router_kwargs{};
     Index kv_routing_tokens = 1;
+    Index route_block_size = 0;  ///< the context is routed in blocks of so many tokens; 0: as router_kwargs say
     bool use_null_kv = false;        ///< a learned key and value that every query of the heavy branch sees
     bool use_null_q_tokens = false;  ///< a learned output of the heavy branch for tokens that are no query of it
     bool masked_tokens_get_null_q = false;

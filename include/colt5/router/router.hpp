@@ -70,6 +70,7 @@ struct SinkhornKwargs {
 
 /// The reference's router_kwargs, for each of its routers; a router reads its own.
 struct RouterKwargs {
+    Index route_block_size = 0;  ///< routes in blocks of so many tokens, see BlockRouter; 0: the sequence as a whole
     CoordinateDescentKwargs coor_descent{};
     CumulativeSoftmaxKwargs cum_softmax{};
     SinkhornKwargs sinkhorn{};

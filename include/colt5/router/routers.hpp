@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <colt5/router/block_router.hpp>
 #include <colt5/router/coordinate_descent_router.hpp>
 #include <colt5/router/differentiable_top_k_router.hpp>
 #include <colt5/router/sinkhorn_router.hpp>
@@ -27,9 +28,23 @@ struct RouterOf<RouterType::sinkhorn> {
     using type = SinkhornRouter<config, Scalar, P>;
 };
 
-/// The router that a configuration names, which is what modules route with unless they are given another template. It
-/// is one template for all configurations: g++ 12 fails where the template itself depends on a template parameter.
+namespace detail {
+template <typename Inner, Index block_size, typename Scalar, typename P>
+struct InBlocks {
+    using type = BlockRouter<Inner, block_size, Scalar, P>;
+};
+template <typename Inner, typename Scalar, typename P>
+struct InBlocks<Inner, 0, Scalar, P> {
+    using type = Inner;
+};
+}  // namespace detail
+
+/// The router that a configuration names, in blocks if it says so, which is what modules route with unless they are
+/// given another template. It is one template for all configurations: g++ 12 fails where the template itself depends on
+/// a template parameter.
 template <RouterConfig config, typename Scalar, typename P>
-using ConfiguredRouter = typename RouterOf<config.router_type>::template type<config, Scalar, P>;
+using ConfiguredRouter =
+    typename detail::InBlocks<typename RouterOf<config.router_type>::template type<config, Scalar, P>,
+                              config.kwargs.route_block_size, Scalar, P>::type;
 
 }  // namespace colt5

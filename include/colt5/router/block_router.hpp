@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include <colt5/expr/expr.hpp>
+#include <colt5/op/route_blocks.hpp>
+#include <colt5/op/zero.hpp>
+#include <colt5/router/router.hpp>
+
+namespace colt5 {
+
+/// Routes in blocks of the sequence, each by `Inner`, a router of its own right: every block of block_size tokens gives
+/// its share of the tokens that are asked for, so that no part of a sequence is left out (route_block_size of the
+/// reference). A last block may be shorter; together the blocks give exactly as many tokens as are asked for, see
+/// RouteBlocks.
+///
+/// Where the length is no multiple of block_size, the tokens are copied with padding behind them.
+template <typename Inner, Index block_size, typename Scalar, typename P>
+class BlockRouter {
+    static_assert(block_size >= 1, "colt5: route_block_size must be at least 1");
+    using Logit = accumulate_t<Scalar>;
+
+public:
+    static constexpr bool picks_repeat = Inner::picks_repeat;
+    using Gradients = typename Inner::Gradients;
+
+    Inner inner;
+
+    BlockRouter(const P& policy, SeedSequence& seeds) : inner(policy, seeds) {}
+
+    struct Activations {
+        Routing<Logit, P> routing;
+        RouterActivations<Inner, Scalar, P> inner;
+    };
+
+    Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
+        const RouteBlocks blocks = blocks_of(x, num_tokens);
+        const Blocked in(policy, x, mask, blocks);
+        return merged(policy, blocks, x, inner.route(policy, in.x, in.mask, blocks.picks_of_block()));
+    }
+
+    Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
+        const RouteBlocks blocks = blocks_of(x, num_tokens);
+        const Blocked in(policy, x, mask, blocks);
+        auto saved = inner.forward(policy, in.x, in.mask, blocks.picks_of_block());
+        auto routing = merged(policy, blocks, x, saved.routing);
+        return {std::move(routing), std::move(saved)};
+    }
+
+    void backward(const P& policy, const Activations& saved, TokensView<const Logit> d_scores,
+                  TokensView<const Scalar> x, Mask mask, TokensView<Scalar> d_x, Gradients& gradients) const {
+        expect_shape("d_x", d_x.shape(), x.shape());
+        const RouteBlocks blocks = blocks_of(x, d_scores.extent(2));
+        const Blocked in(policy, x, mask, blocks);
+        const auto d_block_scores = split_blocks(policy, blocks, d_scores);
+        const auto to = [&](TokensView<Scalar> d_blocks) {
+            inner.backward(policy, saved.inner, d_block_scores.const_view(), in.x, in.mask, d_blocks, gradients);
+        };
+        if (!in.padded) return to(d_x.reshape(in.x.shape()));
+        TokensTensor<Scalar, P> d_padded(policy, in.padded.shape());
+        set_zero(policy, d_padded);
+        to(d_padded.view().reshape(in.x.shape()));
+        for (Index b = 0; b < x.extent(0); ++b)
+            assign(policy, d_x[b], d_x[b] + d_padded.const_view()[b].range(0, blocks.length));
+    }
+
+    void expect_parameters(std::string_view prefix = "") const requires requires(const Inner& router) {
+        router.expect_parameters("");
+    }
+    { inner.expect_parameters(prefix); }
+
+    template <typename F, typename... R>
+    static void each_parameter(F&& f, const std::string& prefix, R&... routers) {
+        Inner::each_parameter(f, prefix, inner_of(routers)...);
+    }
+
+private:
+    static RouteBlocks blocks_of(TokensView<const Scalar> x, Index num_tokens) {
+        const Index length = x.extent(1);
+        return {length, std::clamp(length, Index{1}, block_size), std::min(num_tokens, length)};
+    }
+
+    /// Tokens (b · blocks, block_size, d) and their mask, which is absent where all are real.
+    struct Blocked {
+        TokensTensor<Scalar, P> padded;                          // (b, blocks · size, d), where it differs from x
+        Tensor<bool, P, dynamic, dynamic, dynamic> padded_mask;  // (b, blocks · size, 1)
+        TokensView<const Scalar> x;
+        Mask mask;
+
+        Blocked(const P& policy, TokensView<const Scalar> tokens, Mask real, const RouteBlocks& blocks)
+            : x(tokens), mask(real) {
+            const Index batch = tokens.extent(0), length = blocks.count() * blocks.size, d = tokens.extent(2);
+            const std::array<Index, 2> rows{batch * blocks.count(), blocks.size};
+            if (length != blocks.length) {
+                padded = {policy, {batch, length, d}};
+                padded_mask = {policy, {batch, length, 1}};
+                pad_sequences(policy, padded.view(), tokens, blocks.length);
+                const auto real_column =
+                    real ? real.reshape(std::array<Index, 3>{batch, blocks.length, 1}) : TokensView<const bool>();
+                pad_sequences(policy, padded_mask.view(), real_column, blocks.length);
+                x = padded.const_view();
+                mask = padded_mask.const_view().reshape(rows);
+            } else if (real) {
+                mask = real.reshape(rows);
+            }
+            x = x.reshape(std::array<Index, 3>{rows[0], rows[1], d});
+        }
+    };
+
+    static Routing<Logit, P> merged(const P& policy, const RouteBlocks& blocks, TokensView<const Scalar> x,
+                                    const Routing<Logit, P>& routing) {
+        auto [indices, scores] = merge_blocks(policy, blocks, x.extent(0), routing.indices, routing.scores);
+        return {std::move(indices), std::move(scores)};
+    }
+    template <typename R>
+    static auto& inner_of(R& router) {
+        if constexpr (requires { router.inner; })
+            return router.inner;
+        else
+            return router;
+    }
+};
+
+}  // namespace colt5

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <array>
+#include <set>
+
+#include <colt5/colt5.hpp>
+
+#include "checks.hpp"
+#include "support/tensors.hpp"
+
+using namespace colt5;
+using namespace support;
+
+namespace {
+
+constexpr RouterConfig of_blocks(RouterType type, Index route_block_size) {
+    return {.dim = 5,
+            .num_routing_tokens = 2,
+            .straight_through = false,
+            .router_type = type,
+            .kwargs = {.route_block_size = route_block_size}};
+}
+/// A router in blocks of 8 tokens, and the same router of whole sequences.
+template <typename In, typename Of>
+struct Pair {
+    using InBlocks = In;
+    using Whole = Of;
+};
+template <RouterConfig in_blocks, RouterConfig whole>
+using PairOf = Pair<ConfiguredRouter<in_blocks, double, Cpu>, ConfiguredRouter<whole, double, Cpu>>;
+using CoorDescent = PairOf<of_blocks(RouterType::coor_descent, 8), of_blocks(RouterType::coor_descent, 0)>;
+using CumSoftmax = PairOf<of_blocks(RouterType::cum_softmax, 8), of_blocks(RouterType::cum_softmax, 0)>;
+using Gumbel = PairOf<of_blocks(RouterType::sinkhorn, 8), of_blocks(RouterType::sinkhorn, 0)>;
+
+static_assert(Router<CoorDescent::InBlocks, double, Cpu>);
+static_assert(Router<CumSoftmax::InBlocks, double, Cpu>);
+static_assert(Router<Gumbel::InBlocks, double, Cpu>);
+static_assert(!IsLinearRouter<CoorDescent::InBlocks> && IsLinearRouter<CoorDescent::Whole>);
+
+/// (batch, length): true where is_real(b, i)
+template <typename F>
+HostTensor<bool, 2> mask_of(const Cpu& policy, Index batch, Index length, F&& is_real) {
+    HostTensor<bool, 2> mask(policy, {batch, length});
+    for (Index b = 0; b < batch; ++b)
+        for (Index i = 0; i < length; ++i) mask.view()(b, i) = is_real(b, i);
+    return mask;
+}
+
+template <typename R>
+void without_sinkhorn_noise(R& router) {
+    if constexpr (requires { router.inner.noise; })
+        router.inner.noise.source = GumbelNoise<double>::Source::none;
+    else if constexpr (requires { router.noise; })
+        router.noise.source = GumbelNoise<double>::Source::none;
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("BlockRouter: each block is routed as a sequence of its own", Type, CoorDescent, CumSoftmax,
+                   Gumbel) {
+    const Cpu policy(1);
+    auto router = make_router<typename Type::InBlocks>(policy);
+    auto of_block = make_router<typename Type::Whole>(policy);
+    without_sinkhorn_noise(router);
+    without_sinkhorn_noise(of_block);
+    const auto x = normal<double>(policy, std::array<Index, 3>{2, 24, 5}, 1);
+    const auto with_mask = mask_of(policy, 2, 24, [](Index b, Index i) { return b == 0 || i < 21; });
+    const auto routing = router.route(policy, x.const_view(), with_mask.const_view(), 9);  // 3 of each block
+    REQUIRE(routing.indices.shape() == std::array<Index, 3>{2, 2, 9});
+    for (Index b = 0; b < 2; ++b)
+        for (Index j = 0; j < 3; ++j) {
+            const auto tokens = x.const_view()[b].range(8 * j, 8).reshape(std::array<Index, 3>{1, 8, 5});
+            const auto real = with_mask.const_view()[b].range(8 * j, 8).reshape(std::array<Index, 2>{1, 8});
+            const auto alone = of_block.route(policy, tokens, real, 3);
+            for (Index r = 0; r < 2; ++r)
+                for (Index i = 0; i < 3; ++i) {
+                    CHECK(routing.indices.const_view()(b, r, 3 * j + i) == alone.indices.const_view()(0, r, i) + 8 * j);
+                    CHECK(routing.scores.const_view()(b, r, 3 * j + i) == alone.scores.const_view()(0, r, i));
+                }
+        }
+}
+
+TEST_CASE("BlockRouter: exactly as many tokens as asked for, shared out to all blocks, the last partial one included") {
+    const Cpu policy(1);
+    const auto router = make_router<CoorDescent::InBlocks>(policy);
+    for (const Index length : {1, 7, 8, 9, 16, 21, 24, 39, 40})
+        for (const Index wanted : {1, 2, 3, 5, 8, 13, 21, 40, 50}) {
+            CAPTURE(length);
+            CAPTURE(wanted);
+            const Index k = std::min(wanted, length);
+            const auto x = normal<double>(policy, std::array<Index, 3>{2, length, 5}, 1);
+            const auto routing = router.route(policy, x.const_view(), {}, wanted);
+            REQUIRE(routing.indices.shape() == std::array<Index, 3>{2, 2, k});
+            for (Index row = 0; row < 4; ++row) {
+                const TokenIndex* const indices = routing.indices.data() + row * k;
+                const std::set<TokenIndex> distinct(indices, indices + k);
+                CHECK(static_cast<Index>(distinct.size()) == k);
+                CHECK(*distinct.begin() >= 0);
+                CHECK(*distinct.rbegin() < length);
+                for (Index begin = 0; begin < length; begin += 8) {
+                    const Index size = std::min(Index{8}, length - begin);
+                    const auto here = std::count_if(indices, indices + k,
+                                                    [&](TokenIndex i) { return i >= begin && i < begin + size; });
+                    CHECK(std::abs(static_cast<double>(here) -
+                                   static_cast<double>(k * size) / static_cast<double>(length)) < 1);
+                }
+            }
+        }
+}
+
+TEST_CASE_TEMPLATE("BlockRouter: gradients are those of finite differences, in whole and in partial blocks", Type,
+                   CoorDescent, CumSoftmax, Gumbel) {
+    const Cpu policy(1);
+    auto router = make_router<typename Type::InBlocks>(policy);
+    const auto forward = [&](const auto& x, Mask mask, Index k) {
+        if constexpr (requires { router.inner.noise; }) router.inner.noise.calls = 0;  // the same noise every time
+        return router.forward(policy, x.const_view(), mask, k);
+    };
+    for (const Index length : {5, 16, 19}) {
+        CAPTURE(length);
+        auto x = normal<double>(policy, std::array<Index, 3>{2, length, 5}, 1, 0.3);
+        const auto with_mask = mask_of(policy, 2, length, [&](Index b, Index i) { return b == 0 || i + 2 < length; });
+        const Index k = 5;
+        const auto d_scores = normal<double>(policy, std::array<Index, 3>{2, 2, k}, 2);
+        const auto saved = forward(x, with_mask.const_view(), k);
+        typename Type::InBlocks::Gradients gradients{filled<double>(policy, router.inner.routing_token.shape(), 0)};
+        auto d_x = filled<double>(policy, x.shape(), 0);
+        router.backward(policy, saved, d_scores.const_view(), x.const_view(), with_mask.const_view(), d_x.view(),
+                        gradients);
+        const auto loss = [&] { return inner(d_scores, forward(x, with_mask.const_view(), k).routing.scores); };
+        CHECK(relative_error(d_x, finite_differences(policy, x, loss)) <= 1e-5);
+        CHECK(relative_error(gradients.routing_token, finite_differences(policy, router.inner.routing_token, loss)) <=
+              1e-5);
+    }
+}
+
+TEST_CASE(
+    "BlockRouter: in modules, a batch gives what each sample gives alone, and parameters have the reference's names") {
+    const Cpu policy(2);
+    constexpr FeedForwardConfig config{
+        .dim = 16, .num_heavy_tokens = 7, .router_straight_through = false, .router_kwargs = {.route_block_size = 8}};
+    const ConditionalRoutedFeedForward<config, float, Cpu> module(policy, Seed{1});
+    std::set<std::string> names;
+    module.each_parameter([&](const std::string& name, const auto&) { names.insert(name); }, "", module);
+    CHECK(names.contains("router.routing_token"));
+    const auto x = normal<float>(policy, std::array<Index, 3>{3, 21, 16}, 0);
+    const auto d_out = normal<float>(policy, x.shape(), 1);
+    auto gradients = module.make_gradients();
+    const auto saved = module.forward(x);
+    const auto d_x = module.backward(saved, d_out, gradients);
+    for (Index b = 0; b < 3; ++b) {
+        const auto one = sequence(x, b);
+        const auto alone = module.forward(one);
+        CHECK(same_bits(alone.out, sequence(saved.out, b)));
+        auto d = module.make_gradients();
+        CHECK(same_bits(module.backward(alone, sequence(d_out, b), d), sequence(d_x, b)));
+    }
+}
