@@ -34,9 +34,8 @@
 // expect: colt5: no `relative_position_bias_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `relative_position_bias` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `rms_norm_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `rotary` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
-// expect: colt5: no `route_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `rms_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `rotary` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `route_logits_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `route_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `scale` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -148,5 +147,8 @@ void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<T
     place_scores(policy, pick_scores<float>(policy, x, indices, mask), indices, mask, 8);
     straight_through_scores(policy, x, indices, mask);
     set_short_scores(policy, y.view(), indices, mask, 2);
+    const RouteBlocks blocks{8, 4, 2};
+    pad_sequences(policy, y.view(), x.const_view(), 4);
+    split_blocks(policy, blocks, merge_blocks(policy, blocks, 1, indices, x).scores);
     null_query_vjp(policy, d_null_token, x, unrouted_tokens(policy, flat, mask, 8).const_view());
 }

@@ -60,6 +60,8 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("heavy attention alone", attention_case<heavy_attention_alone, T, P>);
     add_of_modules("cross attention", cross_case<cross_config, T, P>);
     add_of_modules("cross attention with null tokens", cross_case<cross_with_null_tokens, T, P>);
+    add_of_modules("cross attention routed by what the queries ask for", cross_case<cross_conditioned, T, P>);
+    add_of_modules("cross attention, context routed in blocks", cross_case<cross_in_blocks, T, P>);
     add_of_modules("training", training_case<T, P>);
     return all;
 }

@@ -53,8 +53,6 @@ NULL_TOKENS = dict.fromkeys(('use_null_q_tokens', 'multiply_keys_by_score'), boo
 HEAD_OPTIONS = {  # of version 0.11, which has one router
     'ConditionalRoutedFeedForward': {},
     'ConditionalRoutedAttention': {**NULL_TOKENS, 'has_light_attn': boolean, 'multiply_queries_by_score': boolean, 'rotary_emb': boolean},
-    'ConditionalRoutedCrossAttention': NULL_TOKENS,
-    'ConditionalRoutedAttention': {**NULL_TOKENS, 'has_light_attn': boolean, 'multiply_queries_by_score': boolean},
     'ConditionalRoutedCrossAttention': {**NULL_TOKENS, 'route_block_size': integer},
     'ConditionalRoutedTransformerBlock': {**NULL_TOKENS, 'multiply_queries_by_score': boolean},
 }

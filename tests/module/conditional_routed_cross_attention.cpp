@@ -19,6 +19,22 @@ constexpr CrossAttentionConfig with(RouterType type, bool straight_through) {
             .kv_routing_tokens = 2};
 }
 constexpr CrossAttentionConfig soft = with(RouterType::coor_descent, false);
+constexpr CrossAttentionConfig conditioned = [] {
+    CrossAttentionConfig config = soft;
+    config.condition_kv_routing_on_queries = true;
+    return config;
+}();
+constexpr CrossAttentionConfig conditioned_by_cosine = [] {
+    CrossAttentionConfig config = conditioned;
+    config.router_type = RouterType::cum_softmax;
+    config.router_kwargs.cum_softmax = {.temperature = 3, .cosine_sim_routing = true};
+    return config;
+}();
+constexpr CrossAttentionConfig in_blocks = [] {
+    CrossAttentionConfig config = soft;
+    config.route_block_size = 3;
+    return config;
+}();
 constexpr CrossAttentionConfig by_sinkhorn = with(RouterType::sinkhorn, false);
 template <CrossAttentionConfig config, typename Scalar = double>
 using Cross = ConditionalRoutedCrossAttention<config, Scalar, Cpu>;
@@ -40,9 +56,11 @@ void check_cross_gradients(Module& module, TokensTensor<double, Cpu>& x, TokensT
 
 }  // namespace
 
-TEST_CASE("ConditionalRoutedCrossAttention: gradients by finite differences, queries and context routed or not") {
+TEST_CASE_TEMPLATE(
+    "ConditionalRoutedCrossAttention: gradients by finite differences, queries and context routed or not", Module,
+    Cross<soft>, Cross<conditioned>, Cross<conditioned_by_cosine>, Cross<in_blocks>) {
     const Cpu policy(1);
-    Cross<soft> module(policy, Seed{1});
+    Module module(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 7, 5}, 0, 0.7);
     auto context = normal<double>(policy, std::array<Index, 3>{2, 8, 5}, 1, 0.7);
     const auto mask = mask_of_lengths(policy, {5, 2}, 7);
@@ -95,6 +113,27 @@ TEST_CASE("ConditionalRoutedCrossAttention: values, queries and context routed o
                 }
             CHECK(relative_error(out, expected) <= 1e-12);
         }
+}
+
+TEST_CASE(
+    "ConditionalRoutedCrossAttention: conditioned on the queries, other queries route other tokens of the context") {
+    const Cpu policy(1);
+    const Cross<conditioned> module(policy, Seed{1});
+    Cross<soft> plain(policy, Seed{1});
+    const auto x = normal<double>(policy, std::array<Index, 3>{2, 7, 5}, 0);
+    const auto other = normal<double>(policy, x.shape(), 7);
+    const auto context = normal<double>(policy, std::array<Index, 3>{2, 60, 5}, 1);
+    const auto chosen = [&](const auto& of, const auto& queries) {
+        const auto saved = of.forward(queries, context);
+        return support::copy_of(policy, saved.routed_kv->routing.indices);
+    };
+    CHECK(same_bits(chosen(plain, x), chosen(plain, other)));
+    CHECK(!same_bits(chosen(module, x), chosen(module, other)));
+    // attention that gives zeros leaves the learned routing tokens
+    Cross<conditioned> zeros(policy, Seed{1});
+    fill(policy, zeros.kv_routing_tokens.attn.to_out.weight, 0);
+    CHECK(same_bits(chosen(zeros, x), chosen(plain, x)));
+    CHECK(same_bits(zeros(x, context), plain(x, context)));
 }
 
 TEST_CASE("ConditionalRoutedCrossAttention: Sinkhorn routing works, its gradients are those of finite differences") {

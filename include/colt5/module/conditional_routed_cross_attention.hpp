@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <colt5/module/conditioned_routing_tokens.hpp>
 #include <colt5/module/config.hpp>
 #include <colt5/module/heavy_attention.hpp>
 #include <colt5/module/module.hpp>
@@ -14,7 +15,8 @@ namespace colt5 {
 /// Queries are routed if there are more than num_tokens_q of them, the context if it is longer than num_tokens_kv.
 /// Queries that were not chosen get zeros, or with use_null_q_tokens a learned token, masked queries zeros; what is not
 /// finite in masked tokens counts as 0. Keys and values come from the context (the reference's 0.2.3 gathers them from
-/// the queries), with kv_routing_tokens routes, each for its share of the heads.
+/// the queries), with kv_routing_tokens routes, each for its share of the heads. With condition_kv_routing_on_queries
+/// what is routed of the context depends on the queries, see ConditionedRoutingTokens.
 template <CrossAttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedCrossAttention
@@ -54,11 +56,16 @@ public:
     static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
 
     using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias>;
+    static_assert(!config.condition_kv_routing_on_queries || IsLinearRouter<KVRouter>,
+                  "colt5: CrossAttentionConfig.condition_kv_routing_on_queries needs a LinearRouter, without blocks");
+    using RoutingTokens = std::conditional_t<config.condition_kv_routing_on_queries,
+                                             ConditionedRoutingTokens<Scalar, P>, LearnedRoutingTokens>;
 
     VectorTensor<Scalar, P> null_q_token;  // (d), or empty
     QRouter q_router;
     KVRouter kv_router;
     Heavy heavy_attn;
+    RoutingTokens kv_routing_tokens;  // empty, unless they are conditioned on the queries
 
     struct Gradients {
         using Module = ConditionalRoutedCrossAttention;
@@ -66,6 +73,7 @@ public:
         typename QRouter::Gradients q_router;
         typename KVRouter::Gradients kv_router;
         typename Heavy::Gradients heavy_attn;
+        typename RoutingTokens::Gradients kv_routing_tokens;
     };
 
     /// What there is between the inputs and the output; RoutedQ and RoutedKV have `.routing`.
@@ -82,6 +90,7 @@ public:
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> picked_kv;  // (b, r, kv, d), if the context is routed
         Tensor<bool, P, dynamic, dynamic, dynamic> picked_mask;           // (b, r, kv), if there is a context mask
         typename Heavy::Activations heavy;
+        typename RoutingTokens::Activations kv_routing_tokens;
         ActivationsOrigin origin;
 
         TokensView<const Scalar> queries() const { return routed_q ? picked_q.const_view() : x; }
@@ -122,7 +131,8 @@ public:
           q_router(policy, seeds),
           kv_router(policy, seeds),
           heavy_attn(policy, seeds, config.dim, config.heads, config.dim_head, config.use_null_kv,
-                     config.multiply_keys_by_score, detail::buckets_of(config)) {
+                     config.multiply_keys_by_score, detail::buckets_of(config)),
+          kv_routing_tokens(policy, seeds, config.dim, config.heads, config.dim_head) {
         if constexpr (config.use_null_q_tokens) {
             null_q_token = {policy, {config.dim}};
             fill_normal(policy, null_q_token, static_cast<SeedSequence&>(seeds).next());
@@ -149,13 +159,15 @@ public:
     bool fits(const Gradients& gradients) const {
         return gradients.null_q_token.shape() == null_q_token.shape() &&
                is_like<QRouter>(q_router, gradients.q_router) && is_like<KVRouter>(kv_router, gradients.kv_router) &&
-               is_like<Heavy>(heavy_attn, gradients.heavy_attn);
+               is_like<Heavy>(heavy_attn, gradients.heavy_attn) &&
+               is_like<RoutingTokens>(kv_routing_tokens, gradients.kv_routing_tokens);
     }
     /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
     void expect_parameters() const {
         if constexpr (IsLinearRouter<QRouter>) q_router.expect_parameters("q_router.");
         if constexpr (IsLinearRouter<KVRouter>) kv_router.expect_parameters("kv_router.");
         heavy_attn.expect_parameters("heavy_attn.", config.dim);
+        kv_routing_tokens.expect_parameters("kv_routing_tokens.", config.dim);
         if constexpr (config.use_null_q_tokens) expect_shape("", "null_q_token", null_q_token.shape(), {config.dim});
     }
 
@@ -165,6 +177,7 @@ public:
         QRouter::each_parameter(f, prefix + "q_router.", m.q_router...);
         KVRouter::each_parameter(f, prefix + "kv_router.", m.kv_router...);
         Heavy::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
+        RoutingTokens::each_parameter(f, prefix + "kv_routing_tokens.", m.kv_routing_tokens...);
     }
 
 private:
@@ -190,15 +203,23 @@ private:
         const P& policy = this->policy();
         const Index num_q = detail::token_count("num_tokens_q", counts.num_tokens_q, config.num_tokens_q);
         const Index num_kv = detail::token_count("num_tokens_kv", counts.num_tokens_kv, config.num_tokens_kv);
-        saved.x = clean(given_x, mask, num_q, saved.clean_x);
-        saved.context = clean(given_context, context_mask, num_kv, saved.clean_context);
+        saved.x =
+            clean(given_x, mask, config.condition_kv_routing_on_queries || given_x.extent(1) <= num_q, saved.clean_x);
+        saved.context = clean(given_context, context_mask, given_context.extent(1) <= num_kv, saved.clean_context);
         if (saved.x.extent(1) > num_q) {
             saved.routed_q = run_router<save>(q_router, policy, saved.x, mask, num_q);  // indices, scores (b, 1, q)
             saved.picked_q = gather(policy, saved.x, single_route(saved.routed_q->routing.indices), mask);  // (b, q, d)
         }
         if (saved.context.extent(1) > num_kv) {
-            saved.routed_kv =
-                run_router<save>(kv_router, policy, saved.context, context_mask, num_kv);  // indices, scores (b, r, kv)
+            if constexpr (config.condition_kv_routing_on_queries) {
+                saved.kv_routing_tokens =
+                    kv_routing_tokens.forward(policy, kv_router.routing_token.const_view(), saved.x, mask);
+                saved.routed_kv = run_router<save>(kv_router, policy, saved.context, context_mask, num_kv,
+                                                   saved.kv_routing_tokens.routing_tokens.const_view());
+            } else {
+                saved.routed_kv = run_router<save>(kv_router, policy, saved.context, context_mask,
+                                                   num_kv);  // indices, scores (b, r, kv)
+            }
             saved.picked_kv = gather(policy, saved.context, saved.routed_kv->routing.indices,
                                      context_mask);  // (b, r, kv, d)
             saved.picked_mask = gather_mask(policy, context_mask, saved.routed_kv->routing.indices);
@@ -263,17 +284,28 @@ private:
         if (saved.routed_kv) {
             set_zero(policy, inputs.d_context);
             gather_vjp(policy, inputs.d_context.view(), d.d_context, saved.routed_kv->routing.indices);
-            kv_router.backward(policy, *saved.routed_kv, d.d_scores.const_view(), saved.context, saved.context_mask,
-                               inputs.d_context.view(), gradients.kv_router);
+            if constexpr (config.condition_kv_routing_on_queries) {
+                const auto given = saved.kv_routing_tokens.routing_tokens.const_view();
+                TokensTensor<accumulate_t<Scalar>, P> d_given(policy, given.shape());
+                set_zero(policy, d_given);
+                kv_router.backward(policy, *saved.routed_kv, d.d_scores.const_view(), saved.context, saved.context_mask,
+                                   inputs.d_context.view(), gradients.kv_router, given, d_given.view());
+                kv_routing_tokens.backward(policy, saved.kv_routing_tokens, d_given.const_view(), saved.x, saved.mask,
+                                           gradients.kv_router.routing_token.view(), inputs.d_x.view(),
+                                           gradients.kv_routing_tokens);
+            } else {
+                kv_router.backward(policy, *saved.routed_kv, d.d_scores.const_view(), saved.context, saved.context_mask,
+                                   inputs.d_context.view(), gradients.kv_router);
+            }
         } else {
             assign(policy, inputs.d_context, d.d_context.view().reshape(saved.context.shape()));
         }
         return inputs;
     }
 
-    /// The tokens, or what is put into `copy`: those that are not routed are few, and gather cleans the others.
-    TokensView<const Scalar> clean(const Tokens& tokens, Mask mask, Index num_tokens, Out& copy) const {
-        if (cleans_as_it_reads<P> && mask && tokens.extent(1) <= num_tokens)
+    /// The tokens, or what is put into `copy`: those that are all read are few, and gather cleans the others.
+    TokensView<const Scalar> clean(const Tokens& tokens, Mask mask, bool all_are_read, Out& copy) const {
+        if (cleans_as_it_reads<P> && mask && all_are_read)
             copy = copy_with_clean_padding(this->policy(), tokens, mask);
         else
             copy = clean_padding(this->policy(), tokens, mask).copy;

@@ -60,6 +60,9 @@ struct CrossAttentionConfig {
     RouterKwargs router_kwargs{};
     Index kv_routing_tokens = 1;
     Index route_block_size = 0;  ///< the context is routed in blocks of so many tokens; 0: as router_kwargs say
+    /// The routing tokens of the context first attend to the queries; heads and dim_head as those of the heavy
+    /// attention.
+    bool condition_kv_routing_on_queries = false;
     bool use_null_kv = false;        ///< a learned key and value that every query of the heavy branch sees
     bool use_null_q_tokens = false;  ///< a learned output of the heavy branch for tokens that are no query of it
     bool masked_tokens_get_null_q = false;

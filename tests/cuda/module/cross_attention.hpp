@@ -25,6 +25,17 @@ inline constexpr CrossAttentionConfig cross_with_null_tokens = [] {
     return config;
 }();
 
+inline constexpr CrossAttentionConfig cross_conditioned = [] {
+    CrossAttentionConfig config = cross_config;
+    config.condition_kv_routing_on_queries = true;
+    return config;
+}();
+inline constexpr CrossAttentionConfig cross_in_blocks = [] {
+    CrossAttentionConfig config = cross_config;
+    config.route_block_size = 50;
+    return config;
+}();
+
 template <CrossAttentionConfig config, typename T, typename P>
 Results cross_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
