@@ -34,6 +34,7 @@
 #include <colt5/cpu/route_blocks.hpp>
 #include <colt5/cpu/route_logits.hpp>
 #include <colt5/cpu/sinkhorn.hpp>
+#include <colt5/cpu/swap_first_axes.hpp>
 #include <colt5/cpu/top_k.hpp>
 #include <colt5/cpu/zero.hpp>
 #include <colt5/op/gelu.hpp>

@@ -32,6 +32,7 @@
 #include <colt5/cuda/route_blocks.cuh>
 #include <colt5/cuda/route_logits.cuh>
 #include <colt5/cuda/sinkhorn.cuh>
+#include <colt5/cuda/swap_first_axes.cuh>
 #include <colt5/cuda/top_k.cuh>
 #include <colt5/cuda/zero.cuh>
 #include <colt5/op/gelu.hpp>
@@ -42,6 +43,7 @@
 #include <colt5/module/conditional_routed_cross_attention.hpp>
 #include <colt5/module/conditional_routed_feed_forward.hpp>
 #include <colt5/module/conditional_routed_transformer_block.hpp>
+#include <colt5/module/routed.hpp>
 
 #include <colt5/optim/adamw.hpp>
 #include <colt5/optim/clip.hpp>

@@ -47,6 +47,7 @@
 // expect: colt5: no `split_blocks` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `straight_through_scores` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `sum_of_squares` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `swap_first_axes` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `unrouted_tokens` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `with_null_key` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -75,6 +76,7 @@
 #include <colt5/op/route_blocks.hpp>
 #include <colt5/op/route_logits.hpp>
 #include <colt5/op/sinkhorn.hpp>
+#include <colt5/op/swap_first_axes.hpp>
 #include <colt5/op/top_k.hpp>
 #include <colt5/op/zero.hpp>
 #ifdef COLT5_COMPILE_FAIL_CONTROL
@@ -141,6 +143,7 @@ void routing(const Cpu& policy, const Tokens& x, Tokens& d_x, const Matrix& toke
 void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<TokenIndex, Cpu>& indices,
              const MatrixTensor<TokenIndex, Cpu>& flat, Mask mask, Vector& d_null_token) {
     gather(policy, x, indices);
+    swap_first_axes(policy, indices);
     gather_mask(policy, mask, indices);
     scatter(policy, Scatter::add, y, x, flat);
     scatter_vjp(policy, Scatter::mean, x, flat);

@@ -5,6 +5,7 @@
 #include <colt5/module/heavy_attention.hpp>
 #include <colt5/module/light_attention.hpp>
 #include <colt5/module/module.hpp>
+#include <colt5/module/token_module.hpp>
 #include <colt5/op/null_query.hpp>
 #include <colt5/schedule/side_stream.hpp>
 
@@ -63,9 +64,8 @@ public:
     using KVRouter = RouterOfRoutes<config.num_routed_kv>;
     static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
 
-    using Light =
-        std::conditional_t<config.has_light_attn, LightAttention<Scalar, P, config.use_relative_position_bias>,
-                           NoLightAttention<Scalar, P>>;
+    using Light = std::conditional_t<config.has_light_attn,
+                                     LightAttention<Scalar, P, config.use_relative_position_bias>, NoLight<Scalar, P>>;
     using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias>;
 
     Light light_attn;

@@ -10,6 +10,17 @@
 /// time.
 namespace colt5 {
 
+struct RoutedConfig {
+    Index dim;
+    Index num_heavy_tokens;       ///< of each route
+    Index num_routes = 1;         ///< sets of tokens, each routed by its own routing token
+    bool shared_heavy = false;    ///< one heavy module for all routes, or one for each
+    bool sequence_order = false;  ///< heavy modules see tokens in the order of the sequence, or the best first
+    bool router_straight_through = true;
+    RouterType router_type = RouterType::coor_descent;
+    RouterKwargs router_kwargs{};
+};
+
 struct FeedForwardConfig {
     Index dim;
     Index num_heavy_tokens;
@@ -117,9 +128,10 @@ constexpr RelativePositionBuckets buckets_of(const Config& config) {
 }  // namespace detail
 
 /// Numbers of tokens for one call; what is not given comes from the configuration.
-struct FeedForwardTokens {
+struct RoutedTokens {
     std::optional<Index> num_heavy_tokens{};
 };
+using FeedForwardTokens = RoutedTokens;
 struct AttentionTokens {
     std::optional<Index> num_heavy_tokens_q{}, num_heavy_tokens_kv{};
 };

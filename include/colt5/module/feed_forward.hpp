@@ -110,4 +110,10 @@ private:
     }
 };
 
+/// A feedforward whose sizes belong to its type.
+template <Index dim, Index dim_hidden, typename Scalar, Policy P>
+struct SizedFeedForward : FeedForward<Scalar, P> {
+    SizedFeedForward(const P& policy, SeedSequence& seeds) : FeedForward<Scalar, P>(policy, seeds, dim, dim_hidden) {}
+};
+
 }  // namespace colt5

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <limits>
 #include <string>
 #include <string_view>
 
@@ -113,46 +112,6 @@ private:
                                            m.to_out.weight.view(),
                                            m.relative_attention_bias.weight.view()};
     }
-};
-
-/// In the place of a light branch where there is none: the output is the residual, or 0.
-template <typename Scalar, Policy P>
-struct NoLightAttention {
-    struct Activations {};
-    struct Gradients {};
-
-    static void expect_parameters(std::string_view, Index) {}
-
-    /// What is not finite in masked tokens of the residual counts as 0.
-    template <Viewable X>
-    static Activations forward(const P& policy, TokensView<Scalar> out, const X& x, Mask mask, bool,
-                               TokensView<const Scalar> residual = {}) {
-        using Number = accumulate_t<Scalar>;
-        expect_shape("out", out.shape(), x.shape());
-        if (!residual) {
-            set_zero(policy, out);
-        } else if (mask) {
-            const auto is_finite = abs(as_expression(residual)) <= std::numeric_limits<Number>::max();
-            assign(policy, out, select(column(mask) || is_finite, residual, Number(0)));
-        } else {
-            assign(policy, out, as_expression(residual));
-        }
-        return {};
-    }
-
-    /// d_x = the epilogue's residual, or 0
-    template <Viewable D, Viewable X>
-    static void backward(const P& policy, const Activations&, TokensView<Scalar> d_x, const D&, const X& x, Mask,
-                         Gradients&, const GradientEpilogue<Scalar, P>& epilogue = {}) {
-        expect_shape("d_x", d_x.shape(), x.shape());
-        if (epilogue.d_residual)
-            assign(policy, d_x, as_expression(epilogue.d_residual));
-        else
-            set_zero(policy, d_x);
-    }
-
-    template <typename F, typename... M>
-    static void each_parameter(F&&, const std::string&, M&...) {}
 };
 
 }  // namespace colt5

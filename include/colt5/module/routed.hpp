@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include <colt5/module/config.hpp>
+#include <colt5/module/module.hpp>
+#include <colt5/module/token_module.hpp>
+#include <colt5/op/gather.hpp>
+#include <colt5/op/swap_first_axes.hpp>
+#include <colt5/op/top_k.hpp>
+#include <colt5/schedule/side_stream.hpp>
+
+namespace colt5 {
+
+/// The parts of Routed, or of its Gradients. A template like this one gives them other names.
+template <typename Router, typename Light, typename Heavy>
+struct RoutedParts {
+    static constexpr const char *light_name = "light", *heavy_name = "heavy";
+
+    Router router;
+    Light light;
+    Heavy heavy;  // one module, or an array of one for each route
+
+    template <typename Parts>
+    static auto& light_of(Parts& parts) {
+        return parts.light;
+    }
+    template <typename Parts>
+    static auto& heavy_of(Parts& parts) {
+        return parts.heavy;
+    }
+};
+
+namespace detail {
+
+template <RoutedConfig config, typename Scalar, typename P, typename Heavy, typename Light>
+struct ExpectRouted {
+    static_assert(is_module_scalar<Scalar, P>,
+                  "colt5: modules compute in float or double, on Cuda also in bfloat16 or float16");
+    static_assert(config.dim >= 1, "colt5: RoutedConfig.dim must be at least 1");
+    static_assert(config.num_heavy_tokens >= 1, "colt5: RoutedConfig.num_heavy_tokens must be at least 1");
+    static_assert(config.num_routes >= 1, "colt5: RoutedConfig.num_routes must be at least 1");
+    static_assert(sizeof(ExpectTokenModule<Heavy, Scalar, P>) > 0 && sizeof(ExpectTokenModule<Light, Scalar, P>) > 0);
+};
+
+/// How Routed calls a branch.
+template <typename M, typename Scalar, Policy P>
+struct Branch {
+    static constexpr bool sees_mask = MapsMaskedTokens<M, Scalar, P>;
+    static constexpr bool has_epilogue = HasEpilogue<M, Scalar, P>;
+
+    static typename M::Activations forward(const M& module, const P& policy, TokensView<Scalar> out,
+                                           TokensView<const Scalar> x, Mask mask, bool save) {
+        if constexpr (sees_mask)
+            return module.forward(policy, out, x, mask, save);
+        else
+            return module.forward(policy, out, x, save);
+    }
+    static void backward(const M& module, const P& policy, const typename M::Activations& saved, TokensView<Scalar> d_x,
+                         TokensView<const Scalar> d_out, TokensView<const Scalar> x, Mask mask,
+                         typename M::Gradients& gradients) {
+        if constexpr (sees_mask)
+            module.backward(policy, saved, d_x, d_out, x, mask, gradients);
+        else
+            module.backward(policy, saved, d_x, d_out, x, gradients);
+    }
+
+    /// The same with a residual, in the branch's own epilogue if it has one.
+    static typename M::Activations forward(const M& module, const P& policy, TokensView<Scalar> out,
+                                           TokensView<const Scalar> x, Mask mask, bool save,
+                                           TokensView<const Scalar> residual) {
+        if constexpr (has_epilogue && sees_mask) {
+            return module.forward(policy, out, x, mask, save, residual);
+        } else if constexpr (has_epilogue) {
+            return module.forward(policy, out, x, save, residual, mask);
+        } else {
+            auto saved = forward(module, policy, out, x, mask, save);
+            if (residual) assign(policy, out, out + residual);
+            return saved;
+        }
+    }
+    template <std::size_t updates>
+    static void backward(const M& module, const P& policy, const typename M::Activations& saved, TokensView<Scalar> d_x,
+                         TokensView<const Scalar> d_out, TokensView<const Scalar> x, Mask mask,
+                         typename M::Gradients& gradients, const GradientEpilogue<Scalar, P, updates>& epilogue) {
+        if constexpr (has_epilogue && sees_mask) {
+            module.backward(policy, saved, d_x, d_out, x, mask, gradients, epilogue);
+        } else if constexpr (has_epilogue) {
+            module.backward(policy, saved, d_x, d_out, x, gradients, epilogue, mask);
+        } else {
+            backward(module, policy, saved, d_x, d_out, x, mask, gradients);
+            if (epilogue.d_residual) assign(policy, d_x, d_x + epilogue.d_residual);
+        }
+    }
+};
+
+/// T, or an array of `count`
+template <typename T, Index count>
+using OneOrArray = std::conditional_t<count == 1, T, std::array<T, static_cast<std::size_t>(count)>>;
+
+constexpr Index heavy_modules(const RoutedConfig& config) {
+    return config.shared_heavy ? 1 : config.num_routes;
+}
+constexpr RouterConfig router_config(const RoutedConfig& config) {
+    return {.dim = config.dim,
+            .num_routing_tokens = config.num_routes,
+            .straight_through = config.router_straight_through,
+            .router_type = config.router_type,
+            .kwargs = config.router_kwargs};
+}
+
+}  // namespace detail
+
+/// A heavy module for the tokens that a router chooses, beside a light one for every token:
+///
+///     out_i = light(x)_i + Σ_r score_r,i · heavy_r(x of route r)_i [i chosen by route r]
+///
+/// Heavy and Light are any modules that meet TokenModule; without a Light, tokens that are not chosen get 0, or
+/// themselves with Residual::tokens. There is a heavy module for each of num_routes routes, or with shared_heavy one
+/// for all of them. It sees the chosen tokens of one route as a sequence of their own, (b, k, d), and a mask of those
+/// if it takes one; in the router's order, the largest logit first, or with sequence_order as they stand in the
+/// sequence. A route that may choose a token several times gives it the mean of its heavy outputs. Masked tokens get no
+/// heavy output; what is not finite in them counts as 0. The router is that of `router_type`, or any template that
+/// meets Router.
+template <RoutedConfig config, typename Scalar, Policy P, typename Heavy, typename Light = NoLight<Scalar, P>,
+          template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter,
+          template <typename, typename, typename> class Parts = RoutedParts>
+class Routed : detail::ExpectRouted<config, Scalar, P, Heavy, Light>,
+               public ModuleBase<Routed<config, Scalar, P, Heavy, Light, RouterTemplate, Parts>, P>,
+               public Parts<RouterTemplate<detail::router_config(config), Scalar, P>, Light,
+                            detail::OneOrArray<Heavy, detail::heavy_modules(config)>> {
+    using Base = ModuleBase<Routed, P>;
+    friend Base;
+    static constexpr std::size_t num_routes = static_cast<std::size_t>(config.num_routes);
+    static constexpr std::size_t num_heavy = static_cast<std::size_t>(detail::heavy_modules(config));
+    using HeavyBranch = detail::Branch<Heavy, Scalar, P>;
+    using LightBranch = detail::Branch<Light, Scalar, P>;
+
+public:
+    using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
+    using Out = TokensTensor<Scalar, P>;
+    using RouterType = RouterTemplate<detail::router_config(config), Scalar, P>;
+    static_assert(Router<RouterType, Scalar, P>, "colt5: the router template does not meet the Router concept");
+    static_assert(!config.sequence_order || !RouterType::picks_repeat,
+                  "colt5: RoutedConfig.sequence_order needs a router that chooses a token once at most");
+    using Modules = Parts<RouterType, Light, detail::OneOrArray<Heavy, detail::heavy_modules(config)>>;
+
+    struct Gradients : Parts<typename RouterType::Gradients, typename Light::Gradients,
+                             detail::OneOrArray<typename Heavy::Gradients, detail::heavy_modules(config)>> {
+        using Module = Routed;
+    };
+
+    /// What backward reads of one route.
+    struct OfRoute {
+        Out out;                                          // (b, k, d), not yet times the score
+        Tensor<bool, P, dynamic, dynamic, dynamic> mask;  // (b, 1, k), if there is one and the heavy module takes it
+        typename Heavy::Activations heavy;
+    };
+    /// What backward reads. The tokens and the mask must outlive the Activations.
+    struct Activations {
+        Out out;  // (b, n, d)
+        TokensView<const Scalar> tokens;
+        Out clean_copy;  // of the tokens, if padding was not finite; `tokens` is then a view of it
+        Mask mask;
+        Residual residual;
+        typename Light::Activations light;
+        std::array<OfRoute, num_routes> heavy;
+        RouterActivations<RouterType, Scalar, P> routed;  // indices, scores (b, r, k)
+        Routing<accumulate_t<Scalar>, P> by_route;        // the same (r, b, k), as the heavy modules see it
+        ActivationsOrigin origin;
+
+        /// Calls f(prefix + the router's name, Routing) for each router.
+        template <typename F>
+        void each_routing(F&& f, const std::string& prefix = "") const {
+            f(prefix + "router", routed.routing);
+        }
+    };
+
+    explicit Routed(const P& policy, Seeds seeds = {})
+        : Base(policy), Modules{RouterType(policy, seeds), Light(policy, seeds), make_heavy(policy, seeds)} {}
+
+    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d), plus the tokens if `residual` says so. Saves nothing.
+    template <Viewable X>
+    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, RoutedTokens counts = {},
+                   Residual residual = Residual::none) const {
+        return compute<false>(detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask), mask, counts, residual);
+    }
+
+    /// The same, with what backward reads.
+    template <typename X>
+    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, RoutedTokens counts = {},
+                        Residual residual = Residual::none) const {
+        return compute<true>(detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask),
+                             mask, counts, residual);
+    }
+
+    /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
+    void expect_parameters() const {
+        if constexpr (IsLinearRouter<RouterType>) this->router.expect_parameters("router.");
+        expect_parameters_of(Modules::light_of(*this), name_of_light(""));
+        for (std::size_t i = 0; i < num_heavy; ++i) expect_parameters_of(heavy_of(*this, i), name_of_heavy("", i));
+    }
+    /// Throws ValueError unless forward of this module returned them, and nothing has used them up.
+    void expect_saved(const Activations& saved) const { saved.origin.expect(this->policy(), identity(), saved.tokens); }
+    /// Whether gradients have the shapes of those that make_gradients() makes.
+    bool fits(const Gradients& gradients) const {
+        bool all = is_like<RouterType>(this->router, gradients.router) &&
+                   is_like<Light>(Modules::light_of(*this), Modules::light_of(gradients));
+        for (std::size_t i = 0; i < num_heavy; ++i)
+            all = all && is_like<Heavy>(heavy_of(*this, i), heavy_of(gradients, i));
+        return all;
+    }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        RouterType::each_parameter(f, prefix + "router.", m.router...);
+        Light::each_parameter(f, name_of_light(prefix), Modules::light_of(m)...);
+        for (std::size_t i = 0; i < num_heavy; ++i)
+            Heavy::each_parameter(f, name_of_heavy(prefix, i), heavy_of(m, i)...);
+    }
+
+private:
+    static std::string name_of_light(const std::string& prefix) { return prefix + Modules::light_name + '.'; }
+    /// Of the i-th heavy module: "heavy.", or "heavy.i." where there are several.
+    static std::string name_of_heavy(const std::string& prefix, std::size_t i) {
+        std::string name = prefix + Modules::heavy_name + '.';
+        if (num_heavy > 1) name += std::to_string(i) + '.';
+        return name;
+    }
+
+    /// The heavy module of a route, or its gradients.
+    template <typename M>
+    static auto& heavy_of(M& m, [[maybe_unused]] std::size_t route) {
+        if constexpr (num_heavy == 1)
+            return Modules::heavy_of(m);
+        else
+            return Modules::heavy_of(m)[route];
+    }
+
+    static auto make_heavy(const P& policy, SeedSequence& seeds) {
+        if constexpr (num_heavy == 1)
+            return Heavy(policy, seeds);
+        else
+            return [&]<std::size_t... i>(std::index_sequence<i...>) {
+                return std::array{(static_cast<void>(i), Heavy(policy, seeds))...};
+            }
+        (std::make_index_sequence<num_heavy>{});
+    }
+
+    template <typename M>
+    static void expect_parameters_of(const M& branch, [[maybe_unused]] const std::string& prefix) {
+        if constexpr (requires { branch.expect_parameters(prefix, config.dim); })
+            branch.expect_parameters(prefix, config.dim);
+        else if constexpr (requires { branch.expect_parameters(); })
+            branch.expect_parameters();
+    }
+
+    /// The address of a parameter, or of the workspace if there is none.
+    const void* identity() const {
+        const void* address = nullptr;
+        const auto look = [&](const std::string&, const auto& parameter) {
+            if (address == nullptr) address = parameter.data();
+        };
+        Heavy::each_parameter(look, "", heavy_of(*this, 0));
+        RouterType::each_parameter(look, "", this->router);
+        Light::each_parameter(look, "", Modules::light_of(*this));
+        return address != nullptr ? address : this->policy().workspace().get();
+    }
+
+    /// Tokens as the branches take them: a light branch without an epilogue gets them clean.
+    static auto clean(const P& policy, const Tokens& tokens, Mask mask) {
+        auto clean = clean_padding(policy, tokens, mask);
+        if constexpr (!LightBranch::has_epilogue)
+            if (cleans_as_it_reads<P> && mask) {
+                clean.copy = copy_with_clean_padding(policy, tokens, mask);
+                clean.tokens = clean.copy.const_view();
+            }
+        return clean;
+    }
+
+    /// Whether the heavy modules see something else than what the router says, (b, 1, k).
+    static constexpr bool rearranges = num_routes > 1 || config.sequence_order;
+    using Logit = accumulate_t<Scalar>;
+
+    /// What the router says (b, r, k), as the heavy modules see it: (r, b, k), or nothing if they see just that.
+    static Routing<Logit, P> rearranged([[maybe_unused]] const P& policy, const Routing<Logit, P>& routing,
+                                        [[maybe_unused]] Index length) {
+        expect_shape("routing", routing.indices.shape(), {dynamic, config.num_routes, dynamic});
+        const auto& [indices, scores] = routing;
+        if constexpr (config.sequence_order)
+            if (const Index picks = indices.extent(2); picks > 0) {
+                const auto ones = pick_scores<Logit>(policy, {}, indices, {});
+                // Of equal numbers, top_k takes those of the lower index first.
+                const auto sorted = top_k(policy, place_scores(policy, ones, indices, {}, length), {}, picks);
+                return {swap_first_axes(policy, sorted),
+                        swap_first_axes(policy, moved(policy, scores, indices, sorted, length))};
+            }
+        if constexpr (rearranges)
+            return {swap_first_axes(policy, indices), swap_first_axes(policy, scores)};
+        else
+            return {};
+    }
+    /// Numbers of some picks (b, r, k), in the order of other picks of the same tokens.
+    template <typename Indices>
+    static auto moved(const P& policy, const TokensTensor<Logit, P>& numbers, const Indices& from, const Indices& to,
+                      Index length) {
+        return pick_scores<Logit>(policy, place_scores(policy, numbers, from, {}, length), to, {});
+    }
+    /// The part of a route (b, k): of `by_route` (r, b, k), or of `all` (b, 1, k) where nothing is rearranged.
+    template <typename T>
+    static auto of_route([[maybe_unused]] const T& all, [[maybe_unused]] const T& by_route, std::size_t route) {
+        if constexpr (rearranges)
+            return by_route.const_view()[static_cast<Index>(route)];
+        else
+            return single_route(all);
+    }
+    /// The gradient of the scores, from as the heavy modules see them to as the router gave them (b, r, k).
+    static TokensTensor<Logit, P> restored(const P& policy, TokensTensor<Logit, P> d_scores, const Activations& saved) {
+        if constexpr (rearranges) d_scores = swap_first_axes(policy, d_scores);
+        if constexpr (config.sequence_order)
+            d_scores = moved(policy, d_scores, swap_first_axes(policy, saved.by_route.indices),
+                             saved.routed.routing.indices, saved.tokens.extent(1));
+        return d_scores;
+    }
+
+    template <typename X, typename Indices>
+    static OfRoute run_heavy(const P& policy, const Heavy& module, const X& x, Mask mask, const Indices& indices,
+                             bool save) {
+        const auto [batch, picks] = indices.shape();
+        OfRoute saved;
+        saved.out = {policy, {batch, picks, config.dim}};
+        if constexpr (HeavyBranch::sees_mask)
+            saved.mask = gather_mask(policy, mask, indices.reshape(std::array<Index, 3>{batch, 1, picks}));
+        saved.heavy = HeavyBranch::forward(module, policy, saved.out.view(), gather(policy, x, indices, mask),
+                                           mask_of(saved), save);
+        return saved;
+    }
+    static Mask mask_of(const OfRoute& saved) { return saved.mask ? single_route(saved.mask) : Mask(); }
+
+    /// Returns the output or, with `save`, the Activations.
+    template <bool save>
+    auto compute(const Tokens& tokens, Mask mask, const RoutedTokens& counts, Residual residual) const {
+        const Index k = detail::token_count("num_heavy_tokens", counts.num_heavy_tokens, config.num_heavy_tokens);
+        expect_parameters();
+        const P& policy = this->policy();
+        auto [clean_copy, x] = clean(policy, tokens, mask);  // (b, n, d)
+
+        SideStream side_stream(policy);
+        const P& side = side_stream.policy();
+        auto routed = run_router<save, RouterType, Scalar>(this->router, side, x, mask, k);  // (b, r, k)
+        auto by_route = rearranged(side, routed.routing, x.extent(1));                       // (r, b, k)
+        const auto indices = [&](std::size_t r) { return of_route(routed.routing.indices, by_route.indices, r); };
+        std::array<OfRoute, num_routes> of_heavy;
+        for (std::size_t r = 0; r < num_routes; ++r)
+            of_heavy[r] = run_heavy(side, heavy_of(*this, r), x, mask, indices(r), save);  // (b, k, d)
+
+        auto out = tensor_like(policy, x);  // (b, n, d)
+        const bool save_light = save && !(LightBranch::has_epilogue && policy.memory_plan().recompute);
+        auto of_light = LightBranch::forward(Modules::light_of(*this), policy, out.view(), x, mask, save_light,
+                                             detail::residual_of(residual, x));
+        side_stream.join();
+        for (std::size_t r = 0; r < num_routes; ++r)
+            scatter(policy, scatter_mode, out.view(), of_heavy[r].out, indices(r),
+                    of_route(routed.routing.scores, by_route.scores, r));  // (b, n, d)
+        if constexpr (save)
+            return Activations{std::move(out),
+                               x,
+                               std::move(clean_copy),
+                               mask,
+                               residual,
+                               std::move(of_light),
+                               std::move(of_heavy),
+                               std::move(routed),
+                               std::move(by_route),
+                               ActivationsOrigin(policy, identity(), x)};
+        else
+            return out;
+    }
+
+    template <Viewable D>
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+        expect_saved(saved);
+        expect_parameters();
+        if (!fits(gradients)) expect_like<Routed>("gradients", *this, gradients);
+        expect<Tokens, P>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), saved.tokens.shape());
+    }
+
+    /// Returns d_tokens (b, n, d).
+    template <typename SomeActivations, Viewable D>
+    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients) const {
+        const P& policy = this->policy();
+        const auto& routing = saved.routed.routing;
+        const auto indices = [&](std::size_t r) { return of_route(routing.indices, saved.by_route.indices, r); };
+        SideStream side_stream(policy);
+        const P& side = side_stream.policy();
+        std::array<Out, num_routes> d_picked, d_heavy;  // (b, k, d)
+        for (std::size_t r = 0; r < num_routes; ++r) d_picked[r] = tensor_like(side, saved.heavy[r].out);
+        auto d_scores = tensor_like(side, rearranges ? saved.by_route.scores : routing.scores);  // (r, b, k), (b, 1, k)
+        TokensTensor<Logit, P> d_logits;                                                         // (b, r, n)
+        GradientEpilogue<Scalar, P, num_updates> epilogue{detail::residual_of(saved.residual, d_out)};
+        detail::release(saved.out);  // d_x takes its memory: what lives longer is allocated above
+
+        for (std::size_t r = 0; r < num_routes; ++r) {
+            d_heavy[r] = scatter_vjp(side, scatter_mode, d_out, indices(r));
+            const Index batch = d_heavy[r].extent(0);
+            assign(side, d_scores.view().rows().range(static_cast<Index>(r) * batch, batch),  // (b, k)
+                   row_sum(d_heavy[r] * saved.heavy[r].out));
+        }
+        d_scores = restored(side, std::move(d_scores), saved);
+        if constexpr (num_updates > 0) {  // before the heavy branch, because the light branch's norm waits for it
+            d_logits = this->router.d_logits(side, saved.routed, d_scores.const_view(), saved.mask);  // (b, r, n)
+            set_rank_one_updates(epilogue, 0, this->router, d_logits.const_view(), gradients.router);
+            epilogue.ready = side_stream.record_event();
+        }
+        for (std::size_t r = 0; r < num_routes; ++r) {
+            assign(side, d_heavy[r],
+                   d_heavy[r] * column(of_route(routing.scores, saved.by_route.scores, r)));  // now of its output
+            HeavyBranch::backward(heavy_of(*this, r), side, saved.heavy[r].heavy, d_picked[r].view(), d_heavy[r],
+                                  gather(side, saved.tokens, indices(r), saved.mask), mask_of(saved.heavy[r]),
+                                  heavy_of(gradients, r));
+            d_heavy[r] = {};
+            detail::release(saved.heavy[r]);
+        }
+
+        auto d_x = tensor_like(policy, saved.tokens);  // (b, n, d)
+        LightBranch::backward(Modules::light_of(*this), policy, saved.light, d_x.view(), d_out.const_view(),
+                              saved.tokens, saved.mask, Modules::light_of(gradients), epilogue);
+        side_stream.join();
+        for (std::size_t r = 0; r < num_routes; ++r) gather_vjp(policy, d_x.view(), d_picked[r], indices(r));
+        if constexpr (num_updates == 0)
+            this->router.backward(policy, saved.routed, d_scores.const_view(), saved.tokens, saved.mask, d_x.view(),
+                                  gradients.router);
+        return d_x;
+    }
+
+    static constexpr std::size_t num_updates = [] {
+        constexpr std::size_t all = rank_one_updates<P, RouterType>;
+        return detail::HasEpilogue<Light, Scalar, P, all> ? all : 0;
+    }();
+    static constexpr Scatter scatter_mode = RouterType::picks_repeat ? Scatter::mean : Scatter::add;
+};
+
+}  // namespace colt5
