@@ -25,7 +25,7 @@ namespace detail {
 /// The arguments of the functions of a branch.
 template <typename M, typename Scalar, typename P>
 struct BranchArguments {
-    const M& module;
+    const M& branch;
     const P& policy;
     const typename M::Activations& saved;
     TokensView<Scalar> out;
@@ -40,18 +40,18 @@ concept HasGradients = std::default_initializable<typename M::Gradients>;
 template <typename M>
 concept HasActivations = std::default_initializable<typename M::Activations> && std::movable<typename M::Activations>;
 template <typename M>
-concept HasParameters = HasGradients<M> && requires(M& module, typename M::Gradients& gradients) {
-    M::each_parameter(VisitNothing(), std::string(), module, gradients);
+concept HasParameters = HasGradients<M> && requires(M& branch, typename M::Gradients& gradients) {
+    M::each_parameter(VisitNothing(), std::string(), branch, gradients);
 };
 template <typename M, typename Scalar, typename P>
 concept MapsTokens = requires(const BranchArguments<M, Scalar, P>& a) {
-    { a.module.forward(a.policy, a.out, a.x, a.save) } -> std::same_as<typename M::Activations>;
-    a.module.backward(a.policy, a.saved, a.out, a.x, a.x, a.gradients);
+    { a.branch.forward(a.policy, a.out, a.x, a.save) } -> std::same_as<typename M::Activations>;
+    a.branch.backward(a.policy, a.saved, a.out, a.x, a.x, a.gradients);
 };
 template <typename M, typename Scalar, typename P>
 concept MapsMaskedTokens = requires(const BranchArguments<M, Scalar, P>& a) {
-    { a.module.forward(a.policy, a.out, a.x, a.mask, a.save) } -> std::same_as<typename M::Activations>;
-    a.module.backward(a.policy, a.saved, a.out, a.x, a.x, a.mask, a.gradients);
+    { a.branch.forward(a.policy, a.out, a.x, a.mask, a.save) } -> std::same_as<typename M::Activations>;
+    a.branch.backward(a.policy, a.saved, a.out, a.x, a.x, a.mask, a.gradients);
 };
 
 /// Whether a light branch adds a residual to its output and an epilogue, with so many rank-one updates, to its
@@ -59,12 +59,12 @@ concept MapsMaskedTokens = requires(const BranchArguments<M, Scalar, P>& a) {
 template <typename M, typename Scalar, typename P, std::size_t updates = 0>
 concept HasEpilogue = requires(const BranchArguments<M, Scalar, P>& a,
                                const GradientEpilogue<Scalar, P, updates>& epilogue) {
-    a.module.forward(a.policy, a.out, a.x, a.save, a.x, a.mask);
-    a.module.backward(a.policy, a.saved, a.out, a.x, a.x, a.gradients, epilogue, a.mask);
+    a.branch.forward(a.policy, a.out, a.x, a.save, a.x, a.mask);
+    a.branch.backward(a.policy, a.saved, a.out, a.x, a.x, a.gradients, epilogue, a.mask);
 }
 || requires(const BranchArguments<M, Scalar, P>& a, const GradientEpilogue<Scalar, P, updates>& epilogue) {
-    a.module.forward(a.policy, a.out, a.x, a.mask, a.save, a.x);
-    a.module.backward(a.policy, a.saved, a.out, a.x, a.x, a.mask, a.gradients, epilogue);
+    a.branch.forward(a.policy, a.out, a.x, a.mask, a.save, a.x);
+    a.branch.backward(a.policy, a.saved, a.out, a.x, a.x, a.mask, a.gradients, epilogue);
 };
 
 }  // namespace detail
