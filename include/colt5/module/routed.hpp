@@ -266,9 +266,9 @@ private:
         const auto look = [&](const std::string&, const auto& parameter) {
             if (address == nullptr) address = parameter.data();
         };
-        Heavy::each_parameter(look, "", heavy_of(*this, 0));
         RouterType::each_parameter(look, "", this->router);
-        Light::each_parameter(look, "", Modules::light_of(*this));
+        if (address == nullptr) Heavy::each_parameter(look, "", heavy_of(*this, 0));
+        if (address == nullptr) Light::each_parameter(look, "", Modules::light_of(*this));
         return address != nullptr ? address : this->policy().workspace().get();
     }
 
