@@ -142,6 +142,7 @@ def module_fields(config, name, reference):
         fields['router_kwargs.sinkhorn.masked_tokens_take_part'] = 'true'
     if 'light_window_size' in optional:
         fields['masked_rows'] = 'colt5::MaskedRows::window_mean'
+        fields['attends_to_padding'] = 'true'
     return fields
 
 

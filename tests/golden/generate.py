@@ -118,12 +118,12 @@ def recorded_gumbel(*arguments):
 reference.sinkhorn.sample_gumbel = recorded_gumbel
 
 
-def module_case(name, cls, config, batch=BATCH, mask=False, call=None, **inputs):
+def module_case(name, cls, config, batch=BATCH, length=LENGTH, mask=False, call=None, **inputs):
     """inputs: functions of a generator that draw further arguments of the module."""
     for attempt in range(50):
         guard.descended = False
         try:
-            return draw_module_case(name, cls, config, (batch, LENGTH, DIM), mask, call, inputs, seed_of(name) + 100 * attempt)
+            return draw_module_case(name, cls, config, (batch, length, DIM), mask, call, inputs, seed_of(name) + 100 * attempt)
         except Tie:
             continue
     raise RuntimeError(f'{name}: every draw has ties')
@@ -201,6 +201,9 @@ def main():
             if straight_through:
                 module_case(f'block_{router}{tag}', reference.ConditionalRoutedTransformerBlock,
                             dict(**block, router_type=router), mask=mask)
+
+    # Without a mask, the last tokens also attend to the zeros that pad a sequence to a multiple of 8.
+    module_case('attn_padding', reference.ConditionalRoutedAttention, attention, length=LENGTH + 5)
 
     # With two key/value routes, the reference gathers from the right sample only when there is but one.
     module_case('attn_routes2_b1', reference.ConditionalRoutedAttention, dict(**attention, num_routed_kv=2), batch=1)

@@ -426,6 +426,41 @@ TEST_CASE_TEMPLATE("local_attention: the logit of the only key that a query sees
     }
 }
 
+TEST_CASE("local_attention: with attends_to_padding, what it gives with zeros behind the sequence") {
+    const Cpu policy(2);
+    for (const Problem& p : problems) {
+        CAPTURE(describe(p));
+        const LocalAttention plain{p.reach}, attention{.reach = p.reach, .attends_to_padding = true};
+        const Case<double> c(policy, p.batch, p.length, p.heads, p.dim_head, false);
+        const Index length = (p.length + p.reach - 1) / p.reach * p.reach;
+        Case<double> padded(policy, p.batch, length, p.heads, p.dim_head, false);
+        fill(policy, padded.qkv, 0);
+        fill(policy, padded.d_out, 0);
+        for (Index b = 0; b < p.batch; ++b) {
+            const auto qkv = c.qkv.const_view()[b];
+            const auto d_out = c.d_out.const_view()[b];
+            std::copy_n(qkv.data(), qkv.size(), padded.qkv.view()[b].data());
+            std::copy_n(d_out.data(), d_out.size(), padded.d_out.view()[b].data());
+        }
+        const auto saved = forward(policy, attention, c.qkv, {}), expected = forward(policy, plain, padded.qkv, {});
+        const auto d = vjp(policy, attention, saved, c.d_out, c.qkv, {}),
+                   expected_d = vjp(policy, plain, expected, padded.d_out, padded.qkv, {});
+        CHECK(same_bits(attend(policy, attention, c.qkv, {}), saved.out));
+        for (Index b = 0; b < p.batch; ++b) {
+            const auto error = [&](const auto& a, const auto& e) {
+                return relative_error(VectorView<const double>(a[b].data(), {a[b].size()}),
+                                      VectorView<const double>(e[b].data(), {a[b].size()}));
+            };
+            CHECK(error(saved.out.const_view(), expected.out.const_view()) <= 1e-13);
+            CHECK(error(d.const_view(), expected_d.const_view()) <= 1e-12);
+        }
+        // With a mask, as without the option.
+        const Case<double> masked(policy, p.batch, p.length, p.heads, p.dim_head, true);
+        CHECK(same_bits(attend(policy, attention, masked.qkv, masked.mask),
+                        attend(policy, plain, masked.qkv, masked.mask)));
+    }
+}
+
 TEST_CASE("local_attention: large logits do not overflow") {
     const Cpu policy(1);
     auto qkv = normal<float>(policy, std::array<Index, 5>{1, 300, 3, 1, 4}, 0, 300);  // logits of some 1e5

@@ -58,6 +58,11 @@ template <typename T, typename Bias>
 void attend(const LocalAttention& attention, const LocalHead<T>& head, const LocalQueries<T, Bias>& queries, T* out,
             Index stride, T* log_sum_exp) {
     queries.forward(out, log_sum_exp);
+    if (attention.attends_to_padding && head.mask == nullptr)
+        for (Index i = 0; i < queries.count; ++i)
+            if (const Index keys = LocalAttention::padding_seen(queries.first + i, head.length, attention.reach);
+                keys > 0)
+                queries.attend_to_zeros(i, static_cast<T>(keys), out + i * stride, log_sum_exp[i]);
     if (attention.masked_rows == MaskedRows::zero) return;
     for (Index i = 0; i < queries.count; ++i)
         if (log_sum_exp[i] == -std::numeric_limits<T>::infinity())

@@ -82,6 +82,18 @@ public:
         }
     }
 
+    /// After forward: query i also attends to `keys` keys and values of 0. Corrects its output, its log-sum-exp, and
+    /// what backward(after_forward = true) reads.
+    void attend_to_zeros(Index i, T keys, T* out, T& log_sum_exp) const {
+        const T largest = std::max(log_sum_exp, T(0));
+        const T sum = largest + std::log(std::exp(log_sum_exp - largest) + keys * std::exp(-largest));
+        const Batch<T> share(std::exp(log_sum_exp - sum));
+        for_each_batch<T>(head_.dim,
+                          [&](Index e, Index width) { store(out + e, load(out + e, width) * share, width); });
+        inverse_sums()[i] *= share.get(0);
+        log_sum_exp = sum;
+    }
+
     /// d_q, whose rows are d_q_stride apart, is assigned; d_k and d_v, which have the layout of the window, are added
     /// to, and so is d_bias if there is one. `after_forward`: the last call on this thread was forward of these
     /// queries.

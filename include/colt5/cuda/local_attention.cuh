@@ -67,6 +67,27 @@ __global__ void window_mean(const Attention<T> a, const accumulate_t<T>* log_sum
     }
 }
 
+/// LocalAttention::attends_to_padding: corrects the outputs and log-sum-exps of the queries that see keys of 0 behind
+/// the sequence. One block for each query and head; `a` has all keys of the sequence.
+template <typename T>
+__global__ void attend_to_padding(const Attention<T> a, Index reach, accumulate_t<T>* log_sum_exps, T* out) {
+    using Sum = accumulate_t<T>;
+    const AttentionBlock<T> block(a, 1);
+    if (block.is_beyond(a)) return;
+    const int i = block.first;
+    const Index keys = LocalAttention::padding_seen(a.first + i, a.keys, reach);
+    if (keys == 0) return;
+    Sum& log_sum_exp = log_sum_exps[block.of_queries(a) + i];
+    const Sum before = log_sum_exp, largest = ::max(before, Sum(0));
+    const Sum sum = largest + ::log(::exp(before - largest) + static_cast<Sum>(keys) * ::exp(-largest));
+    const Sum share = ::exp(before - sum);
+    const Rows<T> to = block.rows(a, a.out.with(out));
+    for (int e = static_cast<int>(threadIdx.x); e < a.dim_head; e += static_cast<int>(blockDim.x))
+        to[i][e] = static_cast<T>(static_cast<Sum>(to[i][e]) * share);
+    __syncthreads();
+    if (threadIdx.x == 0) log_sum_exp = sum;
+}
+
 /// The gradient of window_mean, added to d_v, whose first row belongs to token `origin`. One block for each row and
 /// head. The relation is symmetric: the queries whose windows hold token j are those in the windows around j.
 template <typename T>
@@ -113,13 +134,18 @@ void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
                             const LocalAttention& attention, NoBias) {
     const bool window_mean = attention.masked_rows == MaskedRows::window_mean && mask;
     Tensor<accumulate_t<T>, Cuda, dynamic, dynamic, dynamic> log_sum_exp_memory;
-    if (window_mean && !log_sum_exp) {
+    const bool sees_padding = attention.sees_padding(mask, first + q.extent(1), kv.extent(1));
+    if ((window_mean || sees_padding) && !log_sum_exp) {
         log_sum_exp_memory = {policy, {q.extent(0), q.extent(2), q.extent(1)}};
         log_sum_exp = log_sum_exp_memory.view();
     }
     auto problem = cuda::local_problem(q, kv, mask, first, 0, kv.extent(1), attention.reach);
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
     cuda::run_attention_forward<true>(policy, problem, out.data(), log_sum_exp.data());
+    if (sees_padding)
+        cuda::launch(policy, "attend_to_padding", cuda::attend_to_padding<T>,
+                     cuda::attention_grid(problem, q.extent(1), 1), cuda::warp_size, 0, problem, attention.reach,
+                     log_sum_exp.data(), out.data());
     if (!window_mean) return;
     cuda::launch(policy, "window_mean", cuda::window_mean<T>, cuda::attention_grid(problem, q.extent(1), 1),
                  cuda::warp_size, 0, problem, log_sum_exp.data(), out.data());

@@ -168,8 +168,8 @@ private:
     static Light make_light(const P& policy, [[maybe_unused]] SeedSequence& seeds) {
         if constexpr (config.has_light_attn)
             return Light(policy, seeds, config.dim, config.light_heads, config.light_dim_head,
-                         LocalAttention{config.light_window_size / 2, config.masked_rows}, detail::buckets_of(config),
-                         config.light_rotary_emb);
+                         LocalAttention{config.light_window_size / 2, config.masked_rows, config.attends_to_padding},
+                         detail::buckets_of(config), config.light_rotary_emb);
         else
             return {};
     }

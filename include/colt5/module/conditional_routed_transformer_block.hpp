@@ -38,6 +38,7 @@ public:
                                        .router_type = config.router_type,
                                        .router_kwargs = config.router_kwargs,
                                        .masked_rows = config.masked_rows,
+                                       .attends_to_padding = config.attends_to_padding,
                                        .has_light_attn = config.has_light_attn,
                                        .use_null_kv = config.use_null_kv,
                                        .use_null_q_tokens = config.use_null_q_tokens,

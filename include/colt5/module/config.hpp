@@ -45,11 +45,12 @@ struct AttentionConfig {
     RouterType router_type = RouterType::coor_descent;
     RouterKwargs router_kwargs{};
     MaskedRows masked_rows = MaskedRows::zero;
-    bool has_light_attn = true;             ///< or the heavy branch alone
-    bool use_null_kv = false;               ///< a learned key and value that every query of the heavy branch sees
-    bool use_null_q_tokens = false;         ///< a learned output of the heavy branch for tokens that are no query of it
-    bool masked_tokens_get_null_q = false;  ///< masked ones as well, as in the reference
-    bool multiply_keys_by_score = false;    ///< as values are
+    bool attends_to_padding = false;  ///< of the light branch, see LocalAttention; as the reference does without a mask
+    bool has_light_attn = true;       ///< or the heavy branch alone
+    bool use_null_kv = false;         ///< a learned key and value that every query of the heavy branch sees
+    bool use_null_q_tokens = false;   ///< a learned output of the heavy branch for tokens that are no query of it
+    bool masked_tokens_get_null_q = false;   ///< masked ones as well, as in the reference
+    bool multiply_keys_by_score = false;     ///< as values are
     bool multiply_queries_by_score = false;  ///< beside the heavy branch's output
     /// T5's relative position bias: a learned table (num_buckets, heads) for each branch, added to its logits by the
     /// distance between key and query in the sequence.
@@ -102,6 +103,7 @@ struct TransformerBlockConfig {
     RouterType router_type = RouterType::coor_descent;
     RouterKwargs router_kwargs{};
     MaskedRows masked_rows = MaskedRows::zero;
+    bool attends_to_padding = false;
     bool has_light_attn = true;
     bool use_null_kv = false;  ///< these as in AttentionConfig
     bool use_null_q_tokens = false;

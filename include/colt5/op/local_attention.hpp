@@ -60,6 +60,20 @@ struct LocalAttention {
 
     Index reach;  ///< tokens to either side; the reference's light_window_size / 2
     MaskedRows masked_rows = MaskedRows::zero;
+    /// Without a mask, queries also attend to keys and values of 0 behind the sequence, those that pad it up to a
+    /// multiple of reach, as local-attention 1.8.6 does: exp(0) is added to the sums of the last queries, once for
+    /// each.
+    bool attends_to_padding = false;
+
+    /// The number of such keys that query i of a sequence of `length` tokens sees.
+    COLT5_HOST_DEVICE static Index padding_seen(Index i, Index length, Index reach) {
+        const Index end = round_up(length, reach), last = i + reach + 1 < end ? i + reach + 1 : end;
+        return last > length ? last - length : 0;
+    }
+    /// Whether some query of [.., limit) sees such keys.
+    bool sees_padding(Mask mask, Index limit, Index length) const {
+        return attends_to_padding && !mask && padding_seen(limit - 1, length, reach) > 0;
+    }
 
     /// No token whose key or value a query reads is further from the query than this.
     Index halo() const { return std::min(reach, most_reach) * (masked_rows == MaskedRows::window_mean ? 2 : 1); }

@@ -23,8 +23,9 @@ Results local_attention_of(const P& policy, Draw<T, P>& draw, Index batch, Index
     const auto d_out = draw.values(q.shape());
     const Index part = draw.size(length / 5 + 1, length);
     for (const MaskedRows rows : {MaskedRows::zero, MaskedRows::window_mean}) {
-        const LocalAttention attention{reach, rows};
-        const std::string name = rows == MaskedRows::zero ? "" : " with window means";
+        const bool as_reference = rows == MaskedRows::window_mean;  // and without a mask, it attends to padding
+        const LocalAttention attention{reach, rows, as_reference};
+        const std::string name = as_reference ? " as the reference" : "";
         const auto saved = local_attention_forward(policy, attention, q, kv, mask);
         record("out" + name, saved.out);
         record("out alone" + name, local_attention(policy, attention, q, kv, mask));
