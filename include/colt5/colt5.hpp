@@ -8,6 +8,7 @@
 #include <colt5/module/conditional_routed_attention.hpp>
 #include <colt5/module/conditional_routed_cross_attention.hpp>
 #include <colt5/module/conditional_routed_feed_forward.hpp>
+#include <colt5/module/conditional_routed_image_attention.hpp>
 #include <colt5/module/conditional_routed_transformer_block.hpp>
 #include <colt5/module/routed.hpp>
 

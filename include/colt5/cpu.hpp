@@ -36,6 +36,7 @@
 #include <colt5/cpu/sinkhorn.hpp>
 #include <colt5/cpu/swap_first_axes.hpp>
 #include <colt5/cpu/top_k.hpp>
+#include <colt5/cpu/windows.hpp>
 #include <colt5/cpu/zero.hpp>
 #include <colt5/op/gelu.hpp>
 #include <colt5/op/softmax.hpp>

@@ -34,6 +34,7 @@
 #include <colt5/cuda/sinkhorn.cuh>
 #include <colt5/cuda/swap_first_axes.cuh>
 #include <colt5/cuda/top_k.cuh>
+#include <colt5/cuda/windows.cuh>
 #include <colt5/cuda/zero.cuh>
 #include <colt5/op/gelu.hpp>
 #include <colt5/op/softmax.hpp>
@@ -42,6 +43,7 @@
 #include <colt5/module/conditional_routed_attention.hpp>
 #include <colt5/module/conditional_routed_cross_attention.hpp>
 #include <colt5/module/conditional_routed_feed_forward.hpp>
+#include <colt5/module/conditional_routed_image_attention.hpp>
 #include <colt5/module/conditional_routed_transformer_block.hpp>
 #include <colt5/module/routed.hpp>
 

@@ -50,6 +50,8 @@
 // expect: colt5: no `swap_first_axes` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `unrouted_tokens` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `window_mask` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `windows` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `with_null_key` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `zero` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // first: colt5: no `
@@ -78,6 +80,7 @@
 #include <colt5/op/sinkhorn.hpp>
 #include <colt5/op/swap_first_axes.hpp>
 #include <colt5/op/top_k.hpp>
+#include <colt5/op/windows.hpp>
 #include <colt5/op/zero.hpp>
 #ifdef COLT5_COMPILE_FAIL_CONTROL
 #include <colt5/cpu.hpp>
@@ -154,4 +157,10 @@ void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<T
     pad_sequences(policy, y.view(), x.const_view(), 4);
     split_blocks(policy, blocks, merge_blocks(policy, blocks, 1, indices, x).scores);
     null_query_vjp(policy, d_null_token, x, unrouted_tokens(policy, flat, mask, 8).const_view());
+}
+
+void images(const Cpu& policy, const Tensor<float, Cpu, 1, 8, 8, 4>& maps, MapMask mask) {
+    const WindowGrid grid = window_grid("maps", maps, 2);
+    from_windows(policy, to_windows(policy, maps, grid), grid);
+    window_mask(policy, mask, 1, grid);
 }

@@ -3,6 +3,7 @@
 
 #include "module/block.hpp"
 #include "module/cross_attention.hpp"
+#include "module/image.hpp"
 #include "module/training.hpp"
 #include "op/dense_attention.hpp"
 #include "op/expressions.hpp"
@@ -47,6 +48,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("dense attention", dense_attention_case<T, P>);
     add("null tokens", null_tokens_case<T, P>);
     add("rotary", rotary_case<T, P>);
+    add("windows", windows_case<T, P>);
     add("many sequences", many_sequences_case<T, P>, 1);
     add("optimizer", optimizer_case<T, P>);
     add_of_modules("half a block, coordinate descent", half_block_case<by_descent_of_one_route, T, P>);
@@ -62,6 +64,9 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("cross attention with null tokens", cross_case<cross_with_null_tokens, T, P>);
     add_of_modules("cross attention routed by what the queries ask for", cross_case<cross_conditioned, T, P>);
     add_of_modules("cross attention, context routed in blocks", cross_case<cross_in_blocks, T, P>);
+    add_of_modules("image attention over the map", image_attention_case<over_map, T, P>);
+    add_of_modules("image attention over the map, channel first", image_attention_case<over_map_of_channels, T, P>);
+    add_of_modules("image attention per window", image_attention_case<per_window, T, P>);
     add_of_modules("training", training_case<T, P>);
     return all;
 }

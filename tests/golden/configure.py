@@ -54,6 +54,7 @@ HEAD_OPTIONS = {  # of version 0.11, which has one router
     'ConditionalRoutedFeedForward': {},
     'ConditionalRoutedAttention': {**NULL_TOKENS, 'has_light_attn': boolean, 'multiply_queries_by_score': boolean, 'rotary_emb': boolean},
     'ConditionalRoutedCrossAttention': {**NULL_TOKENS, 'route_block_size': integer},
+    'ConditionalRoutedImageAttention': {**NULL_TOKENS, 'multiply_queries_by_score': boolean, 'channel_first': boolean},
     'ConditionalRoutedTransformerBlock': {**NULL_TOKENS, 'multiply_queries_by_score': boolean},
 }
 ATTENTION = dict.fromkeys(('num_routed_kv', 'light_dim_head', 'light_heads', 'light_window_size', 'heavy_dim_head', 'heavy_heads'), integer)
@@ -64,6 +65,7 @@ MODULES = {
     'ConditionalRoutedAttention': ('AttentionConfig', ('dim', 'num_heavy_tokens_q', 'num_heavy_tokens_kv'), ATTENTION, 1.5),
     'ConditionalRoutedCrossAttention': ('CrossAttentionConfig', ('dim', 'num_tokens_q', 'num_tokens_kv'),
                                         dict.fromkeys(('dim_head', 'heads', 'kv_routing_tokens'), integer), 1),
+    'ConditionalRoutedImageAttention': ('ImageAttentionConfig', ('dim', 'num_heavy_tokens_q', 'num_heavy_tokens_kv'), ATTENTION, 1.5),
     'ConditionalRoutedTransformerBlock': (
         'TransformerBlockConfig', ('dim', 'num_heavy_attn_tokens_q', 'num_heavy_attn_tokens_kv', 'num_heavy_ff_tokens'),
         {**ATTENTION, **FEED_FORWARD}, 2.7),
@@ -140,7 +142,9 @@ def module_fields(config, name, reference):
     # What the reference does and we do on request only.
     if router == 'sinkhorn':
         fields['router_kwargs.sinkhorn.masked_tokens_take_part'] = 'true'
-    if 'light_window_size' in optional:
+    if name == 'ConditionalRoutedImageAttention':
+        fields['routing_scope'] = 'colt5::RoutingScope::window'
+    elif 'light_window_size' in optional:
         fields['masked_rows'] = 'colt5::MaskedRows::window_mean'
         fields['attends_to_padding'] = 'true'
     return fields

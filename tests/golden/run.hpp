@@ -43,11 +43,11 @@ auto tensor_of(const P& policy, const Array& from, const std::string& name = {},
     (std::make_index_sequence<Rank>{});
 }
 
-/// Absent if the file has none: every token is real.
-template <Policy P>
-colt5::Tensor<bool, P, colt5::dynamic, colt5::dynamic> mask_of(const P& policy, File& file, const std::string& name) {
-    if (!file.contains(name)) return {};
-    return tensor_of<bool, 2>(policy, file.use(name));
+/// Of tokens (b, n), or of maps. Absent if the file has none: every token is real.
+template <std::size_t Rank = 2, Policy P>
+auto mask_of(const P& policy, File& file, const std::string& name) {
+    using Result = decltype(tensor_of<bool, Rank>(policy, file.use(name)));
+    return file.contains(name) ? tensor_of<bool, Rank>(policy, file.use(name)) : Result();
 }
 
 template <Policy P, colt5::Viewable V>
@@ -103,6 +103,8 @@ void each_router(Module& module, const std::string& prefix, const F& f) {
     if constexpr (requires { module.conditional_attn; }) {
         each_router(module.conditional_attn, prefix + "conditional_attn.", f);
         each_router(module.conditional_ff, prefix + "conditional_ff.", f);
+    } else if constexpr (requires { module.attention; }) {
+        each_router(module.attention, prefix, f);
     } else if constexpr (requires { module.router; }) {
         f(prefix + "router", module.router);
     } else {
@@ -163,8 +165,9 @@ template <typename Module, Policy P>
 Arrays run_module(const P& policy, File& file, const Variation& variation = {}) {
     using Scalar = typename Module::Out::value_type;
     Module module{policy, colt5::Seed{0}};
+    constexpr std::size_t rank = Module::Out::rank;
     const auto of_file = [&](const std::string& name) {
-        return tensor_of<Scalar, 3>(policy, file.use(name), name, variation);
+        return tensor_of<Scalar, rank>(policy, file.use(name), name, variation);
     };
     Module::each_parameter(
         [&](const std::string& name, auto& value) {
@@ -172,7 +175,7 @@ Arrays run_module(const P& policy, File& file, const Variation& variation = {}) 
         },
         "", module);
     const auto x = of_file("in.x");
-    const auto mask = mask_of(policy, file, "in.mask");
+    const auto mask = mask_of<rank - 1>(policy, file, "in.mask");
     const auto noise = give_noise(policy, file, module);
     const auto cotangent = of_file("in.cotangent");
     auto gradients = module.make_gradients();

@@ -47,8 +47,8 @@ void check_parameter_gradients(const Cpu& policy, Module& module, Gradients& gra
 
 /// Backward against finite differences of Σ d_out ∘ module(tokens), for the tokens and every parameter; parameter
 /// gradients accumulate; inference gives what training gives, bit for bit.
-template <typename Module, typename... Counts>
-void check_gradients(Module& module, TokensTensor<double, Cpu>& tokens, Mask mask, const Counts&... counts) {
+template <typename Module, typename Tokens, typename SomeMask, typename... Counts>
+void check_gradients_of(Module& module, Tokens& tokens, SomeMask mask, const Counts&... counts) {
     const Cpu& policy = module.policy();
     const auto d_out = normal<double>(policy, tokens.shape(), 99);
     const auto saved = module.forward(tokens, mask, counts...);
@@ -73,6 +73,11 @@ void check_gradients(Module& module, TokensTensor<double, Cpu>& tokens, Mask mas
             CHECK(difference <= 1e-12 * scale);
         },
         "", gradients, once);
+}
+
+template <typename Module, typename... Counts>
+void check_gradients(Module& module, TokensTensor<double, Cpu>& tokens, Mask mask, const Counts&... counts) {
+    check_gradients_of(module, tokens, mask, counts...);
 }
 
 /// Euclidean norm of the gradient of one parameter.

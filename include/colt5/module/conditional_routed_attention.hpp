@@ -6,6 +6,7 @@
 #include <colt5/module/light_attention.hpp>
 #include <colt5/module/module.hpp>
 #include <colt5/module/token_module.hpp>
+#include <colt5/module/window_attention.hpp>
 #include <colt5/op/null_query.hpp>
 #include <colt5/schedule/side_stream.hpp>
 
@@ -49,6 +50,9 @@ class ConditionalRoutedAttention : public ModuleBase<ConditionalRoutedAttention<
                   "colt5: AttentionConfig.heavy_dim_head must be even for rotary_emb");
     static_assert(!config.light_rotary_emb || !config.has_light_attn || config.light_dim_head % 2 == 0,
                   "colt5: AttentionConfig.light_dim_head must be even for light_rotary_emb");
+    static_assert(
+        !config.light_in_windows || !(config.use_relative_position_bias || config.light_rotary_emb),
+        "colt5: AttentionConfig.use_relative_position_bias and light_rotary_emb are not for light_in_windows");
 
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
@@ -64,8 +68,9 @@ public:
     using KVRouter = RouterOfRoutes<config.num_routed_kv>;
     static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
 
-    using Light = std::conditional_t<config.has_light_attn,
-                                     LightAttention<Scalar, P, config.use_relative_position_bias>, NoLight<Scalar, P>>;
+    using LightOrWindows = std::conditional_t<config.light_in_windows, WindowAttention<Scalar, P>,
+                                              LightAttention<Scalar, P, config.use_relative_position_bias>>;
+    using Light = std::conditional_t<config.has_light_attn, LightOrWindows, NoLight<Scalar, P>>;
     using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias>;
 
     Light light_attn;
@@ -166,7 +171,10 @@ private:
     const void* identity() const { return heavy_attn.to_out.weight.data(); }
 
     static Light make_light(const P& policy, [[maybe_unused]] SeedSequence& seeds) {
-        if constexpr (config.has_light_attn)
+        if constexpr (config.has_light_attn && config.light_in_windows)
+            return Light(policy, seeds, config.dim, config.light_heads, config.light_dim_head,
+                         config.light_window_size);
+        else if constexpr (config.has_light_attn)
             return Light(policy, seeds, config.dim, config.light_heads, config.light_dim_head,
                          LocalAttention{config.light_window_size / 2, config.masked_rows, config.attends_to_padding},
                          detail::buckets_of(config), config.light_rotary_emb);

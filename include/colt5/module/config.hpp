@@ -59,6 +59,37 @@ struct AttentionConfig {
     Index relative_position_max_distance = 128;  ///< from here on all distances share a bucket
     bool rotary_emb = false;        ///< queries and keys of the heavy branch are rotated by their tokens' positions
     bool light_rotary_emb = false;  ///< those of the light branch are; the reference has none there
+    /// Light attention within windows of light_window_size consecutive tokens, behind an RMSNorm, as in the reference's
+    /// image attention; without it, the window slides. Lengths must then be multiples of the window.
+    bool light_in_windows = false;
+};
+
+/// What a router of image attention chooses from.
+enum class RoutingScope {
+    map,     ///< all tokens of a map: the heavy branch attends across it
+    window,  ///< the tokens of each window, as the reference: each window is a sequence of its own
+};
+
+struct ImageAttentionConfig {
+    Index dim;
+    Index num_heavy_tokens_q;
+    Index num_heavy_tokens_kv;
+    Index num_routed_kv = 1;
+    Index light_dim_head = 64;
+    Index light_heads = 8;
+    Index light_window_size = 128;  ///< side of a window: a token sees light_window_size² tokens
+    Index heavy_dim_head = 64;
+    Index heavy_heads = 8;
+    bool router_straight_through = true;
+    RouterType router_type = RouterType::coor_descent;
+    RouterKwargs router_kwargs{};
+    bool channel_first = false;  ///< maps (b, d, h, w) instead of (b, h, w, d)
+    RoutingScope routing_scope = RoutingScope::map;
+    bool use_null_kv = false;  ///< these as in AttentionConfig
+    bool use_null_q_tokens = false;
+    bool masked_tokens_get_null_q = false;
+    bool multiply_keys_by_score = false;
+    bool multiply_queries_by_score = false;
 };
 
 struct CrossAttentionConfig {

@@ -125,10 +125,16 @@ struct Linear {
 template <typename Scalar, Policy P>
 struct RMSNorm {
     using Gradients = RMSNorm<accumulate_t<Scalar>, P>;
+    template <typename T>
+    using Parameters = RMSNormParameters<T>;
     VectorTensor<Scalar, P> gamma;  // (d)
 
     RMSNorm() = default;
     RMSNorm(const P& policy, Index dim) : gamma(policy, {dim}) { fill(policy, gamma, 1); }
+
+    /// As operations take them that contain a norm.
+    Parameters<const Scalar> parameters() const { return {gamma.const_view()}; }
+    Parameters<Scalar> parameters() { return {gamma.view()}; }
 
     template <Viewable X>
     auto operator()(const P& policy, const X& x) const {
@@ -173,6 +179,8 @@ struct RelativeAttentionBias {
 template <typename Scalar, Policy P>
 struct LayerNorm {
     using Gradients = LayerNorm<accumulate_t<Scalar>, P>;
+    template <typename T>
+    using Parameters = LayerNormParameters<T>;
     VectorTensor<Scalar, P> weight, bias;  // (d)
 
     LayerNorm() = default;
@@ -180,6 +188,9 @@ struct LayerNorm {
         fill(policy, weight, 1);
         fill(policy, bias, 0);
     }
+
+    Parameters<const Scalar> parameters() const { return {weight.const_view(), bias.const_view()}; }
+    Parameters<Scalar> parameters() { return {weight.view(), bias.view()}; }
 
     template <Viewable X>
     auto operator()(const P& policy, const X& x) const {

@@ -10,24 +10,37 @@
 
 namespace colt5 {
 
+namespace detail {
+/// The shapes of a module's `norm` of `dim` numbers.
+template <typename Scalar, Policy P>
+void expect_norm(std::string_view prefix, const LayerNorm<Scalar, P>& norm, Index dim) {
+    expect_shape(prefix, "norm.weight", norm.weight.shape(), {dim});
+    expect_shape(prefix, "norm.bias", norm.bias.shape(), {dim});
+}
+template <typename Scalar, Policy P>
+void expect_norm(std::string_view prefix, const RMSNorm<Scalar, P>& norm, Index dim) {
+    expect_shape(prefix, "norm.gamma", norm.gamma.shape(), {dim});
+}
+}  // namespace detail
+
 /// The light branch of attention: every token sees the tokens around it (LocalMHA of the package local-attention).
 ///
-/// LayerNorm → queries, keys and values → local attention → output projection; no biases in the projections. With
-/// `has_bias`, the logits get T5's relative position bias, with `rotary_emb`, queries and keys are rotated by their
-/// tokens' positions.
-template <typename Scalar, Policy P, bool has_bias = false>
+/// LayerNorm → queries, keys and values → local attention → output projection; no biases in the projections. (Or
+/// another norm of layers.hpp.) With `has_bias`, the logits get T5's relative position bias, with `rotary_emb`, queries
+/// and keys are rotated by their tokens' positions.
+template <typename Scalar, Policy P, bool has_bias = false, template <typename, Policy> class Norm = LayerNorm>
 struct LightAttention {
-    using Schedule = LightAttentionSchedule<Scalar, P, has_bias>;
+    using Schedule = LightAttentionSchedule<Scalar, P, has_bias, Norm<Scalar, P>::template Parameters>;
     using Activations = typename Schedule::Activations;
 
-    LayerNorm<Scalar, P> norm;
+    Norm<Scalar, P> norm;
     Linear<Scalar, P> to_qkv, to_out;
     RelativeAttentionBias<Scalar, P> relative_attention_bias;  // empty unless has_bias
     VectorTensor<float, P> inv_freq;                           // (dim_head / 2), of the rotation, or empty
     Schedule schedule;
 
     struct Gradients {
-        LayerNorm<accumulate_t<Scalar>, P> norm;
+        Norm<accumulate_t<Scalar>, P> norm;
         Linear<accumulate_t<Scalar>, P> to_qkv, to_out;
         RelativeAttentionBias<accumulate_t<Scalar>, P> relative_attention_bias;
     };
@@ -45,8 +58,7 @@ struct LightAttention {
     /// Throws ShapeError when a parameter does not fit tokens of `dim` numbers. The message names the parameter, with
     /// `prefix` before its name.
     void expect_parameters(std::string_view prefix, Index dim) const {
-        expect_shape(prefix, "norm.weight", norm.weight.shape(), {dim});
-        expect_shape(prefix, "norm.bias", norm.bias.shape(), {dim});
+        detail::expect_norm(prefix, norm, dim);
         expect_shape(prefix, "to_qkv.weight", to_qkv.weight.shape(), {3 * schedule.inner(), dim});
         expect_shape(prefix, "to_out.weight", to_out.weight.shape(), {dim, schedule.inner()});
         if constexpr (has_bias)
@@ -92,7 +104,7 @@ struct LightAttention {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        LayerNorm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
+        Norm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
         Linear<Scalar, P>::each_parameter(f, prefix + "to_qkv.", m.to_qkv...);
         Linear<Scalar, P>::each_parameter(f, prefix + "to_out.", m.to_out...);
         if constexpr (has_bias)
@@ -107,10 +119,9 @@ private:
     template <typename M>
     static auto parameters(M& m) {
         using T = std::remove_pointer_t<decltype(m.to_out.weight.data())>;
-        return LightAttentionParameters<T>{{m.norm.weight.view(), m.norm.bias.view()},
-                                           m.to_qkv.weight.view(),
-                                           m.to_out.weight.view(),
-                                           m.relative_attention_bias.weight.view()};
+        return
+            typename Schedule::template Parameters<T>{m.norm.parameters(), m.to_qkv.weight.view(),
+                                                      m.to_out.weight.view(), m.relative_attention_bias.weight.view()};
     }
 };
 

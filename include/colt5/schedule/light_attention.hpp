@@ -15,9 +15,9 @@
 namespace colt5 {
 
 /// The parameters of light attention, or their gradients.
-template <typename T>
+template <typename T, template <typename> class Norm = LayerNormParameters>
 struct LightAttentionParameters {
-    LayerNormParameters<T> norm;
+    Norm<T> norm;
     MatrixView<T> to_qkv;                        // (3 · h · dim_head, d)
     MatrixView<T> to_out;                        // (d, h · dim_head)
     MatrixView<T> relative_attention_bias = {};  // (num_buckets, h), if the logits have a bias
@@ -33,8 +33,11 @@ struct LightAttentionParameters {
 /// Queries see keys of the next chunk, so forward projects one chunk ahead. Every chunk but the last of a sequence is
 /// at least three halos long: backward moves up to two halos of rows to the front of its window, and these must not
 /// overlap their new place. (The window of the first chunk has no halo before it, so it needs all three.)
-template <typename Scalar, Policy P, bool has_bias = false>
+template <typename Scalar, Policy P, bool has_bias = false, template <typename> class Norm = LayerNormParameters>
 struct LightAttentionSchedule {
+    template <typename T>
+    using Parameters = LightAttentionParameters<T, Norm>;
+
     Index heads, dim_head;
     LocalAttention attention;
     RelativePositionBuckets buckets = {};  // of the bias, if there is one
@@ -55,7 +58,7 @@ struct LightAttentionSchedule {
     /// The result goes to out (b, n, d).
     template <Viewable X>
     Activations forward(const P& policy, TokensView<Scalar> out, const X& x, Mask mask,
-                        const LightAttentionParameters<const Scalar>& parameters, VectorView<const float> inv_freq,
+                        const Parameters<const Scalar>& parameters, VectorView<const float> inv_freq,
                         TokensView<const Scalar> residual, bool save) const {
         Activations saved{.kv = {policy, {x.extent(0), x.extent(1), 2 * inner()}}, .chunks = {}};
         const Chunks chunks = chunks_of(policy, x);
@@ -104,8 +107,8 @@ struct LightAttentionSchedule {
     /// halo on each side. Complete rows go on to the norm; the others move to the front of the next window.
     template <Viewable D, Viewable X, std::size_t updates>
     void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
-                  Mask mask, const LightAttentionParameters<const Scalar>& parameters, VectorView<const float> inv_freq,
-                  const LightAttentionParameters<accumulate_t<Scalar>>& gradients,
+                  Mask mask, const Parameters<const Scalar>& parameters, VectorView<const float> inv_freq,
+                  const Parameters<accumulate_t<Scalar>>& gradients,
                   const GradientEpilogue<Scalar, P, updates>& epilogue) const {
         const Chunks chunks = chunks_of(policy, x);
         const Index length = x.extent(1), halo = std::min(attention.halo(), length);
@@ -138,8 +141,8 @@ private:
     template <Viewable D, Viewable X, typename Bias>
     void attention_gradients(const P& policy, TokensView<Scalar> d_window, const Activations& saved, Index i,
                              const Chunk& chunk, Index carried, const D& d_out, const X& x, Mask mask,
-                             const LightAttentionParameters<const Scalar>& parameters, VectorView<const float> inv_freq,
-                             const Bias& bias, const LightAttentionParameters<accumulate_t<Scalar>>& gradients) const {
+                             const Parameters<const Scalar>& parameters, VectorView<const float> inv_freq,
+                             const Bias& bias, const Parameters<accumulate_t<Scalar>>& gradients) const {
         const auto d_table = bias_gradient(gradients);
         const auto kv = kv_of(saved, chunk);
         const Mask mask_of_sequences = chunk.sequences_of(mask);
@@ -162,21 +165,18 @@ private:
     Chunks chunks_of(const P& policy, const X& x) const {
         return {policy.memory_plan(), x.extent(0), x.extent(1), 3 * std::min(attention.halo(), x.extent(1))};
     }
-    auto q_weight(const LightAttentionParameters<const Scalar>& parameters) const {
-        return parameters.to_qkv.range(0, inner());
-    }
-    auto kv_weight(const LightAttentionParameters<const Scalar>& parameters) const {
+    auto q_weight(const Parameters<const Scalar>& parameters) const { return parameters.to_qkv.range(0, inner()); }
+    auto kv_weight(const Parameters<const Scalar>& parameters) const {
         return parameters.to_qkv.range(inner(), 2 * inner());
     }
-    static auto norm_with_clean_mask(const LightAttentionParameters<const Scalar>& parameters, const Chunk& chunk,
-                                     Mask mask) {
+    static auto norm_with_clean_mask(const Parameters<const Scalar>& parameters, const Chunk& chunk, Mask mask) {
         auto norm = parameters.norm;
         norm.clean_mask = chunk.of(mask);
         return norm;
     }
     /// The bias of one call by distance (h, 2 · span + 1), what an attention takes of it, and the table that its
     /// gradient is added to; NoBias where the logits have none.
-    auto bias_by_distance(const P& policy, const LightAttentionParameters<const Scalar>& parameters) const {
+    auto bias_by_distance(const P& policy, const Parameters<const Scalar>& parameters) const {
         if constexpr (has_bias)
             return relative_position_bias(policy, buckets, parameters.relative_attention_bias, attention.reach);
         else
@@ -189,7 +189,7 @@ private:
         else
             return by_distance;
     }
-    static auto bias_gradient(const LightAttentionParameters<accumulate_t<Scalar>>& gradients) {
+    static auto bias_gradient(const Parameters<accumulate_t<Scalar>>& gradients) {
         if constexpr (has_bias)
             return gradients.relative_attention_bias;
         else
