@@ -10,6 +10,8 @@
 // expect: colt5: AttentionConfig.relative_position_num_buckets must be even and at least 4
 // expect: colt5: AttentionConfig.heavy_dim_head must be even for rotary_emb
 // expect: colt5: AttentionConfig.light_dim_head must be even for light_rotary_emb
+// expect: colt5: AttentionConfig.use_relative_position_bias and light_rotary_emb are not for light_in_windows
+// expect: colt5: ImageAttentionConfig.light_window_size must be at least 2 and at most 2^15
 #include "wrong.hpp"
 
 template <colt5::AttentionConfig config>
@@ -41,9 +43,17 @@ constexpr Config odd_light{.dim = 8,
                            .num_heavy_tokens_kv = 2,
                            .light_dim_head = wrong(7, 8),
                            .light_rotary_emb = true};
+constexpr Config windows{.dim = 8,
+                         .num_heavy_tokens_q = 2,
+                         .num_heavy_tokens_kv = 2,
+                         .light_rotary_emb = wrong(true, false),
+                         .light_in_windows = true};
+constexpr colt5::ImageAttentionConfig image{
+    .dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .light_window_size = wrong(0, 4)};
 
 static_assert(complete<Module<dim>> && complete<Module<num_heavy_tokens_q>> && complete<Module<num_heavy_tokens_kv>>);
 static_assert(complete<Module<light>> && complete<Module<heavy>> && complete<Module<window>>);
 static_assert(complete<Module<routed>> && complete<Module<endless>>);
 static_assert(complete<Module<odd>> && complete<Module<near>>);
 static_assert(complete<Module<odd_heavy>> && complete<Module<odd_light>>);
+static_assert(complete<Module<windows>> && complete<colt5::ConditionalRoutedImageAttention<image, float, colt5::Cpu>>);

@@ -28,8 +28,8 @@ class ConditionalRoutedImageAttention
     : public ModuleBase<ConditionalRoutedImageAttention<config, Scalar, P, RouterTemplate>, P> {
     using Base = ModuleBase<ConditionalRoutedImageAttention, P>;
     friend Base;
-    static_assert(config.light_window_size >= 1 && config.light_window_size <= 1 << 15,
-                  "colt5: ImageAttentionConfig.light_window_size must be at least 1 and at most 2^15");
+    static_assert(config.light_window_size >= 2 && config.light_window_size <= 1 << 15,
+                  "colt5: ImageAttentionConfig.light_window_size must be at least 2 and at most 2^15");
 
 public:
     using Maps = std::conditional_t<config.channel_first, View<const Scalar, dynamic, config.dim, dynamic, dynamic>,

@@ -39,7 +39,7 @@ void check_sample(const Cuda& policy, const char* what, const A& batch, const B&
 template <typename Module, typename D, typename... Inputs>
 void check_module_alone(const Cuda& policy, const Module& module, const D& d_out, const Inputs&... inputs) {
     auto gradients = module.make_gradients();
-    using Results = std::vector<std::pair<const char*, TokensTensor<typename D::value_type, Cuda>>>;
+    using Results = std::vector<std::pair<const char*, typename Module::Out>>;
     const auto run = [&](Results& results, const auto& d, const auto&... of) {
         results.emplace_back("inference", module(of...));
         auto saved = module.forward(of...);
@@ -96,6 +96,23 @@ void check_modules_alone(Precision precision) {
         else
             check_module_alone(policy, module, d_out, x, context);
     };
+    const auto with_maps = [&](Index height, bool masked) {
+        using Module = ConditionalRoutedImageAttention<over_map, T, Cuda>;
+        Draw<T, Cuda> draw(policy, {precision, ++seed});
+        const auto module = draw.template made<Module>();
+        const Index width = 23;
+        const auto maps = draw.values(std::array{batch, height, width, Index{48}}), d_out = draw.values(maps.shape());
+        const auto mask = map_mask(policy, draw.mask(batch, height * width), height);
+        if (masked)
+            check_module_alone(policy, module, d_out, maps, mask);
+        else
+            check_module_alone(policy, module, d_out, maps);
+    };
+    for (const Index height : {1, 9, 150}) {
+        if (sanitized() && height > 9) continue;
+        CAPTURE(height);
+        for (const bool masked : {false, true}) with_maps(height, masked);
+    }
     for (const Index length : {1, 7, 18, 100, 700, 2050, 5000}) {
         if (sanitized() && length > 100) continue;
         CAPTURE(length);

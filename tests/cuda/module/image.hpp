@@ -12,13 +12,14 @@
 /// Cases of op/windows.hpp and of the modules of images.
 namespace cases {
 
-template <typename T, typename P>
-Tensor<bool, P, dynamic, dynamic, dynamic> optional_map_mask(Draw<T, P>& draw, const P& policy, Index batch,
-                                                             Index height, Index width) {
-    const auto flat = draw.optional_mask(batch, height * width);
+/// A mask of sequences (b, height · width) as one of maps (b, height, width); absent views stay absent.
+template <typename P>
+Tensor<bool, P, dynamic, dynamic, dynamic> map_mask(const P& policy, const Tensor<bool, P, dynamic, dynamic>& flat,
+                                                    Index height) {
     if (!flat) return {};
-    Tensor<bool, P, dynamic, dynamic, dynamic> mask(policy, {batch, height, width});
-    assign(policy, mask.view().rows(), flat.const_view().reshape(std::array{batch * height, width}));
+    const Index width = flat.extent(1) / height;
+    Tensor<bool, P, dynamic, dynamic, dynamic> mask(policy, {flat.extent(0), height, width});
+    assign(policy, mask.view().rows(), flat.const_view().reshape(std::array{flat.extent(0) * height, width}));
     return mask;
 }
 
@@ -35,7 +36,7 @@ Results windows_case(const P& policy, const Setting& setting) {
     const auto tokens = to_windows(policy, maps, grid, channel_first);
     record("tokens", tokens, Kind::exact);
     record("maps", from_windows(policy, draw.values(tokens.shape()), grid, channel_first), Kind::exact);
-    const auto mask = optional_map_mask(draw, policy, batch, height, width);
+    const auto mask = map_mask(policy, draw.optional_mask(batch, height * width), height);
     const auto of_tokens = window_mask(policy, mask.const_view(), batch, grid);
     auto mask_as_numbers = draw.sums(of_tokens.shape());
     if (of_tokens) assign(policy, mask_as_numbers, cast<accumulate_t<T>>(of_tokens));
@@ -71,7 +72,7 @@ Results image_attention_case(const P& policy, const Setting& setting) {
     const Index batch = draw.size(1, 5), height = draw.length(40), width = draw.length(40);
     const auto maps = draw.values(config.channel_first ? std::array{batch, Index{48}, height, width}
                                                        : std::array{batch, height, width, Index{48}});
-    const auto mask = optional_map_mask(draw, policy, batch, height, width);
+    const auto mask = map_mask(policy, draw.optional_mask(batch, height * width), height);
     const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
     record_module(record, draw, draw.template made<ConditionalRoutedImageAttention<config, T, P>>(), maps,
                   mask.const_view(), AttentionTokens{}, residual);
