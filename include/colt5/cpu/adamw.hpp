@@ -54,9 +54,9 @@ void adamw_kernel(const Cpu& policy, VectorView<T> parameter, VectorView<accumul
     const auto update = [&]<bool may_vanish>(Index first, std::bool_constant<may_vanish>) {
         cpu::for_each_batch<Real>(std::min(piece, size - first), [&](Index offset, Index count) {
             const Index at = first + offset;
-            Real* const of_master = HalfPrecision<T> ? master.data() + at : nullptr;
+            Real* const master_at = HalfPrecision<T> ? master.data() + at : nullptr;
             const Batch g = cpu::load(gradient.data() + at, count);
-            Batch p = cpu::load_parameter(parameter.data() + at, of_master, count);
+            Batch p = cpu::load_parameter(parameter.data() + at, master_at, count);
             Batch m = cpu::load(mean.data() + at, count);
             Batch s = cpu::load(square.data() + at, count);
             m = m + mean_rate * (g - m);
@@ -67,7 +67,7 @@ void adamw_kernel(const Cpu& policy, VectorView<T> parameter, VectorView<accumul
             p = keep * p - step_size * ratio;
             cpu::store(mean.data() + at, m, count);
             cpu::store(square.data() + at, s, count);
-            cpu::store_parameter(parameter.data() + at, of_master, p, count);
+            cpu::store_parameter(parameter.data() + at, master_at, p, count);
         });
     };
     parallel_for(policy, divide_up(size, piece), [&](Index i) {

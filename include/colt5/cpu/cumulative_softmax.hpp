@@ -94,14 +94,14 @@ void cumulative_softmax_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, To
             if (sum >= cumulative_softmax_floor) all -= g * e / (sum * sum);
             return e / temperature * (g / std::max(sum, cumulative_softmax_floor) + all);
         };
-        double* const of_picks = cpu::thread_scratch<double, struct PickGradients>(row.picks);
+        double* const pick_gradients = cpu::thread_scratch<double, struct PickGradients>(row.picks);
         for (Index i = 0; i < row.picks; ++i)
-            of_picks[i] = pick_gradient(i, static_cast<double>(row.exponential[row.index[i]]));
+            pick_gradients[i] = pick_gradient(i, static_cast<double>(row.exponential[row.index[i]]));
         for (Index i = 0; i < row.length; ++i)
             ds[i] = row.exponential[i] == T(0)
                         ? T(0)
                         : static_cast<T>(static_cast<double>(row.exponential[i]) / temperature * all);
-        for (Index i = 0; i < row.picks; ++i) ds[row.index[i]] = static_cast<T>(of_picks[i]);
+        for (Index i = 0; i < row.picks; ++i) ds[row.index[i]] = static_cast<T>(pick_gradients[i]);
     });
 }
 

@@ -15,8 +15,8 @@ inline constexpr int sum_threads = 256, add_threads = 1024;
 /// How rows are shared out: by their number alone, so that the order of sums is the same everywhere.
 struct RowShares {
     Index blocks, rows_each;
-    explicit RowShares(Index rows, Index most_blocks = 512, Index least_rows = 32) {
-        rows_each = std::max(least_rows, divide_up(rows, most_blocks));
+    explicit RowShares(Index rows, Index max_blocks = 512, Index min_rows = 32) {
+        rows_each = std::max(min_rows, divide_up(rows, max_blocks));
         blocks = divide_up(rows, rows_each);
     }
 };
@@ -164,7 +164,7 @@ private:
 template <typename Sum, int count, int width, int packs>
 class LaneSums {
 public:
-    __device__ LaneSums(Sum* of_warp, Index d) : of_warp_(of_warp), d_(d) {}
+    __device__ LaneSums(Sum* warp_sums, Index d) : warp_sums_(warp_sums), d_(d) {}
     __device__ void add(int sum, int i, Index, int e, Sum value) { sums_[sum][i][e] += value; }
     __device__ void flush() const {
 #pragma unroll
@@ -173,12 +173,12 @@ public:
             for (int i = 0; i < packs; ++i) {
                 const Index j = (lane_id() + i * warp_size) * width;
                 if (j < d_)
-                    for (int e = 0; e < width; ++e) of_warp_[sum * d_ + j + e] = sums_[sum][i][e];
+                    for (int e = 0; e < width; ++e) warp_sums_[sum * d_ + j + e] = sums_[sum][i][e];
             }
     }
 
 private:
-    Sum* of_warp_;
+    Sum* warp_sums_;
     Index d_;
     Sum sums_[count][packs][width] = {};
 };
@@ -186,12 +186,12 @@ private:
 template <typename Sum, int count, int width>
 class LaneSums<Sum, count, width, 0> {
 public:
-    __device__ LaneSums(Sum* of_warp, Index d) : of_warp_(of_warp), d_(d) {}
-    __device__ void add(int sum, int, Index j, int e, Sum value) { of_warp_[sum * d_ + j + e] += value; }
+    __device__ LaneSums(Sum* warp_sums, Index d) : warp_sums_(warp_sums), d_(d) {}
+    __device__ void add(int sum, int, Index j, int e, Sum value) { warp_sums_[sum * d_ + j + e] += value; }
     __device__ void flush() const {}
 
 private:
-    Sum* of_warp_;
+    Sum* warp_sums_;
     Index d_;
 };
 

@@ -71,12 +71,12 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
     for (; t <= descent.n_iters; ++t) {
         const T before = tau, shift = ::min(row.largest, tau);  // the largest of min(s, τ)
         const auto step = threshold_step(row, tau, shift, inverse_eps, [&](const Partial& sums) {
-            double exponentials = sums.first + sums.second;
+            double exponentials = sums.value + sums.count;
             if (descent.start == DescentStart::minus_logits)  // saturated logits count with τ_{t−1} before its rounding
-                exponentials += sums.second * ::expm1(static_cast<double>(rest) / eps);
+                exponentials += sums.count * ::expm1(static_cast<double>(rest) / eps);
             const T log_ratio = ::log(static_cast<T>(exponentials * inverse_k));
             const double next = static_cast<double>(shift) + eps * static_cast<double>(log_ratio);
-            return ThresholdStep<T>{static_cast<T>(next), static_cast<T>(sums.second),
+            return ThresholdStep<T>{static_cast<T>(next), static_cast<T>(sums.count),
                                     static_cast<T>(next - static_cast<double>(static_cast<T>(next)))};
         });
         tau = step.threshold;
@@ -115,16 +115,16 @@ __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, do
     T least = row.infinity;  // the ⌈k⌉-th largest logit: select_smallest may stop before the last digits
     for (Index i = threadIdx.x; i < row.team.count; i += Team::threads)
         if (selection(Key{Rank<T>::of(row[i])})) least = ::min(least, row[i]);
-    T threshold = static_cast<T>(row.team.combine(least, 0u, row.infinity, Smaller()).first);
+    T threshold = static_cast<T>(row.team.combine(least, 0u, row.infinity, Smaller()).value);
     if (threshold == -row.infinity) return threshold;
     threshold = ::min(threshold, std::numeric_limits<T>::max());
     const T inverse_eps = static_cast<T>(1 / eps);
     for (int i = 0; i < 100; ++i) {
         const auto step = threshold_step(row, threshold, threshold, inverse_eps, [&](const Partial& sums) {
-            const T log_ratio = ::log(static_cast<T>(sums.first / (k - sums.second)));
+            const T log_ratio = ::log(static_cast<T>(sums.value / (k - sums.count)));
             return ThresholdStep<T>{
                 static_cast<T>(static_cast<double>(threshold) + eps * static_cast<double>(log_ratio)),
-                static_cast<T>(sums.second), T(0)};
+                static_cast<T>(sums.count), T(0)};
         });
         // From the second step on τ decreases. Once rounding makes it increase, it has converged.
         if (step.threshold == threshold || !(k > static_cast<double>(step.saturated)) ||
@@ -137,11 +137,11 @@ __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, do
 
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    coordinate_descent(TeamBarrier barrier, RowPart part, T* scores, T* thresholds, T* saturated, const T* logits,
+    coordinate_descent(TeamBarrier barrier, RowSplit split, T* scores, T* thresholds, T* saturated, const T* logits,
                        const bool* mask, Index routes, int steps, double k, CoordinateDescent descent) {
-    MaskedRow<Team, T> row(barrier, part, logits, mask, routes);
+    MaskedRow<Team, T> row(barrier, split, logits, mask, routes);
     auto& team = row.team;
-    T* const y = scores + team.row * part.length + team.begin;
+    T* const y = scores + team.row * split.length + team.begin;
     T *const tau = thresholds + team.row * (steps + 1), *const count = saturated + team.row * steps;
     if (row.has_nan()) {
         for (Index i = threadIdx.x; i < team.count; i += Team::threads) y[i] = nan_if<T>(row.is_real(i));
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(Team::threads)
     double eps = descent.eps;
     T last;
     if (descent.iterate_to_convergence) {
-        last = solve_threshold(row, part.length, k, eps);
+        last = solve_threshold(row, split.length, k, eps);
         if (threadIdx.x == 0 && team.rank() == 0) {
             tau[0] = tau[1] = last;
             count[0] = 0;

@@ -132,9 +132,9 @@ __device__ DescentStep<T> all_together(const DescentStep<T>* steps, int distinct
 /// Computes the steps of one row, and dk. The team sums ĝ, then one warp computes the rest.
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    descent_vjp_steps(TeamBarrier barrier, RowPart part, DescentStep<T>* all_steps, DescentSteps<T>* steps_of_row,
+    descent_vjp_steps(TeamBarrier barrier, RowSplit split, DescentStep<T>* all_steps, DescentSteps<T>* steps_of_row,
                       T* d_k, DescentVjp<T> vjp, double wanted, CoordinateDescent descent) {
-    Team team(barrier, part);
+    Team team(barrier, split);
     const auto values = vjp.row(team.row);
     T alpha_of_thread = 0, unsaturated_of_thread = 0;
     unsigned valid_of_thread = 0;
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(Team::threads)
     }
     const auto [alpha, valid] = team.combine(alpha_of_thread, valid_of_thread, 0, Plus());
     const double unsaturated =
-        descent.iterate_to_convergence ? team.combine(unsaturated_of_thread, 0, 0, Plus()).first : 0;
+        descent.iterate_to_convergence ? team.combine(unsaturated_of_thread, 0, 0, Plus()).value : 0;
     if (team.rank() != 0 || threadIdx.x >= warp_size) return;
     if (values.has_nan()) {
         if (threadIdx.x == 0) {

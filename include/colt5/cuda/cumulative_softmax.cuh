@@ -17,12 +17,12 @@ namespace cuda {
 template <typename Team, typename T>
 class CumulativeRow {
 public:
-    __device__ CumulativeRow(const TeamBarrier& barrier, const RowPart& part, const T* logits, const bool* mask,
+    __device__ CumulativeRow(const TeamBarrier& barrier, const RowSplit& split, const T* logits, const bool* mask,
                              const TokenIndex* indices, Index routes, Index picks, double temperature)
-        : row(barrier, part, logits, mask, routes),
+        : row(barrier, split, logits, mask, routes),
           index(indices + row.team.row * picks),
-          logit_(logits + row.team.row * part.length),
-          real_(mask, row.team.row, routes, part.length),
+          logit_(logits + row.team.row * split.length),
+          real_(mask, row.team.row, routes, split.length),
           picks_(picks),
           top_(row.largest == -row.infinity ? T(0) : finite(row.largest)),
           inverse_(static_cast<T>(1 / temperature)) {
@@ -35,7 +35,7 @@ public:
             const bool chosen = rank < last_rank || (rank == last_rank && row.team.begin + i <= last);
             if (!chosen) sum += exponential(i);
         }
-        rest_ = row.team.combine(sum, 0, 0, Plus()).first;
+        rest_ = row.team.combine(sum, 0, 0, Plus()).value;
     }
     /// That of entry i of this block's chunk.
     __device__ T exponential(Index i) const { return ::exp((finite(row[i]) - top_) * inverse_); }
@@ -78,9 +78,9 @@ private:
 
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    cumulative_softmax(TeamBarrier barrier, RowPart part, T* scores, const T* logits, const TokenIndex* indices,
+    cumulative_softmax(TeamBarrier barrier, RowSplit split, T* scores, const T* logits, const TokenIndex* indices,
                        const bool* mask, Index routes, Index picks, double temperature) {
-    const CumulativeRow<Team, T> cumulative(barrier, part, logits, mask, indices, routes, picks, temperature);
+    const CumulativeRow<Team, T> cumulative(barrier, split, logits, mask, indices, routes, picks, temperature);
     const Team& team = cumulative.row.team;
     if (team.rank() != 0) return;
     if (cumulative.row.has_nan()) {
@@ -96,12 +96,12 @@ __global__ void __launch_bounds__(Team::threads)
 /// `sums` (rows, picks) is scratch.
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    cumulative_softmax_vjp(TeamBarrier barrier, RowPart part, T* d_logits, double* sums, const T* d_scores,
+    cumulative_softmax_vjp(TeamBarrier barrier, RowSplit split, T* d_logits, double* sums, const T* d_scores,
                            const T* logits, const TokenIndex* indices, const bool* mask, Index routes, Index picks,
                            double temperature) {
-    CumulativeRow<Team, T> cumulative(barrier, part, logits, mask, indices, routes, picks, temperature);
+    CumulativeRow<Team, T> cumulative(barrier, split, logits, mask, indices, routes, picks, temperature);
     Team& team = cumulative.row.team;
-    T* const ds = d_logits + team.row * part.length + team.begin;
+    T* const ds = d_logits + team.row * split.length + team.begin;
     if (cumulative.row.has_nan()) {
         for (Index i = threadIdx.x; i < team.count; i += Team::threads) ds[i] = nan_if<T>(cumulative.row.is_real(i));
         return;
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(Team::threads)
             __syncthreads();
         }
     }
-    all = team.combine(threadIdx.x == 0 ? all : 0.0, 0, 0, Plus()).first;
+    all = team.combine(threadIdx.x == 0 ? all : 0.0, 0, 0, Plus()).value;
     for (Index i = threadIdx.x; i < team.count; i += Team::threads) {
         const T e = cumulative.exponential(i);
         ds[i] = e == T(0) ? T(0) : static_cast<T>(static_cast<double>(e) / temperature * all);

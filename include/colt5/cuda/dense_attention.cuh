@@ -47,7 +47,7 @@ Attention<T> dense_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
 /// d_value_scale (batch, routes, keys) = Σ of `shares` (batch, heads, keys) over the heads of a route, in their order.
 template <typename Sum>
 __global__ void sum_over_heads(Sum* to, const Sum* shares, Index routes, Index per_route, Index keys) {
-    for (Index i = global_thread(); i < routes * keys; i += all_threads()) {
+    for (Index i = global_thread(); i < routes * keys; i += grid_threads()) {
         const Index route = i / keys, key = i % keys;
         Sum sum = 0;
         for (Index h = 0; h < per_route; ++h) sum += shares[(route * per_route + h) * keys + key];

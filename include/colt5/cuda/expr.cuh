@@ -208,7 +208,7 @@ private:
 /// One warp for each row.
 template <typename T, typename E>
 __global__ void assign_rows(T* out, Index rows, Index columns, Evaluator<E> evaluate) {
-    const Index warps = all_threads() / warp_size;
+    const Index warps = grid_threads() / warp_size;
     for (Index row = global_thread() / warp_size; row < rows; row += warps) {
         evaluate.prepare(row);
         for (Index column = threadIdx.x % warp_size; column < columns; column += warp_size)
@@ -220,7 +220,7 @@ __global__ void assign_rows(T* out, Index rows, Index columns, Evaluator<E> eval
 template <int width, typename T, typename E>
 __global__ void assign_entries(T* out, Index rows, Index columns, Evaluator<E> evaluate) {
     const Index packs = rows * columns / width;
-    for (Index pack = global_thread(); pack < packs; pack += all_threads()) {
+    for (Index pack = global_thread(); pack < packs; pack += grid_threads()) {
         const Index i = pack * width, row = rows == 1 ? 0 : quotient(i, columns);
         const auto values = evaluate.template get<width>(row, i - row * columns);
         Pack<T, width> rounded;

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(sum_threads)
                   Index rows_each) {
     using Sum = accumulate_t<T>;
     const WarpSums<Sum> sums(global, d);
-    LaneSums<Sum, 1, width, packs> of_lane(sums.mine(), d);
+    LaneSums<Sum, 1, width, packs> lane_sums(sums.mine(), d);
     const Index end = ::min(rows, (blockIdx.x + 1) * rows_each), warps = sum_threads / warp_size;
     for (Index row = blockIdx.x * rows_each + threadIdx.x / warp_size; row < end; row += warps) {
         const WarpRow<T, width, packs> in(x + row * d, d), d_out(d_y + row * d, d);
@@ -34,14 +34,14 @@ __global__ void __launch_bounds__(sum_threads)
                     const Gelu<T> gelu(v);
                     out.values[e] = static_cast<T>(gelu.value);
                     d_in.values[e] = static_cast<T>(static_cast<Sum>(dys.values[e]) * gelu.slope);
-                    of_lane.add(0, i, j, e, static_cast<Sum>(d_in.values[e]));
+                    lane_sums.add(0, i, j, e, static_cast<Sum>(d_in.values[e]));
                 }
                 store_pack(y + row * d + j, out);
                 store_pack(d_y + row * d + j, d_in);
             },
             d_out);
     }
-    of_lane.flush();
+    lane_sums.flush();
     sums.write(partial);
 }
 
@@ -60,11 +60,11 @@ __global__ void __launch_bounds__(hidden)
         const Index row = list.rows[i];
         if (warp == 0) {
             const WarpRow<T, 8, 2> in(x + row * dim, dim, is_padding(mask, row));
-            const RowScale<float> of_row(in, dim);
+            const RowScale<float> row_scale(in, dim);
             in.for_each([&](Index j, const auto& xs) {
                 for (int e = 0; e < 8; ++e)
-                    normed[j + e] = static_cast<float>(
-                        static_cast<T>(of_row.in_unit(xs.values[e]) * of_row.scale * static_cast<float>(gamma[j + e])));
+                    normed[j + e] = static_cast<float>(static_cast<T>(
+                        row_scale.in_unit(xs.values[e]) * row_scale.scale * static_cast<float>(gamma[j + e])));
             });
         }
         __syncthreads();
@@ -142,16 +142,16 @@ void feed_forward_kernel(const Cuda& policy, TokensView<T> y, TokensView<T> pre_
     const Index batch = x.extent(0), length = x.extent(1), d = x.extent(2), hidden = hidden_weight.extent(0);
     TokensTensor<T, Cuda> h(policy, {batch, length, hidden});
     if (!pre_activation) pre_activation = h.view();
-    const auto before_gelu = cuda::of_tokens(pre_activation.data(), length, hidden);
+    const auto before_gelu = cuda::token_matrices(pre_activation.data(), length, hidden);
     {
         auto normed = tensor_like(policy, x);  // (b, n, d)
         rms_norm_kernel(policy, normed.view().rows(), x.rows(), norm);
-        cuda::matmul<T>(policy, length, hidden, d, before_gelu, cuda::of_tokens<const T>(normed.data(), length, d),
+        cuda::matmul<T>(policy, length, hidden, d, before_gelu, cuda::token_matrices<const T>(normed.data(), length, d),
                         {hidden_weight.data(), d, true}, hidden_bias.data(), nullptr, batch);  // (b, n, h)
     }
     cuda::launch_gelu<T>(policy, h.data(), pre_activation.data(), h.size());
-    cuda::matmul<T>(policy, length, d, hidden, cuda::of_tokens(y.data(), length, d),
-                    cuda::of_tokens<const T>(h.data(), length, hidden), {project_weight.data(), hidden, true},
+    cuda::matmul<T>(policy, length, d, hidden, cuda::token_matrices(y.data(), length, d),
+                    cuda::token_matrices<const T>(h.data(), length, hidden), {project_weight.data(), hidden, true},
                     project_bias.data(), add.data(), batch);  // (b, n, d)
 }
 
@@ -168,9 +168,9 @@ void feed_forward_vjp_kernel(const Cuda& policy, TokensView<T> d_x,
     TokensTensor<T, Cuda> h(policy, {batch, length, hidden}), d_h(policy, {batch, length, hidden});
     if (!pre_activation) linear(policy, h.view(), normed, parameters.hidden_weight, parameters.hidden_bias);
     if (!pre_activation) pre_activation = h.const_view();
-    cuda::linear_input_gradient<T>(policy, length, hidden, d, cuda::of_tokens(d_h.data(), length, hidden),
-                                   cuda::of_tokens<const T>(d_y.data(), length, d), parameters.project_weight.data(),
-                                   batch);
+    cuda::linear_input_gradient<T>(policy, length, hidden, d, cuda::token_matrices(d_h.data(), length, hidden),
+                                   cuda::token_matrices<const T>(d_y.data(), length, d),
+                                   parameters.project_weight.data(), batch);
     cuda::with_warp_row<T>(
         hidden,
         [&]<int width, int packs>() {
@@ -184,8 +184,8 @@ void feed_forward_vjp_kernel(const Cuda& policy, TokensView<T> d_x,
     cuda::add_column_sums(policy, gradients.project_bias.data(), rows, cuda::RouteRows<T>{d_y.data(), length, 1, 0, d});
     cuda::add_weight_gradient(policy, rows, d, hidden, gradients.hidden_weight.data(),
                               static_cast<const T*>(d_h.data()), static_cast<const T*>(normed.data()));
-    cuda::linear_input_gradient<T>(policy, length, d, hidden, cuda::of_tokens(normed.data(), length, d),
-                                   cuda::of_tokens<const T>(d_h.data(), length, hidden),
+    cuda::linear_input_gradient<T>(policy, length, d, hidden, cuda::token_matrices(normed.data(), length, d),
+                                   cuda::token_matrices<const T>(d_h.data(), length, hidden),
                                    parameters.hidden_weight.data(),
                                    batch);  // normed is not read any more
     rms_norm_vjp_kernel(policy, d_x, gradients.norm, normed.const_view(), x, parameters.norm, epilogue);

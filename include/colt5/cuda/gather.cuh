@@ -17,7 +17,7 @@ namespace cuda {
 template <typename Pack>
 __global__ void gather_rows(Pack* out, const Pack* x, const TokenIndex* indices, const bool* mask, Index picks,
                             Index length, Index columns, Index rows) {
-    for (Index row = global_thread() / warp_size; row < rows; row += all_threads() / warp_size) {
+    for (Index row = global_thread() / warp_size; row < rows; row += grid_threads() / warp_size) {
         const Index token = row / picks * length + indices[row];
         const Pack* const from = x + token * columns;
         const bool padding = is_padding(mask, token);
@@ -29,7 +29,7 @@ __global__ void gather_rows(Pack* out, const Pack* x, const TokenIndex* indices,
 /// out[i] = x[b, indices[i]] with b = i / picks
 template <typename T>
 __global__ void gather_entries(T* out, const T* x, const TokenIndex* indices, Index picks, Index length, Index count) {
-    for (Index i = global_thread(); i < count; i += all_threads()) out[i] = x[i / picks * length + indices[i]];
+    for (Index i = global_thread(); i < count; i += grid_threads()) out[i] = x[i / picks * length + indices[i]];
 }
 
 /// For one token: the number of its picks, and which of them writes its row, the first or, when overwriting, the last.
@@ -41,19 +41,19 @@ struct TokenPicks {
 /// `picks_of` is zeros at the start. The results do not depend on the order of the atomic operations.
 template <bool last_writes>
 __global__ void count_picks(TokenPicks* picks_of, const TokenIndex* indices, Index picks, Index length, Index count) {
-    for (Index i = global_thread(); i < count; i += all_threads()) {
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
         const auto pick = static_cast<unsigned>(i % picks);
-        TokenPicks& of_token = picks_of[i / picks * length + indices[i]];
-        atomicAdd(&of_token.count, 1u);
-        atomicMax(&of_token.writer, last_writes ? pick + 1 : static_cast<unsigned>(picks) - pick);
+        TokenPicks& entry = picks_of[i / picks * length + indices[i]];
+        atomicAdd(&entry.count, 1u);
+        atomicMax(&entry.writer, last_writes ? pick + 1 : static_cast<unsigned>(picks) - pick);
     }
 }
 
 /// Finds the picks of one token among those of its sequence. All lanes of a warp call its functions together.
 class PickSearch {
 public:
-    __device__ PickSearch(const TokenIndex* of_sequence, Index picks, TokenIndex token)
-        : indices_(of_sequence), picks_(picks), token_(token) {}
+    __device__ PickSearch(const TokenIndex* indices, Index picks, TokenIndex token)
+        : indices_(indices), picks_(picks), token_(token) {}
 
     /// One bit for each of the 32 picks from `at` on: whether it picks the token.
     __device__ unsigned among(Index at) const {
@@ -83,7 +83,7 @@ private:
 
 /// scatter: for up to this many picks of a sequence, each warp searches them all. For more, count_picks first makes a
 /// table with one entry for each token.
-inline constexpr Index most_searched_picks = 4096;
+inline constexpr Index max_searched_picks = 4096;
 
 /// One warp for each pick. The pick that writes also adds the rows of the other picks of its token, in their order,
 /// unless it overwrites.
@@ -94,16 +94,16 @@ __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenInde
     using Sum = accumulate_t<T>;
     const bool overwrite = how == Scatter::overwrite;
     const auto scale_of = [&](Index pick) { return scale != nullptr ? scale[pick] : Sum(1); };
-    for (Index row = global_thread() / warp_size; row < count; row += all_threads() / warp_size) {
+    for (Index row = global_thread() / warp_size; row < count; row += grid_threads() / warp_size) {
         const Index b = row / picks, pick = row % picks;
         const TokenIndex token = indices[row];
         const PickSearch search(indices + b * picks, picks, token);
         unsigned token_picks;
         bool writes;
         if (picks_of) {
-            const TokenPicks of_token = picks_of[b * length + token];
-            token_picks = of_token.count;
-            writes = of_token.writer == static_cast<unsigned>(overwrite ? pick + 1 : picks - pick);
+            const TokenPicks entry = picks_of[b * length + token];
+            token_picks = entry.count;
+            writes = entry.writer == static_cast<unsigned>(overwrite ? pick + 1 : picks - pick);
         } else {
             token_picks = search.count(pick, overwrite, writes);
         }
@@ -144,7 +144,7 @@ __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenInde
 template <typename T>
 __global__ void divide_by_picks(T* rows, const TokenIndex* indices, Index picks, Index columns, Index count) {
     using Sum = accumulate_t<T>;
-    for (Index row = global_thread() / warp_size; row < count; row += all_threads() / warp_size) {
+    for (Index row = global_thread() / warp_size; row < count; row += grid_threads() / warp_size) {
         const Index b = row / picks;
         bool writes;
         const unsigned token_picks =
@@ -160,7 +160,7 @@ __global__ void divide_by_picks(T* rows, const TokenIndex* indices, Index picks,
 template <typename T>
 __global__ void pick_scores(T* out, const T* scores, const TokenIndex* indices, const bool* mask, Index routes,
                             Index picks, Index length, Index count) {
-    for (Index i = global_thread(); i < count; i += all_threads()) {
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
         const Index row = i / picks, token = indices[i];
         const bool real = RowMask(mask, row, routes, length)[token];
         out[i] = !real ? T(0) : scores ? scores[row * length + token] : T(1);
@@ -172,7 +172,7 @@ __global__ void pick_scores(T* out, const T* scores, const TokenIndex* indices, 
 template <typename T>
 __global__ void straight_through_scores(T* scores, const T* logits, const TokenIndex* indices, const bool* mask,
                                         Index routes, Index picks, Index length, Index count) {
-    for (Index i = global_thread(); i < count; i += all_threads()) {
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
         const Index row = i / picks;
         const T first = logits[row * length + indices[row * picks]];
         const bool real = RowMask(mask, row, routes, length)[indices[i]];
@@ -199,7 +199,7 @@ __global__ void short_rows(T* values, const TokenIndex* indices, const bool* mas
 template <typename T>
 __global__ void place_scores(T* d_scores, const T* d_picked, const TokenIndex* indices, const bool* mask, Index routes,
                              Index picks, Index length, Index count) {
-    for (Index i = global_thread(); i < count; i += all_threads()) {
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
         const Index row = i / picks, token = indices[i];
         if (RowMask(mask, row, routes, length)[token]) d_scores[row * length + token] = d_picked[i];
     }
@@ -249,7 +249,7 @@ void scatter_kernel(const Cuda& policy, Scatter how, TokensView<T> out, TokensVi
     constexpr int threads = 256;
     const Index picks = indices.extent(1), length = out.extent(1), dim = out.extent(2), count = indices.size();
     VectorTensor<cuda::TokenPicks, Cuda> table;
-    if (picks > cuda::most_searched_picks) {
+    if (picks > cuda::max_searched_picks) {
         table = VectorTensor<cuda::TokenPicks, Cuda>(policy, {out.extent(0) * length});
         zero_kernel(policy, table.view());
         cuda::launch(policy, "count_picks",

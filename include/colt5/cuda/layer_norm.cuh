@@ -61,14 +61,14 @@ private:
 template <int width, int packs, typename T>
 __global__ void layer_norm(T* y, const T* x, const T* weight, const T* bias, const bool* mask, Index rows, Index d) {
     using Sum = accumulate_t<T>;
-    for (Index row = global_thread() / warp_size; row < rows; row += all_threads() / warp_size) {
+    for (Index row = global_thread() / warp_size; row < rows; row += grid_threads() / warp_size) {
         const WarpRow<T, width, packs> in(x + row * d, d, is_padding(mask, row));
-        const RowMoments<Sum> of_row(in, d);
+        const RowMoments<Sum> moments(in, d);
         in.for_each([&](Index j, const auto& xs) {
             const auto weights = load_pack<width>(weight + j), biases = load_pack<width>(bias + j);
             Pack<T, width> out;
             for (int e = 0; e < width; ++e)
-                out.values[e] = static_cast<T>(of_row.normalized(xs.values[e]) * static_cast<Sum>(weights.values[e]) +
+                out.values[e] = static_cast<T>(moments.normalized(xs.values[e]) * static_cast<Sum>(weights.values[e]) +
                                                static_cast<Sum>(biases.values[e]));
             store_pack(y + row * d + j, out);
         });
@@ -83,27 +83,27 @@ __global__ void __launch_bounds__(sum_threads)
                    Index rows, Index rows_each) {
     using Sum = accumulate_t<T>;
     const WarpSums<Sum> sums(global, (2 + updates) * d);
-    LaneSums<Sum, 2 + updates, width, packs> of_lane(sums.mine(), d);
+    LaneSums<Sum, 2 + updates, width, packs> lane_sums(sums.mine(), d);
     const Index end = ::min(rows, (blockIdx.x + 1) * rows_each), warps = sum_threads / warp_size;
     for (Index row = blockIdx.x * rows_each + threadIdx.x / warp_size; row < end; row += warps) {
         const WarpRow<T, width, packs> in(x + row * d, d, is_padding(mask, row)), d_out(d_y + row * d, d);
         const WarpRow<T, width, packs> residual((epilogue.residual != nullptr ? epilogue.residual : x) + row * d, d);
         Sum s[epilogue.places];
         epilogue.load_s(s, row);
-        const RowMoments<Sum> of_row(in, d);
+        const RowMoments<Sum> moments(in, d);
         Sum h_sum = 0, hz_sum = 0;
         in.for_each_with(
             [&](int i, Index j, const auto& xs, const auto& dys) {
                 const auto weights = load_pack<width>(weight + j);
                 for (int e = 0; e < width; ++e) {
-                    const Sum dy = static_cast<Sum>(dys.values[e]), z = of_row.normalized(xs.values[e]);
+                    const Sum dy = static_cast<Sum>(dys.values[e]), z = moments.normalized(xs.values[e]);
                     const Sum h = dy * static_cast<Sum>(weights.values[e]);
                     h_sum += h;
                     hz_sum += h * z;
-                    of_lane.add(0, i, j, e, dy * z);
-                    of_lane.add(1, i, j, e, dy);
+                    lane_sums.add(0, i, j, e, dy * z);
+                    lane_sums.add(1, i, j, e, dy);
                     for (int r = 0; r < updates; ++r)
-                        of_lane.add(2 + r, i, j, e, s[r] * static_cast<Sum>(xs.values[e]));
+                        lane_sums.add(2 + r, i, j, e, s[r] * static_cast<Sum>(xs.values[e]));
                 }
             },
             d_out);
@@ -114,13 +114,13 @@ __global__ void __launch_bounds__(sum_threads)
                 Sum own[width];
                 for (int e = 0; e < width; ++e) {
                     const Sum h = static_cast<Sum>(dys.values[e]) * static_cast<Sum>(weights.values[e]);
-                    own[e] = of_row.inverse * of_row.unit * (h - h_mean - of_row.normalized(xs.values[e]) * hz_mean);
+                    own[e] = moments.inverse * moments.unit * (h - h_mean - moments.normalized(xs.values[e]) * hz_mean);
                 }
                 store_pack(d_x + row * d + j, epilogue.total(own, residuals, s, j));
             },
             d_out, residual);
     }
-    of_lane.flush();
+    lane_sums.flush();
     sums.write(partial);
 }
 

@@ -70,8 +70,9 @@ template <typename T>
 void linear_add_kernel(const Cuda& policy, TokensView<T> y, TokensView<const T> x, MatrixView<const T> weight,
                        VectorView<const T> bias, TokensView<const T> add) {
     const Index batch = x.extent(0), length = x.extent(1), in = x.extent(2), out = y.extent(2);
-    cuda::matmul<T>(policy, length, out, in, cuda::of_tokens(y.data(), length, out),
-                    cuda::of_tokens(x.data(), length, in), {weight.data(), in, true}, bias.data(), add.data(), batch);
+    cuda::matmul<T>(policy, length, out, in, cuda::token_matrices(y.data(), length, out),
+                    cuda::token_matrices(x.data(), length, in), {weight.data(), in, true}, bias.data(), add.data(),
+                    batch);
 }
 
 template <typename T>

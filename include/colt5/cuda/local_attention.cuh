@@ -118,7 +118,7 @@ __global__ void window_mean_gradient(const Attention<T> a, const accumulate_t<T>
 template <typename T>
 __global__ void add_keys_and_values(T* to, const T* copy, Index rows, Index columns) {
     using Sum = accumulate_t<T>;
-    for (Index item = global_thread(); item < rows * 2 * columns; item += all_threads()) {
+    for (Index item = global_thread(); item < rows * 2 * columns; item += grid_threads()) {
         const Index at = item / (2 * columns) * 3 * columns + columns + item % (2 * columns);
         to[at] = static_cast<T>(static_cast<Sum>(to[at]) + static_cast<Sum>(copy[item]));
     }

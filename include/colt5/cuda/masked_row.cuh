@@ -23,18 +23,18 @@ __device__ T nan_if(bool real) {
 }
 
 /// A block's chunk of a row of logits, −∞ where masked. Entry i belongs to token team.begin + i, for i < team.count.
-/// The chunk is in the block's dynamic shared memory if part.on_chip.
+/// The chunk is in the block's dynamic shared memory if split.on_chip.
 template <typename Team, typename T>
 class MaskedRow {
 public:
     static constexpr T infinity = std::numeric_limits<T>::infinity();
 
-    __device__ MaskedRow(const TeamBarrier& barrier, const RowPart& part, const T* logits, const bool* mask,
+    __device__ MaskedRow(const TeamBarrier& barrier, const RowSplit& split, const T* logits, const bool* mask,
                          Index routes)
-        : team(barrier, part),
-          logit_(logits + team.row * part.length + team.begin),
-          real_(mask, team.row, routes, part.length, team.begin),
-          on_chip_(part.on_chip) {
+        : team(barrier, split),
+          logit_(logits + team.row * split.length + team.begin),
+          real_(mask, team.row, routes, split.length, team.begin),
+          on_chip_(split.on_chip) {
         T top = -infinity;
         unsigned real = 0;
         for (Index i = threadIdx.x; i < team.count; i += Team::threads) {
@@ -45,8 +45,8 @@ public:
             real += is_real ? 1 : 0;
         }
         const Partial all = team.combine(top, real, -infinity, GreaterOrNan());
-        largest = static_cast<T>(all.first);
-        valid = all.second;
+        largest = static_cast<T>(all.value);
+        valid = all.count;
     }
 
     __device__ T operator[](Index i) const { return on_chip_ ? shared()[i] : real_[i] ? logit_[i] : -infinity; }

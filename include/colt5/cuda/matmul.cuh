@@ -84,7 +84,7 @@ class MatmulPreference {
 public:
     MatmulPreference(std::uint32_t alignment, Sums sums) {
         check(cublasLtMatmulPreferenceCreate(&owned_.handle), "cublasLtMatmulPreferenceCreate");
-        set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, most_workspace);
+        set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, max_workspace_bytes);
         if (sums == Sums::by_row) set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, CUBLASLT_REDUCTION_SCHEME_NONE);
         for (const auto attribute :
              {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -93,7 +93,7 @@ public:
     }
     cublasLtMatmulPreference_t handle() const { return owned_.handle; }
 
-    static constexpr std::size_t most_workspace = std::size_t{32} << 20;
+    static constexpr std::size_t max_workspace_bytes = std::size_t{32} << 20;
 
 private:
     template <typename Value>
@@ -110,12 +110,12 @@ private:
 /// With Sums::by_row, the algorithm is chosen for one matrix of the batch, among those that do not split inner
 /// products. Each thread block computes one tile of c, and sums in an order that does not depend on where the tile is.
 /// So a matrix of a batch has the same bits as when it is multiplied alone. An algorithm for few rows would be slow for
-/// a large batch, so it is chosen for at least `fewest_rows` rows.
+/// a large batch, so it is chosen for at least `min_rows` rows.
 class MatmulPlan {
 public:
     using Key = std::tuple<int, int, int, Index, Index, Index, Index, Index, Index, bool, bool, Index, Index, Index,
                            Index, Index, bool, std::uint32_t, Sums>;
-    static constexpr Index fewest_rows = 2048;
+    static constexpr Index min_rows = 2048;
 
     /// `one` is the product of one matrix of the batch, `all` the whole product.
     template <typename T, typename C>
@@ -156,7 +156,7 @@ public:
             const cublasStatus_t status = cublasLtMatmulAlgoCheck(blas, operation.handle, with.b.handle, with.a.handle,
                                                                   with.c.handle, with.c.handle, &algorithm, &result);
             if (status != CUBLAS_STATUS_SUCCESS || result.state != CUBLAS_STATUS_SUCCESS ||
-                result.workspaceSize > MatmulPreference::most_workspace)
+                result.workspaceSize > MatmulPreference::max_workspace_bytes)
                 return false;
             workspace_bytes = std::max(workspace_bytes, result.workspaceSize);
             return true;
@@ -166,11 +166,11 @@ public:
             choose(layouts);
             return;
         }
-        MatmulLayouts of_one, of_more;
-        make(of_one, one);
-        make(of_more, {std::max(one.rows, fewest_rows), one.columns, one.depth, 1});
-        choose(of_more);
-        if (!works(of_one)) choose(of_one);
+        MatmulLayouts for_one, for_min_rows;
+        make(for_one, one);
+        make(for_min_rows, {std::max(one.rows, min_rows), one.columns, one.depth, 1});
+        choose(for_min_rows);
+        if (!works(for_one)) choose(for_one);
         fits = works(layouts);
     }
     MatmulPlan(const MatmulPlan&) = delete;
@@ -204,7 +204,7 @@ private:
 
 /// Tokens (batch, length, dim), contiguous, as a batch of matrices.
 template <typename T>
-Operand<T> of_tokens(T* data, Index length, Index dim) {
+Operand<T> token_matrices(T* data, Index length, Index dim) {
     return {data, dim, false, length * dim};
 }
 
@@ -226,9 +226,9 @@ void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Op
     // If the rows of all matrices follow each other and b is shared, they are one matrix.
     const bool is_one = batch == 1 || (!a.transposed && a.batch_stride == rows * a.stride && b.batch_stride == 0 &&
                                        c.batch_stride == rows * c.stride);
-    constexpr Index most_at_once = 65535;
-    if (!is_one && batch > most_at_once) {
-        for (Index first = 0; first < batch; first += most_at_once) part(first, std::min(most_at_once, batch - first));
+    constexpr Index max_batch = 65535;
+    if (!is_one && batch > max_batch) {
+        for (Index first = 0; first < batch; first += max_batch) part(first, std::min(max_batch, batch - first));
         return;
     }
     const MatmulShape one{rows, columns, depth, 1};

@@ -23,7 +23,7 @@ __global__ void with_null_key(T* out, bool* out_mask, accumulate_t<T>* out_scale
                               const bool* mask, const accumulate_t<T>* scale, NullRow null, Index routes, Index keys,
                               Index columns, Index rows) {
     const Index lane = lane_id();
-    for (Index row = global_thread() / warp_size; row < rows; row += all_threads() / warp_size) {
+    for (Index row = global_thread() / warp_size; row < rows; row += grid_threads() / warp_size) {
         const Index set = quotient(row, keys + 1), key = row - set * (keys + 1) - 1, from = set * keys + key;
         for (Index j = lane * width; j < columns; j += warp_size * width) {
             Pack<T, width> pack;
@@ -44,7 +44,7 @@ template <typename T, int width>
 __global__ void without_null_key(T* d_kv, accumulate_t<T>* d_scale, const T* d_out, const accumulate_t<T>* d_out_scale,
                                  Index keys, Index columns, Index rows) {
     const Index lane = lane_id();
-    for (Index row = global_thread() / warp_size; row < rows; row += all_threads() / warp_size) {
+    for (Index row = global_thread() / warp_size; row < rows; row += grid_threads() / warp_size) {
         const Index from = row + quotient(row, keys) + 1;
         for (Index j = lane * width; j < columns; j += warp_size * width)
             store_pack(d_kv + row * columns + j, load_pack<width>(d_out + from * columns + j));
@@ -56,7 +56,7 @@ __global__ void without_null_key(T* d_kv, accumulate_t<T>* d_scale, const T* d_o
 template <typename T>
 __global__ void add_null_key_gradients(accumulate_t<T>* d_null_kv, const T* d_out, NullRow null, Index batch,
                                        Index routes, Index keys, Index columns) {
-    for (Index i = global_thread(); i < routes * columns; i += all_threads()) {
+    for (Index i = global_thread(); i < routes * columns; i += grid_threads()) {
         const Index route = quotient(i, columns), j = i - route * columns;
         accumulate_t<T> sum = 0;
         for (Index b = 0; b < batch; ++b)

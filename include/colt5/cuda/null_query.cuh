@@ -13,12 +13,12 @@ namespace cuda {
 /// unrouted = mask, or true where there is none
 template <typename Bool>
 __global__ void all_tokens(Bool* unrouted, const Bool* mask, Index count) {
-    for (Index i = global_thread(); i < count; i += all_threads()) unrouted[i] = mask == nullptr || mask[i];
+    for (Index i = global_thread(); i < count; i += grid_threads()) unrouted[i] = mask == nullptr || mask[i];
 }
 /// unrouted = false at the chosen tokens
 template <typename Bool>
 __global__ void mark_routed(Bool* unrouted, const TokenIndex* indices, Index picks, Index length, Index count) {
-    for (Index i = global_thread(); i < count; i += all_threads()) unrouted[i / picks * length + indices[i]] = false;
+    for (Index i = global_thread(); i < count; i += grid_threads()) unrouted[i / picks * length + indices[i]] = false;
 }
 
 /// partial[block, column] = Σ over a block's unrouted rows of d_out. A block covers `lanes` packs of columns, and

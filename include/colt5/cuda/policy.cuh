@@ -206,23 +206,23 @@ inline int multiprocessors(const Cuda& policy) {
 }
 
 /// The largest number of blocks of a launch, all in the first dimension; the other dimensions are limited to 65,535.
-inline constexpr Index most_blocks = std::numeric_limits<std::int32_t>::max();
+inline constexpr Index max_blocks = std::numeric_limits<std::int32_t>::max();
 
 inline dim3 grid(Index blocks) {
-    expect_value(blocks <= most_blocks, "blocks of a kernel", "at most 2147483647 on a GPU", blocks);
+    expect_value(blocks <= max_blocks, "blocks of a kernel", "at most 2147483647 on a GPU", blocks);
     return dim3(static_cast<unsigned>(blocks));
 }
 /// A grid of `blocks_each` blocks for each of `rows` rows. The kernel finds its row and block by RowBlock.
 inline dim3 grid_of_rows(Index rows, Index blocks_each) {
-    expect_value(rows == 0 || blocks_each <= most_blocks / rows, "blocks of a kernel",
+    expect_value(rows == 0 || blocks_each <= max_blocks / rows, "blocks of a kernel",
                  colt5::detail::concat({"at most 2147483647 on a GPU, in rows times ", std::to_string(blocks_each)}),
                  rows);
     return grid(rows * blocks_each);
 }
 /// The grid of a grid-stride loop over `count` items: at most so many blocks that they fill an H100 several times.
 inline dim3 blocks_for(Index count, int threads) {
-    constexpr Index most = 132 * 16;
-    return grid(std::min(most, divide_up(count, threads)));
+    constexpr Index max_in_grid = 132 * 16;
+    return grid(std::min(max_in_grid, divide_up(count, threads)));
 }
 
 }  // namespace cuda

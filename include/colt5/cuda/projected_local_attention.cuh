@@ -22,7 +22,8 @@ void projected_local_attention_vjp_kernel(const Cuda& policy,
     const auto saved = local_attention_forward(policy, attention, q, kv, mask, first, bias);
     const auto out = saved.out.view().reshape(std::array{batch, queries, heads * dim_head});
     const auto d_out = linear_vjp(policy, d_y, out, weight, d_weight);
-    local_attention_vjp(policy, d_qkv, attention, saved, d_out.view().reshape(q.shape()), q, kv, mask, first, carried, bias, d_table);
+    local_attention_vjp(policy, d_qkv, attention, saved, d_out.view().reshape(q.shape()), q, kv, mask, first, carried,
+                        bias, d_table);
 }
 
 }  // namespace colt5

@@ -49,15 +49,15 @@ private:
 template <int width, int packs, typename T>
 __global__ void rms_norm(T* y, const T* x, const T* gamma, const bool* mask, Index rows, Index d) {
     using Sum = accumulate_t<T>;
-    for (Index row = global_thread() / warp_size; row < rows; row += all_threads() / warp_size) {
+    for (Index row = global_thread() / warp_size; row < rows; row += grid_threads() / warp_size) {
         const WarpRow<T, width, packs> in(x + row * d, d, is_padding(mask, row));
-        const RowScale<Sum> of_row(in, d);
+        const RowScale<Sum> row_scale(in, d);
         in.for_each([&](Index j, const auto& xs) {
             const auto gammas = load_pack<width>(gamma + j);
             Pack<T, width> out;
             for (int e = 0; e < width; ++e)
-                out.values[e] =
-                    static_cast<T>(of_row.in_unit(xs.values[e]) * of_row.scale * static_cast<Sum>(gammas.values[e]));
+                out.values[e] = static_cast<T>(row_scale.in_unit(xs.values[e]) * row_scale.scale *
+                                               static_cast<Sum>(gammas.values[e]));
             store_pack(y + row * d + j, out);
         });
     }
@@ -71,42 +71,42 @@ __global__ void __launch_bounds__(sum_threads)
                  Index rows, Index rows_each) {
     using Sum = accumulate_t<T>;
     const WarpSums<Sum> sums(global, (1 + updates) * d);
-    LaneSums<Sum, 1 + updates, width, packs> of_lane(sums.mine(), d);
+    LaneSums<Sum, 1 + updates, width, packs> lane_sums(sums.mine(), d);
     const Index end = ::min(rows, (blockIdx.x + 1) * rows_each), warps = sum_threads / warp_size;
     for (Index row = blockIdx.x * rows_each + threadIdx.x / warp_size; row < end; row += warps) {
         const WarpRow<T, width, packs> in(x + row * d, d, is_padding(mask, row)), d_out(d_y + row * d, d);
         const WarpRow<T, width, packs> residual((epilogue.residual != nullptr ? epilogue.residual : x) + row * d, d);
         Sum s[epilogue.places];
         epilogue.load_s(s, row);
-        const RowScale<Sum> of_row(in, d);
+        const RowScale<Sum> row_scale(in, d);
         Sum product = 0;  // Σ (dy ∘ gamma) · x · unit
         in.for_each_with(
             [&](int i, Index j, const auto& xs, const auto& dys) {
                 const auto gammas = load_pack<width>(gamma + j);
                 for (int e = 0; e < width; ++e) {
-                    const Sum along = of_row.in_unit(xs.values[e]) * static_cast<Sum>(dys.values[e]);
+                    const Sum along = row_scale.in_unit(xs.values[e]) * static_cast<Sum>(dys.values[e]);
                     product += along * static_cast<Sum>(gammas.values[e]);
-                    of_lane.add(0, i, j, e, along * of_row.scale);
+                    lane_sums.add(0, i, j, e, along * row_scale.scale);
                     for (int r = 0; r < updates; ++r)
-                        of_lane.add(1 + r, i, j, e, s[r] * static_cast<Sum>(xs.values[e]));
+                        lane_sums.add(1 + r, i, j, e, s[r] * static_cast<Sum>(xs.values[e]));
                 }
             },
             d_out);
         product = warp_sum(product);
-        const Sum along_x = of_row.above_floor ? product / of_row.square : Sum(0);
+        const Sum along_x = row_scale.above_floor ? product / row_scale.square : Sum(0);
         in.for_each_with(
             [&](int, Index j, const auto& xs, const auto& dys, const auto& residuals) {
                 const auto gammas = load_pack<width>(gamma + j);
                 Sum own[width];
                 for (int e = 0; e < width; ++e) {
                     const Sum h = static_cast<Sum>(dys.values[e]) * static_cast<Sum>(gammas.values[e]);
-                    own[e] = of_row.scale * of_row.unit * (h - of_row.in_unit(xs.values[e]) * along_x);
+                    own[e] = row_scale.scale * row_scale.unit * (h - row_scale.in_unit(xs.values[e]) * along_x);
                 }
                 store_pack(d_x + row * d + j, epilogue.total(own, residuals, s, j));
             },
             d_out, residual);
     }
-    of_lane.flush();
+    lane_sums.flush();
     sums.write(partial);
 }
 

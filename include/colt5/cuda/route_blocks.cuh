@@ -26,7 +26,7 @@ struct BlockPick {
 template <typename T>
 __global__ void merge_blocks(RouteBlocks blocks, Index routes, Index total, TokenIndex* indices, T* scores,
                              const TokenIndex* block_indices, const T* block_scores) {
-    for (Index place = global_thread(); place < total; place += all_threads()) {
+    for (Index place = global_thread(); place < total; place += grid_threads()) {
         const BlockPick pick(blocks, routes, place);
         if (pick.is_left_out) continue;
         const Index token = block_indices[place] + pick.block * blocks.size;
@@ -37,7 +37,7 @@ __global__ void merge_blocks(RouteBlocks blocks, Index routes, Index total, Toke
 
 template <typename T>
 __global__ void split_blocks(RouteBlocks blocks, Index routes, Index total, T* block_scores, const T* scores) {
-    for (Index place = global_thread(); place < total; place += all_threads()) {
+    for (Index place = global_thread(); place < total; place += grid_threads()) {
         const BlockPick pick(blocks, routes, place);
         block_scores[place] = pick.is_left_out ? T(0) : scores[pick.of_sequence];
     }
@@ -46,7 +46,7 @@ __global__ void split_blocks(RouteBlocks blocks, Index routes, Index total, T* b
 /// Entries of a sequence: `filled` of `each` are those of x, or 1 without x; the rest is 0.
 template <typename T>
 __global__ void pad_sequences(T* padded, const T* x, Index each, Index filled, Index total) {
-    for (Index place = global_thread(); place < total; place += all_threads()) {
+    for (Index place = global_thread(); place < total; place += grid_threads()) {
         const Index sample = place / each, i = place - sample * each;
         padded[place] = i >= filled ? T(0) : x == nullptr ? T(1) : x[sample * filled + i];
     }

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(route_threads)
                  accumulate_t<T> scale, Cosine<accumulate_t<T>> norms) {
     using Sum = accumulate_t<T>;
     constexpr int rows_at_once = 2;
-    const Index lane = threadIdx.x % warp_size, warps = all_threads() / warp_size;
+    const Index lane = threadIdx.x % warp_size, warps = grid_threads() / warp_size;
     for (Index first = global_thread() / warp_size * rows_at_once; first < rows; first += warps * rows_at_once) {
         Sum sum[rows_at_once][routes] = {};
         [[maybe_unused]] Sum square[rows_at_once] = {};

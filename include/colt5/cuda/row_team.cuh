@@ -19,16 +19,16 @@
 namespace colt5::cuda {
 
 inline constexpr int histogram_bins = 256;  // not more than a block has threads
-inline constexpr int most_histograms = 12;  // the longest keys have 64 + 31 = 95 bits: 12 digits of 8 bits
-inline constexpr int largest_cluster = 8, grid_team_threads = 1024;
+inline constexpr int max_histograms = 12;   // the longest keys have 64 + 31 = 95 bits: 12 digits of 8 bits
+inline constexpr int max_cluster_blocks = 8, grid_team_threads = 1024;
 
 /// A block's contribution to a reduction over its row: a value and a count.
 struct alignas(16) Partial {
-    double first, second;
+    double value, count;
 };
 
 /// The rows of one launch, and how each is cut into chunks, one for each block of its team.
-struct RowPart {
+struct RowSplit {
     Index first_row, rows;  // of the launch
     Index length, chunk;    // entries of a row, and of a chunk
     bool on_chip;           ///< a block keeps its chunk in shared memory
@@ -39,12 +39,12 @@ struct RowPart {
 struct TeamBarrier {
     Partial* partials;     // (rows, 2, blocks)
     unsigned* arrivals;    // (rows)
-    unsigned* histograms;  // (rows, most_histograms, bins)
+    unsigned* histograms;  // (rows, max_histograms, bins)
     int blocks;            // of a team
 };
 
 /// The identity, for reductions that nothing follows.
-struct Unchanged {
+struct Identity {
     __device__ Partial operator()(const Partial& partial) const { return partial; }
 };
 
@@ -52,27 +52,27 @@ struct Unchanged {
 /// across(partial of the block), and every thread gets its result. The order is fixed, so that the bits are the same
 /// every time.
 template <int threads, typename T, typename Combine, typename Across>
-__device__ auto combine_in_block(T first, unsigned second, Combine&& with, Across&& across) {
+__device__ auto combine_in_block(T value, unsigned thread_count, Combine&& with, Across&& across) {
     constexpr int warps = threads / warp_size;  // a power of two
     using Result = decltype(across(Partial{}));
-    __shared__ T first_of_warp[warps];
-    __shared__ unsigned second_of_warp[warps];
+    __shared__ T warp_values[warps];
+    __shared__ unsigned warp_counts[warps];
     __shared__ Result result;
     const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = lane_id();
-    first = warp_reduce(first, with);
-    second = __reduce_add_sync(0xffffffffu, second);
+    value = warp_reduce(value, with);
+    thread_count = __reduce_add_sync(0xffffffffu, thread_count);
     if (lane == 0) {
-        first_of_warp[warp] = first;
-        second_of_warp[warp] = second;
+        warp_values[warp] = value;
+        warp_counts[warp] = thread_count;
     }
     __syncthreads();
     if (warp == 0) {
-        first = first_of_warp[lane % warps];
+        value = warp_values[lane % warps];
         for (int offset = warps / 2; offset > 0; offset /= 2)
-            first = with(first, __shfl_xor_sync(0xffffffffu, first, offset));
-        second = __reduce_add_sync(0xffffffffu, lane < warps ? second_of_warp[lane] : 0);
-        const Result of_all = across(Partial{static_cast<double>(first), static_cast<double>(second)});
-        if (lane == 0) result = of_all;
+            value = with(value, __shfl_xor_sync(0xffffffffu, value, offset));
+        thread_count = __reduce_add_sync(0xffffffffu, lane < warps ? warp_counts[lane] : 0);
+        const Result total = across(Partial{static_cast<double>(value), static_cast<double>(thread_count)});
+        if (lane == 0) result = total;
     }
     __syncthreads();
     return result;
@@ -84,10 +84,10 @@ class ClusterTeam {
 public:
     static constexpr int threads = 512;  // of a block; more threads take longer at each barrier
 
-    __device__ ClusterTeam(const TeamBarrier&, const RowPart& part) {
-        row = part.first_row + blockIdx.x / blocks();
-        begin = rank() * part.chunk;
-        count = ::max(Index{0}, ::min(part.length - begin, part.chunk));
+    __device__ ClusterTeam(const TeamBarrier&, const RowSplit& split) {
+        row = split.first_row + blockIdx.x / blocks();
+        begin = rank() * split.chunk;
+        count = ::max(Index{0}, ::min(split.length - begin, split.chunk));
 #if __CUDA_ARCH__ >= 900
         if (blocks() == 1) return;
         if (threadIdx.x == 0) {
@@ -113,49 +113,50 @@ public:
 #endif
     }
 
-    /// Reduces `first` over all threads of the team by `with`, whose identity element is the third argument, sums
-    /// `second`, and returns then({both results}) to every thread.
-    template <typename T, typename Combine, typename Then = Unchanged>
-    __device__ auto combine(T first, unsigned second, double, Combine&& with, Then&& then = {}) {
+    /// Reduces `value` over all threads of the team by `with`, whose identity element is the third argument, sums
+    /// `thread_count`, and returns then({both results}) to every thread.
+    template <typename T, typename Combine, typename Then = Identity>
+    __device__ auto combine(T value, unsigned thread_count, double, Combine&& with, Then&& then = {}) {
         const int exchange_index = exchanges_++;
-        return combine_in_block<threads>(first, second, with, [&](const Partial& mine) {
-            const Partial* const of_block = exchange(mine, exchange_index);
-            Partial total = of_block[0];
+        return combine_in_block<threads>(value, thread_count, with, [&](const Partial& mine) {
+            const Partial* const block_partials = exchange(mine, exchange_index);
+            Partial total = block_partials[0];
             for (int i = 1; i < blocks(); ++i)
-                total = {with(total.first, of_block[i].first), total.second + of_block[i].second};
+                total = {with(total.value, block_partials[i].value), total.count + block_partials[i].count};
             return then(total);
         });
     }
 
     /// Σ of the counts of the blocks of lower rank.
-    __device__ Index sum_before(unsigned of_thread) {
+    __device__ Index sum_before(unsigned thread_count) {
         const int exchange_index = exchanges_++;
-        const auto before = combine_in_block<threads>(0.0f, of_thread, Plus(), [&](const Partial& mine) {
-            const Partial* const of_block = exchange(mine, exchange_index);
+        const auto before = combine_in_block<threads>(0.0f, thread_count, Plus(), [&](const Partial& mine) {
+            const Partial* const block_partials = exchange(mine, exchange_index);
             Partial total{0, 0};
-            for (int i = 0; i < rank(); ++i) total.second += of_block[i].second;
+            for (int i = 0; i < rank(); ++i) total.count += block_partials[i].count;
             return total;
         });
-        return static_cast<Index>(before.second);
+        return static_cast<Index>(before.count);
     }
 
     /// Sums the histograms of all blocks. Each thread gets the count of its bin, or 0 if it has none. Other blocks may
-    /// read `of_mine` until the next merge returns: do not change it before, and call `stay` before the kernel ends.
-    __device__ unsigned merge_histogram(unsigned* of_mine, int) {
+    /// read `histogram` until the next merge returns: do not change it before, and call `wait_for_readers` before the
+    /// kernel ends.
+    __device__ unsigned merge_histogram(unsigned* histogram, int) {
         sync();
         unsigned sum = 0;
 #if __CUDA_ARCH__ >= 900
         if (threadIdx.x < histogram_bins)
 #pragma unroll
-            for (int i = 0; i < largest_cluster; ++i)
-                if (i < blocks()) sum += cooperative_groups::this_cluster().map_shared_rank(of_mine, i)[threadIdx.x];
+            for (int i = 0; i < max_cluster_blocks; ++i)
+                if (i < blocks()) sum += cooperative_groups::this_cluster().map_shared_rank(histogram, i)[threadIdx.x];
 #else
-        if (threadIdx.x < histogram_bins) sum = of_mine[threadIdx.x];
+        if (threadIdx.x < histogram_bins) sum = histogram[threadIdx.x];
 #endif
         return sum;
     }
     /// Waits until no other block reads this one's histograms any more.
-    __device__ static void stay() {
+    __device__ static void wait_for_readers() {
         if (blocks() > 1) sync();
     }
 
@@ -165,7 +166,7 @@ private:
     /// The partials that the blocks send to this one. Exchanges use two sets alternately, since one block may be an
     /// exchange ahead of another.
     struct Inbox {
-        Partial partials[2][largest_cluster];
+        Partial partials[2][max_cluster_blocks];
         std::uint64_t full[2];  // mbarriers that wait for the bytes of all partials
     };
     __device__ static Inbox& inbox() {
@@ -191,7 +192,7 @@ private:
                     "mapa.shared::cluster.u32 full_there, %1, %2;\n"
                     "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f64 [there], {%3, %4}, [full_there];\n"
                     "}\n" ::"r"(shared_address(partials + rank())),
-                    "r"(full), "r"(lane), "d"(mine.first), "d"(mine.second)
+                    "r"(full), "r"(lane), "d"(mine.value), "d"(mine.count)
                     : "memory");
             asm volatile(
                 "{\n"
@@ -219,12 +220,12 @@ private:
     int exchanges_ = 0;
 };
 
-/// Launches a kernel with the parameters (TeamBarrier, RowPart, parameters…) for `rows` rows of `length` Elements, one
+/// Launches a kernel with the parameters (TeamBarrier, RowSplit, parameters…) for `rows` rows of `length` Elements, one
 /// team for each row. A block may keep its chunk in dynamic shared memory. The caller gives two instantiations of the
 /// kernel: one for ClusterTeam and one for GridTeam.
 template <typename Element, typename... Parameters, typename... Arguments>
-void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(TeamBarrier, RowPart, Parameters...),
-                  void (*grid_kernel)(TeamBarrier, RowPart, Parameters...), Index rows, Index length,
+void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(TeamBarrier, RowSplit, Parameters...),
+                  void (*grid_kernel)(TeamBarrier, RowSplit, Parameters...), Index rows, Index length,
                   const Arguments&... arguments) {
     if (rows == 0 || length == 0) return;
     const DeviceGuard guard(policy.device());
@@ -235,9 +236,9 @@ void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(T
     check(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, policy.device()), name);
     shared_limit -= static_cast<int>(attributes.sharedSizeBytes);
 
-    const auto start = [&](auto* kernel, const TeamBarrier& barrier, const RowPart& part, int blocks, int threads,
+    const auto start = [&](auto* kernel, const TeamBarrier& barrier, const RowSplit& split, int blocks, int threads,
                            cudaLaunchAttributeID how) {
-        const std::size_t shared = part.on_chip ? static_cast<std::size_t>(part.chunk) * sizeof(Element) : 0;
+        const std::size_t shared = split.on_chip ? static_cast<std::size_t>(split.chunk) * sizeof(Element) : 0;
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
               name);
         cudaLaunchAttribute attribute{};
@@ -249,43 +250,43 @@ void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(T
             attribute.val.cooperative = 1;
         }
         cudaLaunchConfig_t config{};
-        config.gridDim = grid(part.rows * blocks);
+        config.gridDim = grid(split.rows * blocks);
         config.blockDim = dim3(static_cast<unsigned>(threads));
         config.dynamicSmemBytes = shared;
         config.stream = policy.stream();
         config.attrs = &attribute;
         config.numAttrs = blocks > 1 ? 1 : 0;
-        check(cudaLaunchKernelEx(&config, kernel, barrier, part, static_cast<Parameters>(arguments)...), name);
+        check(cudaLaunchKernelEx(&config, kernel, barrier, split, static_cast<Parameters>(arguments)...), name);
     };
 
     constexpr Index per_block = 4096;
     const auto bytes = [&](int blocks) { return divide_up(length, blocks) * static_cast<Index>(sizeof(Element)); };
-    const int most = attributes.ptxVersion >= 90 ? largest_cluster : 1;
+    const int max_in_cluster = attributes.ptxVersion >= 90 ? max_cluster_blocks : 1;
     int blocks = 1;
-    while (blocks < most && (length > blocks * per_block || bytes(blocks) > shared_limit)) blocks *= 2;
+    while (blocks < max_in_cluster && (length > blocks * per_block || bytes(blocks) > shared_limit)) blocks *= 2;
     if (bytes(blocks) <= shared_limit) {
-        const Index rows_at_once = std::min(rows, most_blocks / blocks);
-        RowPart part{0, 0, length, divide_up(length, blocks), true};
-        for (; part.first_row < rows; part.first_row += rows_at_once) {
-            part.rows = std::min(rows_at_once, rows - part.first_row);
-            start(cluster_kernel, TeamBarrier{}, part, blocks, ClusterTeam::threads,
+        const Index rows_at_once = std::min(rows, max_blocks / blocks);
+        RowSplit split{0, 0, length, divide_up(length, blocks), true};
+        for (; split.first_row < rows; split.first_row += rows_at_once) {
+            split.rows = std::min(rows_at_once, rows - split.first_row);
+            start(cluster_kernel, TeamBarrier{}, split, blocks, ClusterTeam::threads,
                   cudaLaunchAttributeClusterDimension);
         }
         return;
     }
 
-    constexpr Index most_of_team = 64;
-    blocks = static_cast<int>(std::min({divide_up(length, 2 * per_block), most_of_team, Index{processors}}));
-    RowPart part{0, 0, length, divide_up(length, blocks), bytes(blocks) <= shared_limit};
+    constexpr Index max_team_blocks = 64;
+    blocks = static_cast<int>(std::min({divide_up(length, 2 * per_block), max_team_blocks, Index{processors}}));
+    RowSplit split{0, 0, length, divide_up(length, blocks), bytes(blocks) <= shared_limit};
     const Index rows_at_once = std::min<Index>(rows, processors / blocks);
     MatrixTensor<Partial, Cuda> partials(policy, {rows_at_once, 2 * blocks});
-    VectorTensor<unsigned, Cuda> counters(policy, {rows_at_once * (1 + most_histograms * histogram_bins)});
-    const TeamBarrier barrier{partials.data(), counters.data() + rows_at_once * most_histograms * histogram_bins,
+    VectorTensor<unsigned, Cuda> counters(policy, {rows_at_once * (1 + max_histograms * histogram_bins)});
+    const TeamBarrier barrier{partials.data(), counters.data() + rows_at_once * max_histograms * histogram_bins,
                               counters.data(), blocks};
-    for (; part.first_row < rows; part.first_row += rows_at_once) {
-        part.rows = std::min(rows_at_once, rows - part.first_row);
+    for (; split.first_row < rows; split.first_row += rows_at_once) {
+        split.rows = std::min(rows_at_once, rows - split.first_row);
         zero_kernel(policy, counters.view());
-        start(grid_kernel, barrier, part, blocks, grid_team_threads, cudaLaunchAttributeCooperative);
+        start(grid_kernel, barrier, split, blocks, grid_team_threads, cudaLaunchAttributeCooperative);
     }
 }
 

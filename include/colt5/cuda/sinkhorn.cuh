@@ -13,7 +13,7 @@ namespace cuda {
 
 template <typename T>
 __global__ void gumbel_noise(T* noise, Random random, GumbelRows which, Index slots, Index length, Index count) {
-    for (Index i = global_thread(); i < count; i += all_threads())
+    for (Index i = global_thread(); i < count; i += grid_threads())
         noise[i] = static_cast<T>(gumbel_of(random, which[i / length / slots], i / length % slots, i % length));
 }
 
@@ -145,14 +145,14 @@ __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u,
         return;
     }
     const RowMask real(mask, row, routes, rows.length);
-    const double of_slot = u[row * iterations * rows.all_slots + slot];
-    const double* const of_tokens = v + row * iterations * rows.length;
+    const double slot_u = u[row * iterations * rows.all_slots + slot];
+    const double* const token_v = v + row * iterations * rows.length;
     double most = -1;
     Index first_real = rows.length, best = rows.length;
     for (Index j = threadIdx.x; j < rows.length; j += blockDim.x) {
         if (!real[j]) continue;
         first_real = ::min(first_real, j);
-        const double p = ::exp(rows.z(row, slot, j) - (of_slot + of_tokens[j]));
+        const double p = ::exp(rows.z(row, slot, j) - (slot_u + token_v[j]));
         if (p > most) {
             most = p;
             best = j;
@@ -167,7 +167,7 @@ __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u,
     const bool has_nan = rows.slots[row].has_nan;
     indices[out] = static_cast<TokenIndex>(has_nan ? first_real : best);
     scores[out] = has_nan ? std::numeric_limits<T>::quiet_NaN()
-                          : static_cast<T>(::exp(rows.z(row, slot, best) - (of_slot + of_tokens[best])));
+                          : static_cast<T>(::exp(rows.z(row, slot, best) - (slot_u + token_v[best])));
 }
 
 /// The gradients through the chosen entries of P = exp(z − u − v). With g_i = d_score_i · score_i:
@@ -194,11 +194,11 @@ __global__ void sinkhorn_vjp_slots(double* d_u, const double* d_v, const double*
     const RowBlock block(rows.all_slots);
     const Index slot = block.block, row = block.row, at = row * rows.all_slots + slot;
     if (slot >= rows.slots[row].count) return;
-    const double of_slot = u[row * iterations * rows.all_slots + slot];
-    const double* const of_tokens = v + row * iterations * rows.length;
+    const double slot_u = u[row * iterations * rows.all_slots + slot];
+    const double* const token_v = v + row * iterations * rows.length;
     double sum = 0;
     for (Index j = threadIdx.x; j < rows.length; j += blockDim.x)
-        sum += d_v[row * rows.length + j] * ::exp(rows.z(row, slot, j) - of_slot - of_tokens[j]);
+        sum += d_v[row * rows.length + j] * ::exp(rows.z(row, slot, j) - slot_u - token_v[j]);
     sum = block_sum(sum);
     const double g = last ? static_cast<double>(d_scores[at]) * static_cast<double>(scores[at]) : 0;
     if (threadIdx.x == 0) d_u[at] = -g - sum;
@@ -231,7 +231,7 @@ template <typename T>
 __global__ void sinkhorn_vjp_logits(T* d_logits, const double* d_log, const T* logits, const bool* mask,
                                     const SinkhornSlots* slots, Index routes, Index length, Index count,
                                     double temperature) {
-    for (Index i = global_thread(); i < count; i += all_threads()) {
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
         const double s = static_cast<double>(logits[i]);
         const bool real = RowMask(mask, i / length, routes, length)[i % length];
         const bool has_nan = slots[i / length].has_nan;

@@ -11,7 +11,7 @@ namespace cuda {
 template <typename T>
 __global__ void swap_first_axes(TokensView<T> y, TokensView<const T> x) {
     const Index routes = x.extent(1), picks = x.extent(2), count = x.size();
-    for (Index i = global_thread(); i < count; i += all_threads())
+    for (Index i = global_thread(); i < count; i += grid_threads())
         y(i / picks % routes, i / picks / routes, i % picks) = x.data()[i];
 }
 

@@ -68,30 +68,30 @@ __device__ Selection<Key> select_smallest(Team& team, int bits, Index total, Ind
         needed -= found_before;
         candidates = found_count;
     }
-    team.stay();
+    team.wait_for_readers();
     return selection;
 }
 
 /// The keys (rank, index) of the k tokens that each row chooses, in no particular order.
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
-    choose_top(TeamBarrier barrier, RowPart part, typename Rank<T>::Key* chosen, const T* logits, const bool* mask,
+    choose_top(TeamBarrier barrier, RowSplit split, typename Rank<T>::Key* chosen, const T* logits, const bool* mask,
                Index routes, Index k, int index_bits) {
     using Key = typename Rank<T>::Key;
     using RankType = typename Rank<T>::type;
     extern __shared__ double dynamic_shared[];
     auto* const ranks = reinterpret_cast<RankType*>(dynamic_shared);
-    Team team(barrier, part);
-    const T* const logit = logits + team.row * part.length + team.begin;
-    const RowMask real(mask, team.row, routes, part.length, team.begin);
+    Team team(barrier, split);
+    const T* const logit = logits + team.row * split.length + team.begin;
+    const RowMask real(mask, team.row, routes, split.length, team.begin);
     const auto rank_of = [&](Index i) { return real[i] ? Rank<T>::of(logit[i]) : Rank<T>::masked; };
-    if (part.on_chip)
+    if (split.on_chip)
         for (Index i = threadIdx.x; i < team.count; i += Team::threads) ranks[i] = rank_of(i);
     const auto key_at = [&](Index i) {
-        return (Key{part.on_chip ? ranks[i] : rank_of(i)} << index_bits) | static_cast<Key>(team.begin + i);
+        return (Key{split.on_chip ? ranks[i] : rank_of(i)} << index_bits) | static_cast<Key>(team.begin + i);
     };
     const auto selected =
-        select_smallest<Key>(team, Rank<T>::bits + index_bits, part.length, k, key_at);  // keys are distinct
+        select_smallest<Key>(team, Rank<T>::bits + index_bits, split.length, k, key_at);  // keys are distinct
 
     unsigned mine = 0;
     for (Index i = threadIdx.x; i < team.count; i += Team::threads) mine += selected(key_at(i)) ? 1 : 0;
@@ -136,15 +136,15 @@ __global__ void sort_runs(Key* sorted, TokenIndex* indices, const Key* keys, Ind
 /// in the other run.
 template <typename Key>
 __global__ void merge_runs(Key* merged, const Key* keys, Index rows, Index k, Index run) {
-    for (Index at = global_thread(); at < rows * k; at += all_threads()) {
+    for (Index at = global_thread(); at < rows * k; at += grid_threads()) {
         const Index row = at / k, i = at % k, start = i / run * run, pair = i / (2 * run) * (2 * run);
         const Index other = start == pair ? ::min(start + run, k) : pair, other_end = ::min(other + run, k);
-        const Key* const of_row = keys + row * k;
-        const Key mine = of_row[i];
+        const Key* const row_keys = keys + row * k;
+        const Key mine = row_keys[i];
         Index low = other, high = other_end;
         while (low < high) {
             const Index middle = (low + high) / 2;
-            if (of_row[middle] < mine)
+            if (row_keys[middle] < mine)
                 low = middle + 1;
             else
                 high = middle;
@@ -155,7 +155,7 @@ __global__ void merge_runs(Key* merged, const Key* keys, Index rows, Index k, In
 
 template <typename Key>
 __global__ void indices_of_keys(TokenIndex* indices, const Key* keys, Index count, int index_bits) {
-    for (Index i = global_thread(); i < count; i += all_threads()) indices[i] = index_of_key(keys[i], index_bits);
+    for (Index i = global_thread(); i < count; i += grid_threads()) indices[i] = index_of_key(keys[i], index_bits);
 }
 
 }  // namespace cuda

@@ -28,7 +28,7 @@ struct RowBlock {
 __device__ inline Index global_thread() {
     return static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
-__device__ inline Index all_threads() {
+__device__ inline Index grid_threads() {
     return static_cast<Index>(gridDim.x) * blockDim.x;
 }
 
@@ -83,14 +83,14 @@ __device__ T warp_max(T value) {
 /// must call it; `identity` is the identity element of `combine`.
 template <typename T, typename Combine>
 __device__ T block_reduce(T value, T identity, Combine combine) {
-    __shared__ T of_warp[warp_size];
+    __shared__ T warp_values[warp_size];
     const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = lane_id();
     const int warps = static_cast<int>(blockDim.x) / warp_size;
     value = warp_reduce(value, combine);
-    __syncthreads();  // of_warp may still be read from a call before
-    if (lane == 0) of_warp[warp] = value;
+    __syncthreads();  // warp_values may still be read from a call before
+    if (lane == 0) warp_values[warp] = value;
     __syncthreads();
-    return warp_reduce(lane < warps ? of_warp[lane] : identity, combine);
+    return warp_reduce(lane < warps ? warp_values[lane] : identity, combine);
 }
 template <typename T>
 __device__ T block_sum(T value) {
@@ -116,14 +116,14 @@ __device__ T warp_inclusive_scan(T value, Combine combine) {
 template <int threads, typename T>
 __device__ T block_inclusive_sum(T value) {
     constexpr int warps = threads / warp_size;
-    __shared__ T of_warp[warps];
+    __shared__ T warp_values[warps];
     const int warp = static_cast<int>(threadIdx.x) / warp_size, lane = lane_id();
     value = warp_inclusive_scan(value, Plus());
-    __syncthreads();  // of_warp may still be read from a call before
-    if (lane == warp_size - 1) of_warp[warp] = value;
+    __syncthreads();  // warp_values may still be read from a call before
+    if (lane == warp_size - 1) warp_values[warp] = value;
     __syncthreads();
-    const T of_warps = warp_inclusive_scan(of_warp[lane % warps], Plus());
-    const T before = __shfl_sync(0xffffffffu, of_warps, ::max(warp - 1, 0));
+    const T warp_totals = warp_inclusive_scan(warp_values[lane % warps], Plus());
+    const T before = __shfl_sync(0xffffffffu, warp_totals, ::max(warp - 1, 0));
     return warp > 0 ? before + value : value;
 }
 
@@ -190,9 +190,9 @@ template <int width, typename Body>
 __device__ void for_each_pack(Index size, bool packed, Body&& body) {
     const Index packs = packed ? size / width : 0;
 #pragma unroll 2
-    for (Index i = global_thread(); i < packs; i += all_threads())
+    for (Index i = global_thread(); i < packs; i += grid_threads())
         body(i * width, std::integral_constant<int, width>());
-    for (Index i = packs * width + global_thread(); i < size; i += all_threads())
+    for (Index i = packs * width + global_thread(); i < size; i += grid_threads())
         body(i, std::integral_constant<int, 1>());
 }
 

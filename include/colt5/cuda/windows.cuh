@@ -110,7 +110,7 @@ void launch_windows(const Cuda& policy, T* to, const T* from, Index batch, Index
 
 template <typename Bool>
 __global__ void mask_windows(Bool* out, const Bool* mask, WindowGrid grid, Index count) {
-    for (Index i = global_thread(); i < count; i += all_threads()) {
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
         const Index b = quotient(i, grid.tokens());
         const MapPosition at = grid.position(i - b * grid.tokens());
         out[i] = grid.contains(at) && (mask == nullptr || mask[(b * grid.height + at.y) * grid.width + at.x]);
