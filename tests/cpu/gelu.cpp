@@ -9,7 +9,7 @@
 #include <vector>
 
 #include <colt5/cpu/feed_forward.hpp>
-#include <colt5/cpu/gelu.hpp>
+#include <colt5/cpu/simd.hpp>
 
 using namespace colt5;
 

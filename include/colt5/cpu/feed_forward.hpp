@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cpu/gelu.hpp>
 #include <colt5/cpu/gemm.hpp>
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/partial_sums.hpp>
 #include <colt5/cpu/rms_norm.hpp>
+#include <colt5/cpu/simd.hpp>
 #include <colt5/op/feed_forward.hpp>
 
 namespace colt5 {

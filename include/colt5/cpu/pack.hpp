@@ -5,7 +5,6 @@
 #include <type_traits>
 
 #include <colt5/core/scalar.hpp>
-#include <colt5/cpu/gelu.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/expr/node.hpp>
 

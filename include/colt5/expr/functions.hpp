@@ -157,7 +157,7 @@ template <OwnOperand A>
 auto reciprocal(const A& a) {
     return expr::unary<expr::Reciprocal>(a);
 }
-/// x · Φ(x), Φ(x) = (1 + erf(x / √2)) / 2, with the accuracy of cpu/gelu.hpp: without cancellation below 0.
+/// x · Φ(x), Φ(x) = (1 + erf(x / √2)) / 2, with the accuracy of cpu/simd.hpp: without cancellation below 0.
 template <OwnOperand A>
 auto gelu(const A& a) {
     return expr::unary<expr::Gelu>(a);
