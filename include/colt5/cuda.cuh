@@ -22,6 +22,7 @@
 #include <colt5/cuda/layer_norm.cuh>
 #include <colt5/cuda/linear.cuh>
 #include <colt5/cuda/local_attention.cuh>
+#include <colt5/cuda/map_tokens.cuh>
 #include <colt5/cuda/norm_linear.cuh>
 #include <colt5/cuda/null_key.cuh>
 #include <colt5/cuda/null_query.cuh>
@@ -45,6 +46,7 @@
 #include <colt5/module/conditional_routed_feed_forward.hpp>
 #include <colt5/module/conditional_routed_image_attention.hpp>
 #include <colt5/module/conditional_routed_transformer_block.hpp>
+#include <colt5/module/conditional_routed_vit.hpp>
 #include <colt5/module/routed.hpp>
 
 #include <colt5/optim/adamw.hpp>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // expect: colt5: no `adamw` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `add_sincos_positions` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `assign` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `coordinate_descent_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `coordinate_descent` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -23,6 +24,8 @@
 // expect: colt5: no `local_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `merge_blocks` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `norm_linear_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `map_mean` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `map_mean_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `norm_linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `null_key_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `null_query_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -68,6 +71,7 @@
 #include <colt5/op/layer_norm.hpp>
 #include <colt5/op/linear.hpp>
 #include <colt5/op/local_attention.hpp>
+#include <colt5/op/map_tokens.hpp>
 #include <colt5/op/norm_linear.hpp>
 #include <colt5/op/null_key.hpp>
 #include <colt5/op/null_query.hpp>
@@ -163,4 +167,7 @@ void images(const Cpu& policy, const Tensor<float, Cpu, 1, 8, 8, 4>& maps, MapMa
     const WindowGrid grid = window_grid("maps", maps, 2);
     from_windows(policy, to_windows(policy, maps, grid), grid);
     window_mask(policy, mask, 1, grid);
+    auto tokens = to_windows(policy, maps, grid);
+    add_sincos_positions(policy, tokens.view(), grid);
+    map_mean_vjp(policy, map_mean(policy, tokens, grid), grid);
 }

@@ -49,6 +49,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("null tokens", null_tokens_case<T, P>);
     add("rotary", rotary_case<T, P>);
     add("windows", windows_case<T, P>);
+    add("map tokens", map_tokens_case<T, P>);
     add("many sequences", many_sequences_case<T, P>, 1);
     add("optimizer", optimizer_case<T, P>);
     add_of_modules("half a block, coordinate descent", half_block_case<by_descent_of_one_route, T, P>);
@@ -67,6 +68,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("image attention over the map", image_attention_case<over_map, T, P>);
     add_of_modules("image attention over the map, channel first", image_attention_case<over_map_of_channels, T, P>);
     add_of_modules("image attention per window", image_attention_case<per_window, T, P>);
+    add_of_modules("ViT", vit_case<T, P>);
     add_of_modules("training", training_case<T, P>);
     return all;
 }

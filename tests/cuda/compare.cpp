@@ -201,7 +201,11 @@ double rounding_of(Precision precision) {
 struct RoutedBy {
     RoutedBy(golden::File& file, const std::string& routing) {
         const std::string router = routing.substr(std::string("routing.").size());
-        input = router.starts_with("conditional_ff")                           ? "middle.out"
+        const std::string layers =
+            "transformer.layers.";  // of a ViT: transformer.layers.0.1.router routes middle.0.1.out
+        input = router.starts_with(layers)
+                    ? "middle." + router.substr(layers.size(), router.rfind('.') - layers.size()) + ".out"
+                : router.starts_with("conditional_ff")                         ? "middle.out"
                 : router.ends_with("kv_router") && file.contains("in.context") ? "in.context"
                                                                                : "in.x";
         token = &file.use("param." + router + ".routing_token");
@@ -306,8 +310,8 @@ void compare_golden(const Golden& in_double, const Golden& on_device, Precision 
         const colt5::Random random(colt5::Seed{draw});
         std::uint64_t drawn = 0;
         variation.number = [&](const std::string& name, std::size_t i, double value) {
-            const bool routes =
-                name == "in.x" || name == "in.context" || name == "middle.out" || name.ends_with("routing_token");
+            const bool routes = name == "in.x" || name == "in.context" || name.ends_with("routing_token") ||
+                                (name.starts_with("middle.") && name.ends_with("out"));
             return number(name, i, value) * (routes ? 1 : 1 + rounding * (2 * random.uniform(drawn++) - 1));
         };
         for (const auto& [name, array] : in_double.run(Precision::fp64, file, variation)) {

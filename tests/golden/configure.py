@@ -56,8 +56,12 @@ HEAD_OPTIONS = {  # of version 0.11, which has one router
     'ConditionalRoutedCrossAttention': {**NULL_TOKENS, 'route_block_size': integer},
     'ConditionalRoutedImageAttention': {**NULL_TOKENS, 'multiply_queries_by_score': boolean, 'channel_first': boolean},
     'ConditionalRoutedTransformerBlock': {**NULL_TOKENS, 'multiply_queries_by_score': boolean},
+    'ConditionalRoutedViT': {},
 }
 ATTENTION = dict.fromkeys(('num_routed_kv', 'light_dim_head', 'light_heads', 'light_window_size', 'heavy_dim_head', 'heavy_heads'), integer)
+
+VIT = ('patch_size', 'num_classes', 'dim', 'depth', 'attn_num_heavy_tokens_q', 'attn_num_heavy_tokens_kv', 'attn_heavy_dim_head', 'attn_heavy_heads',
+       'attn_light_dim_head', 'attn_light_heads', 'attn_light_window_size', 'ff_num_heavy_tokens')
 
 # class of the reference: the C++ configuration; the integers that it needs; what else it takes; seconds to compile another one
 MODULES = {
@@ -69,6 +73,7 @@ MODULES = {
     'ConditionalRoutedTransformerBlock': (
         'TransformerBlockConfig', ('dim', 'num_heavy_attn_tokens_q', 'num_heavy_attn_tokens_kv', 'num_heavy_ff_tokens'),
         {**ATTENTION, **FEED_FORWARD}, 2.7),
+    'ConditionalRoutedViT': ('ViTConfig', VIT, {'ff_heavy_mult': real, 'ff_light_mult': real, 'channels': integer, 'attn_num_routed_kv': integer}, 3),
 }
 UNIT_SECONDS = 11  # of modules in one translation unit; the rest takes as long again
 
@@ -131,6 +136,10 @@ def module_fields(config, name, reference):
     if not isinstance(kwargs, dict):
         raise Unsupported('`router_kwargs` must be an object')
 
+    if name == 'ConditionalRoutedViT':
+        for ignored in ('image_size', 'flash_attn'):  # changes no number
+            config.pop(ignored, None)
+        kwargs = {'eps': config.pop('default_coor_descent_eps', 1.0), **kwargs}
     fields = options(config, needed, {**dict.fromkeys(needed, integer), **optional, 'router_straight_through': boolean}, name)
     fields['router_type'] = f'colt5::RouterType::{router}'
     if reference == 'head':
@@ -142,7 +151,9 @@ def module_fields(config, name, reference):
     # What the reference does and we do on request only.
     if router == 'sinkhorn':
         fields['router_kwargs.sinkhorn.masked_tokens_take_part'] = 'true'
-    if name == 'ConditionalRoutedImageAttention':
+    if name == 'ConditionalRoutedViT':
+        fields['use_null_kv'] = fields['use_null_q_tokens'] = 'true'
+    if name in ('ConditionalRoutedImageAttention', 'ConditionalRoutedViT'):
         fields['routing_scope'] = 'colt5::RoutingScope::window'
     elif 'light_window_size' in optional:
         fields['masked_rows'] = 'colt5::MaskedRows::window_mean'

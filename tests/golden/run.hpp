@@ -103,6 +103,12 @@ void each_router(Module& module, const std::string& prefix, const F& f) {
     if constexpr (requires { module.conditional_attn; }) {
         each_router(module.conditional_attn, prefix + "conditional_attn.", f);
         each_router(module.conditional_ff, prefix + "conditional_ff.", f);
+    } else if constexpr (requires { module.layers; }) {
+        for (std::size_t i = 0; i < module.layers.size(); ++i) {
+            const std::string layer = prefix + "transformer.layers." + std::to_string(i);
+            each_router(module.layers[i].attention, layer + ".0.", f);
+            each_router(module.layers[i].feed_forward, layer + ".1.", f);
+        }
     } else if constexpr (requires { module.attention; }) {
         each_router(module.attention, prefix, f);
     } else if constexpr (requires { module.router; }) {
@@ -129,33 +135,82 @@ auto give_noise(const P& policy, File& file, Module& module) {
     return noise;
 }
 
+/// What a part of a module hands to the next one: recorded, or replaced by what `variation` has.
+template <Policy P, typename Result>
+void hand_on(const P& policy, Arrays& results, const Variation& variation, const std::string& name, Result& tensor) {
+    if (variation.middle != nullptr)
+        fill_with_array(policy, tensor, variation.middle->at(name), name, variation);
+    else
+        results[name] = array_of(policy, tensor);
+}
+/// A copy that is handed on.
+template <Policy P, colt5::Viewable V>
+auto handed_on(const P& policy, Arrays& results, const Variation& variation, const std::string& name, const V& view) {
+    auto copy = tensor_like(policy, view);
+    assign(policy, copy, view);
+    hand_on(policy, results, variation, name, copy);
+    return copy;
+}
+
+/// The indices that the routers of some Activations chose.
+template <Policy P, typename Activations>
+void record_routing(const P& policy, Arrays& results, const Activations& saved, const std::string& prefix = "") {
+    saved.each_routing([&](const std::string& router, const auto& routing) {
+        results["routing." + prefix + router] = array_of(policy, routing.indices);
+    });
+}
+
 /// Forward and backward passes of a block, half by half: see Variation. Returns the gradient of x.
 template <typename Block, Policy P, typename X, typename D>
 auto run_halves(const P& policy, Arrays& results, const Variation& variation, const Block& block, const X& x,
                 colt5::Mask mask, const D& cotangent, typename Block::Gradients& gradients) {
-    using Scalar = typename Block::Out::value_type;
     using colt5::Residual;
-    const auto given = [&](const std::string& name, auto& tensor) {
-        if (variation.middle != nullptr)
-            fill_with_array(policy, tensor, variation.middle->at(name), name, variation);
-        else
-            results[name] = array_of(policy, tensor);
-    };
     const auto attn = block.conditional_attn.forward(x, mask, {}, Residual::tokens);
-    colt5::TokensTensor<Scalar, P> middle(policy, x.shape());
-    assign(policy, middle, attn.out);
-    given("middle.out", middle);
+    const auto middle = handed_on(policy, results, variation, "middle.out", attn.out);
     const auto ff = block.conditional_ff.forward(middle, mask, {}, Residual::tokens);
     results["out.y"] = array_of(policy, ff.out);
-    attn.each_routing([&](const std::string& router, const auto& routing) {
-        results["routing.conditional_attn." + router] = array_of(policy, routing.indices);
-    });
-    ff.each_routing([&](const std::string& router, const auto& routing) {
-        results["routing.conditional_ff." + router] = array_of(policy, routing.indices);
-    });
+    record_routing(policy, results, attn, "conditional_attn.");
+    record_routing(policy, results, ff, "conditional_ff.");
     auto d_middle = block.conditional_ff.backward(ff, cotangent, gradients.conditional_ff);
-    given("middle.grad", d_middle);
+    hand_on(policy, results, variation, "middle.grad", d_middle);
     return block.conditional_attn.backward(attn, d_middle, gradients.conditional_attn);
+}
+
+/// The same of the layers of a ViT. Returns the gradient of the images.
+template <typename ViT, Policy P, typename X, typename D>
+auto run_layers(const P& policy, Arrays& results, const Variation& variation, const ViT& vit, const X& images,
+                const D& cotangent, typename ViT::Gradients& gradients) {
+    using Tokens = colt5::TokensTensor<typename ViT::Out::value_type, P>;
+    using colt5::Residual;
+    const auto embedded = vit.embed(images);
+    const auto& grid = embedded.grid;
+    const auto name_of = [](std::size_t layer, int half) {
+        return "middle." + std::to_string(layer) + "." + std::to_string(half) + ".";
+    };
+    std::vector<Tokens> inputs;  // of all halves
+    std::vector<typename ViT::Activations::Layer> saved;
+    for (std::size_t i = 0; i < vit.layers.size(); ++i) {
+        const auto& x = i == 0 ? embedded.tokens : saved.back().feed_forward.out;
+        inputs.push_back(handed_on(policy, results, variation, name_of(i, 0) + "out", ViT::sequences(x, grid)));
+        auto attention =
+            vit.layers[i].attention.forward(inputs.back(), ViT::sequences(embedded.mask, grid), {}, Residual::tokens);
+        inputs.push_back(handed_on(policy, results, variation, name_of(i, 1) + "out", ViT::maps(attention.out, grid)));
+        auto ff = vit.layers[i].feed_forward.forward(inputs.back(), embedded.mask.const_view(), {}, Residual::tokens);
+        saved.push_back({std::move(attention), std::move(ff)});
+        const std::string layer = "transformer.layers." + std::to_string(i);
+        record_routing(policy, results, saved.back().attention, layer + ".0.");
+        record_routing(policy, results, saved.back().feed_forward, layer + ".1.");
+    }
+    const auto head = vit.linear_head.forward(policy, saved.back().feed_forward.out, grid);
+    results["out.y"] = array_of(policy, head.out);
+    Tokens d = vit.linear_head.backward(policy, head, cotangent, grid, gradients.linear_head);
+    for (std::size_t i = vit.layers.size(); i-- > 0;) {
+        hand_on(policy, results, variation, name_of(i, 1) + "grad", d);
+        d = vit.layers[i].feed_forward.backward(saved[i].feed_forward, d, gradients.layers[i].feed_forward);
+        d = handed_on(policy, results, variation, name_of(i, 0) + "grad", ViT::sequences(d, grid));
+        d = vit.layers[i].attention.backward(saved[i].attention, d, gradients.layers[i].attention);
+    }
+    return vit.embed_gradients(embedded, d, gradients);
 }
 
 /// Outputs and gradients under the names of the file; also `out.y, inference` of a call that keeps nothing for
@@ -165,16 +220,19 @@ template <typename Module, Policy P>
 Arrays run_module(const P& policy, File& file, const Variation& variation = {}) {
     using Scalar = typename Module::Out::value_type;
     Module module{policy, colt5::Seed{0}};
-    constexpr std::size_t rank = Module::Out::rank;
-    const auto of_file = [&](const std::string& name) {
-        return tensor_of<Scalar, rank>(policy, file.use(name), name, variation);
+    constexpr bool of_images = requires {
+        typename Module::Images;
+    };  // (b, channels, h, w)
+    constexpr std::size_t rank = of_images ? 4 : Module::Out::rank;
+    const auto of_file = [&]<std::size_t Rank = Module::Out::rank>(const std::string& name) {
+        return tensor_of<Scalar, Rank>(policy, file.use(name), name, variation);
     };
     Module::each_parameter(
         [&](const std::string& name, auto& value) {
             fill_with_array(policy, value, file.use("param." + name), "param." + name, variation);
         },
         "", module);
-    const auto x = of_file("in.x");
+    const auto x = of_file.template operator()<rank>("in.x");
     const auto mask = mask_of<rank - 1>(policy, file, "in.mask");
     const auto noise = give_noise(policy, file, module);
     const auto cotangent = of_file("in.cotangent");
@@ -185,12 +243,18 @@ Arrays run_module(const P& policy, File& file, const Variation& variation = {}) 
         results["out.y, inference"] = array_of(policy, module(arguments...));
         const auto saved = module.forward(arguments...);
         results["out.y"] = array_of(policy, saved.out);
-        saved.each_routing([&](const std::string& router, const auto& routing) {
-            results["routing." + router] = array_of(policy, routing.indices);
-        });
+        record_routing(policy, results, saved);
         return module.backward(saved, cotangent, gradients);
     };
-    if constexpr (requires { module(x, x, mask, mask); }) {
+    if constexpr (of_images) {
+        if (variation.in_halves) {
+            results["out.y, inference"] = array_of(policy, module(x));
+            results["grad.x"] =
+                array_of(policy, run_layers(policy, results, variation, module, x, cotangent, gradients));
+        } else {
+            results["grad.x"] = array_of(policy, call(x));
+        }
+    } else if constexpr (requires { module(x, x, mask, mask); }) {
         const auto context = of_file("in.context");
         const auto context_mask = mask_of(policy, file, "in.context_mask");
         const auto d = call(x, context, mask, context_mask);

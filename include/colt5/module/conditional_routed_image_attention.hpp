@@ -84,6 +84,15 @@ public:
         }
     };
 
+    /// What is routed, of a view of tokens (b, n, …) of windows: maps as they are, or single windows.
+    template <typename V>
+    static V sequences(const V& tokens, const WindowGrid& grid) {
+        if (config.routing_scope == RoutingScope::map || !tokens) return tokens;
+        auto shape = tokens.shape();
+        shape[0] *= grid.windows();
+        shape[1] = grid.side * grid.side;
+        return V::unchecked(tokens.data(), shape);
+    }
     explicit ConditionalRoutedImageAttention(const P& policy, Seeds seeds = {})
         : Base(policy), attention(policy, seeds) {}
 
@@ -111,15 +120,6 @@ public:
     }
 
 private:
-    /// What is routed, of a view of tokens (b, n, …) of windows: maps as they are, or single windows.
-    template <typename V>
-    static V sequences(const V& tokens, const WindowGrid& grid) {
-        if (config.routing_scope == RoutingScope::map || !tokens) return tokens;
-        auto shape = tokens.shape();
-        shape[0] *= grid.windows();
-        shape[1] = grid.side * grid.side;
-        return V::unchecked(tokens.data(), shape);
-    }
     /// Maps of the tokens that `attention` has computed.
     static Out maps_of(const P& policy, const TokensTensor<Scalar, P>& tokens, Index batch, const WindowGrid& grid) {
         const auto of_maps = tokens.const_view().reshape(std::array{batch, grid.tokens(), config.dim});

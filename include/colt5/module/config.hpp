@@ -92,6 +92,33 @@ struct ImageAttentionConfig {
     bool multiply_queries_by_score = false;
 };
 
+/// Of images of any size that is a multiple of the patch. The names are those of the reference, whose image_size only
+/// checks the patch.
+struct ViTConfig {
+    Index patch_size;  ///< side, in pixels
+    Index num_classes;
+    Index dim;  ///< a multiple of 4, at least 8
+    Index depth;
+    Index attn_num_heavy_tokens_q;
+    Index attn_num_heavy_tokens_kv;
+    Index attn_heavy_dim_head = 64;
+    Index attn_heavy_heads = 8;
+    Index attn_light_dim_head = 64;
+    Index attn_light_heads = 8;
+    Index attn_light_window_size;  ///< side of a window, in patches
+    Index ff_num_heavy_tokens;
+    double ff_heavy_mult = 4;
+    double ff_light_mult = 0.5;
+    Index channels = 3;
+    bool router_straight_through = true;
+    RouterType router_type = RouterType::coor_descent;
+    RouterKwargs router_kwargs{};
+    Index attn_num_routed_kv = 1;
+    RoutingScope routing_scope = RoutingScope::map;  ///< of the attention; the feedforward routes over the map
+    bool use_null_kv = false;                        ///< these as in AttentionConfig
+    bool use_null_q_tokens = false;
+};
+
 struct CrossAttentionConfig {
     Index dim;
     Index num_tokens_q;
