@@ -63,8 +63,9 @@ Results map_tokens_case(const P& policy, const Setting& setting) {
 
 constexpr ImageAttentionConfig image_config(RoutingScope scope, bool channel_first, Index routes) {
     return {.dim = 48,
-            .num_heavy_tokens_q = 12,
-            .num_heavy_tokens_kv = 20,
+            .num_heavy_tokens_q =
+                scope == RoutingScope::map ? 12 : 4,  // a router that takes a whole window has no gradient
+            .num_heavy_tokens_kv = scope == RoutingScope::map ? 20 : 5,
             .num_routed_kv = routes,
             .light_dim_head = 16,
             .light_heads = 3,
