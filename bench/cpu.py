@@ -112,6 +112,8 @@ def cases(quick, shrink):
     yield Case('light_attention', 'light_attention', 2, piece, kernels=light_attention_kernels(2, piece, 512, **FLAGSHIP))
     yield Case('light_attention_rotary', 'light_attention', 2, piece, numbers=(1,),
                kernels=light_attention_kernels(2, piece, 512, **FLAGSHIP))
+    yield Case('light_attention_bias', 'light_attention', 2, piece, numbers=(0, 1), peer=False,  # which has none
+               kernels=light_attention_kernels(2, piece, 512, **FLAGSHIP))
     yield Case('feed_forward', 'conditional_routed_feed_forward', 2, piece,
                kernels=feed_forward_kernels(2, piece, 512, **FLAGSHIP))
     yield block('small_block', 1, 256, 128)

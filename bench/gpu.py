@@ -141,6 +141,8 @@ def cases(quick):
                peers=(PACKAGE, TUNED), dtypes=('bf16',))
     yield Case('light_attention_rotary', 'light_attention', 2, n, numbers=(1,),
                kernels=light_attention_kernels(2, n, 512, **FLAGSHIP), peers=(PACKAGE, TUNED), dtypes=('bf16',))
+    yield Case('light_attention_bias', 'light_attention', 2, n, numbers=(0, 1), peers=(TUNED,), comparable=False,
+               kernels=light_attention_kernels(2, n, 512, **FLAGSHIP), dtypes=('bf16', 'tf32'))
     yield block('block_20_steps', 2, n, steps=20, peers=(TUNED,), dtypes=('bf16',))
     yield routing('coordinate_descent_20', n, 4 * n, program='coordinate_descent', numbers=(20, 1152, 0))
     yield routing('routing_50', n, 2 * n, program='coordinate_descent', numbers=(50, 1152, 1024))

@@ -219,7 +219,7 @@ class Tuned(Peer):
         where = {'conditional_routed_transformer_block': 1, 'coordinate_descent': 0}.get(case['program'])
         self.select.steps = 50 if where is None else case['numbers'][where]
         self.module.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in tensors.items()
-                                     if name.startswith('module.')})
+                                     if name.startswith('module.')}, strict=case['program'] != 'light_attention')
         self.inputs = [tensors[name].requires_grad_() for name in ('x', 'context') if name in tensors]
         self.d_out = tensors.get('d_out', tensors['x'].detach())
         used = lambda name: case['program'] != 'conditional_routed_cross_attention' or not name.startswith('q_router')
@@ -234,8 +234,9 @@ class Tuned(Peer):
         if program == 'conditional_routed_transformer_block':
             self.call = self.module = tuned.TunedBlock(width, tuned.LocalAttention(length, dtype, DEVICE), self.select)
         elif program == 'light_attention':
-            turn = tuned.Rotary(length, DEVICE) if any(numbers) else None
-            self.call = self.module = tuned.LightAttention(width, tuned.LocalAttention(length, dtype, DEVICE), turn)
+            turn = tuned.Rotary(length, DEVICE) if numbers and numbers[0] else None
+            bias = tuned.RelativePositionBias(DEVICE) if len(numbers) > 1 and numbers[1] else None
+            self.call = self.module = tuned.LightAttention(width, tuned.LocalAttention(length, dtype, DEVICE, bias), turn, bias)
         elif program == 'local_attention':
             self.call = tuned.LocalAttention(length, dtype, DEVICE)
         elif program == 'conditional_routed_feed_forward':

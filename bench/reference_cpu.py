@@ -41,7 +41,7 @@ def rotate_three_windows(q, k, angles, scale):
 
 def light_attention(width, numbers):
     light = colt5_attention.ConditionalRoutedAttention(width, num_heavy_tokens_q=1024, num_heavy_tokens_kv=1024).light_attn
-    if any(numbers):
+    if numbers and numbers[0]:
         light.attn_fn.rel_pos = SinusoidalEmbeddings(64)
         local_attention.local_attention.apply_rotary_pos_emb = rotate_three_windows
     return light

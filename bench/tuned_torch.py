@@ -186,10 +186,24 @@ def banded_attention(qkv):
     return out.view(batch, heads, blocks * REACH, dim_head)[:, :, :length].transpose(1, 2)
 
 
+class RelativePositionBias(nn.Module):
+    """T5's, by the distance of key and query within a window; its gradient comes from flex_attention."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.table = nn.Embedding(32, HEADS)
+        distance = torch.arange(-REACH, REACH + 1, device=device)
+        large = 8 + (torch.log(distance.abs().clamp(min=1) / 8) / math.log(128 / 8) * 8).long().clamp(max=7)
+        self.bucket = torch.where(distance.abs() < 8, distance.abs(), large) + 16 * (distance > 0)
+
+    def forward(self):
+        return self.table(self.bucket)  # (2 · REACH + 1, h)
+
+
 class LocalAttention:
     """qkv (b, n, 3, h, dim_head)  →  (b, n, h, dim_head)"""
 
-    def __init__(self, length, dtype, device):
+    def __init__(self, length, dtype, device, bias=None):
         # In bfloat16, blocks of 64 are faster by half, but the compiler knows no default for them.
         block, mode = (64, 'max-autotune-no-cudagraphs') if dtype == torch.bfloat16 else (128, 'default')
         # Compiled, the mask does not hold length² numbers.
@@ -198,12 +212,18 @@ class LocalAttention:
 
         def flex(qkv):
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
-            return flex_attention(q, k, v, block_mask=mask).transpose(1, 2)
+            if bias is None:
+                return flex_attention(q, k, v, block_mask=mask).transpose(1, 2)
+            of_distance = bias()
 
-        self.flex, self.banded = compiled(flex, mode), compiled(banded_attention)
+            def add_bias(score, b, h, q, k):
+                return score + of_distance[(k - q).clamp(-REACH, REACH) + REACH, h]
+            return flex_attention(q, k, v, score_mod=add_bias, block_mask=mask).transpose(1, 2)
+
+        self.flex, self.banded, self.bias = compiled(flex, mode), compiled(banded_attention), bias
 
     def __call__(self, qkv):
-        in_bands = torch.is_grad_enabled() and qkv.dtype == torch.float32
+        in_bands = torch.is_grad_enabled() and qkv.dtype == torch.float32 and self.bias is None
         return self.banded(qkv) if in_bands else self.flex(qkv)
 
 
@@ -222,8 +242,9 @@ class Rotary:
 
 
 class LightAttention(nn.Module):
-    def __init__(self, dim, attend, turn=None):
+    def __init__(self, dim, attend, turn=None, relative_attention_bias=None):
         super().__init__()
+        self.relative_attention_bias = relative_attention_bias  # of `attend`
         self.norm = nn.LayerNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * HEADS * DIM_HEAD, bias=False)
         self.to_out = nn.Linear(HEADS * DIM_HEAD, dim, bias=False)

@@ -28,6 +28,7 @@
 #include <colt5/cuda/null_query.cuh>
 #include <colt5/cuda/policy.cuh>
 #include <colt5/cuda/projected_local_attention.cuh>
+#include <colt5/cuda/relative_position_bias.cuh>
 #include <colt5/cuda/rms_norm.cuh>
 #include <colt5/cuda/rotary.cuh>
 #include <colt5/cuda/route_blocks.cuh>

@@ -46,6 +46,9 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("local attention", local_attention_case<T, P>);
     add("local attention of many heads", many_heads_case<T, P>, 3);
     add("dense attention", dense_attention_case<T, P>);
+    add("local attention with a bias", local_bias_case<T, P>, 12);
+    add("local attention with a bias, of many heads", local_bias_of_many_heads_case<T, P>, 3);
+    add("dense attention with a bias", dense_bias_case<T, P>, 12);
     add("null tokens", null_tokens_case<T, P>);
     add("rotary", rotary_case<T, P>);
     add("windows", windows_case<T, P>);
@@ -60,8 +63,10 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("block, Sinkhorn", block_case<by_sinkhorn, T, P>);
     add_of_modules("attention with null tokens", attention_case<attention_with_null_tokens, T, P>);
     add_of_modules("attention with rotary embeddings", attention_case<attention_with_rotary, T, P>);
+    add_of_modules("attention with a relative position bias", attention_case<attention_with_bias, T, P>);
     add_of_modules("heavy attention alone", attention_case<heavy_attention_alone, T, P>);
     add_of_modules("cross attention", cross_case<cross_config, T, P>);
+    add_of_modules("cross attention with a relative position bias", cross_case<cross_with_bias, T, P>);
     add_of_modules("cross attention with null tokens", cross_case<cross_with_null_tokens, T, P>);
     add_of_modules("cross attention routed by what the queries ask for", cross_case<cross_conditioned, T, P>);
     add_of_modules("cross attention, context routed in blocks", cross_case<cross_in_blocks, T, P>);

@@ -11,9 +11,45 @@
 ///     ds = p (dp − D),   d_q = scale · ds k,   d_k = scale · dsᵀ q,   d_v = value_scale · pᵀ d_out
 namespace colt5::cuda {
 
-/// Assigns what d.d_q, d.d_k, d.d_v and, unless it is null, d.d_value_scale point to.
-template <bool window, typename T>
-void run_attention_backward(const Cuda& policy, const Attention<T>& a, const AttentionGradients<T>& d) {
+/// Memory for the parts of the gradient of a bias: run(bias) with it, then add their sums to d_table (num_buckets,
+/// heads).
+template <typename Shape, typename T, typename Run>
+void with_bias_parts(const Cuda&, const Attention<T>&, Index, NoBias, NoBias, const RelativePositionBuckets&,
+                     const Run& run) {
+    run(NoBias());
+}
+template <typename Shape, typename T, typename Run>
+void with_bias_parts(const Cuda& policy, const Attention<T>& a, Index parts, WindowBias<accumulate_t<T>> bias,
+                     MatrixView<accumulate_t<T>> d_table, const RelativePositionBuckets& buckets, const Run& run) {
+    using Sum = accumulate_t<T>;
+    const Index distances = 2 * Index{bias.span} + 1;
+    const Index stride = BiasGradient<Shape, WindowBias<Sum>>::part_entries(bias.span);
+    MatrixTensor<Sum, Cuda> memory(policy, {a.batch * a.heads() * parts, stride}), sums(policy, {a.heads(), distances});
+    bias.parts = memory.data();
+    run(bias);
+    launch_sum_bias_parts<false>(policy, sums.data(), memory.data(), a.batch, a.heads(), parts, distances, stride);
+    relative_position_bias_vjp(policy, buckets, sums, d_table);
+}
+template <typename Shape, typename T, typename Run>
+void with_bias_parts(const Cuda& policy, const Attention<T>& a, Index parts, PositionBias<accumulate_t<T>> bias,
+                     MatrixView<accumulate_t<T>> d_table, const RelativePositionBuckets& buckets, const Run& run) {
+    const Index distances = 2 * Index{bias.span} + 1, columns = buckets.num_buckets * warp_size;
+    VectorTensor<TokenIndex, Cuda> bucket_of(policy, {distances});
+    MatrixTensor<accumulate_t<T>, Cuda> memory(policy, {a.batch * a.heads() * parts, columns});
+    launch(policy, "buckets_of_distances", buckets_of_distances, blocks_for(distances, bias_threads), bias_threads, 0,
+           bucket_of.data(), buckets, Index{bias.span});
+    bias.bucket_of = bucket_of.data();
+    bias.buckets = static_cast<int>(buckets.num_buckets);
+    bias.parts = memory.data();
+    run(bias);
+    launch_sum_bias_parts<true>(policy, d_table.data(), memory.data(), a.batch, a.heads(), parts, columns, columns);
+}
+
+/// Assigns what d.d_q, d.d_k, d.d_v and, unless it is null, d.d_value_scale point to. Adds to d_table, of those
+/// buckets, if there is a bias.
+template <bool window, typename T, typename Bias, typename DTable>
+void run_attention_backward(const Cuda& policy, const Attention<T>& a, const Bias& bias, const AttentionGradients<T>& d,
+                            const DTable& d_table, const RelativePositionBuckets& buckets) {
     const Index queries = static_cast<Index>(a.batch) * a.heads() * a.queries;
     MatrixTensor<accumulate_t<T>, Cuda> query_numbers(policy, {2, queries});
     const QueryNumbers<accumulate_t<T>> numbers{query_numbers.data(), query_numbers.data() + queries};
@@ -21,13 +57,17 @@ void run_attention_backward(const Cuda& policy, const Attention<T>& a, const Att
         using ForQueries = BackwardShape<Arithmetic, width, staging, 1>;
         using ForKeys = BackwardShape<Arithmetic, width, staging, 2>;
         const int query_tiles = tiles_of_block<ForQueries>(policy, a, a.queries, ForQueries::tile_rows);
-        launch(policy, "attention_query_gradient", attention_query_gradient<ForQueries>,
+        launch(policy, "attention_query_gradient", attention_query_gradient<ForQueries, Bias>,
                attention_grid(a, a.queries, ForQueries::tile_rows * query_tiles), ForQueries::threads,
-               sizeof(typename ForQueries::Shared), a, d, numbers, query_tiles);
+               sizeof(typename ForQueries::Shared), a, bias, d, numbers, query_tiles);
         const int key_tiles = tiles_of_block<ForKeys>(policy, a, a.keys, ForKeys::tile_rows);
-        launch(policy, "attention_key_gradient", attention_key_gradient<ForKeys>,
-               attention_grid(a, a.keys, ForKeys::tile_rows * key_tiles), ForKeys::threads,
-               sizeof(typename ForKeys::Shared), a, d, numbers, key_tiles);
+        const Index rows = Index{ForKeys::tile_rows} * key_tiles, parts = divide_up(a.keys, rows) * ForKeys::warps;
+        with_bias_parts<ForKeys>(policy, a, parts, bias, d_table, buckets, [&](const Bias& with_parts) {
+            launch(policy, "attention_key_gradient", attention_key_gradient<ForKeys, Bias>,
+                   attention_grid(a, a.keys, rows), ForKeys::threads,
+                   sizeof(typename ForKeys::Shared) + BiasGradient<ForKeys, Bias>::shared_bytes_of_block, a, with_parts,
+                   d, numbers, key_tiles);
+        });
     });
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/attention_pipeline.cuh>
+#include <colt5/cuda/attention_bias.cuh>
 #include <colt5/cuda/attention_rows.cuh>
 
 namespace colt5::cuda {
@@ -36,10 +36,10 @@ struct ForwardShape {
 
 /// Attention by online softmax over the key range of a tile of queries. A block owns `tiles` tiles, more than one only
 /// with Staging::sliding.
-template <typename Shape>
+template <typename Shape, typename Bias>
 __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor)
-    attention_forward(const Attention<typename Shape::T> a, typename Shape::T* out, typename Shape::Sum* log_sum_exp,
-                      int tiles) {
+    attention_forward(const Attention<typename Shape::T> a, const Bias bias, typename Shape::T* out,
+                      typename Shape::Sum* log_sum_exp, int tiles) {
     using T = typename Shape::T;
     using Sum = typename Shape::Sum;
     using Arithmetic = typename Shape::Arithmetic;
@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const AttentionBlock<T> block(a, Shape::tile_rows * tiles);
     if (block.is_beyond(a)) return;
     const Rows<const T> q_rows = block.rows(a, a.q);
+    const HeadBias<T, Bias> head_bias(a, block, bias);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     const auto load_queries = [&](int tile) {
         load_tile_rows<Shape>(shared.q[tile % Shape::tile_buffers], q_rows, block.first + tile * Shape::tile_rows,
@@ -94,6 +95,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const int columns = first_key + 16 * (group + c);
+                head_bias.add_to_queries(score[c], first, columns);
                 if (!all_in_reach(position, columns, a.reach))
                     for_each_entry([&](int j, int e, int row, int column) {
                         if (is_out_of_reach(columns + column - position - row, a.reach)) score[c][j][e] = -infinity;
@@ -163,7 +165,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             if (first + row < a.queries)
                 attend_row(block.rows(a, a.out.with(out))[first + row], q_rows[first + row], block.rows(a, a.k),
                            block.rows(a, a.v), MaskedKeyRange(position + row, a.reach, a.keys, block.mask(a)),
-                           block.value_scale(a), to_log2, a.dim_head);
+                           block.value_scale(a), to_log2, a.dim_head, head_bias.of_query(first + row));
         }
     };
 
@@ -171,14 +173,15 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 }
 
 /// Assigns `out`, which has the layout of a.out, and log_sum_exp (batch, heads, queries) unless it is null.
-template <bool window, typename T>
-void run_attention_forward(const Cuda& policy, const Attention<T>& a, T* out, accumulate_t<T>* log_sum_exp) {
+template <bool window, typename T, typename Bias>
+void run_attention_forward(const Cuda& policy, const Attention<T>& a, const Bias& bias, T* out,
+                           accumulate_t<T>* log_sum_exp) {
     with_staging<window, T>(policy, a, [&]<typename Arithmetic, int width, Staging staging>() {
         using Shape = ForwardShape<Arithmetic, width, staging>;
         const int tiles = tiles_of_block<Shape>(policy, a, a.queries, Shape::tile_rows);
-        launch(policy, "attention_forward", attention_forward<Shape>,
+        launch(policy, "attention_forward", attention_forward<Shape, Bias>,
                attention_grid(a, a.queries, Shape::tile_rows * tiles), Shape::threads, sizeof(typename Shape::Shared),
-               a, out, log_sum_exp, tiles);
+               a, bias, out, log_sum_exp, tiles);
     });
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/attention_pipeline.cuh>
+#include <colt5/cuda/attention_bias.cuh>
 #include <colt5/cuda/attention_rows.cuh>
 
 /// What the two kernels of the vector-Jacobian product of attention share; see attention_backward.cuh.

@@ -8,11 +8,12 @@
 
 namespace colt5::cuda {
 
-/// Assigns d_k, d_v and each head's part of d_value_scale. A block owns `tiles` tiles of keys, more than one only with
-/// Staging::sliding.
-template <typename Shape>
+/// Assigns d_k, d_v, each head's part of d_value_scale and each warp's part of the gradient of the bias. A block owns
+/// `tiles` tiles of keys, more than one only with Staging::sliding.
+template <typename Shape, typename Bias>
 __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor)
-    attention_key_gradient(const Attention<typename Shape::T> a, const AttentionGradients<typename Shape::T> d,
+    attention_key_gradient(const Attention<typename Shape::T> a, const Bias bias,
+                           const AttentionGradients<typename Shape::T> d,
                            const QueryNumbers<typename Shape::Sum> numbers, int tiles) {
     using T = typename Shape::T;
     using Sum = typename Shape::Sum;
@@ -27,6 +28,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const int thread = static_cast<int>(threadIdx.x), own_row = 16 * warp_id();
     const AttentionBlock<T> block(a, Shape::tile_rows * tiles);
     if (block.is_beyond(a)) return;
+    const HeadBias<T, Bias> head_bias(a, block, bias);
+    BiasGradient<Shape, Bias> bias_gradient(a, block, bias, memory + sizeof(typename Shape::Shared));
     const Rows<const T> k_rows = block.rows(a, a.k), v_rows = block.rows(a, a.v);
     const Rows<const T> q_rows = block.rows(a, a.q), d_out_rows = block.rows(a, a.out.with(d.d_out));
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
@@ -96,6 +99,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 const int columns = first_query + 16 * (group + c);
                 const Sum* const shifts = at(group + c).stage.of_row[0] + at(group + c).row;
                 const Sum* const dots = at(group + c).stage.of_row[1] + at(group + c).row;
+                head_bias.add_to_keys(p[c], first, columns);
                 for_each_entry([&](int j, int e, int, int column) {
                     p[c][j][e] = fast_exp2(p[c][j][e] * to_log2 - shifts[column]);
                 });
@@ -110,6 +114,13 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     for_each_entry([&](int j, int e, int row, int column) {
                         if (is_out_of_reach(columns + column - position - row, a.reach)) p[c][j][e] = d_p[c][j][e] = 0;
                     });
+                if constexpr (BiasGradient<Shape, Bias>::is_present) {
+                    Sum d_s[2][4];
+                    for_each_entry([&](int j, int e, int row, int) {
+                        d_s[j][e] = visible[e / 2] != 0 && first + row < a.keys ? d_p[c][j][e] : Sum(0);
+                    });
+                    bias_gradient.add(d_s, first, columns);
+                }
             }
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
@@ -156,7 +167,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             const Sum d_scale = key_gradient_row(
                 block.rows(a, d.d_k)[key], block.rows(a, d.d_v)[key], k_rows[key], v_rows[key], q_rows, d_out_rows,
                 MaskedKeyRange(position + row, a.reach, a.queries, nullptr), numbers.shift + block.of_queries(a),
-                numbers.dot + block.of_queries(a), scale, a.scale, a.dim_head);
+                numbers.dot + block.of_queries(a), scale, a.scale, a.dim_head, head_bias.of_key(key));
             if (has_value_scale && d.d_value_scale != nullptr && lane_id() == 0)
                 d.d_value_scale[(static_cast<Index>(block.b) * a.heads() + block.h) * a.keys + key] = d_scale;
         }
@@ -209,6 +220,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                                 });
         end();
     }
+    bias_gradient.end();
 }
 
 }  // namespace colt5::cuda

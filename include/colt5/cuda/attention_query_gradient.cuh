@@ -46,9 +46,10 @@ __device__ Sum dot_of_lanes(const T* x, const T* y, bool real, int dim_head) {
 }
 
 /// Assigns d_q and QueryNumbers. A block owns `tiles` tiles of queries, more than one only with Staging::sliding.
-template <typename Shape>
+template <typename Shape, typename Bias>
 __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor)
-    attention_query_gradient(const Attention<typename Shape::T> a, const AttentionGradients<typename Shape::T> d,
+    attention_query_gradient(const Attention<typename Shape::T> a, const Bias bias,
+                             const AttentionGradients<typename Shape::T> d,
                              const QueryNumbers<typename Shape::Sum> numbers, int tiles) {
     using T = typename Shape::T;
     using Sum = typename Shape::Sum;
@@ -66,6 +67,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     if (block.is_beyond(a)) return;
     const Rows<const T> q_rows = block.rows(a, a.q);
     const Rows<const T> out_rows = block.rows(a, a.out.with(d.out)), d_out_rows = block.rows(a, a.out.with(d.d_out));
+    const HeadBias<T, Bias> head_bias(a, block, bias);
     const Index of_queries = block.of_queries(a);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     const bool vectors = Shape::slides || a.vectors, has_value_scale = !Shape::slides && a.value_scale != nullptr;
@@ -154,6 +156,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const int columns = first_key + 16 * (group + c);
+                head_bias.add_to_queries(p[c], first, columns);
                 if (has_value_scale) {
                     const Sum* const scales = at(group + c).stage.of_row[0] + at(group + c).row;
                     for_each_entry([&](int j, int e, int, int column) {
@@ -214,7 +217,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 query_gradient_row(block.rows(a, d.d_q)[first + row], q_rows[first + row], d_out_rows[first + row],
                                    block.rows(a, a.k), block.rows(a, a.v),
                                    MaskedKeyRange(position + row, a.reach, a.keys, block.mask(a)), block.value_scale(a),
-                                   of_row, dot, a.scale, a.dim_head);
+                                   of_row, dot, a.scale, a.dim_head, head_bias.of_query(first + row));
         }
     };
 

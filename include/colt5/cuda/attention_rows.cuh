@@ -69,17 +69,18 @@ __device__ unsigned rows_with_nan(const Sum (&acc)[blocks][4]) {
     return rows;
 }
 
-/// Assigns out = Σ softmax(q · k) value_scale v
-template <typename T, typename Sum>
+/// Assigns out = Σ softmax(q · k) value_scale v. In these functions `add_bias(product, i)` gives a product q·k and the
+/// bias of key i, or of query i.
+template <typename T, typename Sum, typename AddBias>
 __device__ __noinline__ void attend_row(T* out, const T* q_row, Rows<const T> k, Rows<const T> v, MaskedKeyRange range,
-                                        const Sum* value_scale, Sum to_log2, int dim) {
+                                        const Sum* value_scale, Sum to_log2, int dim, AddBias add_bias) {
     constexpr Sum infinity = std::numeric_limits<Sum>::infinity();
     const LaneEntries<Sum> q(q_row, dim);
     LaneEntries<Sum> sum;
     Sum largest = -infinity, total = 0;
     for (int j = range.begin; j < range.end; ++j) {
         if (!range[j]) continue;
-        const Sum score = q.dot(LaneEntries<Sum>(k[j], dim)) * to_log2, top = ::max(largest, score);
+        const Sum score = add_bias(q.dot(LaneEntries<Sum>(k[j], dim)), j) * to_log2, top = ::max(largest, score);
         const Sum shift = top == -infinity ? Sum(0) : top, shrink = fast_exp2(largest - shift);
         const Sum p = fast_exp2(score - shift);
         total = total * shrink + p;
@@ -92,10 +93,10 @@ __device__ __noinline__ void attend_row(T* out, const T* q_row, Rows<const T> k,
 }
 
 /// Assigns d_q = scale · Σ ds k.
-template <typename T, typename Sum>
+template <typename T, typename Sum, typename AddBias>
 __device__ __noinline__ void query_gradient_row(T* d_q, const T* q_row, const T* d_out_row, Rows<const T> k,
                                                 Rows<const T> v, MaskedKeyRange range, const Sum* value_scale,
-                                                Sum shift, Sum out_dot, Sum scale, int dim) {
+                                                Sum shift, Sum out_dot, Sum scale, int dim, AddBias add_bias) {
     const LaneEntries<Sum> q(q_row, dim), d_out(d_out_row, dim);
     const Sum to_log2 = scale * static_cast<Sum>(log2_e);
     LaneEntries<Sum> sum;
@@ -103,7 +104,8 @@ __device__ __noinline__ void query_gradient_row(T* d_q, const T* q_row, const T*
     for (int j = range.begin; j < range.end; ++j) {
         if (!range[j]) continue;
         const LaneEntries<Sum> key(k[j], dim);
-        const Sum p = fast_exp2(q.dot(key) * to_log2 - shift), d_p = d_out.dot(LaneEntries<Sum>(v[j], dim));
+        const Sum p = fast_exp2(add_bias(q.dot(key), j) * to_log2 - shift),
+                  d_p = d_out.dot(LaneEntries<Sum>(v[j], dim));
         sum.add(p * (d_p * (value_scale != nullptr ? value_scale[j] : Sum(1)) - out_dot), key);
         ++count;
     }
@@ -113,16 +115,16 @@ __device__ __noinline__ void query_gradient_row(T* d_q, const T* q_row, const T*
 
 /// Assigns d_k = scale · Σ ds q and d_v = value_scale · Σ p d_out, summed over the key's range of queries. Returns
 /// Σ p d_out · v.
-template <typename T, typename Sum>
+template <typename T, typename Sum, typename AddBias>
 __device__ __noinline__ Sum key_gradient_row(T* d_k, T* d_v, const T* k_row, const T* v_row, Rows<const T> q,
                                              Rows<const T> d_out, MaskedKeyRange range, const Sum* shifts,
-                                             const Sum* dots, Sum value_scale, Sum scale, int dim) {
+                                             const Sum* dots, Sum value_scale, Sum scale, int dim, AddBias add_bias) {
     const LaneEntries<Sum> k(k_row, dim), v(v_row, dim);
     const Sum to_log2 = scale * static_cast<Sum>(log2_e);
     LaneEntries<Sum> of_k, of_v;
     for (int i = range.begin; i < range.end; ++i) {
         const LaneEntries<Sum> query(q[i], dim), d_o(d_out[i], dim);
-        const Sum p = fast_exp2(query.dot(k) * to_log2 - shifts[i]);
+        const Sum p = fast_exp2(add_bias(query.dot(k), i) * to_log2 - shifts[i]);
         of_v.add(p, d_o);
         of_k.add(p * (d_o.dot(v) * value_scale - dots[i]), query);
     }

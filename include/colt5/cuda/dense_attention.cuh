@@ -44,6 +44,19 @@ Attention<T> dense_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
             .vectors = dim * static_cast<Index>(sizeof(T)) % 16 == 0 && is_aligned(q.data()) && is_aligned(kv.data())};
 }
 
+inline NoBias position_bias(NoBias, Index) {
+    return {};
+}
+template <typename Sum>
+PositionBias<Sum> position_bias(const RoutedPositionBias<Sum>& bias, Index dim_head) {
+    return {bias.by_distance.data(),
+            static_cast<int>(bias.by_distance.extent(1) / 2),
+            std::sqrt(static_cast<Sum>(dim_head)),
+            bias.query_positions.data(),
+            bias.key_positions.data(),
+            static_cast<int>(bias.null_keys)};
+}
+
 /// d_value_scale (batch, routes, keys) = Σ of `shares` (batch, heads, keys) over the heads of a route, in their order.
 template <typename Sum>
 __global__ void sum_over_heads(Sum* to, const Sum* shares, Index routes, Index per_route, Index keys) {
@@ -57,27 +70,26 @@ __global__ void sum_over_heads(Sum* to, const Sum* shares, Index routes, Index p
 
 }  // namespace cuda
 
-template <typename T>
+template <typename T, typename Bias>
 void dense_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
                             TokensView<accumulate_t<T>> log_sum_exp,
                             View<const T, dynamic, dynamic, dynamic, dynamic> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
-                            TokensView<const accumulate_t<T>> value_scale, NoBias) {
+                            TokensView<const accumulate_t<T>> value_scale, const Bias& bias) {
     auto problem = cuda::dense_problem(q, kv, mask, value_scale);
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
-    cuda::run_attention_forward<false>(policy, problem, out.data(), log_sum_exp.data());
+    cuda::run_attention_forward<false>(policy, problem, cuda::position_bias(bias, q.extent(3)), out.data(),
+                                       log_sum_exp.data());
 }
 
-template <typename T>
-void dense_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_q,
-                                View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
-                                TokensView<accumulate_t<T>> d_value_scale,
-                                View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
-                                View<const T, dynamic, dynamic, dynamic, dynamic> out,
-                                TokensView<const accumulate_t<T>> log_sum_exp,
-                                View<const T, dynamic, dynamic, dynamic, dynamic> q,
-                                View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
-                                TokensView<const accumulate_t<T>> value_scale, NoBias, NoBias) {
+template <typename T, typename Bias, typename DTable>
+void dense_attention_vjp_kernel(
+    const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_q,
+    View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv, TokensView<accumulate_t<T>> d_value_scale,
+    View<const T, dynamic, dynamic, dynamic, dynamic> d_out, View<const T, dynamic, dynamic, dynamic, dynamic> out,
+    TokensView<const accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
+    View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
+    TokensView<const accumulate_t<T>> value_scale, const Bias& bias, const DTable& d_table) {
     using Sum = accumulate_t<T>;
     const Index batch = q.extent(0), heads = q.extent(2), keys = kv.extent(2), dim = q.extent(3);
     auto problem = cuda::dense_problem(q, kv, mask, value_scale);
@@ -86,14 +98,15 @@ void dense_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
         problem.vectors = problem.vectors && cuda::is_aligned(data);
     Tensor<Sum, Cuda, dynamic, dynamic, dynamic> shares;
     if (value_scale) shares = {policy, {batch, heads, keys}};
-    cuda::run_attention_backward<false, T>(policy, problem,
+    cuda::run_attention_backward<false, T>(policy, problem, cuda::position_bias(bias, q.extent(3)),
                                            {.out = out.data(),
                                             .d_out = d_out.data(),
                                             .log_sum_exp = log_sum_exp.data(),
                                             .d_q = problem.q.with(d_q.data()),
                                             .d_k = problem.k.with(d_kv.data()),
                                             .d_v = problem.v.with(d_kv.data() + dim),
-                                            .d_value_scale = shares.data()});
+                                            .d_value_scale = shares.data()},
+                                           d_table, detail::buckets_of_bias(bias));
     if (!value_scale) return;
     constexpr int threads = 256;
     const Index routes = kv.extent(1), per_route = kv.extent(3);

@@ -44,6 +44,15 @@ Attention<T> local_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
             .vectors = dim * static_cast<Index>(sizeof(T)) % 16 == 0 && is_aligned(q.data()) && is_aligned(kv.data())};
 }
 
+inline NoBias window_bias(NoBias, Index) {
+    return {};
+}
+template <typename Sum>
+WindowBias<Sum> window_bias(const RelativePositionBias<Sum>& bias, Index dim_head) {
+    return {bias.by_distance.data(), static_cast<int>(bias.by_distance.extent(1) / 2),
+            std::sqrt(static_cast<Sum>(dim_head))};
+}
+
 /// Gives each query without a visible key the mean of the values in its windows. One block for each query and head; `a`
 /// has all keys of the sequence.
 template <typename T>
@@ -126,12 +135,12 @@ __global__ void add_keys_and_values(T* to, const T* copy, Index rows, Index colu
 
 }  // namespace cuda
 
-template <typename T>
+template <typename T, typename Bias>
 void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
                             TokensView<accumulate_t<T>> log_sum_exp,
                             View<const T, dynamic, dynamic, dynamic, dynamic> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
-                            const LocalAttention& attention, NoBias) {
+                            const LocalAttention& attention, const Bias& bias) {
     const bool window_mean = attention.masked_rows == MaskedRows::window_mean && mask;
     Tensor<accumulate_t<T>, Cuda, dynamic, dynamic, dynamic> log_sum_exp_memory;
     const bool sees_padding = attention.sees_padding(mask, first + q.extent(1), kv.extent(1));
@@ -141,7 +150,8 @@ void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
     }
     auto problem = cuda::local_problem(q, kv, mask, first, 0, kv.extent(1), attention.reach);
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
-    cuda::run_attention_forward<true>(policy, problem, out.data(), log_sum_exp.data());
+    cuda::run_attention_forward<true>(policy, problem, cuda::window_bias(bias, q.extent(3)), out.data(),
+                                      log_sum_exp.data());
     if (sees_padding)
         cuda::launch(policy, "attend_to_padding", cuda::attend_to_padding<T>,
                      cuda::attention_grid(problem, q.extent(1), 1), cuda::warp_size, 0, problem, attention.reach,
@@ -151,14 +161,15 @@ void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
                  cuda::warp_size, 0, problem, log_sum_exp.data(), out.data());
 }
 
-template <typename T>
+template <typename T, typename Bias, typename DTable>
 void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> out,
                                 TokensView<const accumulate_t<T>> log_sum_exp,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> q,
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
-                                Index carried, const LocalAttention& attention, NoBias, NoBias) {
+                                Index carried, const LocalAttention& attention, const Bias& bias,
+                                const DTable& d_table) {
     const Index queries = q.extent(1), length = kv.extent(1), all = q.extent(2) * q.extent(3), row = 3 * all;
     // Ranges of tokens: d_qkv has the rows [origin, last), the key range of the queries is [key, key_end), and the rows
     // before carried_end hold gradients of keys and values.
@@ -196,14 +207,15 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
     auto problem = cuda::local_problem(q, kv, mask, first, key, key_end - key, attention.reach);
     problem.vectors = problem.vectors && cuda::is_aligned(d_qkv.data()) && cuda::is_aligned(d_out.data()) &&
                       cuda::is_aligned(out.data());
-    cuda::run_attention_backward<true, T>(policy, problem,
+    cuda::run_attention_backward<true, T>(policy, problem, cuda::window_bias(bias, q.extent(3)),
                                           {.out = out.data(),
                                            .d_out = d_out.data(),
                                            .log_sum_exp = log_sum_exp.data(),
                                            .d_q = part(first, 0),
                                            .d_k = part(key, 1),
                                            .d_v = part(key, 2),
-                                           .d_value_scale = nullptr});
+                                           .d_value_scale = nullptr},
+                                          d_table, detail::buckets_of_bias(bias));
     if (earlier.size() > 0)
         cuda::launch(policy, "add_keys_and_values", cuda::add_keys_and_values<T>, cuda::blocks_for(earlier.size(), 256),
                      256, 0, row_of(key), earlier.data(), earlier.extent(0), all);

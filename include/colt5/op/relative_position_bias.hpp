@@ -73,6 +73,13 @@ void check_bias(const RelativePositionBias<T>& bias, Index heads) {
                  bias.by_distance.extent(1));
 }
 inline void check_bias(NoBias, Index) {}
+template <typename T>
+RelativePositionBuckets buckets_of_bias(const RelativePositionBias<T>& bias) {
+    return bias.buckets;
+}
+inline RelativePositionBuckets buckets_of_bias(NoBias) {
+    return {};
+}
 
 template <typename T>
 void check_bias_gradient(const RelativePositionBias<T>& bias, MatrixView<T> d_table) {

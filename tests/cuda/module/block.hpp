@@ -125,6 +125,12 @@ inline constexpr AttentionConfig attention_with_rotary = [] {
     config.rotary_emb = config.light_rotary_emb = true;
     return config;
 }();
+inline constexpr AttentionConfig attention_with_bias = [] {
+    AttentionConfig config = attention_with_null_tokens;
+    config.use_null_q_tokens = config.multiply_keys_by_score = config.multiply_queries_by_score = false;
+    config.use_relative_position_bias = true;
+    return config;
+}();
 
 template <AttentionConfig config, typename T, typename P>
 Results attention_case(const P& policy, const Setting& setting) {

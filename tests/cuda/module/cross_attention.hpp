@@ -35,6 +35,11 @@ inline constexpr CrossAttentionConfig cross_in_blocks = [] {
     config.route_block_size = 50;
     return config;
 }();
+inline constexpr CrossAttentionConfig cross_with_bias = [] {
+    CrossAttentionConfig config = cross_config;
+    config.use_null_kv = config.use_relative_position_bias = true;
+    return config;
+}();
 
 template <CrossAttentionConfig config, typename T, typename P>
 Results cross_case(const P& policy, const Setting& setting) {

@@ -10,7 +10,7 @@ namespace cases {
 
 /// Output and all gradients of a module. The gradients of routing tokens are sums of inner products:
 /// `of_routing_tokens` is Kind::amplified where a score has several of them, as one that multiplies queries or keys
-/// beside the output has.
+/// beside the output has. Those of a relative position bias are sums of what adds up to 0 over a row.
 template <Kind of_routing_tokens = Kind::rounded, typename Module, typename T, typename P, typename... Inputs>
 void record_module(Recorder<P>& record, Draw<T, P>& draw, const Module& of, const Inputs&... inputs) {
     const auto saved = of.forward(inputs...);
@@ -27,7 +27,9 @@ void record_module(Recorder<P>& record, Draw<T, P>& draw, const Module& of, cons
     Module::each_parameter(
         [&](const std::string& name, auto& gradient) {
             record("gradient of " + name, gradient,
-                   name.ends_with("routing_token") ? of_routing_tokens : Kind::rounded);
+                   name.ends_with("routing_token")                             ? of_routing_tokens
+                   : name.find("relative_attention_bias") != std::string::npos ? Kind::amplified
+                                                                               : Kind::rounded);
         },
         "", gradients);
 }

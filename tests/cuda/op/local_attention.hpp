@@ -6,6 +6,7 @@
 #include <string>
 
 #include <colt5/op/local_attention.hpp>
+#include <colt5/op/zero.hpp>
 
 #include "../draw.hpp"
 
@@ -76,6 +77,82 @@ Results many_heads_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
     const Index length = draw.size(257, 450), dim_head = 8 * draw.size(1, 8), reach = draw.size(1, 64);
     return local_attention_of(policy, draw, 9, length, 16, dim_head, reach);
+}
+
+/// With a bias: out and gradients, those of the first sequence in parts, and the same bits on a second run.
+template <typename T, typename P>
+Results local_bias_of(const P& policy, Draw<T, P>& draw, Index batch, Index length, Index heads, Index dim_head,
+                      Index reach, const RelativePositionBuckets& buckets) {
+    using Sum = accumulate_t<T>;
+    Recorder record(policy);
+    const auto with_mask = draw.optional_mask(batch, length);
+    const Mask mask = with_mask.const_view();
+    const auto q = draw.values(std::array{batch, length, heads, dim_head});
+    const auto kv = draw.values(std::array{batch, length, Index{2}, heads, dim_head});
+    const auto d_out = draw.values(q.shape());
+    const auto table = draw.values(std::array{buckets.num_buckets, heads});
+    const auto by_distance = relative_position_bias(policy, buckets, table, reach);
+    record.in_float("by distance", by_distance);
+    const RelativePositionBias<Sum> bias{buckets, by_distance.const_view()};
+    const LocalAttention attention{reach};
+    const auto zero_table = [&] {
+        auto zeros = draw.sums(table.shape());
+        set_zero(policy, zeros);
+        return zeros;
+    };
+    auto d_table = zero_table(), d_table_again = zero_table();
+    const auto saved = local_attention_forward(policy, attention, q, kv, mask, 0, bias);
+    record("out", saved.out);
+    const auto d_qkv = local_attention_vjp(policy, attention, saved, d_out, q, kv, mask, bias, d_table.view());
+    record("d_qkv", d_qkv);
+    record("d_table", d_table, Kind::amplified);
+    const auto again = local_attention_vjp(policy, attention, saved, d_out, q, kv, mask, bias, d_table_again.view());
+    record.holds("the same bits again", same_bits(policy, d_table, d_table_again) && same_bits(policy, d_qkv, again));
+
+    const auto first_of = [](auto&& t, Index first, Index count) {
+        const auto view = t.view();
+        auto shape = view.shape();
+        const Index token = view.size() / (shape[0] * shape[1]);
+        shape[0] = 1;
+        shape[1] = count;
+        return decltype(view)::unchecked(view.data() + first * token, shape);
+    };
+    auto d_table_of_parts = zero_table();
+    Tensor<T, P, dynamic, dynamic, dynamic, dynamic, dynamic> d_parts(policy, {1, length, 3, heads, dim_head});
+    const auto first_mask = mask ? mask.range(0, 1) : mask;
+    const auto keys = first_of(kv, 0, length);
+    const Index part = draw.size(length / 4 + 1, length);
+    for (Index first = 0, end = 0; first < length; first += part) {
+        const Index count = std::min(part, length - first);
+        const Index begin = attention.window_begin(first), window = attention.window(first, count, length);
+        const auto some_q = first_of(q, first, count);
+        const auto some = local_attention_forward(policy, attention, some_q, keys, first_mask, first, bias);
+        record("out from " + std::to_string(first), some.out);
+        local_attention_vjp(policy, first_of(d_parts, begin, window), attention, some, first_of(d_out, first, count),
+                            some_q, keys, first_mask, first, std::max(Index{0}, end - begin), bias,
+                            d_table_of_parts.view());
+        end = begin + window;
+    }
+    record("d_qkv in parts", d_parts);
+    record("d_table in parts", d_table_of_parts, Kind::amplified);
+    return record.results;
+}
+
+template <typename T, typename P>
+Results local_bias_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    const Index batch = draw.size(1, 9), heads = draw.size(1, 16), dim_head = draw.dim_head();
+    const Index length = draw.length(5000, batch * heads * dim_head), reach = draw.length(200);
+    const RelativePositionBuckets buckets{2 * draw.size(2, 20), draw.size(11, 150)};
+    return local_bias_of(policy, draw, batch, length, heads, dim_head, reach, buckets);
+}
+
+/// Several tiles of a head in each block, as in many_heads_case.
+template <typename T, typename P>
+Results local_bias_of_many_heads_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    const Index length = draw.size(257, 450), dim_head = 8 * draw.size(1, 8), reach = draw.size(1, 64);
+    return local_bias_of(policy, draw, 9, length, 16, dim_head, reach, {});
 }
 
 }  // namespace cases
