@@ -25,9 +25,11 @@ TEST_CASE("cuda: padding of bfloat16 may hold anything" * doctest::skip(!cases::
 }
 TEST_CASE("cuda: hidden keys of bfloat16 may hold anything" * doctest::skip(!cases::has_gpu())) {
     cases::check_hidden_keys<colt5::bfloat16>();
+    cases::check_hidden_keys<colt5::bfloat16, true>();
 }
 TEST_CASE("cuda: the logit of an only key in bfloat16 has no gradient" * doctest::skip(!cases::has_gpu())) {
     cases::check_only_key<colt5::bfloat16>();
+    cases::check_only_key<colt5::bfloat16, true>();
 }
 TEST_CASE("cuda: a second call in bfloat16 allocates nothing" * doctest::skip(!cases::has_gpu())) {
     cases::check_allocations<colt5::bfloat16>();

@@ -57,9 +57,11 @@ TEST_CASE("cuda: padding of float may hold anything" * doctest::skip(!cases::has
 }
 TEST_CASE("cuda: hidden keys of float may hold anything" * doctest::skip(!cases::has_gpu())) {
     cases::check_hidden_keys<float>();
+    cases::check_hidden_keys<float, true>();
 }
 TEST_CASE("cuda: the logit of an only key in float has no gradient" * doctest::skip(!cases::has_gpu())) {
     cases::check_only_key<float>();
+    cases::check_only_key<float, true>();
 }
 TEST_CASE("cuda: a second call in float allocates nothing" * doctest::skip(!cases::has_gpu())) {
     cases::check_allocations<float>();

@@ -13,7 +13,7 @@ template <typename T>
 __global__ void bias_by_distance(accumulate_t<T>* to, const T* table, RelativePositionBuckets buckets, Index heads,
                                  Index span) {
     const Index distances = 2 * span + 1;
-    for (Index i = global_thread(); i < heads * distances; i += all_threads()) {
+    for (Index i = global_thread(); i < heads * distances; i += grid_threads()) {
         const Index h = i / distances, bucket = buckets.bucket(i % distances - span);
         to[i] = static_cast<accumulate_t<T>>(table[bucket * heads + h]);
     }
@@ -21,7 +21,7 @@ __global__ void bias_by_distance(accumulate_t<T>* to, const T* table, RelativePo
 
 /// The bucket of each relative position from −span to span.
 static __global__ void buckets_of_distances(TokenIndex* to, RelativePositionBuckets buckets, Index span) {
-    for (Index i = global_thread(); i < 2 * span + 1; i += all_threads())
+    for (Index i = global_thread(); i < 2 * span + 1; i += grid_threads())
         to[i] = static_cast<TokenIndex>(buckets.bucket(i - span));
 }
 

@@ -21,11 +21,22 @@ namespace cases {
 
 using namespace colt5;
 
+/// What local attention takes of the bias of dense attention.
+template <typename Sum>
+const RelativePositionBias<Sum>& local_bias_of(const RoutedPositionBias<Sum>& bias) {
+    return bias;
+}
+inline NoBias local_bias_of(NoBias) {
+    return {};
+}
+
 /// Outputs and gradients of local attention (2, length, 2, dim_head), or of dense attention with scores, whose masked
-/// keys and values hold `padding`, and whose token `at`, if there is one, is NaN.
-template <typename T>
+/// keys and values hold `padding`, and whose token `at`, if there is one, is NaN. With a relative position bias, the
+/// gradient of its table comes last.
+template <bool has_bias, typename T>
 std::vector<std::vector<double>> attend(const Cuda& policy, Index reach, Index length, Index dim_head, Mask mask,
                                         float padding, Index at = -1) {
+    using Sum = accumulate_t<T>;
     auto q = tokens_with_padding<T>(policy, length, 2 * dim_head, 3, mask, 1);
     auto kv = tokens_with_padding<T>(policy, length, 4 * dim_head, 4, mask, padding);
     auto d_out = tokens_with_padding<T>(policy, length, 2 * dim_head, 5, mask, 0.5f);
@@ -35,30 +46,52 @@ std::vector<std::vector<double>> attend(const Cuda& policy, Index reach, Index l
     const auto split = [&](auto& tensor) {
         return tensor.view().reshape(std::array<Index, 4>{2, length, 2, dim_head});
     };
+    const RelativePositionBuckets buckets{32, 60};
+    MatrixTensor<Sum, Cuda> table(policy, {32, 2}), d_table(policy, {32, 2});
+    fill_normal(policy, table, Random(Seed{9}));
+    set_zero(policy, d_table);
+    const auto by_distance = relative_position_bias(policy, buckets, table, reach > 0 ? reach : buckets.max_distance);
+    const auto with_bias = [&](auto&& run) {  // run(bias, d_table)
+        if constexpr (has_bias)
+            run(RoutedPositionBias<Sum>{{buckets, by_distance.const_view()}, {}, {}}, d_table.view());
+        else
+            run(NoBias(), NoBias());
+    };
+    std::vector<std::vector<double>> all;
     if (reach > 0) {
         const auto of_kv = kv.view().reshape(std::array<Index, 5>{2, length, 2, 2, dim_head});
         const LocalAttention attention{reach};
-        const auto saved = local_attention_forward(policy, attention, split(q), of_kv, mask);
-        const auto d = local_attention_vjp(policy, attention, saved, split(d_out), split(q), of_kv, mask);
-        std::vector<std::vector<double>> all{numbers(policy, saved.out), {}, {}};
-        const auto of_qkv = numbers(policy, d);
-        for (std::size_t i = 0; i < of_qkv.size(); ++i)  // d_q, then d_k and d_v
-            all[static_cast<Index>(i) / (2 * dim_head) % 3 == 0 ? 1 : 2].push_back(of_qkv[i]);
+        with_bias([&](const auto& given, const auto& d_given) {
+            const auto& bias = local_bias_of(given);
+            const auto saved = local_attention_forward(policy, attention, split(q), of_kv, mask, 0, bias);
+            const auto d =
+                local_attention_vjp(policy, attention, saved, split(d_out), split(q), of_kv, mask, bias, d_given);
+            all = {numbers(policy, saved.out), {}, {}};
+            const auto of_qkv = numbers(policy, d);
+            for (std::size_t i = 0; i < of_qkv.size(); ++i)  // d_q, then d_k and d_v
+                all[static_cast<Index>(i) / (2 * dim_head) % 3 == 0 ? 1 : 2].push_back(of_qkv[i]);
+        });
+        if (has_bias) all.push_back(numbers(policy, d_table));
         return all;
     }
     TokensTensor<accumulate_t<T>, Cuda> scores(policy, {2, 1, length});
     fill_normal(policy, scores, Random(Seed{8}));
     const auto of_kv = kv.view().reshape(std::array<Index, 6>{2, 1, length, 2, 2, dim_head});
     const KeyMask key_mask = mask.reshape(std::array<Index, 3>{2, 1, length});
-    const auto saved = dense_attention_forward(policy, split(q), of_kv, key_mask, scores.const_view());
-    const auto d = dense_attention_vjp(policy, saved, split(d_out), split(q), of_kv, key_mask, scores.const_view());
-    return {numbers(policy, saved.out), numbers(policy, d.d_q), numbers(policy, d.d_kv),
-            numbers(policy, d.d_value_scale)};
+    with_bias([&](const auto& bias, const auto& d_given) {
+        const auto saved = dense_attention_forward(policy, split(q), of_kv, key_mask, scores.const_view(), bias);
+        const auto d = dense_attention_vjp(policy, saved, split(d_out), split(q), of_kv, key_mask, scores.const_view(),
+                                           bias, d_given);
+        all = {numbers(policy, saved.out), numbers(policy, d.d_q), numbers(policy, d.d_kv),
+               numbers(policy, d.d_value_scale)};
+    });
+    if (has_bias) all.push_back(numbers(policy, d_table));
+    return all;
 }
 
 /// Keys and values that are masked, and real tokens out of reach, are not seen even if they are not finite. (Sums come
 /// in another order then.)
-template <typename T>
+template <typename T, bool has_bias = false>
 void check_hidden_keys() {
     const Cuda policy;
     const double tolerance = std::is_same_v<T, float> ? 1e-5 : 3e-2;
@@ -69,7 +102,7 @@ void check_hidden_keys() {
         for (std::size_t part = 0; part < expected.size(); ++part) {
             CAPTURE(part);
             REQUIRE(actual[part].size() == expected[part].size());
-            const auto width = static_cast<Index>(expected[part].size()) / (2 * length);
+            const Index width = std::max(Index{1}, static_cast<Index>(expected[part].size()) / (2 * length));
             double error = 0, largest = 0;
             for (std::size_t i = 0; i < expected[part].size(); ++i) {
                 const Index row = static_cast<Index>(i) / width;
@@ -85,15 +118,17 @@ void check_hidden_keys() {
         for (const Index reach : {0, 5, 64, 100}) {  // 0: dense
             CAPTURE(dim_head);
             CAPTURE(reach);
-            const auto expected = attend<T>(policy, reach, length, dim_head, mask, 0);
+            auto expected = attend<has_bias, T>(policy, reach, length, dim_head, mask, 0);
             for (const float poison : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()})
-                check(attend<T>(policy, reach, length, dim_head, mask, poison), expected, -1, reach);
-            if (reach > 0) check(attend<T>(policy, reach, length, dim_head, mask, 0, 240), expected, 240, reach);
+                check(attend<has_bias, T>(policy, reach, length, dim_head, mask, poison), expected, -1, reach);
+            if (has_bias) expected.pop_back();  // the gradient of the table sees the NaN
+            if (reach > 0)
+                check(attend<has_bias, T>(policy, reach, length, dim_head, mask, 0, 240), expected, 240, reach);
         }
 }
 
 /// The logit of the only key that a query sees has no gradient.
-template <typename T>
+template <typename T, bool has_bias = false>
 void check_only_key() {
     const Cuda policy;
     const Index length = 500;
@@ -106,7 +141,9 @@ void check_only_key() {
                 const Index at = static_cast<Index>(i) % length;
                 return reach > 0 ? at % (2 * reach + 1) == 3 : at == 77;
             });
-            const auto all = attend<T>(policy, reach, length, dim_head, mask, 0);
+            const auto all = attend<has_bias, T>(policy, reach, length, dim_head, mask, 0);
+            if (has_bias)
+                for (const double d : all.back()) CHECK(d == 0);
             for (const double d_q : all[1]) CHECK(d_q == 0);
             for (std::size_t i = 0; i < all[2].size(); ++i) {
                 const Index part = static_cast<Index>(i) / (reach > 0 ? 2 * dim_head : dim_head) % 2;
