@@ -24,7 +24,8 @@ void with_bias_parts(const Cuda& policy, const Attention<T>& a, Index parts, Win
     using Sum = accumulate_t<T>;
     const Index distances = 2 * Index{bias.span} + 1;
     const Index stride = BiasGradient<Shape, WindowBias<Sum>>::part_entries(bias.span);
-    MatrixTensor<Sum, Cuda> memory(policy, {a.batch * a.heads() * parts, stride}), sums(policy, {a.heads(), distances});
+    MatrixTensor<Sum, Cuda> memory(policy, {Index{a.batch} * a.heads() * parts, stride}),
+        sums(policy, {a.heads(), distances});
     bias.parts = memory.data();
     run(bias);
     launch_sum_bias_parts<false>(policy, sums.data(), memory.data(), a.batch, a.heads(), parts, distances, stride);
@@ -35,9 +36,9 @@ void with_bias_parts(const Cuda& policy, const Attention<T>& a, Index parts, Pos
                      MatrixView<accumulate_t<T>> d_table, const RelativePositionBuckets& buckets, const Run& run) {
     const Index distances = 2 * Index{bias.span} + 1, columns = buckets.num_buckets * warp_size;
     VectorTensor<TokenIndex, Cuda> bucket_of(policy, {distances});
-    MatrixTensor<accumulate_t<T>, Cuda> memory(policy, {a.batch * a.heads() * parts, columns});
-    launch(policy, "buckets_of_distances", buckets_of_distances, blocks_for(distances, bias_threads), bias_threads, 0,
-           bucket_of.data(), buckets, Index{bias.span});
+    MatrixTensor<accumulate_t<T>, Cuda> memory(policy, {Index{a.batch} * a.heads() * parts, columns});
+    launch(policy, "buckets_of_distances", buckets_of_distances<TokenIndex>, blocks_for(distances, bias_threads),
+           bias_threads, 0, bucket_of.data(), buckets, Index{bias.span});
     bias.bucket_of = bucket_of.data();
     bias.buckets = static_cast<int>(buckets.num_buckets);
     bias.parts = memory.data();

@@ -20,9 +20,10 @@ __global__ void bias_by_distance(accumulate_t<T>* to, const T* table, RelativePo
 }
 
 /// The bucket of each relative position from −span to span.
-static __global__ void buckets_of_distances(TokenIndex* to, RelativePositionBuckets buckets, Index span) {
+template <typename T>
+__global__ void buckets_of_distances(T* to, RelativePositionBuckets buckets, Index span) {
     for (Index i = global_thread(); i < 2 * span + 1; i += grid_threads())
-        to[i] = static_cast<TokenIndex>(buckets.bucket(i - span));
+        to[i] = static_cast<T>(buckets.bucket(i - span));
 }
 
 inline constexpr int bias_threads = 256;
