@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <type_traits>
 
 #include "samples.hpp"
@@ -123,6 +124,48 @@ TEST_CASE_TEMPLATE("expressions: GELU, its slope, SiLU and the sigmoid far below
             check(at, sigmoid_of, slope);
         }
     }
+}
+
+TEST_CASE_TEMPLATE("expressions: GELU with tanh and its slope, far below 0 and at the infinities", T, float, double) {
+    // With long double, since 1 + tanh cancels; z = 2 u is the argument of the exponential, whose rounding decides.
+    constexpr long double pi = std::numbers::pi_v<long double>;
+    const auto z_of = [](long double x) { return std::sqrt(8 / pi) * (x + 0.044715L * x * x * x); };
+    const auto exact = [&](double x) { return static_cast<double>(x / (1 + std::exp(-z_of(x)))); };
+    const auto exact_slope = [&](double x) {
+        const long double sigma = 1 / (1 + std::exp(-z_of(x)));
+        const long double x_dz = std::sqrt(8 / pi) * (x + 3 * 0.044715L * x * x * x);
+        return static_cast<double>(sigma + x_dz * sigma / (1 + std::exp(z_of(x))));
+    };
+    const auto as_in_t5 = [](double x) {
+        return 0.5 * x * (1 + std::tanh(std::sqrt(2 / static_cast<double>(pi)) * (x + 0.044715 * x * x * x)));
+    };
+    const auto ours = [](const auto& x) { return gelu_tanh(x); };
+    const auto slope = [](const auto& x) { return gelu_tanh_slope(x); };
+    const bool single = std::is_same_v<T, float>;
+    CHECK(wrong<T>(0, 5, 4, ours, as_in_t5) == "none");
+    CHECK(wrong<T>(-1, 5, 6, ours, exact) == "none");
+    CHECK(wrong<T>(-5, -1, 40, ours, exact) == "none");
+    CHECK(wrong<T>(single ? -9.5 : -20, -5, single ? 200 : 1500, ours, exact) == "none");
+    CHECK(wrong<T>(0, 5, 6, slope, exact_slope) == "none");
+    CHECK(wrong<T>(-5, -1, 60, slope, exact_slope) == "none");
+    CHECK(wrong<T>(single ? -9.5 : -20, -5, single ? 200 : 1500, slope, exact_slope) == "none");
+
+    const Cpu policy(1);
+    const T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+    for (const Index columns : {1, 70})
+        for (const auto& [at, value, of_slope] :
+             {std::array{-infinity, T(0), T(0)}, std::array{T(-1e30), T(0), T(0)}, std::array{T(0), T(0), T(0.5)},
+              std::array{T(1e30), T(1e30), T(1)}, std::array{infinity, infinity, T(1)}, std::array{nan, nan, nan}}) {
+            CAPTURE(at);
+            VectorTensor<T, Cpu> x(policy, {columns}), y(policy, {columns}), dy(policy, {columns});
+            assign(policy, x, at);
+            assign(policy, y, gelu_tanh(x));
+            assign(policy, dy, gelu_tanh_slope(x));
+            for (Index i = 0; i < columns; ++i) {
+                CHECK((y.data()[i] == value || (std::isnan(value) && std::isnan(y.data()[i]))));
+                CHECK((dy.data()[i] == of_slope || (std::isnan(of_slope) && std::isnan(dy.data()[i]))));
+            }
+        }
 }
 
 TEST_CASE("expressions: a number takes the type of its neighbour, on either side") {

@@ -83,6 +83,11 @@ constexpr TransformerBlockConfig by_descent = [] {
     return config;
 }();
 constexpr TransformerBlockConfig by_sinkhorn = with(RouterType::sinkhorn);
+constexpr TransformerBlockConfig gated = [] {
+    TransformerBlockConfig config = with(RouterType::coor_descent);
+    config.feed_forward = FeedForwardType::gated;
+    return config;
+}();
 constexpr CrossAttentionConfig cross_config{
     .dim = 16, .num_tokens_q = 40, .num_tokens_kv = 50, .dim_head = 8, .heads = 2, .kv_routing_tokens = 2};
 
@@ -118,7 +123,8 @@ TEST_CASE("allocation: requests to the system are counted") {
 
 TEST_CASE_TEMPLATE("allocation: a second call of a block allocates nothing, inference keeps nothing", Block,
                    ConditionalRoutedTransformerBlock<by_descent, float, Cpu>,
-                   ConditionalRoutedTransformerBlock<by_sinkhorn, double, Cpu>) {
+                   ConditionalRoutedTransformerBlock<by_sinkhorn, double, Cpu>,
+                   ConditionalRoutedTransformerBlock<gated, float, Cpu>) {
     using Scalar = typename Block::Out::value_type;
     for (const int threads : {1, 2}) {
         CAPTURE(threads);

@@ -167,6 +167,16 @@ template <OwnOperand A>
 auto gelu_slope(const A& a) {
     return expr::unary<expr::GeluSlope>(a);
 }
+/// ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))): the GELU of T5 1.1 ("gelu_new"), without cancellation below 0.
+template <OwnOperand A>
+auto gelu_tanh(const A& a) {
+    return expr::unary<expr::GeluTanh>(a);
+}
+/// Its derivative.
+template <OwnOperand A>
+auto gelu_tanh_slope(const A& a) {
+    return expr::unary<expr::GeluTanhSlope>(a);
+}
 /// max(0, x)
 template <OwnOperand A>
 auto relu(const A& a) {

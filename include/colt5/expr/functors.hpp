@@ -256,6 +256,38 @@ struct GeluSlope : OfNumbers {
         return gelu_slope(x);
     }
 };
+/// GELU with tanh is x · σ(z), where z = √(8/π) (x + 0.044715 x³) = x (linear + cubic · x²). At ±22 and beyond, σ(z) is
+/// 0 or 1.
+struct GeluTanhExponent {
+    static constexpr double linear = 2 * std::numbers::sqrt2 * std::numbers::inv_sqrtpi, cubic = 0.044715 * linear;
+    static constexpr double limit = 22;
+};
+struct GeluTanh : OfNumbers {
+    static constexpr const char* name = "gelu_tanh";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using scalar::max;
+        using std::exp;
+        using Z = GeluTanhExponent;
+        const V v = max(V(-Z::limit), x);  // in this order a NaN stays one
+        return v / (V(1) + exp(-v * (V(Z::linear) + V(Z::cubic) * v * v)));
+    }
+};
+struct GeluTanhSlope : OfNumbers {
+    static constexpr const char* name = "gelu_tanh_slope";
+    template <typename V>
+    COLT5_HOST_DEVICE V operator()(const V& x) const {
+        using scalar::max, scalar::min;
+        using std::exp, std::abs;
+        using Z = GeluTanhExponent;
+        const V v = min(V(Z::limit), max(V(-Z::limit), x)), square = v * v;
+        const V z = v * (V(Z::linear) + V(Z::cubic) * square);
+        const V v_dz = v * (V(Z::linear) + V(3 * Z::cubic) * square);
+        const V power = exp(-abs(z)), of_larger = V(1) / (V(1) + power);  // σ(|z|); σ(−|z|) = power · σ(|z|)
+        const V of_z = min(V(1), power + V(2) * max(V(0), z));            // σ(z) / σ(|z|): power, or 1 from 0 on
+        return of_larger * (of_z + v_dz * power * of_larger);             // σ + x z' σ (1 − σ)
+    }
+};
 struct Relu : OfNumbers {
     static constexpr const char* name = "relu";
     template <typename V>

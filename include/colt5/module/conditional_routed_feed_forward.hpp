@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <type_traits>
+
 #include <colt5/module/config.hpp>
 #include <colt5/module/feed_forward.hpp>
+#include <colt5/module/gated_feed_forward.hpp>
 #include <colt5/module/routed.hpp>
 
 namespace colt5 {
@@ -30,10 +33,14 @@ struct RoutedFeedForward {
                                          .router_straight_through = config.router_straight_through,
                                          .router_type = config.router_type,
                                          .router_kwargs = config.router_kwargs};
+    template <Index hidden, typename Scalar, typename P>
+    using Branch = std::conditional_t<config.feed_forward == FeedForwardType::gated,
+                                      SizedGatedFeedForward<config.dim, hidden, Scalar, P>,
+                                      SizedFeedForward<config.dim, hidden, Scalar, P>>;
     template <typename Scalar, typename P>
-    using Light = SizedFeedForward<config.dim, hidden_width(config.dim, config.light_ff_mult), Scalar, P>;
+    using Light = Branch<hidden_width(config.dim, config.light_ff_mult), Scalar, P>;
     template <typename Scalar, typename P>
-    using Heavy = SizedFeedForward<config.dim, hidden_width(config.dim, config.heavy_ff_mult), Scalar, P>;
+    using Heavy = Branch<hidden_width(config.dim, config.heavy_ff_mult), Scalar, P>;
 };
 
 /// The names that the reference gives the branches.

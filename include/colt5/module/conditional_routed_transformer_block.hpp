@@ -54,6 +54,7 @@ public:
     using FeedForward =
         ConditionalRoutedFeedForward<FeedForwardConfig{.dim = config.dim,
                                                        .num_heavy_tokens = config.num_heavy_ff_tokens,
+                                                       .feed_forward = config.feed_forward,
                                                        .light_ff_mult = config.light_ff_mult,
                                                        .heavy_ff_mult = config.heavy_ff_mult,
                                                        .router_straight_through = config.router_straight_through,

@@ -21,9 +21,13 @@ struct RoutedConfig {
     RouterKwargs router_kwargs{};
 };
 
+/// Which feedforward the branches are: FeedForward, as in the package, or GatedFeedForward, as in T5 1.1 and the paper.
+enum class FeedForwardType { plain, gated };
+
 struct FeedForwardConfig {
     Index dim;
     Index num_heavy_tokens;
+    FeedForwardType feed_forward = FeedForwardType::plain;
     double light_ff_mult = 0.5;  ///< hidden width of the light branch, as a multiple of dim
     double heavy_ff_mult = 4;
     bool router_straight_through = true;
@@ -155,6 +159,7 @@ struct TransformerBlockConfig {
     Index light_window_size = 128;
     Index heavy_dim_head = 64;
     Index heavy_heads = 8;
+    FeedForwardType feed_forward = FeedForwardType::plain;
     double light_ff_mult = 0.5;
     double heavy_ff_mult = 4;
     bool router_straight_through = true;
