@@ -61,6 +61,8 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("block, coordinate descent", block_case<by_descent, T, P>);
     add_of_modules("block, cumulative softmax", block_case<by_softmax, T, P>);
     add_of_modules("block, Sinkhorn", block_case<by_sinkhorn, T, P>);
+    add_of_modules("block, the paper's form", block_case<of_paper, T, P>);
+    add_of_modules("gated feedforward", gated_feed_forward_case<T, P>);
     add_of_modules("attention with null tokens", attention_case<attention_with_null_tokens, T, P>);
     add_of_modules("attention with rotary embeddings", attention_case<attention_with_rotary, T, P>);
     add_of_modules("attention with a relative position bias", attention_case<attention_with_bias, T, P>);

@@ -131,6 +131,8 @@ void check_modules_alone(Precision precision) {
                                 "attention with rotary embeddings", length, masked);
             with_self_attention(std::type_identity<ConditionalRoutedAttention<heavy_attention_alone, T, Cuda>>(),
                                 "heavy attention alone", length, masked);
+            with_self_attention(std::type_identity<ConditionalRoutedFeedForward<gated_config, T, Cuda>>(),
+                                "gated feedforward", length, masked);
             with_context(length, masked);
         }
     }

@@ -81,6 +81,8 @@ inline constexpr TransformerBlockConfig padded_block{
     .router_kwargs = {.coor_descent = {.score_scale = 0.125}, .sinkhorn = {.masked_tokens_take_part = take_part}}};
 /// What one kernel of compute capability 9.0a takes in 16 bits.
 inline constexpr FeedForwardConfig padded_wide{.dim = 512, .num_heavy_tokens = 16, .light_ff_mult = 0.5};
+inline constexpr FeedForwardConfig padded_gated{
+    .dim = 64, .num_heavy_tokens = 16, .feed_forward = FeedForwardType::gated, .router_straight_through = false};
 inline constexpr CrossAttentionConfig padded_cross{
     .dim = 64, .num_tokens_q = 40, .num_tokens_kv = 50, .dim_head = 16, .heads = 4};
 
@@ -107,6 +109,7 @@ void check_padding() {
     using Cross = ConditionalRoutedCrossAttention<padded_cross, T, Cuda>;
     const Cuda policy;
     check_padding_of<ConditionalRoutedFeedForward<padded_wide, T, Cuda>, T>(policy, 300, 512);
+    check_padding_of<ConditionalRoutedFeedForward<padded_gated, T, Cuda>, T>(policy, 300, 64);
     for (const Index queries : {30, 100})  // routed, or not
         for (const Index keys : {30, 100}) {
             CAPTURE(queries);

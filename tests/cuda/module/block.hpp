@@ -32,6 +32,14 @@ inline constexpr TransformerBlockConfig by_descent = block_config(RouterType::co
                                         by_softmax = block_config(RouterType::cum_softmax),
                                         by_sinkhorn = block_config(RouterType::sinkhorn);
 
+/// The paper's form, which module/paper.hpp has at the paper's sizes, but for the relative position bias.
+inline constexpr TransformerBlockConfig of_paper = [] {
+    TransformerBlockConfig config = by_descent_of_one_route;
+    config.feed_forward = FeedForwardType::gated;
+    config.multiply_keys_by_score = true;
+    return config;
+}();
+
 /// Tokens and perhaps a mask.
 template <TransformerBlockConfig config, typename T, typename P>
 struct BlockInput {
@@ -95,6 +103,42 @@ Results block_case(const P& policy, const Setting& setting) {
         "", gradients, gradients_of_parts);
     if (setting.precision == Precision::fp64 || setting.precision == Precision::fp32)
         record_module(record, draw, draw.template made<Block>(), in.x, in.mask);
+    return record.results;
+}
+
+/// Gated feedforwards as light and heavy branch, and one alone.
+inline constexpr FeedForwardConfig gated_config{.dim = 48,
+                                                .num_heavy_tokens = 17,
+                                                .feed_forward = FeedForwardType::gated,
+                                                .router_straight_through = false,
+                                                .router_kwargs = {.coor_descent = {.score_scale = 0.2}}};
+
+template <typename T, typename P>
+Results gated_feed_forward_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    using Module = ConditionalRoutedFeedForward<gated_config, T, P>;
+    const Index batch = draw.size(1, 9), length = draw.length(500);
+    const auto x = draw.values(std::array{batch, length, gated_config.dim});
+    const auto mask = draw.optional_mask(batch, length);
+    const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
+    const Module routed = draw.template made<Module>();
+    record_module(record, draw, routed, x, mask.const_view(), FeedForwardTokens{}, residual);
+
+    using Gated = decltype(routed.light_ff);
+    const auto d_out = draw.values(x.shape());
+    auto out = tensor_like(policy, x), d_x = tensor_like(policy, x);
+    for (const bool save : {false, true}) {
+        const std::string name = save ? "alone, saved: " : "alone, recomputed: ";
+        const auto saved = routed.light_ff.forward(policy, out.view(), x, save);
+        typename Gated::Gradients gradients = zeros_like_parameters(policy, routed.light_ff);
+        routed.light_ff.backward(policy, saved, d_x.view(), d_out, x, gradients);
+        record(name + "out", out);
+        record(name + "d_x", d_x);
+        Gated::each_parameter([&](const std::string& parameter,
+                                  const auto& gradient) { record(name + "gradient of " + parameter, gradient); },
+                              "", gradients);
+    }
     return record.results;
 }
 

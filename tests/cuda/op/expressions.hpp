@@ -25,6 +25,11 @@ Results expressions_case(const P& policy, const Setting& setting) {
     record("gelu", gelu_forward(policy, x));
     gelu_vjp(policy, y, x);
     record("gelu_vjp", y);
+    auto of_tanh = tensor_like(policy, x);
+    assign(policy, of_tanh, gelu_tanh(x));
+    record("gelu_tanh", of_tanh);
+    assign(policy, of_tanh, gelu_tanh_slope(x));
+    record("gelu_tanh_slope", of_tanh);
     record("softmax", softmax(policy, x));
     record("softmax_vjp", softmax_vjp(policy, y, x));
     assign(policy, y,
