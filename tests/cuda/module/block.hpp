@@ -32,11 +32,11 @@ inline constexpr TransformerBlockConfig by_descent = block_config(RouterType::co
                                         by_softmax = block_config(RouterType::cum_softmax),
                                         by_sinkhorn = block_config(RouterType::sinkhorn);
 
-/// The paper's form, which module/paper.hpp has at the paper's sizes, but for the relative position bias.
+/// The paper's form, which module/paper.hpp has at the paper's sizes.
 inline constexpr TransformerBlockConfig of_paper = [] {
     TransformerBlockConfig config = by_descent_of_one_route;
     config.feed_forward = FeedForwardType::gated;
-    config.multiply_keys_by_score = true;
+    config.multiply_keys_by_score = config.use_relative_position_bias = true;
     return config;
 }();
 
