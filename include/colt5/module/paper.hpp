@@ -52,7 +52,7 @@ constexpr TransformerBlockConfig for_length(TransformerBlockConfig block, Index 
 ///
 /// To train routers, score_scale and iterate_to_convergence of router_kwargs.coor_descent are of use, as the README
 /// says.
-constexpr TransformerBlockConfig colt5(Index dim, Index light_heads, Index heavy_heads, Index length = 16384) {
+constexpr TransformerBlockConfig paper_block(Index dim, Index light_heads, Index heavy_heads, Index length = 16384) {
     return for_length({.dim = dim,
                        .num_heavy_attn_tokens_q = 1,
                        .num_heavy_attn_tokens_kv = 1,
@@ -75,9 +75,9 @@ constexpr TransformerBlockConfig colt5(Index dim, Index light_heads, Index heavy
                       length);
 }
 
-/// The paper's sizes, for sequences of 16,384 tokens; see colt5. For others, for_length at compile time, or
+/// The paper's sizes, for sequences of 16,384 tokens; see paper_block. For others, for_length at compile time, or
 /// colt5_tokens for one call.
-inline constexpr TransformerBlockConfig colt5_base = colt5(768, 4, 8), colt5_large = colt5(1024, 4, 12),
-                                        colt5_xl = colt5(2048, 8, 24);
+inline constexpr TransformerBlockConfig colt5_base = paper_block(768, 4, 8), colt5_large = paper_block(1024, 4, 12),
+                                        colt5_xl = paper_block(2048, 8, 24);
 
 }  // namespace colt5::config
