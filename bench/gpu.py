@@ -10,6 +10,7 @@ heads, 1024 routed queries, keys and feedforward tokens, all-true mask. The othe
     colt5-attention 0.2.3          the published package, eager; bf16 is autocast
     tuned PyTorch                  tuned_torch.py: FlexAttention, SDPA, torch.compile, and the newest package's Triton kernel
     tuned PyTorch, our descent     the same with our algorithm for the descent, in Triton
+    colt5-attention 0.11           the newest package, eager, for the image attention; it routes in each window alone
 
 How it is measured
 - All sides have the same weights and inputs; the package draws them. Inputs are random normal; a backward pass starts
@@ -69,6 +70,7 @@ PACKAGE = Peer('colt5-attention 0.2.3', 'package')
 TUNED = Peer('tuned PyTorch', 'tuned')
 OUR_DESCENT = Peer('tuned PyTorch, our descent', 'tuned', descent='threshold')
 PYTORCH = Peer('PyTorch', 'tuned')
+PACKAGE_0_11 = Peer('colt5-attention 0.11', 'tuned')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +145,10 @@ def cases(quick):
                kernels=light_attention_kernels(2, n, 512, **FLAGSHIP), peers=(PACKAGE, TUNED), dtypes=('bf16',))
     yield Case('light_attention_bias', 'light_attention', 2, n, numbers=(0, 1), peers=(TUNED,), comparable=False,
                kernels=light_attention_kernels(2, n, 512, **FLAGSHIP), dtypes=('bf16', 'tf32'))
+    for name, per_window in (('image_attention', 0), ('image_attention_per_window', 1)):  # a map of 512 × 512 tokens
+        yield Case(name, 'conditional_routed_image_attention', 1, 512 * 512, numbers=(per_window,),
+                   kernels=light_attention_kernels(1, 512 * 512, 512, **FLAGSHIP | {'window': 256}), peers=(PACKAGE_0_11,),
+                   dtypes=('bf16',), comparable=False)
     yield block('block_20_steps', 2, n, steps=20, peers=(TUNED,), dtypes=('bf16',))
     yield routing('coordinate_descent_20', n, 4 * n, program='coordinate_descent', numbers=(20, 1152, 0))
     yield routing('routing_50', n, 2 * n, program='coordinate_descent', numbers=(50, 1152, 1024))

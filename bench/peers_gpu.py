@@ -11,6 +11,7 @@ wide_logits: then they are as the package initializes them.
 import contextlib
 import gc
 import json
+import math
 import os
 import sys
 import time
@@ -166,6 +167,8 @@ class Package(Peer):
         elif program == 'conditional_routed_cross_attention':  # the package fails: it gathers the context's tokens from x
             module = colt5_attention.ConditionalRoutedCrossAttention(width, num_tokens_q=1024, num_tokens_kv=1024)
             more['context'] = torch.randn(batch, case['numbers'][0], width, device=DEVICE)
+        elif program == 'conditional_routed_image_attention':  # version 0.2.3 has none
+            module = module_of(image_attention_shapes(width))
         elif program == 'top_k':  # here and below: logits (batch, 1, length)
             x_shape = (batch, 1, length)
             call = lambda x: x.topk(case['numbers'][0], dim=-1).indices
@@ -188,6 +191,28 @@ class Package(Peer):
         module.to(DEVICE)
         if case['has_peer']:
             self.call, self.inputs, self.parameters = call, [x.detach().requires_grad_()], [*module.parameters()]
+
+
+def image_attention_shapes(width, inner=512):
+    norm, attention = {'norm.gamma': (width,)}, {'to_out.weight': (width, inner)}
+    light = norm | attention | {'to_qkv.weight': (3 * inner, width)}
+    heavy = norm | attention | {'to_q.weight': (inner, width), 'to_kv.weight': (2 * inner, width), 'null_kv': (2, 8, inner // 8)}
+    return ({f'light_attn.{name}': shape for name, shape in light.items()} | {f'heavy_attn.{name}': shape for name, shape in heavy.items()}
+            | {'null_q_token': (width,), 'q_router.routing_token': (1, width), 'kv_router.routing_token': (1, width)})
+
+
+def module_of(shapes):
+    """A module with random parameters of these names: weights of deviation 1/√in."""
+    module = nn.Module()
+    for name, shape in shapes.items():
+        *path, last = name.split('.')
+        part = module
+        for step in path:
+            if not hasattr(part, step):
+                part.add_module(step, nn.Module())
+            part = getattr(part, step)
+        part.register_parameter(last, nn.Parameter(torch.randn(shape) * (shape[-1] ** -0.5 if last == 'weight' else 1)))
+    return module
 
 
 class Tuned(Peer):
@@ -244,6 +269,10 @@ class Tuned(Peer):
             self.module = self.call.conditional_ff
         elif program == 'conditional_routed_cross_attention':
             self.call = self.module = tuned.TunedCrossAttention(width, self.select)
+        elif program == 'conditional_routed_image_attention':  # the package 0.11 as it is: it routes in each window
+            from colt5_attention.transformer_block import ConditionalRoutedImageAttention
+            module = self.module = ConditionalRoutedImageAttention(width, num_heavy_tokens_q=16, num_heavy_tokens_kv=16, light_window_size=16)
+            self.call = lambda x: module(x.unflatten(1, (math.isqrt(length), -1))).flatten(1, 2)
         elif program == 'linear':
             self.call = self.module = nn.Linear(width, numbers[0], bias=False)
         elif program == 'top_k':
