@@ -4,6 +4,7 @@
 #include "module/block.hpp"
 #include "module/cross_attention.hpp"
 #include "module/image.hpp"
+#include "module/routed.hpp"
 #include "module/training.hpp"
 #include "op/dense_attention.hpp"
 #include "op/expressions.hpp"
@@ -76,6 +77,9 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("image attention over the map, channel first", image_attention_case<over_map_of_channels, T, P>);
     add_of_modules("image attention per window", image_attention_case<per_window, T, P>);
     add_of_modules("ViT", vit_case<T, P>);
+    add_of_modules("expert choice", routed_case<ExpertChoice, T, P>);
+    add_of_modules("mixture of attention", routed_case<MixtureOfAttention, T, P>);
+    add_of_modules("a routed module as the heavy branch", routed_case<RoutedTwice, T, P>);
     add_of_modules("training", training_case<T, P>);
     return all;
 }

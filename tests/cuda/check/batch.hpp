@@ -133,6 +133,11 @@ void check_modules_alone(Precision precision) {
                                 "heavy attention alone", length, masked);
             with_self_attention(std::type_identity<ConditionalRoutedFeedForward<gated_config, T, Cuda>>(),
                                 "gated feedforward", length, masked);
+            with_self_attention(std::type_identity<ExpertChoice<T, Cuda>>(), "expert choice", length, masked);
+            with_self_attention(std::type_identity<MixtureOfAttention<T, Cuda>>(), "mixture of attention", length,
+                                masked);
+            with_self_attention(std::type_identity<RoutedTwice<T, Cuda>>(), "a routed module as the heavy branch",
+                                length, masked);
             with_context(length, masked);
         }
     }

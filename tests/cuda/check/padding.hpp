@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "../module/routed.hpp"
 #include "numbers.hpp"
 #include "padded_tokens.hpp"
 
@@ -110,6 +111,12 @@ void check_padding() {
     const Cuda policy;
     check_padding_of<ConditionalRoutedFeedForward<padded_wide, T, Cuda>, T>(policy, 300, 512);
     check_padding_of<ConditionalRoutedFeedForward<padded_gated, T, Cuda>, T>(policy, 300, 64);
+    for (const Index length : {10, 300}) {
+        CAPTURE(length);
+        check_padding_of<ExpertChoice<T, Cuda>, T>(policy, length, 48);
+        check_padding_of<MixtureOfAttention<T, Cuda>, T>(policy, length, 48);
+        check_padding_of<RoutedTwice<T, Cuda>, T>(policy, length, 48);
+    }
     for (const Index queries : {30, 100})  // routed, or not
         for (const Index keys : {30, 100}) {
             CAPTURE(queries);
