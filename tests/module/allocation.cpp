@@ -174,3 +174,23 @@ TEST_CASE("allocation: a second call of cross attention allocates nothing, infer
         }
     }
 }
+
+TEST_CASE("allocation: a second call of Routed with experts or with a whole block allocates nothing") {
+    static constexpr RoutedConfig config{.dim = 16, .num_heavy_tokens = 30, .num_routes = 3, .sequence_order = true};
+    using Expert = SizedFeedForward<16, 40, float, Cpu>;
+    const auto check = [&]<typename Module>(std::type_identity<Module>) {
+        const Cpu policy(2, Cpu::usual_plan, Allocations::together);
+        const Module module(policy);
+        const auto x = normal<float>(policy, std::array<Index, 3>{2, 300, 16}, 0);
+        const auto mask = mask_of_lengths(policy, {300, 120}, 300);
+        auto gradients = module.make_gradients();
+        check_allocates_nothing(policy, [&] { module(x, mask); });
+        check_allocates_nothing(policy, [&] { module.backward(module.forward(x, mask), x, gradients); });
+        const std::size_t before = bytes_in_use(policy);
+        const auto out = module(x, mask);
+        CHECK(bytes_in_use(policy) == before + rounded(x.size() * static_cast<Index>(sizeof(float))));
+    };
+    check(std::type_identity<Routed<config, float, Cpu, Expert, SizedFeedForward<16, 8, float, Cpu>>>());
+    check(std::type_identity<
+          Routed<config, float, Cpu, AsBranch<ConditionalRoutedTransformerBlock<by_descent, float, Cpu>>>>());
+}
