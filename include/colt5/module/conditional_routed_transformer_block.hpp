@@ -106,6 +106,11 @@ public:
         return {std::move(out), std::move(attn), std::move(ff)};
     }
 
+    /// Whether gradients have the shapes of those that make_gradients() makes.
+    bool fits(const Gradients& gradients) const {
+        return conditional_attn.fits(gradients.conditional_attn) && conditional_ff.fits(gradients.conditional_ff);
+    }
+
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         FeedForward::each_parameter(f, prefix + "conditional_ff.", m.conditional_ff...);
@@ -132,8 +137,7 @@ private:
         conditional_ff.expect_saved(saved.ff);
         conditional_attn.expect_parameters();
         conditional_ff.expect_parameters();
-        if (!conditional_attn.fits(gradients.conditional_attn) || !conditional_ff.fits(gradients.conditional_ff))
-            expect_like<ConditionalRoutedTransformerBlock>("gradients", *this, gradients);
+        if (!fits(gradients)) expect_like<ConditionalRoutedTransformerBlock>("gradients", *this, gradients);
         expect<typename Attention::Tokens, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), saved.attn.tokens.shape());
     }

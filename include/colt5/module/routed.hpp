@@ -210,9 +210,8 @@ public:
     /// Whether gradients have the shapes of those that make_gradients() makes.
     bool fits(const Gradients& gradients) const {
         bool all = is_like<RouterType>(this->router, gradients.router) &&
-                   is_like<Light>(Modules::light_of(*this), Modules::light_of(gradients));
-        for (std::size_t i = 0; i < num_heavy; ++i)
-            all = all && is_like<Heavy>(heavy_of(*this, i), heavy_of(gradients, i));
+                   fit(Modules::light_of(*this), Modules::light_of(gradients));
+        for (std::size_t i = 0; i < num_heavy; ++i) all = all && fit(heavy_of(*this, i), heavy_of(gradients, i));
         return all;
     }
 
@@ -258,6 +257,14 @@ private:
             branch.expect_parameters(prefix, config.dim);
         else if constexpr (requires { branch.expect_parameters(); })
             branch.expect_parameters();
+    }
+
+    template <typename M>
+    static bool fit(const M& branch, const typename M::Gradients& gradients) {
+        if constexpr (requires { branch.fits(gradients); })
+            return branch.fits(gradients);
+        else
+            return is_like<M>(branch, gradients);
     }
 
     /// The address of a parameter, or of the workspace if there is none.
