@@ -290,7 +290,7 @@ TEST_CASE("ConditionalRoutedImageAttention: where the routers' choices are in th
 }
 
 TEST_CASE("ConditionalRoutedImageAttention: the second call of a shape asks for no memory") {
-    const Cpu policy(2);
+    const Cpu policy(2, Cpu::usual_plan, Allocations::together);
     const Image<over_map> module(policy, Seed{1});
     const auto maps = normal<double>(policy, std::array<Index, 4>{2, 5, 7, 5}, 0);
     auto gradients = module.make_gradients();

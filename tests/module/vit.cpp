@@ -126,7 +126,7 @@ TEST_CASE_TEMPLATE("ConditionalRoutedViT: a batch gives each image the bits that
 }
 
 TEST_CASE("ConditionalRoutedViT: names of the reference, what was routed, no memory for a second call") {
-    const Cpu policy(2);
+    const Cpu policy(2, Cpu::usual_plan, Allocations::together);
     const ViT<over_map> module(policy, Seed{1});
     std::set<std::string> names;
     ViT<over_map>::each_parameter([&](const std::string& name, const auto&) { names.insert(name); }, "", module);
