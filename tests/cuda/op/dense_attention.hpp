@@ -53,7 +53,8 @@ Results dense_bias_case(const P& policy, const Setting& setting) {
     const auto q = draw.values(std::array{batch, length, routes * per_route, dim_head});
     const auto kv = draw.values(std::array{batch, routes, keys, per_route, Index{2}, dim_head});
     const auto d_out = draw.values(q.shape());
-    const auto scale = draw.sums(std::array{batch, routes, keys});
+    auto scale = draw.sums(std::array{batch, routes, keys});
+    assign(policy, scale, abs(scale));  // as scores: with values of either sign the terms of a bucket's sum cancel
     const auto table = draw.values(std::array{buckets.num_buckets, routes * per_route});
     const Index tokens = draw.length(5000);
     const auto of_queries = draw.indices(batch, length, tokens);
