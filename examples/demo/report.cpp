@@ -6,6 +6,8 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include <colt5/io/routing_page.hpp>
+
 #include "models.hpp"
 
 namespace demo {
@@ -24,7 +26,6 @@ namespace {
 }
 
 constexpr std::array<const char*, 3> model_colors{"#0b57d0", "#c5221f", "#80868b"};
-constexpr std::array<const char*, 3> kind_classes{"q", "kv", "ff"};
 constexpr double share_of_notes = static_cast<double>(notes * note_length) / static_cast<double>(full_length);
 
 constexpr const char* style = R"(
@@ -38,34 +39,12 @@ code { font-family: "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: 9
 table { border-collapse: collapse } th { font-weight: 600; color: #5f6368; font-size: 13px }
 th, td { padding: 7px 14px; text-align: right; border-bottom: 1px solid #e8eaed } th:first-child, td:first-child { text-align: left; padding-left: 0 }
 .dot { display: inline-block; width: 11px; height: 11px; border-radius: 50%; margin-right: 9px }
-.grid { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 20px 22px; margin-top: 12px }
-.panel pre { margin: 0; padding: 9px 10px; border: 1px solid #e8eaed; border-radius: 6px; color: #9aa0a6; overflow-x: auto;
-             font: 10.4px/1.52 "DejaVu Sans Mono", Menlo, Consolas, monospace }
-.panel p { font-size: 12.5px; margin: 5px 0 0; color: #5f6368 }
-pre b { color: #202124; border-bottom: 1.5px solid #202124 } pre i { font-style: normal; color: #dadce0 }
-pre s { text-decoration: none; color: #202124; border-radius: 2px }
-.q s { background: rgb(242 153 0 / var(--a)) } .kv s { background: rgb(18 181 203 / var(--a)) } .ff s { background: rgb(161 66 244 / var(--a)) }
+pre b { color: #202124; border-bottom: 1.5px solid #202124 }
 pre u { text-decoration: none; font-weight: 700; color: #188038 } pre u.wrong { color: #d93025 }
 @media (max-width: 1400px) { .grid { grid-template: repeat(3, auto) / repeat(2, minmax(0, 1fr)); grid-auto-flow: column } }
 @media (max-width: 960px) { .grid { grid-template: none / minmax(0, 1fr); grid-auto-flow: row } }
 details summary { cursor: pointer; font-size: 19px; font-weight: 600; margin: 30px 0 4px }
 )";
-
-/// A byte as HTML; what cannot be shown is a dot.
-std::string show(std::uint8_t byte) {
-    switch (byte) {
-        case '<':
-            return "&lt;";
-        case '>':
-            return "&gt;";
-        case '&':
-            return "&amp;";
-        case '\n':
-            return "<i>↵</i>";
-        default:
-            return byte >= ' ' && byte < 127 ? std::string(1, static_cast<char>(byte)) : "<i>·</i>";
-    }
-}
 
 /// The document in lines of 64 bytes: routed bytes shaded by their score, notes and questions underlined, and in the
 /// questions the digits that the model answers.
@@ -77,11 +56,10 @@ void write_panel(std::ostream& out, const Result& result, std::size_t layer, std
     for (const Index begin : document.note_places)
         std::fill(marked.begin() + begin, marked.begin() + begin + note_length, true);
 
-    out << "<div class=\"panel " << kind_classes[kind] << "\"><h3>layer " << layer + 1 << ": " << kind_names[kind]
-        << "</h3><pre>";
+    std::vector<std::string> bytes;
     for (std::size_t i = 0; i < static_cast<std::size_t>(full_length); ++i) {
-        if (i > 0 && i % 64 == 0) out << '\n';
-        std::string text = show(document.bytes[i]);
+        const char byte = static_cast<char>(document.bytes[i]);
+        std::string text = colt5::html_of({&byte, 1});
         const auto answer =
             std::find(document.answer_places.begin(), document.answer_places.end(), static_cast<Index>(i));
         if (answer != document.answer_places.end()) {
@@ -90,15 +68,14 @@ void write_panel(std::ostream& out, const Result& result, std::size_t layer, std
             text = std::string("<u") + (right ? ">" : " class=\"wrong\">") + result.predicted[j] + "</u>";
         }
         if (marked[i]) text = "<b>" + text + "</b>";
-        if (routed.scores[i] > 0)
-            text =
-                format("<s style=\"--a:%.2f\">", 0.15 + 0.75 * std::min(1.0, double{routed.scores[i]})) + text + "</s>";
-        out << text;
+        bytes.push_back(std::move(text));
     }
-    out << "</pre><p>"
-        << format("%.0f %% of the routed bytes in questions, %.0f %% in notes (by chance %.0f %% and %.0f %%)",
-                  100 * routed.in_questions, 100 * routed.in_notes, 100 * share_of_notes, 100 * share_of_notes)
-        << "</p></div>\n";
+    const colt5::RoutingPanel panel{format("layer %zu: %s", layer + 1, kind_names[kind]),
+                                    std::vector<double>(routed.scores.begin(), routed.scores.end())};
+    colt5::write_panel(
+        out, panel, bytes, kind, 64,
+        format("%.0f %% of the routed bytes in questions, %.0f %% in notes (by chance %.0f %% and %.0f %%)",
+               100 * routed.in_questions, 100 * routed.in_notes, 100 * share_of_notes, 100 * share_of_notes));
 }
 
 void write_panels(std::ostream& out, const Result& result) {
@@ -162,12 +139,6 @@ void write_table(std::ostream& out, const std::vector<Result>& results) {
     out << "</table>\n";
 }
 
-std::string escaped(const std::string& text) {
-    std::string html;
-    for (const char c : text) html += show(static_cast<std::uint8_t>(c));
-    return html;
-}
-
 /// What to say of a training that was too short for the task, or nothing.
 std::string too_short(const std::vector<Result>& results) {
     if (results.front().accuracy > 0.2) return {};
@@ -207,7 +178,7 @@ void write_page(std::ostream& out, const std::vector<Result>& results, const std
     out << "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
            "<meta name=\"viewport\" content=\"width=device-width\"><title>colt5: what learned routing "
            "routes</title><style>"
-        << style << "</style></head><body>\n<h1>What learned routing routes</h1>\n"
+        << colt5::routing_panel_style << style << "</style></head><body>\n<h1>What learned routing routes</h1>\n"
         << format(
                R"(<p>Documents of %td bytes from %s hide %td notes such as <code>&lt;K=4821&gt;</code>; at the
 end each is asked for, <code>&lt;K?....&gt;</code>. In a layer, light attention sees %td bytes to either side; only the
@@ -218,7 +189,7 @@ The table is of text that they were not trained on.</p>
 digit's note and its question together, and the light branch does not see that far. They stay near a guess, of which 1
 in 10 is right; what they have above it are the lucky picks and the notes that happen to lie close to their question.</p>
 )",
-               full_length, escaped(text_name).c_str(), notes, light_window / 2, full_length / heavy_tokens,
+               full_length, colt5::html_of(text_name).c_str(), notes, light_window / 2, full_length / heavy_tokens,
                results.front().curve.size())
         << (too_short(results).empty() ? "" : "<p><strong>" + too_short(results) + "</strong></p>\n")
         << "<div class=\"top\"><div>";

@@ -8,6 +8,7 @@
 #include <colt5/module/token_module.hpp>
 #include <colt5/module/window_attention.hpp>
 #include <colt5/op/null_query.hpp>
+#include <colt5/router/router_view.hpp>
 #include <colt5/schedule/side_stream.hpp>
 
 namespace colt5 {
@@ -107,6 +108,12 @@ public:
         void each_routing(F&& f, const std::string& prefix = "") const {
             f(prefix + "q_router", routed_q.routing);
             f(prefix + "kv_router", routed_kv.routing);
+        }
+        /// Calls f(prefix + the router's name, RouterView) for each router.
+        template <typename F>
+        void each_router(F&& f, const std::string& prefix = "") const {
+            f(prefix + "q_router", router_view(routed_q, mask));
+            f(prefix + "kv_router", router_view(routed_kv, mask));
         }
     };
 

@@ -7,6 +7,7 @@
 #include <colt5/module/module.hpp>
 #include <colt5/op/clean_padding.hpp>
 #include <colt5/op/null_query.hpp>
+#include <colt5/router/router_view.hpp>
 
 namespace colt5 {
 
@@ -116,6 +117,12 @@ public:
         void each_routing(F&& f, const std::string& prefix = "") const {
             if (routed_q) f(prefix + "q_router", routed_q->routing);
             if (routed_kv) f(prefix + "kv_router", routed_kv->routing);
+        }
+        /// Calls f(prefix + the router's name, RouterView) for each router that has chosen.
+        template <typename F>
+        void each_router(F&& f, const std::string& prefix = "") const {
+            if (routed_q) f(prefix + "q_router", router_view(*routed_q, mask));
+            if (routed_kv) f(prefix + "kv_router", router_view(*routed_kv, context_mask));
         }
     };
     /// What backward reads. Queries, context and masks must outlive it.

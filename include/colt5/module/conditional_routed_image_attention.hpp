@@ -77,6 +77,11 @@ public:
         void each_routing(F&& f, const std::string& prefix = "") const {
             attention.each_routing(f, prefix);
         }
+        /// Calls f(prefix + the router's name, RouterView) for each router.
+        template <typename F>
+        void each_router(F&& f, const std::string& prefix = "") const {
+            attention.each_router(f, prefix);
+        }
         /// The place in its map of the token that has `index` in `row` of a routing.
         MapPosition position(Index row, Index index) const {
             if (config.routing_scope == RoutingScope::window) index += row % grid.windows() * grid.side * grid.side;

@@ -83,6 +83,12 @@ public:
             ff.each_routing(f, prefix + "conditional_ff.");
             attn.each_routing(f, prefix + "conditional_attn.");
         }
+        /// Calls f(prefix + the router's name, RouterView) for each router.
+        template <typename F>
+        void each_router(F&& f, const std::string& prefix = "") const {
+            ff.each_router(f, prefix + "conditional_ff.");
+            attn.each_router(f, prefix + "conditional_attn.");
+        }
     };
 
     explicit ConditionalRoutedTransformerBlock(const P& policy, Seeds seeds = {})

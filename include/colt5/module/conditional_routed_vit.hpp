@@ -226,6 +226,14 @@ public:
                 layers[i].feed_forward.each_routing(f, prefix + name_of_layer(i) + "1.");
             }
         }
+        /// Calls f(prefix + the router's name, RouterView) for each router.
+        template <typename F>
+        void each_router(F&& f, const std::string& prefix = "") const {
+            for (std::size_t i = 0; i < layers.size(); ++i) {
+                layers[i].attention.each_router(f, prefix + name_of_layer(i) + "0.");
+                layers[i].feed_forward.each_router(f, prefix + name_of_layer(i) + "1.");
+            }
+        }
     };
 
     explicit ConditionalRoutedViT(const P& policy, Seeds seeds = {})

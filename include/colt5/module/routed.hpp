@@ -13,6 +13,7 @@
 #include <colt5/op/gather.hpp>
 #include <colt5/op/swap_first_axes.hpp>
 #include <colt5/op/top_k.hpp>
+#include <colt5/router/router_view.hpp>
 #include <colt5/schedule/side_stream.hpp>
 
 namespace colt5 {
@@ -178,6 +179,11 @@ public:
         template <typename F>
         void each_routing(F&& f, const std::string& prefix = "") const {
             f(prefix + "router", routed.routing);
+        }
+        /// Calls f(prefix + the router's name, RouterView) for each router.
+        template <typename F>
+        void each_router(F&& f, const std::string& prefix = "") const {
+            f(prefix + "router", router_view(routed, mask));
         }
     };
 

@@ -31,6 +31,7 @@ struct BlockOnce {
     using Block = ConditionalRoutedTransformerBlock<small_block, T, Cuda>;
     struct Both {
         TokensTensor<T, Cuda> out, d_tokens;
+        std::vector<RoutingSummary<accumulate_t<T>, Cuda>> routers;
     };
 
     explicit BlockOnce(const Cuda& policy_ = Cuda(), Index length = 300)
@@ -45,20 +46,28 @@ struct BlockOnce {
     Both forward_and_backward() {
         zero_gradients<Block>(policy, gradients);
         auto saved = block.forward(tokens);
-        auto d_tokens = block.backward(saved, saved.out, gradients);
-        return {std::move(saved.out), std::move(d_tokens)};
+        Both both;
+        saved.each_router(
+            [&](const std::string&, const auto& view) { both.routers.push_back(summarize(policy, view)); });
+        both.d_tokens = block.backward(saved, saved.out, gradients);
+        both.out = std::move(saved.out);
+        return both;
     }
     template <typename V>
     std::vector<double> values(const V& tensor) const {
         return numbers(policy, tensor);
     }
-    /// The output, the gradient of the tokens and those of all parameters.
+    /// The output, the gradient of the tokens and those of all parameters, and what the routers have chosen.
     std::vector<double> values(const Both& both) const {
         std::vector<double> all = values(both.out);
         const auto append = [&](const std::vector<double>& more) { all.insert(all.end(), more.begin(), more.end()); };
         append(values(both.d_tokens));
         Block::each_parameter([&](const std::string&, const auto& gradient) { append(values(gradient)); }, "",
                               gradients);
+        for (const auto& router : both.routers) {
+            append(values(router.live));
+            append(values(router.thresholds));
+        }
         return all;
     }
     std::vector<double> run() { return values(forward_and_backward()); }

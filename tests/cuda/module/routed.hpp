@@ -2,6 +2,8 @@
 #pragma once
 
 #include <array>
+#include <limits>
+#include <string>
 
 #include <colt5/module/conditional_routed_feed_forward.hpp>
 #include <colt5/module/heavy_attention.hpp>
@@ -77,7 +79,16 @@ Results routed_case(const P& policy, const Setting& setting) {
     const auto x = draw.values(std::array{batch, length, Index{48}});
     const auto mask = draw.optional_mask(batch, length);
     const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
-    record_module(record, draw, draw.template made<Module<T, P>>(), x, mask.const_view(), RoutedTokens{}, residual);
+    const auto module_of_case = draw.template made<Module<T, P>>();
+    module_of_case.forward(x, mask).each_router([&](const std::string& name, const auto& view) {
+        const auto summary = summarize(policy, view);
+        record("live tokens of " + name, summary.live, Kind::exact);
+        const auto is_finite = as_expression(summary.thresholds) < std::numeric_limits<accumulate_t<T>>::infinity();
+        auto thresholds = tensor_like(policy, summary.thresholds);
+        assign(policy, thresholds, select(is_finite, summary.thresholds, accumulate_t<T>(0)));
+        record.in_float("thresholds of " + name, thresholds);
+    });
+    record_module(record, draw, module_of_case, x, mask.const_view(), RoutedTokens{}, residual);
     return record.results;
 }
 
