@@ -80,16 +80,31 @@ constexpr TransformerBlockConfig with(RouterType type) {
 constexpr TransformerBlockConfig by_descent = [] {
     TransformerBlockConfig config = with(RouterType::coor_descent);
     config.rotary_emb = config.light_rotary_emb = true;
+    config.use_null_kv = config.use_null_q_tokens = config.use_relative_position_bias = true;
+    config.multiply_keys_by_score = config.multiply_queries_by_score = true;
     return config;
 }();
-constexpr TransformerBlockConfig by_sinkhorn = with(RouterType::sinkhorn);
+constexpr TransformerBlockConfig by_sinkhorn = [] {
+    TransformerBlockConfig config = with(RouterType::sinkhorn);
+    config.router_kwargs.route_block_size = 64;
+    config.router_kwargs.sinkhorn.cosine_sim_routing = true;
+    return config;
+}();
 constexpr TransformerBlockConfig gated = [] {
     TransformerBlockConfig config = with(RouterType::coor_descent);
     config.feed_forward = FeedForwardType::gated;
     return config;
 }();
-constexpr CrossAttentionConfig cross_config{
-    .dim = 16, .num_tokens_q = 40, .num_tokens_kv = 50, .dim_head = 8, .heads = 2, .kv_routing_tokens = 2};
+constexpr CrossAttentionConfig cross_config{.dim = 16,
+                                            .num_tokens_q = 40,
+                                            .num_tokens_kv = 50,
+                                            .dim_head = 8,
+                                            .heads = 2,
+                                            .kv_routing_tokens = 2,
+                                            .condition_kv_routing_on_queries = true,
+                                            .use_null_kv = true,
+                                            .multiply_keys_by_score = true,
+                                            .use_relative_position_bias = true};
 
 /// What `call` asks of the system after two calls of it.
 template <typename Call>

@@ -97,7 +97,22 @@ concept NamesMembers = requires {
     typename std::remove_cvref_t<F>::names_members;
 };
 
+/// A visitor of parameters that reads no names: long ones need not be composed for it.
+template <typename F>
+concept IgnoresNames = requires {
+    typename std::remove_cvref_t<F>::ignores_names;
+};
+
 namespace detail {
+struct IsLike {
+    using ignores_names = void;
+    bool& same;
+
+    template <typename Parameter, typename Value>
+    void operator()(const std::string&, const Parameter& parameter, const Value& value) const {
+        same = same && value && value.shape() == parameter.shape();
+    }
+};
 struct ExpectLike {
     using names_members = void;
     std::string_view argument;
@@ -112,20 +127,19 @@ struct ExpectLike {
 };
 }  // namespace detail
 
-/// Throws unless `other`, of the structure of a module, holds a tensor of the same shape for each of `module`.
-template <typename Module, typename Of, typename Other>
-void expect_like(std::string_view argument, const Of& module, const Other& other) {
-    Module::each_parameter(detail::ExpectLike{argument}, "", module, other);
-}
-
-/// Whether expect_like would not throw. Of a part of a module, whose names are short, it asks the system for no memory.
+/// Whether expect_like would not throw. Of a part of a module, whose names are short or not composed for a visitor that
+/// IgnoresNames, it asks the system for no memory.
 template <typename Module, typename Of, typename Other>
 bool is_like(const Of& module, const Other& other) {
     bool same = true;
-    Module::each_parameter([&](const std::string&, const auto& parameter,
-                               const auto& value) { same = same && value && value.shape() == parameter.shape(); },
-                           "", module, other);
+    Module::each_parameter(detail::IsLike{same}, "", module, other);
     return same;
+}
+
+/// Throws unless `other`, of the structure of a module, holds a tensor of the same shape for each of `module`.
+template <typename Module, typename Of, typename Other>
+void expect_like(std::string_view argument, const Of& module, const Other& other) {
+    if (!is_like<Module>(module, other)) Module::each_parameter(detail::ExpectLike{argument}, "", module, other);
 }
 
 /// Throws if any of `gradients` is empty, as those are that make_gradients() has not made.

@@ -192,8 +192,8 @@ struct HeavyAttention {
         Linear<Scalar, P>::each_parameter(f, prefix + "to_kv.", m.to_kv...);
         Linear<Scalar, P>::each_parameter(f, prefix + "to_out.", m.to_out...);
         if constexpr (has_bias)
-            RelativeAttentionBias<Scalar, P>::each_parameter(f, prefix + "relative_attention_bias.",
-                                                             m.relative_attention_bias...);
+            RelativeAttentionBias<Scalar, P>::each_parameter(
+                f, prefix + (IgnoresNames<F> ? "" : "relative_attention_bias."), m.relative_attention_bias...);
     }
 
 private:

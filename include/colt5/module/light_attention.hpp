@@ -108,8 +108,8 @@ struct LightAttention {
         Linear<Scalar, P>::each_parameter(f, prefix + "to_qkv.", m.to_qkv...);
         Linear<Scalar, P>::each_parameter(f, prefix + "to_out.", m.to_out...);
         if constexpr (has_bias)
-            RelativeAttentionBias<Scalar, P>::each_parameter(f, prefix + "relative_attention_bias.",
-                                                             m.relative_attention_bias...);
+            RelativeAttentionBias<Scalar, P>::each_parameter(
+                f, prefix + (IgnoresNames<F> ? "" : "relative_attention_bias."), m.relative_attention_bias...);
         if constexpr (requires { f.buffer(prefix, m.inv_freq...); })
             if (std::get<0>(std::tie(m...)).inv_freq) f.buffer(prefix + "attn_fn.rel_pos.inv_freq", m.inv_freq...);
     }

@@ -33,9 +33,9 @@ struct RouteBlocks {
         const Index begin = block * size;
         return begin >= length ? picks : picks * begin / length;
     }
-    /// At least the picks of any block, at most its tokens.
+    /// At least the picks of any block, at most its tokens; 1 where there is no block, so that a router may be asked.
     COLT5_HOST_DEVICE Index picks_of_block() const {
-        const Index share = length == 0 ? 0 : (picks * size + length - 1) / length;
+        const Index share = length == 0 ? 1 : (picks * size + length - 1) / length;
         return share < size ? share : size;
     }
 };

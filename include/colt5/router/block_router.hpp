@@ -19,7 +19,8 @@ namespace colt5 {
 /// reference). A last block may be shorter; together the blocks give exactly as many tokens as are asked for, see
 /// RouteBlocks.
 ///
-/// Where the length is no multiple of block_size, the tokens are copied with padding behind them.
+/// Where the length is no multiple of block_size, the tokens are copied with padding behind them. A block's share is by
+/// its tokens, real or masked: what is in masked tokens changes nothing, but how many of them there are does.
 template <typename Inner, Index block_size, typename Scalar, typename P>
 class BlockRouter {
     static_assert(block_size >= 1, "colt5: route_block_size must be at least 1");

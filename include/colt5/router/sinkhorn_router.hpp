@@ -41,7 +41,9 @@ struct GumbelNoise {
     Seed seed{};
     TokensView<const Logit> values{};
     std::uint64_t calls = 0;  ///< of forward so far; with the seed, the state that files hold
-    Index first_sample = 0;   ///< number of the first sample of a batch, to train a part of it as the whole would be
+    /// Number of the first sample of a batch, to train a part of it as the whole would be; where blocks or windows of a
+    /// sequence are routed, that of its first block or window.
+    Index first_sample = 0;
 
     /// Noise of the next call of forward, or of evaluation, for `batch` samples of `routes` routes.
     template <Policy P>
