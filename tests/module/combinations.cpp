@@ -314,7 +314,7 @@ TEST_CASE_TEMPLATE("combinations: gradients of many tokens along a direction", M
 }
 
 TEST_CASE_TEMPLATE("combinations: batched equals one at a time, bit for bit", Module, ALL_MODULES) {
-    const Cpu policy(2);
+    const Cpu policy(1);
     const auto module = drawn<Module>(policy);
     for (const Index length : {1, 11, 150})
         for (const bool masked : {false, true}) {
@@ -346,7 +346,7 @@ TEST_CASE_TEMPLATE("combinations: batched equals one at a time, bit for bit", Mo
 
 TEST_CASE_TEMPLATE("combinations: padding may hold anything", Module, ALL_MODULES) {
     for (const bool recompute : {false, true}) {
-        const Cpu policy(2, {.tokens_at_a_time = 16, .recompute = recompute});
+        const Cpu policy(1, {.tokens_at_a_time = 16, .recompute = recompute});
         const auto module = drawn<Module>(policy);
         for (const Index length : {3, 11, 90}) {
             CAPTURE(length);
@@ -398,7 +398,7 @@ TEST_CASE_TEMPLATE("combinations: chunks of the light branch, saved or recompute
         restart_noise(by_whole);
         const auto expected = run(by_whole, in, d_out);
         for (const MemoryPlan plan : {MemoryPlan{1, false}, {1, true}, {17, false}, {17, true}, {1000, true}}) {
-            const Cpu policy(2, plan);
+            const Cpu policy(1, plan);
             const auto module = drawn<Module>(policy);
             restart_noise(module);
             each_result(run(module, in, d_out), expected, [](const std::string& name, const auto& a, const auto& b) {
