@@ -54,6 +54,7 @@ constexpr AttentionConfig everything = attention(RouterType::coor_descent, true,
 constexpr AttentionConfig heavy_alone = [] {
     AttentionConfig config = attention(RouterType::coor_descent, false, 4);
     config.has_light_attn = false;
+    config.light_in_windows = true;  // of no light branch: means nothing
     config.masked_tokens_get_null_q = true;
     config.use_relative_position_bias = config.multiply_queries_by_score = false;
     return config;

@@ -52,7 +52,8 @@ class ConditionalRoutedAttention : public ModuleBase<ConditionalRoutedAttention<
     static_assert(!config.light_rotary_emb || !config.has_light_attn || config.light_dim_head % 2 == 0,
                   "colt5: AttentionConfig.light_dim_head must be even for light_rotary_emb");
     static_assert(
-        !config.light_in_windows || !(config.use_relative_position_bias || config.light_rotary_emb),
+        !config.has_light_attn || !config.light_in_windows ||
+            !(config.use_relative_position_bias || config.light_rotary_emb),
         "colt5: AttentionConfig.use_relative_position_bias and light_rotary_emb are not for light_in_windows");
 
 public:
