@@ -205,7 +205,7 @@ auto run_layers(const P& policy, Arrays& results, const Variation& variation, co
     results["out.y"] = array_of(policy, head.out);
     Tokens d = vit.linear_head.backward(policy, head, cotangent, grid, gradients.linear_head);
     for (std::size_t i = vit.layers.size(); i-- > 0;) {
-        hand_on(policy, results, variation, name_of(i, 1) + "grad", d);
+        d = handed_on(policy, results, variation, name_of(i, 1) + "grad", ViT::maps(d, grid));
         d = vit.layers[i].feed_forward.backward(saved[i].feed_forward, d, gradients.layers[i].feed_forward);
         d = handed_on(policy, results, variation, name_of(i, 0) + "grad", ViT::sequences(d, grid));
         d = vit.layers[i].attention.backward(saved[i].attention, d, gradients.layers[i].attention);

@@ -38,8 +38,9 @@ void rotate_head(T* head, const T* sin, const T* cos, Index pairs, T sign) {
 template <typename T>
 void rotary_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> x, Index heads,
                    VectorView<const float> inv_freq, const RowPositions& at, bool back) {
-    const auto [batch, rows, groups, all_heads, dim_head] = x.shape();
-    const Index pairs = dim_head / 2;
+    // No structured binding: clang 16 with OpenMP does not capture them.
+    const Index batch = x.extent(0), rows = x.extent(1), groups = x.extent(2), all_heads = x.extent(3),
+                dim_head = x.extent(4), pairs = dim_head / 2;
     cpu::for_each_row_chunk(policy, batch * rows, [&](Index, Index begin, Index end) {
         T* const sin = cpu::thread_scratch<T, struct Sines>(2 * pairs);
         T* const cos = sin + pairs;

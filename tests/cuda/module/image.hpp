@@ -131,10 +131,11 @@ Results vit_case(const P& policy, const Setting& setting) {
     const auto head = vit.linear_head.forward(policy, tokens, embedded.grid);
     record("classes", head.out);
     const auto d_out = draw.values(head.out.shape());
-    record("d_tokens", vit.linear_head.backward(policy, head, d_out, embedded.grid, gradients.linear_head));
+    record("d_tokens of the classifier",
+           vit.linear_head.backward(policy, head, d_out, embedded.grid, gradients.linear_head));
     ViT::each_parameter(
         [&](const std::string& name, auto& gradient) {
-            if (!name.starts_with("transformer")) record("gradient of " + name, gradient);
+            if (!name.starts_with("transformer")) record("gradient of " + name + " alone", gradient);
         },
         "", gradients);
     if (setting.precision == Precision::fp64 || setting.precision == Precision::fp32)
