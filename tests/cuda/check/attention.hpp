@@ -39,7 +39,10 @@ std::vector<std::vector<double>> attend(const Cuda& policy, Index reach, Index l
     using Sum = accumulate_t<T>;
     auto q = tokens_with_padding<T>(policy, length, 2 * dim_head, 3, mask, 1);
     auto kv = tokens_with_padding<T>(policy, length, 4 * dim_head, 4, mask, padding);
-    auto d_out = tokens_with_padding<T>(policy, length, 2 * dim_head, 5, mask, 0.5f);
+    // The masked queries are all alike. With a bias they have no gradient: where all keys that they see are in one
+    // bucket, their terms in its gradient sum to 0, but for the rounding of `out`, which has the same sign in all of
+    // them.
+    auto d_out = tokens_with_padding<T>(policy, length, 2 * dim_head, 5, mask, has_bias ? 0 : 0.5f);
     if (at >= 0)
         for (auto* const tensor : {&q, &kv, &d_out})
             assign(policy, tensor->view()[0].range(at, 1), std::numeric_limits<float>::quiet_NaN());
