@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// MoSA: attention whose heads each choose their own tokens. Those of three kinds are to become their kind's mean.
+// MoSA (Mixture of Sparse Attention, Piękos et al. 2025): attention whose heads each choose their own tokens. Those of
+// three kinds are to become their kind's mean.
 #include <colt5/colt5.hpp>
 
 #include <cstdio>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Mixture-of-Depths (Raposo et al. 2024): a whole block for one token in eight, none for the others. Tokens with a mark
-// are to become 0, and the router learns to choose them. (It learns of tokens that it tries: not from every seed.)
+// Mixture-of-Depths (Raposo et al. 2024): a whole CoLT5 block for one token in eight, none for the others. Tokens with
+// a mark are to become 0, and the router learns to choose them. (It gets a gradient from tokens that it has chosen
+// only, so some seeds fail.)
 #include <colt5/colt5.hpp>
 
 #include <algorithm>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-/// Everything for the host. (Files are read and written by <colt5/io/…>, which needs a JSON library.)
+/// Everything for the host, but <colt5/io/…>, which reads and writes files and needs a JSON library, and
+/// <colt5/module/paper.hpp>.
 
 #include <colt5/cpu.hpp>
 

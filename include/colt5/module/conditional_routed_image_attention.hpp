@@ -19,8 +19,9 @@ namespace colt5 {
 /// With RoutingScope::window each window is a sequence of its own: num_heavy_tokens_q of its tokens attend to
 /// num_heavy_tokens_kv of them, as in the reference.
 ///
-/// At the right and at the bottom maps are padded to whole windows. Padding and masked tokens are never attended to,
-/// never chosen, and change nothing. `attention` does the work, on sequences of windows: see WindowGrid. What routers
+/// At the right and at the bottom maps are padded to whole windows. Padding and masked tokens are never attended to and
+/// get no heavy output. Where fewer tokens are real than are asked for, masked ones are chosen, too, with score 0. With
+/// route_block_size padding counts in the shares of the blocks. `attention` does the work, on sequences of windows: see WindowGrid. What routers
 /// chose are tokens of these sequences; Activations::position says where they are.
 template <ImageAttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>

@@ -6,8 +6,9 @@
 #include <colt5/op/local_attention.hpp>
 #include <colt5/router/routers.hpp>
 
-/// Configurations of the modules: the reference's constructor arguments under the reference's names, known at compile
-/// time.
+/// Configurations of the modules, known at compile time: the reference's constructor arguments under its names, and
+/// options of this library's own. C++ wants fields named in the order in which they are declared; those without a
+/// default must be given.
 namespace colt5 {
 
 struct RoutedConfig {
@@ -64,7 +65,7 @@ struct AttentionConfig {
     bool rotary_emb = false;        ///< queries and keys of the heavy branch are rotated by their tokens' positions
     bool light_rotary_emb = false;  ///< those of the light branch are; the reference has none there
     /// Light attention within windows of light_window_size consecutive tokens, behind an RMSNorm, as in the reference's
-    /// image attention; without it, the window slides. Lengths must then be multiples of the window.
+    /// image attention. Lengths must be multiples of the window. Otherwise the window slides.
     bool light_in_windows = false;
 };
 
@@ -135,7 +136,7 @@ struct CrossAttentionConfig {
     Index kv_routing_tokens = 1;
     Index route_block_size = 0;  ///< the context is routed in blocks of so many tokens; 0: as router_kwargs say
     /// The routing tokens of the context first attend to the queries; heads and dim_head as those of the heavy
-    /// attention.
+    /// attention. Needs a LinearRouter, and no routing in blocks.
     bool condition_kv_routing_on_queries = false;
     bool use_null_kv = false;        ///< a learned key and value that every query of the heavy branch sees
     bool use_null_q_tokens = false;  ///< a learned output of the heavy branch for tokens that are no query of it

@@ -42,7 +42,7 @@ constexpr TransformerBlockConfig for_length(TransformerBlockConfig block, Index 
 /// | positions | T5's relative bias, 32 buckets up to distance 128 | none |
 ///
 /// The maps to keys and values have no bias, so that a score of their input is one of keys and values:
-/// multiply_keys_by_score. Both have three independent routers with 50 steps of the descent at ε 1, and feedforwards of
+/// multiply_keys_by_score. Paper and package both have three independent routers with 50 steps of the descent at ε 1, and feedforwards of
 /// d/2 and 4 d.
 ///
 /// Where this library stays with the package, not the paper's T5: each branch has a norm of its own, LayerNorm in the
@@ -50,8 +50,8 @@ constexpr TransformerBlockConfig for_length(TransformerBlockConfig block, Index 
 /// of the relative bias; weights are drawn as PyTorch draws them; there is no dropout. The paper's decoder, whose cross
 /// attention is not routed, is not here.
 ///
-/// To train routers, score_scale and iterate_to_convergence of router_kwargs.coor_descent are of use, as the README
-/// says.
+/// As they stand, these blocks give their routers no gradient at the initial weights, see the README. To train routers,
+/// set router_kwargs.coor_descent.score_scale to 1/√dim, and iterate_to_convergence.
 constexpr TransformerBlockConfig paper_block(Index dim, Index light_heads, Index heavy_heads, Index length = 16384) {
     return for_length({.dim = dim,
                        .num_heavy_attn_tokens_q = 1,

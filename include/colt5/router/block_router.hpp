@@ -14,7 +14,7 @@
 
 namespace colt5 {
 
-/// Routes in blocks of the sequence, each by `Inner`, a router of its own right: every block of block_size tokens gives
+/// Routes in blocks of the sequence, each by `Inner`, a router in its own right: every block of block_size tokens gives
 /// its share of the tokens that are asked for, so that no part of a sequence is left out (route_block_size of the
 /// reference). A last block may be shorter; together the blocks give exactly as many tokens as are asked for, see
 /// RouteBlocks.
