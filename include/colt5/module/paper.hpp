@@ -42,8 +42,8 @@ constexpr TransformerBlockConfig for_length(TransformerBlockConfig block, Index 
 /// | positions | T5's relative bias, 32 buckets up to distance 128 | none |
 ///
 /// The maps to keys and values have no bias, so that a score of their input is one of keys and values:
-/// multiply_keys_by_score. Paper and package both have three independent routers with 50 steps of the descent at ε 1, and feedforwards of
-/// d/2 and 4 d.
+/// multiply_keys_by_score. Paper and package both have three independent routers with 50 steps of the descent at ε 1,
+/// and feedforwards of d/2 and 4 d.
 ///
 /// Where this library stays with the package, not the paper's T5: each branch has a norm of its own, LayerNorm in the
 /// light attention, and routers see the tokens before it; logits are scaled by 1/√64; each block has tables of its own
