@@ -21,8 +21,8 @@ namespace colt5 {
 ///
 /// At the right and at the bottom maps are padded to whole windows. Padding and masked tokens are never attended to and
 /// get no heavy output. Where fewer tokens are real than are asked for, masked ones are chosen, too, with score 0. With
-/// route_block_size padding counts in the shares of the blocks. `attention` does the work, on sequences of windows: see WindowGrid. What routers
-/// chose are tokens of these sequences; Activations::position says where they are.
+/// route_block_size padding counts in the shares of the blocks. `attention` does the work, on sequences of windows: see
+/// WindowGrid. What routers chose are tokens of these sequences; Activations::position says where they are.
 template <ImageAttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedImageAttention
