@@ -454,6 +454,7 @@ TEST_CASE("local_attention: with attends_to_padding, what it gives with zeros be
             CHECK(error(saved.out.const_view(), expected.out.const_view()) <= 1e-13);
             CHECK(error(d.const_view(), expected_d.const_view()) <= 1e-12);
         }
+        if (p.batch == 0) continue;  // the mask of the last sequence
         // With a mask, as without the option.
         const Case<double> masked(policy, p.batch, p.length, p.heads, p.dim_head, true);
         CHECK(same_bits(attend(policy, attention, masked.qkv, masked.mask),
