@@ -11,6 +11,7 @@
 #include <limits>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <colt5/core/random.hpp>
@@ -75,6 +76,11 @@ struct Tolerance {
 
 /// In the files, gradients are rounded to float.
 inline constexpr Tolerance in_double{1e-9, 1e-6}, in_float{2e-5, 2e-5};
+
+/// Whether a file holds what version 0.11 computes, whose descent ends at ε = 0.03. All others keep their tolerance.
+inline bool is_of_version_0_11(std::string_view path) {
+    return path.substr(path.rfind('/') + 1).starts_with("head_");
+}
 
 /// How far each result moves when float rounds: when every number of the inputs and parameters moves at random by up to
 /// half a unit of its last place, and between attention and feedforward of a block, where numbers are sums of larger

@@ -48,7 +48,7 @@ __device__ Sum norm_of_row(const T* in, Index d, Sum square) {
     return std::sqrt(warp_sum(sum)) / scale_of_large<Sum>;
 }
 
-/// What cosine_logits knows of a row beside its inner products; read where the similarity is the cosine alone.
+/// What cosine_logits knows of a row in addition to its inner products; read where the similarity is the cosine alone.
 template <typename Sum>
 struct Cosine {
     Sum* norms = nullptr;              // (b · n), written

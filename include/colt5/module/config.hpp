@@ -56,7 +56,7 @@ struct AttentionConfig {
     bool use_null_q_tokens = false;   ///< a learned output of the heavy branch for tokens that are no query of it
     bool masked_tokens_get_null_q = false;   ///< masked ones as well, as in the reference
     bool multiply_keys_by_score = false;     ///< as values are
-    bool multiply_queries_by_score = false;  ///< beside the heavy branch's output
+    bool multiply_queries_by_score = false;  ///< and not the heavy branch's output alone
     /// T5's relative position bias: a learned table (num_buckets, heads) for each branch, added to its logits by the
     /// distance between key and query in the sequence.
     bool use_relative_position_bias = false;

@@ -17,7 +17,7 @@ namespace colt5 {
 ///     n = RMSNorm(x),   h = gelu_tanh(n · wi_0ᵀ) ∘ (n · wi_1ᵀ),   out = h · woᵀ
 ///
 /// GELU in its tanh form, as T5's code has it; FeedForward has that of the package, with erf. The weights have T5's
-/// names. They are drawn as those of torch.nn.Linear; the norm is that of RMSNorm, which has no ε beside the squares.
+/// names. They are drawn as those of torch.nn.Linear; the norm is that of RMSNorm, which adds no ε to the squares.
 ///
 /// Works chunk by chunk (see Chunks). A policy that cleans padding as it reads takes the mask to do so.
 template <typename Scalar, Policy P>

@@ -117,7 +117,7 @@ constexpr RouterConfig router_config(const RoutedConfig& config) {
 
 }  // namespace detail
 
-/// A heavy module for the tokens that a router chooses, beside a light one for every token:
+/// A heavy module for the tokens that a router chooses, and a light one for every token:
 ///
 ///     out_i = light(x)_i + Σ_r score_r,i · heavy_r(x of route r)_i [i chosen by route r]
 ///
