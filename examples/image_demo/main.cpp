@@ -106,8 +106,8 @@ Picture draw(const Photos::Mosaic& mosaic, const std::vector<int>& photo_of, con
     Picture routed(side, side);
     for (std::size_t i = 0; i < routed.pixels.size(); ++i)
         for (std::size_t c = 0; c < 3; ++c) routed.pixels[i][c] = 0.5f * mosaic.picture.pixels[i][c];
-    const auto& [attention, ff] = saved.layers.back();
-    ff.each_routing([&](const std::string&, const auto& routing) {
+    const auto& attention = saved.layers.back().first;
+    saved.layers.back().second.each_routing([&](const std::string&, const auto& routing) {
         for (const auto index : routing.indices.vector())
             routed.pixels[static_cast<std::size_t>(index)] = {0.3f, 0.6f, 1};
     });

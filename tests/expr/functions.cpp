@@ -153,9 +153,11 @@ TEST_CASE_TEMPLATE("expressions: GELU with tanh and its slope, far below 0 and a
     const Cpu policy(1);
     const T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
     for (const Index columns : {1, 70})
-        for (const auto& [at, value, of_slope] :
+        for (const auto& known :
              {std::array{-infinity, T(0), T(0)}, std::array{T(-1e30), T(0), T(0)}, std::array{T(0), T(0), T(0.5)},
               std::array{T(1e30), T(1e30), T(1)}, std::array{infinity, infinity, T(1)}, std::array{nan, nan, nan}}) {
+            // No structured binding: clang 16 cannot capture one with OpenMP.
+            const T at = known[0], value = known[1], of_slope = known[2];
             CAPTURE(at);
             VectorTensor<T, Cpu> x(policy, {columns}), y(policy, {columns}), dy(policy, {columns});
             assign(policy, x, at);

@@ -266,6 +266,8 @@ def write(path, text):
 
 
 if __name__ == '__main__':
+    if len(sys.argv) < 3 or sys.argv[1].startswith('-'):
+        sys.exit(f'usage: {sys.argv[0]} OUTPUT_FOLDER FILE...')
     output, *files = map(pathlib.Path, sys.argv[1:])
     output.mkdir(parents=True, exist_ok=True)
     configured = configure(sorted(files))

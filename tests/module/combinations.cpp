@@ -281,14 +281,15 @@ TEST_CASE_TEMPLATE("combinations: gradients of many tokens along a direction", M
                    BySoftmax, BySinkhorn, Block, Cross) {
     const Cpu policy(1, {.tokens_at_a_time = 64, .recompute = false});
     auto module = drawn<Module>(policy);
-    for (const auto& [q, kv] : {std::array<Index, 2>{70, 160}, {150, 90}})
+    for (const auto& at_a_time : {std::array<Index, 2>{70, 160}, {150, 90}})
         for (const bool masked : {false, true}) {
+            const Index q = at_a_time[0], kv = at_a_time[1];
             CAPTURE(q);
             CAPTURE(kv);
             CAPTURE(masked);
             auto in = inputs<Module>(policy, 2, 150, masked);
             const auto d_out = normal<double>(policy, in.x.shape(), 99);
-            const auto forward_many = [&, q = q, kv = kv] {
+            const auto forward_many = [&] {
                 restart_noise(module);
                 if constexpr (crosses<Module>)
                     return module.forward(in.x, in.context, in.of_x(), in.of_context(), {q, kv});

@@ -148,7 +148,8 @@ HostTensor<bool, 3> some_real(const Cpu& policy, Index batch, Index height, Inde
 TEST_CASE("ConditionalRoutedImageAttention: by its definition, maps of any size, over the map and per window") {
     const Cpu policy(2);
     const auto check = [&]<ImageAttentionConfig config>(const Image<config>& module) {
-        for (const auto& [height, width] : sizes) {
+        for (const auto& size : sizes) {
+            const Index height = size[0], width = size[1];
             CAPTURE(height);
             CAPTURE(width);
             const auto maps = normal<double>(policy, shape_of<Image<config>>(3, height, width), 0);

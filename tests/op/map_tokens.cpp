@@ -23,8 +23,9 @@ constexpr std::array<std::array<Index, 5>, 5> shapes{
 TEST_CASE_TEMPLATE("add_sincos_positions: sines and cosines of the column, then of the row", T, float, double) {
     const double tolerance = std::is_same_v<T, double> ? 1e-14 : 2e-7;
     const Cpu policy(2);
-    for (const auto& [batch, height, width, dim, side] : shapes) {
-        CAPTURE(dim);
+    for (const auto& shape : shapes) {
+        const auto [batch, height, width, dim, side] = shape;
+        CAPTURE(shape[3]);
         const WindowGrid grid{height, width, side};
         const auto before = normal<T>(policy, std::array{batch, grid.tokens(), dim}, 0);
         auto tokens = copy_of(policy, before), expected = copy_of(policy, before);
@@ -50,8 +51,9 @@ TEST_CASE_TEMPLATE("map_mean: the mean of the real tokens; its vector-Jacobian p
                    double) {
     const double tolerance = std::is_same_v<T, double> ? 1e-13 : 2e-6;
     const Cpu policy(2);
-    for (const auto& [batch, height, width, dim, side] : shapes) {
-        CAPTURE(dim);
+    for (const auto& shape : shapes) {
+        const auto [batch, height, width, dim, side] = shape;
+        CAPTURE(shape[3]);
         const WindowGrid grid{height, width, side};
         const auto tokens = normal<T>(policy, std::array{batch, grid.tokens(), dim}, 0, 1);
         const auto d_mean = normal<T>(policy, std::array{batch, Index{1}, dim}, 1);

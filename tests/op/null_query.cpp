@@ -22,9 +22,9 @@ HostTensor<TokenIndex, 2> indices_of(const Cpu& policy, Index batch, Index picks
 
 TEST_CASE("unrouted_tokens: the real tokens that no index names") {
     const Cpu policy(2);
-    for (const auto& [batch, picks, length] :
-         std::array<std::array<Index, 3>, 4>{{{1, 1, 1}, {2, 3, 9}, {3, 0, 4}, {2, 300, 200}}}) {
-        CAPTURE(length);
+    for (const auto& shape : std::array<std::array<Index, 3>, 4>{{{1, 1, 1}, {2, 3, 9}, {3, 0, 4}, {2, 300, 200}}}) {
+        const auto [batch, picks, length] = shape;
+        CAPTURE(shape[2]);
         const auto indices = indices_of(policy, batch, picks, length);
         const auto some = random_mask(policy, std::array{batch, length}, 1);
         for (const Mask mask : {Mask(), some.const_view()}) {
@@ -46,9 +46,10 @@ TEST_CASE("unrouted_tokens: the real tokens that no index names") {
 TEST_CASE_TEMPLATE("add_null_query: the token for unrouted rows; its gradient is the sum over them", T, float, double) {
     const double tolerance = std::is_same_v<T, double> ? 1e-14 : 1e-5;
     const Cpu policy(2);
-    for (const auto& [batch, length, dim] :
+    for (const auto& shape :
          std::array<std::array<Index, 3>, 5>{{{1, 1, 1}, {2, 9, 5}, {3, 150, 17}, {2, 0, 3}, {0, 2, 3}}}) {
-        CAPTURE(length);
+        const auto [batch, length, dim] = shape;
+        CAPTURE(shape[1]);
         const auto token = normal<T>(policy, std::array{dim}, 0);
         const auto before = normal<T>(policy, std::array{batch, length, dim}, 1);
         const auto d_out = normal<T>(policy, before.shape(), 2);

@@ -48,7 +48,8 @@ TEST_CASE("RelativePositionBuckets: where the buckets of T5 begin") {
 }
 
 TEST_CASE("RelativePositionBuckets: the integers of the package transformers") {
-    for (const auto& [num_buckets, max_distance] : sizes) {
+    for (const auto& size : sizes) {
+        const Index num_buckets = size.first, max_distance = size.second;
         const RelativePositionBuckets buckets{num_buckets, max_distance};
         for (Index r = -2 * max_distance; r <= 2 * max_distance; ++r) {
             CAPTURE(num_buckets);
@@ -60,8 +61,9 @@ TEST_CASE("RelativePositionBuckets: the integers of the package transformers") {
 
 TEST_CASE("relative_position_bias: by distance, and its gradient back in the buckets") {
     const Cpu policy(1);
-    for (const auto& [num_buckets, max_distance] : sizes)
-        for (const Index reach : {Index{0}, Index{1}, Index{7}, max_distance, max_distance + 3, Index{1} << 40}) {
+    for (const auto& size : sizes)
+        for (const Index reach : {Index{0}, Index{1}, Index{7}, size.second, size.second + 3, Index{1} << 40}) {
+            const Index num_buckets = size.first, max_distance = size.second;
             CAPTURE(num_buckets);
             CAPTURE(reach);
             const RelativePositionBuckets buckets{num_buckets, max_distance};

@@ -27,10 +27,11 @@ constexpr std::array<std::array<Index, 5>, 9> shapes{{{1, 1, 1, 1, 1},
 
 TEST_CASE_TEMPLATE("windows: maps as sequences of windows and back, padding is 0 and masked", T, float, double) {
     const Cpu policy(2);
-    for (const auto& [batch, height, width, dim, side] : shapes)
+    for (const auto& size : shapes)
         for (const bool channel_first : {false, true}) {
-            CAPTURE(height);
-            CAPTURE(width);
+            const auto [batch, height, width, dim, side] = size;
+            CAPTURE(size[1]);
+            CAPTURE(size[2]);
             CAPTURE(channel_first);
             const auto shape =
                 channel_first ? std::array{batch, dim, height, width} : std::array{batch, height, width, dim};

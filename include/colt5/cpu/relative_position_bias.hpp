@@ -25,9 +25,9 @@ namespace cpu {
 template <typename T>
 void add_bias_gradient(const Cpu& policy, MatrixView<T> d_table, TokensView<const T> d_by_distance,
                        const RelativePositionBuckets& buckets) {
-    const auto [parts, heads, distances] = d_by_distance.shape();
+    const Index parts = d_by_distance.extent(0), heads = d_by_distance.extent(1), distances = d_by_distance.extent(2);
     const Index span = distances / 2;
-    parallel_for(policy, heads, [&, parts = parts, distances = distances](Index h) {
+    parallel_for(policy, heads, [&](Index h) {
         T* const sums = thread_scratch<T, struct Sums>(distances);
         std::fill_n(sums, distances, T(0));
         for (Index part = 0; part < parts; ++part)
