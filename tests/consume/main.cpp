@@ -3,6 +3,10 @@
 #include <colt5/colt5.hpp>
 #include <cstdio>
 
+#if defined(EXPECTS_OWN_EIGEN) && !defined(OWN_EIGEN)
+#error "not the Eigen of this program"
+#endif
+
 constexpr colt5::TransformerBlockConfig config{.dim = 16,
                                                .num_heavy_attn_tokens_q = 4,
                                                .num_heavy_attn_tokens_kv = 4,

@@ -8,6 +8,10 @@
 
 #include <colt5/core/view.hpp>
 
+#if !EIGEN_VERSION_AT_LEAST(3, 4, 0)
+#error "colt5 needs Eigen 3.4 or newer"
+#endif
+
 namespace colt5 {
 
 namespace detail {
