@@ -150,3 +150,35 @@ TEST_CASE("tensor: without memory for it, the error says what was wanted") {
     CHECK(message.ends_with("; wanted: a tensor of shape (1073741824, 268435456), 1152921504606846976 bytes"));
     CHECK(policy.workspace()->statistics().in_use == 0);
 }
+
+TEST_CASE("tensor: adopted memory is read and written in place, moved along, and left alone in the end") {
+    const Cpu policy(1);
+    using Matrix = MatrixTensor<float, Cpu>;
+    std::vector<float> values{0, 1, 2, 3, 4, 5};
+    {
+        Matrix tensor = Matrix::adopt(values.data(), {2, 3});
+        CHECK(tensor);
+        CHECK(tensor.shape() == std::array<Index, 2>{2, 3});
+        CHECK(tensor.view()(1, 2) == 5);
+        tensor.view()(0, 1) = 7;
+        Matrix moved = std::move(tensor);
+        CHECK_FALSE(tensor);
+        CHECK(moved.data() == values.data());
+        moved = Matrix(policy, {1, 1});  // takes its place, not its memory
+        moved.data()[0] = 9;
+        Matrix own(policy, {4, 4});
+        own = Matrix::adopt(values.data(), {3, 2});  // what was here goes back to the policy
+        CHECK(own.data() == values.data());
+        CHECK(policy.workspace()->statistics().in_use == 256);
+    }
+    CHECK(values == std::vector<float>{0, 7, 2, 3, 4, 5});
+    CHECK(policy.workspace()->statistics().in_use == 0);
+    const Matrix no_rows = Matrix::adopt(nullptr, {0, 3});
+    CHECK(no_rows.size() == 0);
+    CHECK_THROWS_WITH_AS(Matrix::adopt(nullptr, {2, 3}),
+                         "colt5: `data` must be a pointer to the tensor's elements, but is null", ValueError);
+    using Wide = Tensor<float, Cpu, dynamic, 5>;
+    CHECK_THROWS_WITH_AS(Wide::adopt(values.data(), {1, 6}), "colt5: `shape` must have shape (any, 5), but has (1, 6)",
+                         ShapeError);
+    CHECK_THROWS_AS(Matrix::adopt(values.data(), {1, -6}), ValueError);
+}

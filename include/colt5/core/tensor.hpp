@@ -30,9 +30,10 @@ namespace detail {
 ///
 ///     Tensor<float, Cpu, dynamic, dynamic, 512> tokens(policy, {batch, n, 512});   // uninitialized
 ///
-/// The memory comes from the policy's workspace and goes back to it, whichever of the two lives longer.
-/// On the host, with <colt5/colt5.hpp> included, `tensor.matrix()` and `tensor.vector()` are Eigen maps (no copy) and
-/// `tensor = expression` evaluates an Eigen expression into the tensor.
+/// The memory comes from the policy's workspace and goes back to it, whichever of the two lives longer. An adopted
+/// tensor (see `adopt`) uses memory that stays another's. On the host, with <colt5/colt5.hpp> included,
+/// `tensor.matrix()` and `tensor.vector()` are Eigen maps (no copy) and `tensor = expression` evaluates an Eigen
+/// expression into the tensor.
 template <typename T, Policy P, Index... Extents>
 class Tensor {
 public:
@@ -55,6 +56,22 @@ public:
         } catch (const OutOfMemory& error) {
             detail::throw_out_of_memory(error, shape_string(shape), bytes);
         }
+    }
+
+    /// A tensor in memory of its caller, who frees it, after the tensor and every one that it is moved to: `shape` in
+    /// row-major order where the policy's kernels read and write. Everything that takes a tensor takes it, such as a
+    /// module's parameter or the place of a result; what is assigned to it replaces it and leaves that memory alone.
+    /// Throws ShapeError and ValueError as the constructor does, and ValueError when `data` is null and not empty.
+    ///
+    ///     module.weight = MatrixTensor<float, Cpu>::adopt(pointer, module.weight.shape());
+    static Tensor adopt(T* data, const Shape& shape) {
+        expect_shape("shape", shape, ViewType::extents);
+        const Index bytes = expect_bytes("shape", shape, sizeof(T));
+        expect_value(data != nullptr || bytes == 0, "data", "a pointer to the tensor's elements", "null");
+        Tensor tensor;
+        tensor.shape_ = shape;
+        tensor.buffer_.data = data;
+        return tensor;
     }
 
     Tensor(Tensor&& other) noexcept : shape_(std::exchange(other.shape_, {})), buffer_(std::move(other.buffer_)) {}
@@ -110,9 +127,9 @@ private:
             return *this;
         }
         ~Buffer() {
-            if (data != nullptr) workspace->deallocate(data);
+            if (workspace != nullptr && data != nullptr) workspace->deallocate(data);
         }
-        std::shared_ptr<typename P::Workspace> workspace;
+        std::shared_ptr<typename P::Workspace> workspace;  // none of adopted memory
         void* data = nullptr;
     };
 

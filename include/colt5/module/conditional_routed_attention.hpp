@@ -132,18 +132,20 @@ public:
     }
 
     /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d), plus the tokens if `residual` says so. Saves nothing.
+    /// `out` may hold the tensor to return, which is then written to.
     template <Viewable X>
     Out operator()(const X& tokens, Argument<Mask, P> mask = {}, AttentionTokens counts = {},
-                   Residual residual = Residual::none) const {
-        return compute<false>(detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask), mask, counts, residual);
+                   Residual residual = Residual::none, Out out = {}) const {
+        return compute<false>(detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask), mask, counts, residual,
+                              std::move(out));
     }
 
     /// The same, with what backward reads.
     template <typename X>
     Activations forward(X&& tokens, Kept<Mask, P> mask = {}, AttentionTokens counts = {},
-                        Residual residual = Residual::none) const {
+                        Residual residual = Residual::none, Out out = {}) const {
         return compute<true>(detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask),
-                             mask, counts, residual);
+                             mask, counts, residual, std::move(out));
     }
 
     /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
@@ -204,13 +206,14 @@ private:
 
     /// Returns the output or, with `save`, the Activations.
     template <bool save>
-    auto compute(const Tokens& tokens, Mask mask, const AttentionTokens& counts, Residual residual) const {
+    auto compute(const Tokens& tokens, Mask mask, const AttentionTokens& counts, Residual residual, Out given) const {
         const Index num_q =
             detail::token_count("num_heavy_tokens_q", counts.num_heavy_tokens_q, config.num_heavy_tokens_q);
         const Index num_kv =
             detail::token_count("num_heavy_tokens_kv", counts.num_heavy_tokens_kv, config.num_heavy_tokens_kv);
         expect_parameters();
         const P& policy = this->policy();
+        if (given) expect_shape("out", given.shape(), tokens.shape());
         auto [clean_copy, x] = clean_padding(policy, tokens, mask);  // (b, n, d)
 
         SideStream side_stream(policy);
@@ -227,7 +230,7 @@ private:
                                kv_mask.const_view(), scores_kv.const_view(), query_scores(routed_q.routing.scores),
                                {indices_q, indices_kv.const_view()});  // (b, q, d)
 
-        auto out = tensor_like(policy, x);  // (b, n, d)
+        auto out = detail::result_like(policy, "out", std::move(given), x);  // (b, n, d)
         auto light = light_attn.forward(policy, out.view(), x, mask, save && !policy.memory_plan().recompute,
                                         detail::residual_of(residual, x));
         side_stream.join();
@@ -262,9 +265,10 @@ private:
 
     /// Returns d_tokens (b, n, d).
     template <typename SomeActivations, Viewable D>
-    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients) const {
+    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients, Out given = {}) const {
         using Logits = TokensTensor<accumulate_t<Scalar>, P>;
         const P& policy = this->policy();
+        if (given) expect_shape("d_tokens", given.shape(), saved.tokens.shape());
         const auto &routing_q = saved.routed_q.routing, &routing_kv = saved.routed_kv.routing;
         const auto indices_q = single_route(routing_q.indices);  // (b, q)
         const auto scores_kv = routing_kv.scores.const_view();   // (b, r, kv)
@@ -295,7 +299,7 @@ private:
         d_heavy = {};
         detail::release(saved.heavy);
 
-        auto d_x = tensor_like(policy, saved.tokens);  // (b, n, d)
+        auto d_x = detail::result_like(policy, "d_tokens", std::move(given), saved.tokens);  // (b, n, d)
         light_attn.backward(policy, saved.light, d_x.view(), d_out, saved.tokens, saved.mask, gradients.light_attn,
                             epilogue);
         side_stream.join();

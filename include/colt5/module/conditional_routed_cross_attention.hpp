@@ -146,20 +146,21 @@ public:
         }
     }
 
-    /// x (b, n, d), context (b, m, d), mask (b, n) and context_mask (b, m), each may be absent  →  (b, n, d)
+    /// x (b, n, d), context (b, m, d), mask (b, n) and context_mask (b, m), each may be absent  →  (b, n, d). `out` may
+    /// hold the tensor to return, which is then written to.
     template <Viewable X, Viewable C>
     Out operator()(const X& x, const C& context, Argument<Mask, P> mask = {}, Argument<Mask, P> context_mask = {},
-                   CrossAttentionTokens counts = {}) const {
-        return compute<false>(x, context, mask, context_mask, counts).out;
+                   CrossAttentionTokens counts = {}, Out out = {}) const {
+        return compute<false>(x, context, mask, context_mask, counts, std::move(out)).out;
     }
 
     /// The same, with what backward reads.
     template <typename X, typename C>
     Activations forward(X&& x, C&& context, Kept<Mask, P> mask = {}, Kept<Mask, P> context_mask = {},
-                        CrossAttentionTokens counts = {}) const {
+                        CrossAttentionTokens counts = {}, Out out = {}) const {
         detail::expect_kept_tokens<Tokens, P>("x", std::forward<X>(x), "mask", mask);
         detail::expect_kept_tokens<Tokens, P>("context", std::forward<C>(context), "context_mask", context_mask);
-        return compute<true>(x, context, mask, context_mask, counts);
+        return compute<true>(x, context, mask, context_mask, counts, std::move(out));
     }
 
     /// Whether gradients have the shapes of those that make_gradients() makes.
@@ -198,12 +199,14 @@ private:
 
     /// With what backward reads, if it is to follow.
     template <bool save, Viewable X, Viewable C>
-    auto compute(const X& x, const C& context, Mask mask, Mask context_mask, const CrossAttentionTokens& counts) const {
+    auto compute(const X& x, const C& context, Mask mask, Mask context_mask, const CrossAttentionTokens& counts,
+                 Out given) const {
         using Evaluated = Evaluated<accumulate_t<Scalar>, P>;
         std::conditional_t<save, Activations, ActivationsWith<Evaluated, Evaluated>> saved;
         const auto given_x = detail::expect_tokens<Tokens, P>("x", x, "mask", mask);
         const auto given_context = detail::expect_tokens<Tokens, P>("context", context, "context_mask", context_mask);
         expect_shape("context", context.shape(), {x.extent(0), dynamic, config.dim});
+        if (given) expect_shape("out", given.shape(), x.shape());
         expect_parameters();
         saved.mask = mask;
         saved.context_mask = context_mask;
@@ -233,7 +236,7 @@ private:
         }
         saved.heavy = heavy_attn.forward(policy, saved.queries(), saved.keys(), saved.key_mask(), saved.key_scores(),
                                          {}, saved.positions());
-        saved.out = tensor_like(policy, saved.x);
+        saved.out = detail::result_like(policy, "out", std::move(given), saved.x);
         if (saved.routed_q) {
             const auto& [indices, scores] = saved.routed_q->routing;
             set_zero(policy, saved.out);
@@ -259,8 +262,11 @@ private:
     }
 
     template <typename SomeActivations, Viewable D>
-    InputGradients compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients) const {
+    InputGradients compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients,
+                                     InputGradients inputs = {}) const {
         const P& policy = this->policy();
+        if (inputs.d_x) expect_shape("d_x", inputs.d_x.shape(), saved.x.shape());
+        if (inputs.d_context) expect_shape("d_context", inputs.d_context.shape(), saved.context.shape());
         detail::release(saved.out);
         Out d_heavy;                                     // (b, q, d) or (b, n, d)
         TokensTensor<accumulate_t<Scalar>, P> d_scores;  // (b, 1, q)
@@ -279,12 +285,15 @@ private:
         }
         auto d = heavy_attn.backward(policy, saved.heavy, d_heavy, saved.queries(), saved.keys(), saved.key_mask(),
                                      saved.key_scores(), gradients.heavy_attn, {}, saved.positions());
-        InputGradients inputs{tensor_like(policy, saved.x), tensor_like(policy, saved.context)};
+        inputs.d_context = detail::result_like(policy, "d_context", std::move(inputs.d_context), saved.context);
         if (saved.routed_q) {
+            inputs.d_x = detail::result_like(policy, "d_x", std::move(inputs.d_x), saved.x);
             set_zero(policy, inputs.d_x);
             gather_vjp(policy, inputs.d_x.view(), d.d_x, single_route(saved.routed_q->routing.indices));
             q_router.backward(policy, *saved.routed_q, d_scores.const_view(), saved.x, saved.mask, inputs.d_x.view(),
                               gradients.q_router);
+        } else if (inputs.d_x) {
+            assign(policy, inputs.d_x, as_expression(d.d_x));
         } else {
             inputs.d_x = std::move(d.d_x);
         }

@@ -94,20 +94,22 @@ public:
     explicit ConditionalRoutedTransformerBlock(const P& policy, Seeds seeds = {})
         : Base(policy), conditional_ff(policy, seeds), conditional_attn(policy, seeds) {}
 
-    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Saves nothing.
+    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Saves nothing. `out` may hold the tensor to return, which
+    /// is then written to.
     template <Viewable X>
-    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, TransformerBlockTokens counts = {}) const {
+    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, TransformerBlockTokens counts = {},
+                   Out out = {}) const {
         const auto [of_attn, of_ff] = expect_counts(counts);
         const auto x = conditional_attn(tokens, mask, of_attn, Residual::tokens);  // (b, n, d)
-        return conditional_ff(x, mask, of_ff, Residual::tokens);                   // (b, n, d)
+        return conditional_ff(x, mask, of_ff, Residual::tokens, std::move(out));   // (b, n, d)
     }
 
     /// The same, with what backward reads.
     template <typename X>
-    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, TransformerBlockTokens counts = {}) const {
+    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, TransformerBlockTokens counts = {}, Out given = {}) const {
         const auto [of_attn, of_ff] = expect_counts(counts);
         auto attn = conditional_attn.forward(std::forward<X>(tokens), mask, of_attn, Residual::tokens);
-        auto ff = conditional_ff.forward(attn.out, mask, of_ff, Residual::tokens);
+        auto ff = conditional_ff.forward(attn.out, mask, of_ff, Residual::tokens, std::move(given));
         auto out = std::move(ff.out);  // (b, n, d)
         return {std::move(out), std::move(attn), std::move(ff)};
     }
@@ -150,11 +152,12 @@ private:
 
     /// Returns d_tokens (b, n, d).
     template <typename SomeActivations, Viewable D>
-    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients) const {
+    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients, Out given = {}) const {
         detail::release(saved.out);
         const auto d_x =
             conditional_ff.backward(detail::forward_part(saved.ff), d_out, gradients.conditional_ff);  // (b, n, d)
-        return conditional_attn.backward(detail::forward_part(saved.attn), d_x, gradients.conditional_attn);
+        return conditional_attn.backward(detail::forward_part(saved.attn), d_x, gradients.conditional_attn,
+                                         std::move(given));
     }
 };
 

@@ -137,6 +137,14 @@ Tokens expect_kept_tokens(const char* argument, X&& tokens, const char* mask_arg
     return expect_tokens<Tokens, P>(argument, tokens, mask_argument, mask);
 }
 
+/// The tensor for a result of the shape of `like`: `given`, or if that is empty a new one. Throws ShapeError.
+template <typename Result, Policy P, Viewable V>
+Result result_like(const P& policy, const char* argument, Result given, const V& like) {
+    if (!given) return tensor_like(policy, like);
+    expect_shape(argument, given.shape(), like.shape());
+    return given;
+}
+
 /// Frees a value that backward has finished reading; does nothing if it is const.
 template <typename T>
 void release(T& value) {
@@ -171,22 +179,24 @@ public:
 
     /// Returns the gradients of the inputs, and adds those of the parameters to `gradients`. If `saved` is moved in,
     /// its tensors are freed once they are read, saved.out first, and gradients reuse their memory: then d_out must not
-    /// be saved.out. Throws ValueError unless `saved` comes from forward of this module and is not used up.
-    template <typename Saved, Viewable D, typename Gradients>
-    auto backward(Saved&& saved, const D& d_out, Gradients& gradients) const {
+    /// be saved.out. Throws ValueError unless `saved` comes from forward of this module and is not used up. saved.out
+    /// may be moved away before. `into`, of the type that is returned, may hold the tensors to return, which are then
+    /// written to.
+    template <typename Saved, Viewable D, typename Gradients, typename... Into>
+    auto backward(Saved&& saved, const D& d_out, Gradients& gradients, Into... into) const {
         static_assert(std::same_as<std::remove_cvref_t<Saved>, typename Self::Activations>,
                       "colt5: `saved` must be what forward of this module returned");
         static_assert(std::same_as<Gradients, typename Self::Gradients>,
                       "colt5: `gradients` must be those that make_gradients() of this module returns");
         self().expect_backward(saved, d_out, gradients);
         if constexpr (std::is_lvalue_reference_v<Saved> || std::is_const_v<std::remove_reference_t<Saved>>) {
-            return self().compute_gradients(std::as_const(saved), d_out, gradients);
+            return self().compute_gradients(std::as_const(saved), d_out, gradients, std::move(into)...);
         } else {
             const void *const of_d = d_out.const_view().data(), *const of_out = saved.out.const_view().data();
             expect_value(of_d == nullptr || of_d != of_out, "d_out",
                          "another tensor than the output that is handed over", "that output");
             auto taken = std::move(saved);
-            return self().compute_gradients(taken, d_out, gradients);
+            return self().compute_gradients(taken, d_out, gradients, std::move(into)...);
         }
     }
 

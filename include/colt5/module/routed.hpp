@@ -191,18 +191,20 @@ public:
         : Base(policy), Modules{RouterType(policy, seeds), Light(policy, seeds), make_heavy(policy, seeds)} {}
 
     /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d), plus the tokens if `residual` says so. Saves nothing.
+    /// `out` may hold the tensor to return, which is then written to.
     template <Viewable X>
     Out operator()(const X& tokens, Argument<Mask, P> mask = {}, RoutedTokens counts = {},
-                   Residual residual = Residual::none) const {
-        return compute<false>(detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask), mask, counts, residual);
+                   Residual residual = Residual::none, Out out = {}) const {
+        return compute<false>(detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask), mask, counts, residual,
+                              std::move(out));
     }
 
     /// The same, with what backward reads.
     template <typename X>
     Activations forward(X&& tokens, Kept<Mask, P> mask = {}, RoutedTokens counts = {},
-                        Residual residual = Residual::none) const {
+                        Residual residual = Residual::none, Out out = {}) const {
         return compute<true>(detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask),
-                             mask, counts, residual);
+                             mask, counts, residual, std::move(out));
     }
 
     /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
@@ -357,10 +359,11 @@ private:
 
     /// Returns the output or, with `save`, the Activations.
     template <bool save>
-    auto compute(const Tokens& tokens, Mask mask, const RoutedTokens& counts, Residual residual) const {
+    auto compute(const Tokens& tokens, Mask mask, const RoutedTokens& counts, Residual residual, Out given) const {
         const Index k = detail::token_count("num_heavy_tokens", counts.num_heavy_tokens, config.num_heavy_tokens);
         expect_parameters();
         const P& policy = this->policy();
+        if (given) expect_shape("out", given.shape(), tokens.shape());
         auto [clean_copy, x] = clean(policy, tokens, mask);  // (b, n, d)
 
         SideStream side_stream(policy);
@@ -372,7 +375,7 @@ private:
         for (std::size_t r = 0; r < num_routes; ++r)
             of_heavy[r] = run_heavy(side, heavy_of(*this, r), x, mask, indices(r), save);  // (b, k, d)
 
-        auto out = tensor_like(policy, x);  // (b, n, d)
+        auto out = detail::result_like(policy, "out", std::move(given), x);  // (b, n, d)
         const bool save_light = save && !(LightBranch::has_epilogue && policy.memory_plan().recompute);
         auto of_light = LightBranch::forward(Modules::light_of(*this), policy, out.view(), x, mask, save_light,
                                              detail::residual_of(residual, x));
@@ -406,8 +409,9 @@ private:
 
     /// Returns d_tokens (b, n, d).
     template <typename SomeActivations, Viewable D>
-    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients) const {
+    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients, Out given = {}) const {
         const P& policy = this->policy();
+        if (given) expect_shape("d_tokens", given.shape(), saved.tokens.shape());
         const auto& routing = saved.routed.routing;
         const auto indices = [&](std::size_t r) { return of_route(routing.indices, saved.by_route.indices, r); };
         SideStream side_stream(policy);
@@ -441,7 +445,7 @@ private:
             detail::release(saved.heavy[r]);
         }
 
-        auto d_x = tensor_like(policy, saved.tokens);  // (b, n, d)
+        auto d_x = detail::result_like(policy, "d_tokens", std::move(given), saved.tokens);  // (b, n, d)
         LightBranch::backward(Modules::light_of(*this), policy, saved.light, d_x.view(), d_out.const_view(),
                               saved.tokens, saved.mask, Modules::light_of(gradients), epilogue);
         side_stream.join();

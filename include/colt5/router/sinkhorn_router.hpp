@@ -44,6 +44,7 @@ struct GumbelNoise {
     /// Number of the first sample of a batch, to train a part of it as the whole would be; where blocks or windows of a
     /// sequence are routed, that of its first block or window.
     Index first_sample = 0;
+    bool evaluates = false;  ///< forward draws the noise of evaluation, too: the same at every call
 
     /// Noise of the next call of forward, or of evaluation, for `batch` samples of `routes` routes.
     template <Policy P>
@@ -166,7 +167,8 @@ private:
         const auto [batch, routes, length] = saved.logits.shape();
         using Source = typename GumbelNoise<Logit>::Source;
         if (noise.source == Source::seeded) {
-            saved.drawn = noise.draw(policy, training, batch, routes, std::min(num_tokens, length), length);
+            saved.drawn =
+                noise.draw(policy, training && !noise.evaluates, batch, routes, std::min(num_tokens, length), length);
             saved.noise = saved.drawn.const_view();
         } else if (noise.source == Source::given) {
             saved.noise = noise.values;
