@@ -166,6 +166,9 @@ public:
                is_like<Heavy>(heavy_attn, gradients.heavy_attn);
     }
 
+    /// By what saved activations know the module: the address of a parameter.
+    const void* identity() const { return heavy_attn.to_out.weight.data(); }
+
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         if constexpr (config.use_null_q_tokens) f(prefix + "null_q_token", m.null_q_token...);
@@ -178,8 +181,6 @@ public:
     }
 
 private:
-    const void* identity() const { return heavy_attn.to_out.weight.data(); }
-
     static Light make_light(const P& policy, [[maybe_unused]] SeedSequence& seeds) {
         if constexpr (config.has_light_attn && config.light_in_windows)
             return Light(policy, seeds, config.dim, config.light_heads, config.light_dim_head,

@@ -179,6 +179,9 @@ public:
         if constexpr (config.use_null_q_tokens) expect_shape("", "null_q_token", null_q_token.shape(), {config.dim});
     }
 
+    /// By what saved activations know the module: the address of a parameter.
+    const void* identity() const { return heavy_attn.to_out.weight.data(); }
+
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         if constexpr (config.use_null_q_tokens) f(prefix + "null_q_token", m.null_q_token...);
@@ -189,8 +192,6 @@ public:
     }
 
 private:
-    const void* identity() const { return heavy_attn.to_out.weight.data(); }
-
     /// The tokens that get the null query token (b, n).
     template <typename Indices>
     static auto null_queries(const P& policy, const Indices& indices_q, Mask mask, Index length) {

@@ -223,6 +223,18 @@ public:
         return all;
     }
 
+    /// By what saved activations know the module: the address of a parameter, or of the workspace if there is none.
+    const void* identity() const {
+        const void* address = nullptr;
+        const auto look = [&](const std::string&, const auto& parameter) {
+            if (address == nullptr) address = parameter.data();
+        };
+        RouterType::each_parameter(look, "", this->router);
+        if (address == nullptr) Heavy::each_parameter(look, "", heavy_of(*this, 0));
+        if (address == nullptr) Light::each_parameter(look, "", Modules::light_of(*this));
+        return address != nullptr ? address : this->policy().workspace().get();
+    }
+
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         RouterType::each_parameter(f, prefix + "router.", m.router...);
@@ -273,18 +285,6 @@ private:
             return branch.fits(gradients);
         else
             return is_like<M>(branch, gradients);
-    }
-
-    /// The address of a parameter, or of the workspace if there is none.
-    const void* identity() const {
-        const void* address = nullptr;
-        const auto look = [&](const std::string&, const auto& parameter) {
-            if (address == nullptr) address = parameter.data();
-        };
-        RouterType::each_parameter(look, "", this->router);
-        if (address == nullptr) Heavy::each_parameter(look, "", heavy_of(*this, 0));
-        if (address == nullptr) Light::each_parameter(look, "", Modules::light_of(*this));
-        return address != nullptr ? address : this->policy().workspace().get();
     }
 
     /// Tokens as the branches take them: a light branch without an epilogue gets them clean.

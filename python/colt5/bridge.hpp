@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The C interface of one module on memory of others, which colt5/library.py calls. The generated file that includes
+// this one defines in namespace colt5_python: Policy, ModuleOfCall, and CountsOfCall, the module's numbers of tokens
+// for one call.
+//
+// A call gets its arguments as one array of 64-bit numbers: integers, and addresses. It returns 0 or a handle, or on
+// failure a negative number, one for each kind of exception; colt5_message() then says what was wrong.
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+namespace colt5_python {
+
+using colt5::Index;
+
+/// The arguments of a call, one after the other.
+class Arguments {
+public:
+    explicit Arguments(const std::int64_t* numbers) : next_(numbers) {}
+    Index number() { return static_cast<Index>(*next_++); }
+    template <typename T>
+    T* pointer() {
+        return reinterpret_cast<T*>(static_cast<std::uintptr_t>(*next_++));
+    }
+    template <std::size_t rank>
+    std::array<Index, rank> shape() {
+        std::array<Index, rank> shape;
+        for (Index& extent : shape) extent = number();
+        return shape;
+    }
+    void read(colt5::RoutedTokens& counts) { counts = {number()}; }
+    void read(colt5::AttentionTokens& counts) { counts = {number(), number()}; }
+    void read(colt5::CrossAttentionTokens& counts) { counts = {number(), number()}; }
+    void read(colt5::TransformerBlockTokens& counts) { counts = {number(), number(), number()}; }
+
+private:
+    const std::int64_t* next_;
+};
+
+/// Where a call runs.
+struct Place {
+    Index device, stream, threads, tf32;
+    explicit Place(Arguments& arguments)
+        : device(arguments.number()),
+          stream(arguments.number()),
+          threads(arguments.number()),
+          tf32(arguments.number()) {}
+    bool operator==(const Place&) const = default;
+
+    Policy policy() const {
+#if defined(__CUDACC__)
+        Policy::Options options;
+        options.device = static_cast<int>(device);
+        options.math = tf32 != 0 ? colt5::MathMode::tf32 : colt5::MathMode::fp32;
+        // PyTorch's default stream is null, which asks a policy for a stream of its own.
+        options.stream =
+            stream == 0 ? cudaStreamLegacy : reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(stream));
+        return Policy(options);
+#else
+        return Policy(static_cast<int>(threads));
+#endif
+    }
+};
+
+inline std::string& message() {
+    thread_local std::string text;
+    return text;
+}
+
+template <typename Call>
+std::int64_t guarded(const Call& call) {
+    const auto fail = [](std::int64_t kind, const std::exception& error) {
+        message() = error.what();
+        return kind;
+    };
+    try {
+        return call();
+    } catch (const colt5::ShapeError& error) {
+        return fail(-1, error);
+    } catch (const colt5::ValueError& error) {
+        return fail(-2, error);
+    } catch (const colt5::OutOfMemory& error) {
+        return fail(-3, error);
+    } catch (const std::bad_alloc& error) {
+        return fail(-3, error);
+    } catch (const std::exception& error) {
+        return fail(-4, error);
+    }
+}
+
+/// What calls of a module are made of.
+template <typename Module, typename Counts>
+struct Bridge {
+    using Out = typename Module::Out;
+    using Scalar = typename Out::value_type;
+    using Shape = typename Out::Shape;
+    static constexpr bool is_cross = requires { typename Module::InputGradients; };
+    static constexpr std::size_t num_inputs = is_cross ? 2 : 1;
+    using Tokens = colt5::TokensView<const Scalar>;
+
+    /// A module whose parameters and gradients are bound to memory of the call that has it.
+    struct Context {
+        Place place;
+        Policy policy;
+        Module module;
+        typename Module::Gradients gradients;
+
+        explicit Context(const Place& place_) : place(place_), policy(place.policy()), module(policy) {}
+
+        void bind_parameters(Arguments& arguments) {
+            Module::each_parameter(
+                [&](const std::string&, auto& parameter) {
+                    using Parameter = std::remove_cvref_t<decltype(parameter)>;
+                    parameter = Parameter::adopt(arguments.template pointer<typename Parameter::value_type>(),
+                                                 parameter.shape());
+                },
+                "", module);
+        }
+        void bind_gradients(Arguments& arguments) {
+            Module::each_parameter(
+                [&](const std::string&, const auto& parameter, auto& gradient) {
+                    using Gradient = std::remove_cvref_t<decltype(gradient)>;
+                    gradient =
+                        Gradient::adopt(arguments.template pointer<typename Gradient::value_type>(), parameter.shape());
+                },
+                "", module, gradients);
+        }
+        /// Noise of training, by `seed`, or with `evaluates` that of evaluation.
+        void set_noise(std::uint64_t seed, bool evaluates) {
+            std::uint64_t router = 0;
+            Module::each_parameter(SetNoise{seed, evaluates, router}, "", module);
+        }
+
+    private:
+        struct SetNoise {
+            std::uint64_t seed;
+            bool evaluates;
+            std::uint64_t& router;
+
+            template <typename... T>
+            void operator()(const std::string&, T&...) const {}
+            template <typename Noise>
+            void noise(const std::string&, Noise& noise) const {
+                noise.seed = colt5::Seed{seed + router++};
+                noise.calls = 0;
+                noise.evaluates = evaluates;
+            }
+        };
+    };
+
+    /// Contexts that no call has now: as many as there have been calls at once. They hold their policies' workspaces.
+    /// Never destroyed, because at the end of a process CUDA may be gone already.
+    class Contexts {
+    public:
+        static Contexts& all() {
+            static Contexts& contexts = *new Contexts;
+            return contexts;
+        }
+        std::unique_ptr<Context> take(const Place& place) {
+            {
+                const std::lock_guard lock(mutex_);
+                const auto at = std::find_if(free_.rbegin(), free_.rend(),
+                                             [&](const auto& context) { return context->place == place; });
+                if (at != free_.rend()) {
+                    auto context = std::move(*at);
+                    free_.erase(std::next(at).base());
+                    return context;
+                }
+            }
+            return std::make_unique<Context>(place);
+        }
+        void give_back(std::unique_ptr<Context> context) {
+            const std::lock_guard lock(mutex_);
+            free_.push_back(std::move(context));
+        }
+        /// Hands memory that no tensor uses back to the system.
+        void release_memory() {
+            const std::lock_guard lock(mutex_);
+            for (const auto& context : free_) {
+                context->policy.workspace()->release_unused();
+                if constexpr (colt5::HasSideStream<Policy>) context->policy.side_policy().workspace()->release_unused();
+            }
+        }
+
+    private:
+        std::mutex mutex_;
+        std::vector<std::unique_ptr<Context>> free_;
+    };
+
+    /// A context for the time of one call.
+    class Lease {
+    public:
+        explicit Lease(const Place& place) : context_(Contexts::all().take(place)) {}
+        ~Lease() { Contexts::all().give_back(std::move(context_)); }
+        Lease(const Lease&) = delete;
+        Lease& operator=(const Lease&) = delete;
+        Context* operator->() const { return context_.get(); }
+
+    private:
+        std::unique_ptr<Context> context_;
+    };
+
+    /// What backward reads, behind a handle, which is the address of `content`: that of the tensor that PyTorch sees.
+    struct alignas(256) Saved {
+        std::uint8_t content = 0;
+        bool is_used = false;
+        std::array<Shape, num_inputs> shapes;
+        typename Module::Activations activations;
+    };
+
+    /// Where tokens, masks and parameters are now: PyTorch may have moved them since forward.
+    template <typename M, typename Activations>
+    static void rebind(const M& module, Activations& saved, const std::array<Tokens, num_inputs>& tokens,
+                       const std::array<colt5::Mask, num_inputs>& masks) {
+        if constexpr (is_cross) {
+            if (!saved.clean_x) saved.x = tokens[0];
+            if (!saved.clean_context) saved.context = tokens[1];
+            saved.mask = masks[0];
+            saved.context_mask = masks[1];
+            saved.origin = colt5::ActivationsOrigin(module.policy(), module.identity(), saved.x, saved.context);
+        } else if constexpr (requires { saved.attn; }) {
+            rebind(module.conditional_attn, saved.attn, tokens, masks);
+            rebind(module.conditional_ff, saved.ff, {saved.ff.tokens}, masks);
+        } else {
+            if (!saved.clean_copy) saved.tokens = tokens[0];
+            saved.mask = masks[0];
+            saved.origin = colt5::ActivationsOrigin(module.policy(), module.identity(), saved.tokens);
+        }
+    }
+
+    /// The handles that are in use.
+    class Handles {
+    public:
+        static Handles& all() {
+            static Handles& handles = *new Handles;
+            return handles;
+        }
+        std::int64_t add(std::unique_ptr<Saved> saved) {
+            const std::lock_guard lock(mutex_);
+            live_.insert(saved.get());
+            return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(saved.release()));
+        }
+        /// Null if the handle is not in use.
+        Saved* find(const void* handle) {
+            const std::lock_guard lock(mutex_);
+            return live_.count(handle) > 0 ? static_cast<Saved*>(const_cast<void*>(handle)) : nullptr;
+        }
+        void remove(const void* handle) {
+            std::unique_ptr<Saved> saved;
+            const std::lock_guard lock(mutex_);
+            if (live_.erase(handle) > 0) saved.reset(static_cast<Saved*>(const_cast<void*>(handle)));
+        }
+
+    private:
+        std::mutex mutex_;
+        std::unordered_set<const void*> live_;
+    };
+
+    struct Inputs {
+        std::array<Shape, num_inputs> shapes;
+        std::array<Tokens, num_inputs> tokens;
+        std::array<colt5::Mask, num_inputs> masks;  // absent: null
+
+        explicit Inputs(Arguments& arguments) {
+            for (std::size_t i = 0; i < num_inputs; ++i) {
+                const auto* const data = arguments.pointer<const Scalar>();
+                shapes[i] = arguments.shape<Out::rank>();
+                tokens[i] = Tokens(data, shapes[i]);
+                const auto* const mask = arguments.pointer<const bool>();
+                if (mask != nullptr) masks[i] = colt5::Mask(mask, {shapes[i][0], shapes[i][1]});
+            }
+        }
+    };
+
+    static std::int64_t forward(Arguments arguments) {
+        const Lease context{Place(arguments)};
+        const bool save = arguments.number() != 0, evaluates = arguments.number() != 0;
+        context->set_noise(static_cast<std::uint64_t>(arguments.number()), evaluates);
+        const Inputs inputs(arguments);
+        const auto& tokens = inputs.tokens;
+        const auto& masks = inputs.masks;
+        Counts counts;
+        arguments.read(counts);
+        auto out = Out::adopt(arguments.pointer<Scalar>(), inputs.shapes[0]);
+        context->bind_parameters(arguments);
+        const Module& module = context->module;
+
+        const auto finish = [&](typename Module::Activations activations) {
+            activations.out = {};  // it is the caller's, and backward does not read it
+            return Handles::all().add(
+                std::unique_ptr<Saved>(new Saved{0, false, inputs.shapes, std::move(activations)}));
+        };
+        using colt5::Residual;
+        if constexpr (is_cross) {
+            if (save) return finish(module.forward(tokens[0], tokens[1], masks[0], masks[1], counts, std::move(out)));
+            module(tokens[0], tokens[1], masks[0], masks[1], counts, std::move(out));
+        } else if constexpr (requires { module(tokens[0], masks[0], counts, Residual::none, std::move(out)); }) {
+            if (save) return finish(module.forward(tokens[0], masks[0], counts, Residual::none, std::move(out)));
+            module(tokens[0], masks[0], counts, Residual::none, std::move(out));
+        } else {
+            if (save) return finish(module.forward(tokens[0], masks[0], counts, std::move(out)));
+            module(tokens[0], masks[0], counts, std::move(out));
+        }
+        return 0;
+    }
+
+    static std::int64_t backward(Arguments arguments) {
+        const Lease context{Place(arguments)};
+        Saved* const saved = Handles::all().find(arguments.pointer<const void>());
+        const bool keep = arguments.number() != 0;
+        colt5::expect_value(saved != nullptr, "saved", "what forward has saved", "a copy of it");
+        colt5::expect_value(!saved->is_used, "saved", "what forward has saved",
+                            "used up: an earlier backward pass has freed it");
+        const Inputs inputs(arguments);
+        colt5::expect_value(inputs.shapes == saved->shapes, "inputs", "those of forward", "of other shapes");
+        const Tokens d_out(arguments.pointer<const Scalar>(), inputs.shapes[0]);
+        std::array<Out, num_inputs> d_inputs;
+        for (std::size_t i = 0; i < num_inputs; ++i)
+            d_inputs[i] = Out::adopt(arguments.pointer<Scalar>(), inputs.shapes[i]);
+        context->bind_parameters(arguments);
+        context->bind_gradients(arguments);
+        rebind(context->module, saved->activations, inputs.tokens, inputs.masks);
+        const auto run = [&](auto&& activations) {
+            using Activations = decltype(activations);
+            if constexpr (is_cross)
+                context->module.backward(
+                    std::forward<Activations>(activations), d_out, context->gradients,
+                    typename Module::InputGradients{std::move(d_inputs[0]), std::move(d_inputs[1])});
+            else
+                context->module.backward(std::forward<Activations>(activations), d_out, context->gradients,
+                                         std::move(d_inputs[0]));
+        };
+        if (keep) {
+            run(std::as_const(saved->activations));
+        } else {
+            saved->is_used = true;
+            run(std::move(saved->activations));
+        }
+        return 0;
+    }
+};
+
+using BridgeOfCall = Bridge<ModuleOfCall, CountsOfCall>;
+
+/// The part of DLPack's tensor that PyTorch reads.
+struct DLTensor {
+    void* data;
+    std::int32_t device_type = 1, device_id = 0;  // the host
+    std::int32_t ndim = 1;
+    std::uint8_t code = 1, bits = 8;  // uint8
+    std::uint16_t lanes = 1;
+    std::int64_t* shape;
+    std::int64_t* strides = nullptr;
+    std::uint64_t byte_offset = 0;
+};
+struct DLManagedTensor {
+    DLTensor tensor;
+    void* owner;
+    void (*deleter)(DLManagedTensor*);
+};
+
+}  // namespace colt5_python
+
+#define COLT5_EXPORT extern "C" __attribute__((visibility("default")))
+
+COLT5_EXPORT const char* colt5_message() {
+    return colt5_python::message().c_str();
+}
+
+/// The parameters in the order in which calls take them, a line each: name, tab, extents with spaces between them.
+COLT5_EXPORT std::int64_t colt5_parameters(const std::int64_t* arguments) {
+    using namespace colt5_python;
+    return guarded([&]() -> std::int64_t {
+        Arguments place(arguments);
+        const BridgeOfCall::Lease context{Place(place)};
+        std::string lines;
+        ModuleOfCall::each_parameter(
+            [&](const std::string& name, const auto& parameter) {
+                lines += name + '\t';
+                for (const Index extent : parameter.shape()) lines += std::to_string(extent) + ' ';
+                lines += '\n';
+            },
+            "", context->module);
+        message() = lines;
+        return 0;
+    });
+}
+
+/// place (4), save, evaluates, seed; of each input: data, shape, mask or 0; counts; out; parameters
+COLT5_EXPORT std::int64_t colt5_forward(const std::int64_t* arguments) {
+    using namespace colt5_python;
+    return guarded([&] { return BridgeOfCall::forward(Arguments(arguments)); });
+}
+
+/// place (4), handle, keep; of each input: data, shape, mask or 0; d_out; of each input: its gradient; parameters;
+/// their gradients, which are added to
+COLT5_EXPORT std::int64_t colt5_backward(const std::int64_t* arguments) {
+    using namespace colt5_python;
+    return guarded([&] { return BridgeOfCall::backward(Arguments(arguments)); });
+}
+
+COLT5_EXPORT void colt5_release(std::int64_t handle) {
+    colt5_python::BridgeOfCall::Handles::all().remove(
+        reinterpret_cast<const void*>(static_cast<std::uintptr_t>(handle)));
+}
+
+/// A DLPack tensor of one byte at the handle's address; whoever deletes it releases the handle.
+COLT5_EXPORT void* colt5_as_tensor(std::int64_t handle) {
+    using namespace colt5_python;
+    static std::int64_t one[1] = {1};
+    void* const address = reinterpret_cast<void*>(static_cast<std::uintptr_t>(handle));
+    auto* const managed = new DLManagedTensor{};
+    managed->tensor.data = address;
+    managed->tensor.shape = one;
+    managed->tensor.strides = one;
+    managed->owner = address;
+    managed->deleter = [](DLManagedTensor* tensor) {
+        BridgeOfCall::Handles::all().remove(tensor->owner);
+        delete tensor;
+    };
+    return managed;
+}
+
+COLT5_EXPORT void colt5_release_memory() {
+    colt5_python::BridgeOfCall::Contexts::all().release_memory();
+}
