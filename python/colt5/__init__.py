@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Conditionally routed attention and feedforward (CoLT5) as PyTorch modules: those of colt5-attention, in C++."""
 from .errors import BuildError, Error, ShapeError
-from .modules import ConditionalRoutedFeedForward
+from .modules import (ConditionalRoutedAttention, ConditionalRoutedCrossAttention, ConditionalRoutedFeedForward,
+                      ConditionalRoutedTransformerBlock)
 
-__all__ = ['ConditionalRoutedFeedForward', 'BuildError', 'Error', 'ShapeError']
+__all__ = ['ConditionalRoutedFeedForward', 'ConditionalRoutedAttention', 'ConditionalRoutedCrossAttention',
+           'ConditionalRoutedTransformerBlock', 'BuildError', 'Error', 'ShapeError']

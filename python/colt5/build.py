@@ -114,7 +114,7 @@ def host_compiler():
     if not found:
         raise BuildError(f'colt5: there is no C++ compiler ({" or ".join(wanted)}): install g++ 12 or clang 16, or newer, '
                          'and Eigen and xsimd (Debian: apt-get install g++ libeigen3-dev libxsimd-dev)')
-    flags = ['-std=c++20', '-O3', '-march=native', '-fPIC', '-shared', '-fvisibility=hidden', '-w', *include_flags()]
+    flags = ['-std=c++20', '-O2', '-march=native', '-fPIC', '-shared', '-fvisibility=hidden', '-w', *include_flags()]
     flags += ['-fopenmp'] if takes_openmp(tuple(found[0])) else []
     flags += shlex.split(os.environ.get('COLT5_CXXFLAGS', ''))
     seen = output_of(*found[0], '-march=native', '-###', '-E', '-x', 'c++', os.devnull)  # -march=native written out

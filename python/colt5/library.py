@@ -2,6 +2,8 @@
 """Compiled modules: the C interface of bridge.hpp by ctypes, on the memory of tensors."""
 import ctypes
 import functools
+import itertools
+import operator
 import struct
 
 import torch
@@ -25,17 +27,15 @@ using CountsOfCall = colt5::{counts};
 class Spec:
     """What is compiled: a module with its configuration. Two of the same `key` are one library."""
 
-    def __init__(self, module, config, counts, num_inputs, draws_noise):
-        """config: C++ text, such as FeedForwardConfig{.dim = 64, …}; counts: C++ type; draws_noise: by the Sinkhorn router"""
-        self.key = '|'.join((module, config, counts, str(num_inputs), str(int(draws_noise))))
-        self.module, self.config, self.counts = module, config, counts
-        self.num_inputs, self.draws_noise = num_inputs, draws_noise
+    def __init__(self, module, config, counts, inputs, parameters):
+        """config: C++ text, such as FeedForwardConfig{.dim = 64, …}; counts: C++ type; inputs and parameters: their names"""
+        self.key = '|'.join((module, config, counts, ','.join(inputs), ','.join(parameters)))
+        self.module, self.config, self.counts, self.inputs, self.parameters = module, config, counts, inputs, parameters
 
 
-@functools.lru_cache(maxsize=None)
 def spec_of(key):
-    module, config, counts, num_inputs, draws_noise = key.split('|')
-    return Spec(module, config, counts, int(num_inputs), draws_noise == '1')
+    module, config, counts, inputs, parameters = key.split('|')
+    return Spec(module, config, counts, inputs.split(','), parameters.split(','))
 
 
 def architecture_of(device):
@@ -56,16 +56,32 @@ def library_of(key, dtype, device):
     return Library(spec_of(key), dtype, device)
 
 
-def trailing(numbers):
-    return numbers[len(numbers) - 1]
+def gradient_dtype(dtype):
+    """Of the gradients of parameters."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def gradient_sizes(shapes):
+    """All gradients are in one tensor, each at a multiple of 64 numbers: the sizes of gradients and of the gaps behind them,
+    and where they begin."""
+    sizes = []
+    for shape in shapes:
+        sizes += [shape.numel(), -shape.numel() % 64]
+    return sizes, [0, *itertools.accumulate(sizes)][:-1:2]
+
+
+def split_gradients(gradients, shapes):
+    pieces = gradients.split_with_sizes(gradient_sizes(shapes)[0])[::2]
+    return [piece if len(shape) == 1 else piece.view(shape) for piece, shape in zip(pieces, shapes)]
 
 
 class Library:
-    """Calls of one compiled module. Knows its parameters: names, and shapes, in the order in which calls take them."""
+    """Calls of one compiled module. `names` and `shapes` are those of the parameters in Python's order; C++ takes them in
+    another one."""
 
     def __init__(self, spec, dtype, device):
         self.spec, self.dtype, self.device = spec, dtype, device
-        self.gradient_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.gradient_dtype = gradient_dtype(dtype)
         on_cpu = device.type == 'cpu'
         source = SOURCE.format(header='colt5.hpp' if on_cpu else 'cuda.cuh', policy='Cpu' if on_cpu else 'Cuda',
                                module=spec.module, config=spec.config, scalar=SCALARS[dtype], counts=spec.counts)
@@ -84,17 +100,16 @@ class Library:
 
         self._call(self._parameters, self._place(device))
         lines = [line.split('\t') for line in self._message().decode().splitlines()]
-        self.names = [name for name, _ in lines]
-        self.shapes = [torch.Size(map(int, shape.split())) for _, shape in lines]
-        # All gradients are in one tensor, each at a multiple of 64 numbers: sizes of gradients and of the gaps behind them.
-        self.gradient_sizes = []
-        for shape in self.shapes:
-            self.gradient_sizes += [shape.numel(), -shape.numel() % 64]
-        self.gradient_size = sum(self.gradient_sizes)
-        self.dim = self._dim_of_tokens()
-
-    def _dim_of_tokens(self):
-        return next(trailing(shape) for name, shape in zip(self.names, self.shapes) if name.endswith('routing_token'))
+        shapes = {name: torch.Size(map(int, shape.split())) for name, shape in lines}
+        self.names = spec.parameters
+        if set(shapes) != set(self.names):
+            raise Error(f'colt5: the parameters of {spec.module} must be {", ".join(shapes)}, but are {", ".join(self.names)}')
+        self.shapes = [shapes[name] for name in self.names]
+        self._in_order = operator.itemgetter(*[self.names.index(name) for name in shapes])
+        sizes, offsets = gradient_sizes(self.shapes)
+        self.gradient_size = sum(sizes)
+        self._gradient_offsets = self._in_order([offset * self.gradient_dtype.itemsize for offset in offsets])
+        self.dim = next(shape[-1] for name, shape in shapes.items() if name.endswith('routing_token'))
 
     def forward(self, inputs, masks, counts, parameters, noise, save):
         """Returns the output and, with `save`, a tensor that stands for what backward reads, otherwise None. `noise`: of
@@ -104,7 +119,8 @@ class Library:
         numbers += (save, 1, 0) if noise is None else (save, 0, noise)
         for x, mask in zip(inputs, masks):
             numbers += (x.data_ptr(), *x.shape, 0 if mask is None else mask.data_ptr())
-        handle = self._call(self._forward, [*numbers, *counts, out.data_ptr(), *[p.data_ptr() for p in parameters]])
+        pointers = self._in_order([p.data_ptr() for p in parameters])
+        handle = self._call(self._forward, [*numbers, *counts, out.data_ptr(), *pointers])
         return out, (tensor_of_handle(self._as_tensor(handle)) if save else None)
 
     def backward(self, saved, d_out, inputs, masks, parameters, keep):
@@ -117,21 +133,15 @@ class Library:
             numbers += (x.data_ptr(), *x.shape, 0 if mask is None else mask.data_ptr())
         numbers.append(d_out.data_ptr())
         numbers += [d.data_ptr() for d in d_inputs]
-        numbers += [p.data_ptr() for p in parameters]
-        at, size = gradients.data_ptr(), gradients.element_size()
-        for index in range(0, len(self.gradient_sizes), 2):
-            numbers.append(at)
-            at += (self.gradient_sizes[index] + self.gradient_sizes[index + 1]) * size
+        numbers += self._in_order([p.data_ptr() for p in parameters])
+        first = gradients.data_ptr()
+        numbers += [first + offset for offset in self._gradient_offsets]
         self._call(self._backward, numbers)
         return d_inputs, gradients
 
-    def split_gradients(self, gradients):
-        pieces = gradients.split_with_sizes(self.gradient_sizes)[::2]
-        return [piece if len(shape) == 1 else piece.view(shape) for piece, shape in zip(pieces, self.shapes)]
-
-    def expect_inputs(self, names, inputs, masks):
+    def expect_inputs(self, inputs, masks):
         """Throws unless inputs (b, n, d) and masks (b, n) fit the module and each other."""
-        x = inputs[0]
+        names, x = self.spec.inputs, inputs[0]
         for name, tensor, mask in zip(names, inputs, masks):
             shape = tensor.shape
             if len(shape) != 3 or shape[2] != self.dim or shape[0] != x.shape[0]:
@@ -145,20 +155,19 @@ class Library:
                 if mask.dtype != torch.bool or mask.device != x.device:
                     raise value_error(name, f'torch.bool on {x.device}', f'{mask.dtype} on {mask.device}')
 
-    def expect_parameters(self, parameters):
-        dtype, device = self.dtype, self.device
-        for p, shape in zip(parameters, self.shapes):
-            if p.shape != shape or p.dtype != dtype or p.device != device or not p.is_contiguous():
-                self._refuse_parameters(parameters)
-
-    def _refuse_parameters(self, parameters):
-        for name, p, shape in zip(self.names, parameters, self.shapes):
+    def take_parameters(self, parameters, convert):
+        """Parameters as calls take them. Throws unless they have the right shapes, are on the device, and of the scalar type,
+        or with `convert` of any."""
+        dtype, device, taken = self.dtype, self.device, parameters
+        for i, (p, shape) in enumerate(zip(parameters, self.shapes)):
             if p.shape != shape:
-                raise shape_error(name, shape, p.shape)
-            if p.dtype != self.dtype or p.device != self.device:
-                raise value_error(name, f'{self.dtype} on {self.device}, as the tokens', f'{p.dtype} on {p.device}')
-            if not p.is_contiguous():
-                raise value_error(name, 'contiguous', f'of strides {tuple(p.stride())}')
+                raise shape_error(self.names[i], shape, p.shape)
+            if p.device != device or (p.dtype != dtype and not convert):
+                raise value_error(self.names[i], f'{dtype} on {device}, as the tokens', f'{p.dtype} on {p.device}')
+            if p.dtype != dtype or not p.is_contiguous():
+                taken = list(taken) if taken is parameters else taken
+                taken[i] = p.to(dtype).contiguous()
+        return taken
 
     def release_memory(self):
         self._release_memory()

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The modules of colt5-attention under its names, with its arguments, defaults, parameters and initialization."""
-import functools
-
 import torch
 from torch import nn
 
 from . import ops
 from .errors import value_error
-from .library import Spec, library_of
+from .library import Spec
 
 # Fields of the C++ structs, in the order in which they are declared there; those of router_kwargs for each router type.
 ROUTER_KWARGS = {
@@ -101,7 +99,7 @@ class RotaryEmbedding(Part):
 
 
 class Slots(dict):
-    """Where a module's parameters are, for each order in which calls take them. Not part of a copy of the module."""
+    """Where a module's parameters are. Not part of a copy of the module."""
 
     def __reduce__(self):
         return Slots, ()
@@ -109,56 +107,52 @@ class Slots(dict):
 
 class CompiledModule(nn.Module):
     """A module whose forward and backward pass are C++, compiled when it is first called, for each scalar type and kind of
-    device. Forward hooks of the modules in it do not run: those only hold parameters."""
+    device. The modules in it hold the parameters; their forward, and hooks of it, do not run."""
 
-    _names = ('x',)
-
-    def _configure(self, module, config, counts, router_type, **num_tokens):
-        """config: fields of the C++ struct"""
+    def _configure(self, module, config, counts, inputs=('x',)):
+        """config: fields of the C++ struct; counts: its type of the numbers of tokens of a call"""
         name = module.removeprefix('ConditionalRouted') + 'Config'
         text = cpp_struct(name, [(key, value) for key, value in config.items() if value is not None])
-        self._spec = Spec(module, text, counts, len(self._names), router_type == 'sinkhorn')
-        self._counts = num_tokens
+        self._paths = [name.split('.') for name, _ in self.named_parameters()]
+        self._draws_noise = config['router_type'] == 'sinkhorn'
+        self._key = Spec(module, text, counts, inputs, ['.'.join(path) for path in self._paths]).key
         self._slots = Slots()
 
-    def _call(self, inputs, masks, **counts):
-        """counts: None: as the module was made with"""
+    def _call(self, inputs, masks, *counts):
         x = inputs[0]
-        dtype = x.dtype
-        if x.is_cuda and torch.is_autocast_enabled('cuda'):
-            dtype = torch.get_autocast_dtype('cuda')
-            inputs = [t.to(dtype) for t in inputs]
-        library = library_of(self._spec.key, dtype, x.device)
-        library.expect_inputs(self._names, inputs, masks)
-        parameters = self._parameters_of(library)
-        if dtype != parameters[0].dtype and dtype != x.dtype:
-            parameters = [p.to(dtype) for p in parameters]
-        library.expect_parameters(parameters)
-        numbers = [self._count(name, value) for name, value in counts.items()]
-        noise = None
-        if self._spec.draws_noise and self.training:
-            noise = torch.randint(2 ** 62, ())
-        return ops.call(self._spec, inputs, masks, numbers, parameters, noise)
+        convert = x.is_cuda and torch.is_autocast_enabled('cuda')
+        if convert:
+            inputs = [t.to(torch.get_autocast_dtype('cuda')) for t in inputs]
+        parameters = self._current_parameters()
+        if not x.is_cuda and torch.is_autocast_enabled('cpu'):
+            inputs = [t.to(parameters[0].dtype) for t in inputs]
+        noise = torch.randint(2 ** 62, ()) if self._draws_noise and self.training else None
+        return ops.call(self._key, inputs, masks, counts, parameters, noise, convert)
 
-    def _count(self, name, value):
-        return self._counts[name] if value is None else value
-
-    def _parameters_of(self, library):
-        """In the order of library.names."""
+    def _current_parameters(self):
+        if torch.compiler.is_compiling():
+            return self._walk()
         slots = self._slots.get('slots')
         if slots is None:
-            slots = self._slots['slots'] = [self._slot(name) for name in library.names]
+            slots = [(self.get_submodule('.'.join(path[:-1]))._parameters, path[-1]) for path in self._paths]
+            self._slots['slots'] = slots
         try:
             return [owner[name] for owner, name in slots]
         except KeyError:  # a parametrization, for instance, keeps them elsewhere
-            return [getattr(self.get_submodule(path), leaf) for path, _, leaf in (n.rpartition('.') for n in library.names)]
+            return self._walk()
 
-    def _slot(self, name):
-        path, _, leaf = name.rpartition('.')
-        return self.get_submodule(path)._parameters, leaf
+    def _walk(self):
+        parameters = []
+        for path in self._paths:
+            at = self
+            for name in path:
+                at = getattr(at, name)
+            parameters.append(at)
+        return parameters
 
-    def extra_repr(self):
-        return ', '.join(f'{name}={value}' for name, value in self._counts.items())
+
+def chosen(given, configured):
+    return configured if given is None else given
 
 
 class ConditionalRoutedFeedForward(CompiledModule):
@@ -176,7 +170,107 @@ class ConditionalRoutedFeedForward(CompiledModule):
         self._configure('ConditionalRoutedFeedForward', dict(
             dim=dim, num_heavy_tokens=1, light_ff_mult=light_ff_mult, heavy_ff_mult=heavy_ff_mult,
             router_straight_through=router_straight_through, router_type=router_type, router_kwargs=kwargs),
-            'FeedForwardTokens', router_type, num_heavy_tokens=num_heavy_tokens)
+            'FeedForwardTokens')
 
     def forward(self, x, mask=None, num_heavy_tokens=None):
-        return self._call((x,), (mask,), num_heavy_tokens=num_heavy_tokens)
+        return self._call((x,), (mask,), chosen(num_heavy_tokens, self.num_heavy_tokens))
+
+
+class ConditionalRoutedAttention(CompiledModule):
+    """Local attention for every token, and attention of routed queries over routed keys and values."""
+
+    def __init__(self, dim, *, num_heavy_tokens_q, num_heavy_tokens_kv, num_routed_kv=1, has_light_attn=True, light_dim_head=64,
+                 light_heads=8, light_window_size=128, heavy_dim_head=64, heavy_heads=8, router_straight_through=True,
+                 router_type='coor_descent', router_kwargs: dict = {}, multiply_keys_by_score=False,
+                 multiply_queries_by_score=False, use_triton=False, use_null_kv=False, use_null_q_tokens=False,
+                 use_flash_attn=False, rotary_emb=False, masked_rows='zero', attends_to_padding=False,
+                 masked_tokens_get_null_q=False):
+        super().__init__()
+        kwargs = cpp_router_kwargs(router_type, router_kwargs)
+        self.num_heavy_tokens_q = num_heavy_tokens_q
+        self.num_heavy_tokens_kv = num_heavy_tokens_kv
+        self.router_type = router_type
+        self.light_attn = LightAttention(dim, light_dim_head, light_heads) if has_light_attn else None
+        self.null_q_token = nn.Parameter(torch.randn(dim)) if use_null_q_tokens else None
+        self.q_router = Router(dim)
+        self.kv_router = Router(dim, num_routed_kv)
+        self.heavy_attn = HeavyAttention(dim, heavy_dim_head, heavy_heads, use_null_kv)
+        self.rotary_emb = RotaryEmbedding(heavy_dim_head) if rotary_emb else None
+        self._configure('ConditionalRoutedAttention', dict(
+            dim=dim, num_heavy_tokens_q=1, num_heavy_tokens_kv=1, num_routed_kv=num_routed_kv, light_dim_head=light_dim_head,
+            light_heads=light_heads, light_window_size=light_window_size, heavy_dim_head=heavy_dim_head,
+            heavy_heads=heavy_heads, router_straight_through=router_straight_through, router_type=router_type,
+            router_kwargs=kwargs, masked_rows=masked_rows, attends_to_padding=attends_to_padding,
+            has_light_attn=has_light_attn, use_null_kv=use_null_kv, use_null_q_tokens=use_null_q_tokens,
+            masked_tokens_get_null_q=masked_tokens_get_null_q, multiply_keys_by_score=multiply_keys_by_score,
+            multiply_queries_by_score=multiply_queries_by_score, rotary_emb=rotary_emb),
+            'AttentionTokens')
+
+    def forward(self, x, *, num_heavy_tokens_q=None, num_heavy_tokens_kv=None, mask=None):
+        return self._call((x,), (mask,), chosen(num_heavy_tokens_q, self.num_heavy_tokens_q),
+                          chosen(num_heavy_tokens_kv, self.num_heavy_tokens_kv))
+
+
+class ConditionalRoutedCrossAttention(CompiledModule):
+    """Attention of routed queries over the routed tokens of a context. num_sets_kv is accepted and does nothing, as in
+    the package: kv_routing_tokens counts the sets."""
+
+    def __init__(self, dim, *, num_tokens_q, num_tokens_kv, num_sets_kv=1, dim_head=64, heads=8, router_straight_through=True,
+                 router_type='coor_descent', router_kwargs: dict = {}, kv_routing_tokens=1, multiply_keys_by_score=False,
+                 use_triton=False, use_null_kv=False, use_null_q_tokens=False, use_flash_attn=False, route_block_size=None,
+                 masked_tokens_get_null_q=False):
+        super().__init__()
+        kwargs = cpp_router_kwargs(router_type, router_kwargs)
+        self.num_tokens_q = num_tokens_q
+        self.num_tokens_kv = num_tokens_kv
+        self.router_type = router_type
+        self.null_q_token = nn.Parameter(torch.randn(dim)) if use_null_q_tokens else None
+        self.q_router = Router(dim)
+        self.kv_router = Router(dim, kv_routing_tokens)
+        self.heavy_attn = HeavyAttention(dim, dim_head, heads, use_null_kv)
+        self._configure('ConditionalRoutedCrossAttention', dict(
+            dim=dim, num_tokens_q=1, num_tokens_kv=1, dim_head=dim_head, heads=heads,
+            router_straight_through=router_straight_through, router_type=router_type, router_kwargs=kwargs,
+            kv_routing_tokens=kv_routing_tokens, route_block_size=route_block_size, use_null_kv=use_null_kv,
+            use_null_q_tokens=use_null_q_tokens, masked_tokens_get_null_q=masked_tokens_get_null_q,
+            multiply_keys_by_score=multiply_keys_by_score),
+            'CrossAttentionTokens', ('x', 'context'))
+
+    def forward(self, x, context, *, num_tokens_q=None, num_tokens_kv=None, mask=None, context_mask=None):
+        return self._call((x, context), (mask, context_mask), chosen(num_tokens_q, self.num_tokens_q),
+                          chosen(num_tokens_kv, self.num_tokens_kv))
+
+
+class ConditionalRoutedTransformerBlock(CompiledModule):
+    """x = conditional_attn(x) + x; x = conditional_ff(x) + x"""
+
+    def __init__(self, dim, *, num_heavy_attn_tokens_q, num_heavy_attn_tokens_kv, num_routed_kv=1, num_heavy_ff_tokens,
+                 light_dim_head=64, light_heads=8, light_window_size=128, heavy_dim_head=64, heavy_heads=8, light_ff_mult=0.5,
+                 heavy_ff_mult=4, router_straight_through=True, router_type='coor_descent', router_kwargs: dict = {},
+                 multiply_keys_by_score=False, multiply_queries_by_score=False, use_triton=False, use_null_kv=False,
+                 use_null_q_tokens=False, use_flash_attn=False, masked_rows='zero', attends_to_padding=False,
+                 masked_tokens_get_null_q=False):
+        super().__init__()
+        routing = dict(router_straight_through=router_straight_through, router_type=router_type)
+        heads = dict(light_dim_head=light_dim_head, light_heads=light_heads, light_window_size=light_window_size,
+                     heavy_dim_head=heavy_dim_head, heavy_heads=heavy_heads)
+        options = dict(masked_rows=masked_rows, attends_to_padding=attends_to_padding, use_null_kv=use_null_kv,
+                       use_null_q_tokens=use_null_q_tokens, masked_tokens_get_null_q=masked_tokens_get_null_q,
+                       multiply_keys_by_score=multiply_keys_by_score, multiply_queries_by_score=multiply_queries_by_score)
+        self.conditional_ff = ConditionalRoutedFeedForward(
+            dim, num_heavy_tokens=num_heavy_ff_tokens, light_ff_mult=light_ff_mult, heavy_ff_mult=heavy_ff_mult,
+            router_kwargs=router_kwargs, **routing)
+        self.conditional_attn = ConditionalRoutedAttention(
+            dim, num_heavy_tokens_q=num_heavy_attn_tokens_q, num_heavy_tokens_kv=num_heavy_attn_tokens_kv,
+            num_routed_kv=num_routed_kv, router_kwargs=router_kwargs, **heads, **routing, **options)
+        self._configure('ConditionalRoutedTransformerBlock', dict(
+            dim=dim, num_heavy_attn_tokens_q=1, num_heavy_attn_tokens_kv=1, num_routed_kv=num_routed_kv, num_heavy_ff_tokens=1,
+            **heads, light_ff_mult=light_ff_mult, heavy_ff_mult=heavy_ff_mult, **routing,
+            router_kwargs=cpp_router_kwargs(router_type, router_kwargs), **options),
+            'TransformerBlockTokens')
+
+    def forward(self, x, mask=None, num_heavy_attn_tokens_q=None, num_heavy_attn_tokens_kv=None, num_heavy_ff_tokens=None):
+        attn, ff = self.conditional_attn, self.conditional_ff
+        return self._call((x,), (mask,), chosen(num_heavy_attn_tokens_q, attn.num_heavy_tokens_q),
+                          chosen(num_heavy_attn_tokens_kv, attn.num_heavy_tokens_kv),
+                          chosen(num_heavy_ff_tokens, ff.num_heavy_tokens))

@@ -12,44 +12,49 @@ from typing import List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from .library import library_of
+from .errors import value_error
+from .library import gradient_dtype, gradient_sizes, library_of, split_gradients
 
 keeps_graph = getattr(torch._C._autograd, '_get_current_graph_task_keep_graph', lambda: True)
-
-
-def call(spec, inputs, masks, counts, parameters, noise):
-    """inputs (b, n, d) and masks (b, n) or None, numbers of tokens, parameters in the library's order; noise: a seed of
-    training in a tensor, or None. All checked."""
-    save = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters))
-    if torch.compiler.is_compiling() or type(inputs[0]) not in plain:
-        return forward_op(inputs, masks, parameters, spec.key, counts, noise, save)[0]
-    seed = None if noise is None else int(noise)
-    if save:
-        return Call.apply(spec, masks, counts, seed, len(inputs), *inputs, *parameters)
-    return run_forward(spec.key, inputs, masks, counts, parameters, seed, noise is not None)[0]
 
 
 plain = (Tensor, torch.nn.Parameter)
 
 
-def run_forward(key, inputs, masks, counts, parameters, seed, save):
-    inputs = [x if x.is_contiguous() else x.contiguous() for x in inputs]
-    masks = [m if m is None or m.is_contiguous() else m.contiguous() for m in masks]
-    library = library_of(key, inputs[0].dtype, inputs[0].device)
-    return library.forward(inputs, masks, counts, parameters, seed, save)
+def call(key, inputs, masks, counts, parameters, noise, convert):
+    """The module of a Spec's key: inputs (b, n, d) and masks (b, n) or None, numbers of tokens, parameters; noise: a seed of
+    training in a tensor, or None; convert: parameters to the type of the inputs, of which their gradients stay."""
+    save = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters))
+    if torch.compiler.is_compiling() or type(inputs[0]) not in plain:
+        return torch.ops.colt5.forward(inputs, masks, parameters, key, counts, noise, convert, save)[0]
+    if save:
+        return Call.apply(key, masks, counts, noise, convert, len(inputs), *inputs, *parameters)
+    return Pass(key, inputs, masks, counts, parameters, noise, convert, False).out
+
+
+class Pass:
+    """A forward pass: what was handed to C++, and what came back."""
+
+    def __init__(self, key, inputs, masks, counts, parameters, noise, convert, save):
+        x = inputs[0]
+        if parameters[0].dtype != x.dtype and not convert:
+            raise value_error('x', f'of {parameters[0].dtype}, as the parameters', f'of {x.dtype}')
+        self.library = library = library_of(key, x.dtype, x.device)
+        library.expect_inputs(inputs, masks)
+        self.inputs = [x if x.is_contiguous() else x.contiguous() for x in inputs]
+        self.masks = [m if m is None or m.is_contiguous() else m.contiguous() for m in masks]
+        self.parameters = library.take_parameters(parameters, convert)
+        seed = None if noise is None else int(noise)
+        self.out, self.saved = library.forward(self.inputs, self.masks, counts, self.parameters, seed, save)
 
 
 class Call(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, spec, masks, counts, seed, num_inputs, *tensors):
-        inputs, parameters = tensors[:num_inputs], tensors[num_inputs:]
-        inputs = [x if x.is_contiguous() else x.contiguous() for x in inputs]
-        masks = [m if m is None or m.is_contiguous() else m.contiguous() for m in masks]
-        ctx.library = library_of(spec.key, inputs[0].dtype, inputs[0].device)
-        ctx.num_inputs = num_inputs
-        out, saved = ctx.library.forward(inputs, masks, counts, parameters, seed, True)
-        ctx.save_for_backward(saved, *inputs, *masks, *parameters)
-        return out
+    def forward(ctx, key, masks, counts, noise, convert, num_inputs, *tensors):
+        done = Pass(key, tensors[:num_inputs], masks, counts, tensors[num_inputs:], noise, convert, True)
+        ctx.library, ctx.num_inputs = done.library, num_inputs
+        ctx.save_for_backward(done.saved, *done.inputs, *done.masks, *done.parameters)
+        return done.out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -59,21 +64,20 @@ class Call(torch.autograd.Function):
         inputs, masks, parameters = tensors[:n], tensors[n:2 * n], tensors[2 * n:]
         d_inputs, gradients = ctx.library.backward(saved, d_out.contiguous(), inputs, masks, parameters, keeps_graph())
         wanted = ctx.needs_input_grad
-        return (None,) * 5 + tuple(
+        return (None,) * 6 + tuple(
             d if needed else None
-            for d, needed in zip([*d_inputs, *ctx.library.split_gradients(gradients)], wanted[5:]))
+            for d, needed in zip([*d_inputs, *split_gradients(gradients, ctx.library.shapes)], wanted[6:]))
 
 
 @torch.library.custom_op('colt5::forward', mutates_args=())
 def forward_op(inputs: Sequence[Tensor], masks: Sequence[Optional[Tensor]], parameters: Sequence[Tensor], module: str,
-               counts: Sequence[int], noise: Optional[Tensor], save: bool) -> Tuple[Tensor, Tensor]:
-    seed = None if noise is None else int(noise)
-    out, saved = run_forward(module, inputs, masks, counts, parameters, seed, save or noise is not None)
-    return out, torch.zeros(1, dtype=torch.uint8) if saved is None else saved
+               counts: Sequence[int], noise: Optional[Tensor], convert: bool, save: bool) -> Tuple[Tensor, Tensor]:
+    done = Pass(module, inputs, masks, counts, parameters, noise, convert, save)
+    return done.out, done.saved if save else torch.zeros(1, dtype=torch.uint8)
 
 
 @forward_op.register_fake
-def _(inputs, masks, parameters, module, counts, noise, save):
+def _(inputs, masks, parameters, module, counts, noise, convert, save):
     return torch.empty_like(inputs[0], memory_format=torch.contiguous_format), torch.empty(1, dtype=torch.uint8, device='cpu')
 
 
@@ -83,19 +87,20 @@ def backward_op(saved: Tensor, d_out: Tensor, inputs: Sequence[Tensor], masks: S
     library = library_of(module, d_out.dtype, d_out.device)
     inputs = [x.contiguous() for x in inputs]
     masks = [None if m is None else m.contiguous() for m in masks]
+    parameters = library.take_parameters(parameters, True)
     d_inputs, gradients = library.backward(saved, d_out.contiguous(), inputs, masks, parameters, True)
     return [*d_inputs, gradients]
 
 
 @backward_op.register_fake
 def _(saved, d_out, inputs, masks, parameters, module):
-    library = library_of(module, d_out.dtype, d_out.device)
+    sizes, _ = gradient_sizes([p.shape for p in parameters])
     return [*[torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs],
-            d_out.new_empty(library.gradient_size, dtype=library.gradient_dtype)]
+            d_out.new_empty(sum(sizes), dtype=gradient_dtype(d_out.dtype))]
 
 
 def save_for_backward(ctx, inputs, output):
-    tokens, masks, parameters, ctx.module, _, _, _ = inputs
+    tokens, masks, parameters, ctx.module, *_ = inputs
     ctx.save_for_backward(output[1], *tokens, *masks, *parameters)
     ctx.num_inputs = len(tokens)
 
@@ -105,8 +110,8 @@ def backward_of_op(ctx, d_out, _):
     saved, *tensors = ctx.saved_tensors
     inputs, masks, parameters = tensors[:n], tensors[n:2 * n], tensors[2 * n:]
     *d_inputs, gradients = torch.ops.colt5.backward(saved, d_out, inputs, masks, parameters, ctx.module)
-    library = library_of(ctx.module, d_out.dtype, d_out.device)
-    return d_inputs, [None] * n, library.split_gradients(gradients), None, None, None, None
+    d_parameters = split_gradients(gradients, [p.shape for p in parameters])
+    return d_inputs, [None] * n, d_parameters, None, None, None, None, None
 
 
 forward_op.register_autograd(backward_of_op, setup_context=save_for_backward)

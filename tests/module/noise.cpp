@@ -54,6 +54,16 @@ std::vector<std::uint64_t> state(const Module& module) {
     return numbers;
 }
 
+/// A visitor of parameters, which makes routers draw the noise of evaluation.
+struct Evaluate {
+    template <typename... T>
+    void operator()(const std::string&, const T&...) const {}
+    template <typename Noise>
+    void noise(const std::string&, Noise& noise) const {
+        noise.evaluates = true;
+    }
+};
+
 }  // namespace
 
 TEST_CASE_TEMPLATE("noise: a call of a module changes nothing, is the same again, and for each sequence alone", Module,
@@ -86,4 +96,15 @@ TEST_CASE_TEMPLATE("noise: one call switches it off in all routers, until it ret
     without_noise(module, [&] { CHECK(same_bits(train(module, x), quiet)); });
     CHECK_FALSE(same_bits(quiet, out));
     CHECK(same_bits(evaluate(module, x), out));
+}
+
+TEST_CASE_TEMPLATE("noise: with that of evaluation, forward computes what a call does", Module, Block, Attention, Feed,
+                   Cross) {
+    const Cpu policy(1);
+    const Module module(policy, Seed{1});
+    const auto x = normal<float>(policy, std::array<Index, 3>{2, 20, 8}, 0);
+    CHECK_FALSE(same_bits(train(module, x), evaluate(module, x)));
+    Module::each_parameter(Evaluate{}, "", module);
+    CHECK(same_bits(train(module, x), evaluate(module, x)));
+    CHECK(same_bits(train(module, x), evaluate(module, x)));
 }
