@@ -14,6 +14,7 @@
 
 #include <colt5/colt5.hpp>
 #include <colt5/io/adamw.hpp>
+#include <colt5/io/dlpack.hpp>
 #include <colt5/io/parameters.hpp>
 #include <colt5/io/safetensors.hpp>
 
@@ -253,6 +254,9 @@ void operations(const Cpu& policy, Mask mask) {
     const SafetensorsFile file(path);
     expect(file.contains("x") && file.read<Scalar>("x") == to_host(policy, x), "a file");
     std::filesystem::remove(path);
+
+    const auto shared = from_dlpack<TokensView<Scalar>>(policy, to_dlpack(policy, transfer(policy, policy, x)));
+    expect(to_host(policy, shared) == to_host(policy, x), "a tensor by DLPack");
 }
 
 }  // namespace
