@@ -59,6 +59,7 @@ class ConditionalRoutedAttention : public ModuleBase<ConditionalRoutedAttention<
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
     using Out = TokensTensor<Scalar, P>;
+    using Counts = AttentionTokens;
     template <Index num_routing_tokens>
     using RouterOfRoutes = RouterTemplate<RouterConfig{.dim = config.dim,
                                                        .num_routing_tokens = num_routing_tokens,

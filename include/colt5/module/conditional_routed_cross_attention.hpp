@@ -40,6 +40,7 @@ class ConditionalRoutedCrossAttention
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
     using Out = TokensTensor<Scalar, P>;
+    using Counts = CrossAttentionTokens;
     template <Index num_routing_tokens, RouterKwargs kwargs = config.router_kwargs>
     using RouterOfRoutes = RouterTemplate<RouterConfig{.dim = config.dim,
                                                        .num_routing_tokens = num_routing_tokens,

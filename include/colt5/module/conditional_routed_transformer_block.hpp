@@ -23,6 +23,7 @@ class ConditionalRoutedTransformerBlock
 
 public:
     using Out = TokensTensor<Scalar, P>;
+    using Counts = TransformerBlockTokens;
     using Attention =
         ConditionalRoutedAttention<AttentionConfig{
                                        .dim = config.dim,

@@ -145,6 +145,7 @@ class Routed : detail::ExpectRouted<config, Scalar, P, Heavy, Light>,
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
     using Out = TokensTensor<Scalar, P>;
+    using Counts = RoutedTokens;
     using RouterType = RouterTemplate<detail::router_config(config), Scalar, P>;
     static_assert(Router<RouterType, Scalar, P>, "colt5: the router template does not meet the Router concept");
     static_assert(!config.sequence_order || !RouterType::picks_repeat,

@@ -1,0 +1,372 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <colt5/core/tensor.hpp>
+#include <colt5/core/view.hpp>
+#include <colt5/module/module.hpp>
+#include <colt5/module/token_count.hpp>
+#include <colt5/schedule/sequences.hpp>
+
+/// Modules on batches of sequences of different lengths.
+namespace colt5 {
+
+namespace detail {
+
+/// Packed tokens (total, d), or padded ones (b, n, d).
+template <typename Scalar, Policy P, std::size_t rank>
+using RaggedTensor = std::conditional_t<rank == 2, MatrixTensor<Scalar, P>, TokensTensor<Scalar, P>>;
+
+/// Checks such tokens, in the memory of policy P. Returns all of their rows.
+template <typename Scalar, typename P, Viewable X>
+MatrixView<const Scalar> expect_rows(const char* argument, const X& tokens) {
+    using Wanted = std::conditional_t<X::rank == 2, MatrixView<const Scalar>, TokensView<const Scalar>>;
+    return expect<Wanted, P>(argument, tokens).rows();
+}
+
+/// The numbers of tokens for sequences of given lengths: `counts`, or what that function returns.
+template <typename Counts, typename By, std::same_as<Index>... Lengths>
+Counts counts_for(const By& counts, Lengths... lengths) {
+    if constexpr (std::convertible_to<const By&, Counts>) {
+        return counts;
+    } else {
+        static_assert(std::is_invocable_r_v<Counts, const By&, Lengths...>,
+                      "colt5: `counts` must be the numbers of tokens that the module takes, or a function that returns "
+                      "them for the length of a sequence (for cross attention, for the lengths of x and context)");
+        return counts(lengths...);
+    }
+}
+
+/// What the two forms of Ragged have in common.
+template <typename Module>
+class RaggedBase {
+protected:
+    using Scalar = typename Module::Out::value_type;
+    using P = typename Module::Out::PolicyType;
+    using Rows = MatrixView<const Scalar>;
+    using ModuleCounts = typename Module::Counts;
+    template <std::size_t rank>
+    using Tensor = RaggedTensor<Scalar, P, rank>;
+
+public:
+    using Counts = CountsByLength<ModuleCounts>;
+
+    const P& policy() const { return module_->policy(); }
+
+protected:
+    explicit RaggedBase(const Module& module) : module_(&module) {}
+    const Module& module() const { return *module_; }
+
+    /// Marks saved activations as those of forward, until backward has used them up. The module knows its own.
+    ActivationsOrigin origin() const { return {policy(), policy().workspace().get()}; }
+
+    /// Checks saved activations and d_out. If `saved` is not const, frees its output.
+    template <typename Saved, Viewable D>
+    Rows begin_backward(Saved& saved, const D& d_out) const {
+        saved.origin.expect(policy(), policy().workspace().get());
+        const Rows d = expect_rows<Scalar, P>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), saved.shape);
+        if constexpr (!std::is_const_v<Saved>) {
+            expect_value(d.data() == nullptr || d.data() != saved.out.data(), "d_out",
+                         "another tensor than the output that is handed over", "that output");
+            saved.origin = {};
+            saved.out = {};
+        }
+        return d;
+    }
+
+private:
+    const Module* module_;
+};
+
+/// f(saved) for saved activations that are moved in, f(const saved) for others.
+template <typename Saved, typename F>
+auto with_saved(std::remove_reference_t<Saved>& saved, F&& f) {
+    if constexpr (std::is_lvalue_reference_v<Saved>)
+        return f(std::as_const(saved));
+    else
+        return f(saved);
+}
+
+}  // namespace detail
+
+/// A module on sequences of different lengths. It computes each as if it were alone and had no padding: a batch costs
+/// what its real tokens cost, and gives what each sequence gives alone, bit for bit, forward and backward.
+///
+///     const Ragged ragged(block);                                             // the block must outlive it
+///     auto out = ragged(tokens, cu_seqlens, {.num_heavy_ff_tokens = TokenRatio{1.0 / 16}});
+///     auto saved = ragged.forward(tokens, cu_seqlens);
+///     auto d_tokens = ragged.backward(std::move(saved), d_out, gradients);    // gradients of block.make_gradients()
+///
+/// Tokens are packed, (total, d), with their cumulative lengths on the host, `cu_seqlens` (0, n_0, n_0 + n_1, …,
+/// total); or padded behind the real ones, (b, n, d), with `lengths` on the host, (n_0, …, n_{b-1}). cumulative_lengths
+/// makes the former of the latter, and lengths_of the latter of a mask. A sequence may be empty. Outputs and gradients
+/// of tokens have the shape of the tokens. At padding they are 0; padding is not read, nor is d_out there.
+///
+/// `counts` says how many tokens are routed: braces, with a TokenCount under each name that the module has; the struct
+/// that the module takes; or a function from the length of a sequence to that struct, such as config::colt5_tokens,
+/// which may be called several times. Arguments behind it, such as Residual::tokens, go to the module.
+///
+/// Sequences of one length that follow each other in memory are one call of the module, with as many samples. The
+/// workspace is that of the largest such call; saved activations add up. Gradients of parameters are added call by
+/// call, in order. Routers that draw noise in training count these calls and number the samples of each; an empty
+/// sequence is not counted.
+///
+/// The module is any of routed attention, routed feedforward and block, Routed, or one of your own with a policy() and
+/// types Out, Counts and Activations (with an `out`): module(x, mask, counts), module.forward(x, mask, counts) and
+/// module.backward(saved, d_out, gradients), for x (b, n, d) and an absent mask. Cross attention has a form of its own.
+template <typename Module>
+class Ragged : public detail::RaggedBase<Module> {
+    using Base = detail::RaggedBase<Module>;
+    using typename Base::ModuleCounts, typename Base::P, typename Base::Rows, typename Base::Scalar;
+    template <std::size_t rank>
+    using Tensor = typename Base::template Tensor<rank>;
+
+public:
+    using typename Base::Counts;
+
+    /// One call of the module; its output is in that of all.
+    struct Call {
+        SequenceRun run;
+        typename Module::Activations activations;
+    };
+    /// What backward reads. The tokens must outlive it, the lengths need not. `rank` is that of the tokens.
+    template <std::size_t rank>
+    struct Activations {
+        Tensor<rank> out;
+        std::vector<Call> calls;
+        typename Tensor<rank>::Shape shape{};
+        ActivationsOrigin origin;
+    };
+
+    explicit Ragged(const Module& module) : Base(module) {}
+    explicit Ragged(const Module&&) = delete;  // give the module a name
+
+    /// The output. Saves nothing. Throws ValueError when the lengths do not fit the tokens, and what the module throws.
+    template <Viewable X, typename By = Counts, typename... Options>
+    Tensor<X::rank> operator()(const X& tokens, std::span<const Index> lengths, const By& counts = {},
+                               const Options&... options) const {
+        const Rows x = detail::expect_rows<Scalar, P>("tokens", tokens);
+        RowsInOrder<Tensor<X::rank>> out(this->policy(), tokens.shape());
+        each_call(tokens.shape(), lengths, counts, [&](const SequenceRun& run, const ModuleCounts& of_run) {
+            out.write(run, this->module()(run.of(x), {}, of_run, options...));
+        });
+        return out.finish();
+    }
+
+    /// The same, with what backward reads.
+    template <typename X, typename By = Counts, typename... Options>
+    auto forward(X&& tokens, std::span<const Index> lengths, const By& counts = {}, const Options&... options) const {
+        Activations<std::remove_cvref_t<X>::rank> saved;
+        forward_into(saved, std::forward<X>(tokens), lengths, counts, options...);
+        return saved;
+    }
+
+    /// The same, into an object that other activations may have been in, even if backward has used them up. A second
+    /// call with the same lengths asks the system for no memory.
+    template <std::size_t rank, typename X, typename By = Counts, typename... Options>
+    void forward_into(Activations<rank>& saved, X&& tokens, std::span<const Index> lengths, const By& counts = {},
+                      const Options&... options) const {
+        static_assert(outlives_call<X>,
+                      "colt5: backward reads the tokens again: give the tensor a name, a temporary is gone by then");
+        static_assert(std::remove_cvref_t<X>::rank == rank, "colt5: `saved` is for packed tokens, or for padded ones");
+        const Rows x = detail::expect_rows<Scalar, P>("tokens", tokens);
+        saved.calls.clear();
+        saved.out = {};
+        RowsInOrder<Tensor<rank>> out(this->policy(), tokens.shape());
+        each_call(tokens.shape(), lengths, counts, [&](const SequenceRun& run, const ModuleCounts& of_run) {
+            auto& activations =
+                saved.calls.emplace_back(Call{run, this->module().forward(run.of(x), {}, of_run, options...)})
+                    .activations;
+            out.write(run, activations.out);
+            activations.out = {};
+        });
+        saved.out = out.finish();
+        saved.shape = tokens.shape();
+        saved.origin = this->origin();
+    }
+
+    /// Returns the gradient of the tokens, and adds those of the parameters to `gradients`. If `saved` is moved in, its
+    /// tensors are freed once they are read, saved.out first. Throws what backward of the module throws.
+    template <typename Saved, Viewable D, typename Gradients>
+    auto backward(Saved&& saved, const D& d_out, Gradients& gradients) const {
+        static_assert(std::same_as<std::remove_cvref_t<Saved>, Activations<D::rank>>,
+                      "colt5: `saved` must be what forward returned for tokens of the rank of `d_out`");
+        return detail::with_saved<Saved>(saved, [&](auto& taken) {
+            const Rows d = this->begin_backward(taken, d_out);
+            RowsInOrder<Tensor<D::rank>> d_tokens(this->policy(), d_out.shape());
+            for (auto& [run, activations] : taken.calls)
+                d_tokens.write(run, this->module().backward(detail::forward_part(activations), run.of(d), gradients));
+            return d_tokens.finish();
+        });
+    }
+
+private:
+    /// f(run, counts) for each call of the module. Checks everything before the first.
+    template <std::size_t rank, typename By, typename F>
+    static void each_call(const std::array<Index, rank>& shape, std::span<const Index> lengths, const By& counts,
+                          F&& f) {
+        const SequenceRows sequences("", lengths, shape);
+        const auto with_counts = [&](auto&& call) {
+            each_run(
+                [&](const SequenceRun& run) {
+                    if (run.length > 0) call(run, detail::counts_for<ModuleCounts>(counts, run.length));
+                },
+                sequences);
+        };
+        with_counts([](const SequenceRun&, const ModuleCounts&) {});
+        with_counts(f);
+    }
+};
+
+/// Cross attention on sequences of different lengths, each with a context of a length of its own. x and the context are
+/// packed or padded, each as it likes; counts depend on both lengths:
+///
+///     const Ragged ragged(cross);
+///     auto out = ragged(x, cu_seqlens, context, context_cu_seqlens, {.num_tokens_kv = TokenRatio{1.0 / 8}});
+///     auto saved = ragged.forward(x, cu_seqlens, context, context_cu_seqlens);
+///     auto [d_x, d_context] = ragged.backward(std::move(saved), d_out, gradients);
+///
+/// A sequence of no queries gives its context no gradient.
+template <typename Module>
+requires requires {
+    typename Module::InputGradients;
+}
+class Ragged<Module> : public detail::RaggedBase<Module> {
+    using Base = detail::RaggedBase<Module>;
+    using typename Base::ModuleCounts, typename Base::P, typename Base::Rows, typename Base::Scalar;
+    template <std::size_t rank>
+    using Tensor = typename Base::template Tensor<rank>;
+
+public:
+    using typename Base::Counts;
+
+    struct Call {
+        SequenceRun run, context_run;
+        typename Module::Activations activations;
+    };
+    /// What backward reads. x and the context must outlive it, the lengths need not.
+    template <std::size_t rank, std::size_t context_rank>
+    struct Activations {
+        Tensor<rank> out;
+        std::vector<Call> calls;
+        typename Tensor<rank>::Shape shape{};
+        typename Tensor<context_rank>::Shape context_shape{};
+        ActivationsOrigin origin;
+    };
+    template <std::size_t rank, std::size_t context_rank>
+    struct InputGradients {
+        Tensor<rank> d_x;
+        Tensor<context_rank> d_context;
+    };
+
+    explicit Ragged(const Module& module) : Base(module) {}
+    explicit Ragged(const Module&&) = delete;
+
+    template <Viewable X, Viewable C, typename By = Counts>
+    Tensor<X::rank> operator()(const X& x, std::span<const Index> lengths, const C& context,
+                               std::span<const Index> context_lengths, const By& counts = {}) const {
+        const Rows rows = detail::expect_rows<Scalar, P>("x", x),
+                   context_rows = detail::expect_rows<Scalar, P>("context", context);
+        RowsInOrder<Tensor<X::rank>> out(this->policy(), x.shape());
+        each_call(x.shape(), lengths, context.shape(), context_lengths, counts,
+                  [&](const SequenceRun& run, const SequenceRun& context_run, const ModuleCounts& of_run) {
+                      out.write(run, this->module()(run.of(rows), context_run.of(context_rows), {}, {}, of_run));
+                  });
+        return out.finish();
+    }
+
+    /// The same, with what backward reads.
+    template <typename X, typename C, typename By = Counts>
+    auto forward(X&& x, std::span<const Index> lengths, C&& context, std::span<const Index> context_lengths,
+                 const By& counts = {}) const {
+        Activations<std::remove_cvref_t<X>::rank, std::remove_cvref_t<C>::rank> saved;
+        forward_into(saved, std::forward<X>(x), lengths, std::forward<C>(context), context_lengths, counts);
+        return saved;
+    }
+
+    /// The same, into an object that other activations may have been in.
+    template <std::size_t rank, std::size_t context_rank, typename X, typename C, typename By = Counts>
+    void forward_into(Activations<rank, context_rank>& saved, X&& x, std::span<const Index> lengths, C&& context,
+                      std::span<const Index> context_lengths, const By& counts = {}) const {
+        static_assert(outlives_call<X> && outlives_call<C>,
+                      "colt5: backward reads the tokens again: give the tensor a name, a temporary is gone by then");
+        static_assert(std::remove_cvref_t<X>::rank == rank && std::remove_cvref_t<C>::rank == context_rank,
+                      "colt5: `saved` is for packed tokens, or for padded ones");
+        const Rows rows = detail::expect_rows<Scalar, P>("x", x),
+                   context_rows = detail::expect_rows<Scalar, P>("context", context);
+        saved.calls.clear();
+        saved.out = {};
+        RowsInOrder<Tensor<rank>> out(this->policy(), x.shape());
+        each_call(x.shape(), lengths, context.shape(), context_lengths, counts,
+                  [&](const SequenceRun& run, const SequenceRun& context_run, const ModuleCounts& of_run) {
+                      auto& activations =
+                          saved.calls
+                              .emplace_back(Call{
+                                  run, context_run,
+                                  this->module().forward(run.of(rows), context_run.of(context_rows), {}, {}, of_run)})
+                              .activations;
+                      out.write(run, activations.out);
+                      activations.out = {};
+                  });
+        saved.out = out.finish();
+        saved.shape = x.shape();
+        saved.context_shape = context.shape();
+        saved.origin = this->origin();
+    }
+
+    /// Returns the gradients of x and of the context, and adds those of the parameters to `gradients`.
+    template <typename Saved, Viewable D, typename Gradients>
+    auto backward(Saved&& saved, const D& d_out, Gradients& gradients) const {
+        return detail::with_saved<Saved>(saved,
+                                         [&](auto& taken) { return compute_gradients(taken, d_out, gradients); });
+    }
+
+private:
+    template <typename SomeActivations, Viewable D, typename Gradients>
+    auto compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients) const {
+        constexpr std::size_t context_rank = std::tuple_size_v<decltype(saved.context_shape)>;
+        static_assert(std::same_as<std::remove_const_t<SomeActivations>, Activations<D::rank, context_rank>>,
+                      "colt5: `saved` must be what forward returned for x of the rank of `d_out`");
+        const Rows d = this->begin_backward(saved, d_out);
+        RowsInOrder<Tensor<D::rank>> d_x(this->policy(), saved.shape);
+        RowsInOrder<Tensor<context_rank>> d_context(this->policy(), saved.context_shape);
+        for (auto& [run, context_run, activations] : saved.calls) {
+            const auto of_call = this->module().backward(detail::forward_part(activations), run.of(d), gradients);
+            d_x.write(run, of_call.d_x);
+            d_context.write(context_run, of_call.d_context);
+        }
+        return InputGradients<D::rank, context_rank>{d_x.finish(), d_context.finish()};
+    }
+
+    /// f(run, run of the context, counts) for each call of the module. Checks everything before the first.
+    template <std::size_t rank, std::size_t context_rank, typename By, typename F>
+    static void each_call(const std::array<Index, rank>& shape, std::span<const Index> lengths,
+                          const std::array<Index, context_rank>& context_shape, std::span<const Index> context_lengths,
+                          const By& counts, F&& f) {
+        const SequenceRows sequences("", lengths, shape), contexts("context_", context_lengths, context_shape);
+        if (contexts.size() != sequences.size())
+            expect_value(false, "context",
+                         detail::concat({"of as many sequences as x, ", value_string(sequences.size())}),
+                         contexts.size());
+        const auto with_counts = [&](auto&& call) {
+            each_run(
+                [&](const SequenceRun& run, const SequenceRun& context_run) {
+                    if (run.length > 0)
+                        call(run, context_run,
+                             detail::counts_for<ModuleCounts>(counts, run.length, context_run.length));
+                },
+                sequences, contexts);
+        };
+        with_counts([](const SequenceRun&, const SequenceRun&, const ModuleCounts&) {});
+        with_counts(f);
+    }
+};
+
+}  // namespace colt5
