@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// cases: 15
+// cases: 18
 // expect: a temporary is gone by then
 #include "wrong.hpp"
 
@@ -40,7 +40,8 @@ decltype(auto) constant_temporary(const T& tensor) {
     return Made::of(tensor);
 }
 
-void modules(const Block& block, const Cross& cross, const Tokens& x, const MaskTensor& mask) {
+void modules(const Block& block, const Cross& cross, const Tokens& x, const MaskTensor& mask,
+             std::span<const colt5::Index> lengths) {
     block.forward(temporary<1>(x), mask);
     block.forward(x, temporary<2>(mask));
     block.conditional_ff.forward(temporary<3>(x), mask);
@@ -56,10 +57,17 @@ void modules(const Block& block, const Cross& cross, const Tokens& x, const Mask
     cross.forward(x, constant_temporary<13>(x));
     Noise::given(temporary<14>(x));
     Noise::given(constant_temporary<15>(x));
+    const colt5::Ragged ragged(block);
+    const colt5::Ragged ragged_cross(cross);
+    ragged.forward(temporary<16>(x), lengths);
+    ragged_cross.forward(temporary<17>(x), lengths, x, lengths);
+    ragged_cross.forward(x, lengths, temporary<18>(x), lengths);
 
     // What is not kept may be a temporary, and a view is one always.
     block(Tokens(Cpu(), {1, 2, 8}), MaskTensor(Cpu(), {1, 2}));
     cross(Tokens(Cpu(), {1, 2, 8}), Tokens(Cpu(), {1, 2, 8}), MaskTensor(Cpu(), {1, 2}), MaskTensor(Cpu(), {1, 2}));
+    ragged(Tokens(Cpu(), {1, 2, 8}), lengths);
+    ragged.forward(x.const_view(), lengths);
     block.forward(x.const_view(), mask.const_view());
     block.forward(x, Mask(mask));
     block.forward(x, {}, {.num_heavy_ff_tokens = 1});

@@ -209,3 +209,45 @@ TEST_CASE("allocation: a second call of Routed with experts or with a whole bloc
     check(std::type_identity<
           Routed<config, float, Cpu, AsBranch<ConditionalRoutedTransformerBlock<by_descent, float, Cpu>>>>());
 }
+
+TEST_CASE("allocation: a second call on sequences of the same lengths allocates nothing, inference keeps nothing") {
+    using Block = ConditionalRoutedTransformerBlock<by_descent, float, Cpu>;
+    const std::vector<Index> lengths{100, 0, 7, 300, 300, 20}, offsets = cumulative_lengths(lengths);
+    const CountsByLength<TransformerBlockTokens> counts{TokenRatio{0.25}, [](Index n) { return n / 3 + 1; }, 30};
+    for (const int threads : {1, 2}) {
+        CAPTURE(threads);
+        const Cpu policy(threads, Cpu::usual_plan, Allocations::together);
+        const Block block(policy);
+        const Ragged ragged(block);
+        const auto packed = normal<float>(policy, std::array{offsets.back(), Index{16}}, 0);
+        const auto padded = normal<float>(policy, std::array<Index, 3>{6, 300, 16}, 0);
+        auto gradients = block.make_gradients();
+        const auto check = [&](const auto& x, const std::vector<Index>& numbers) {
+            check_allocates_nothing(policy, [&] { ragged(x, numbers, counts); });
+            auto saved = ragged.forward(x, numbers, counts);
+            check_allocates_nothing(policy, [&] {
+                ragged.forward_into(saved, x, numbers, counts);
+                ragged.backward(saved, x, gradients);
+            });
+            check_allocates_nothing(policy, [&] {
+                ragged.forward_into(saved, x, numbers, counts);
+                ragged.backward(std::move(saved), x, gradients);
+            });
+            const std::size_t before = bytes_in_use(policy);
+            const auto out = ragged(x, numbers, counts);
+            CHECK(bytes_in_use(policy) == before + rounded(x.size() * static_cast<Index>(sizeof(float))));
+        };
+        check(packed, offsets);
+        check(padded, lengths);
+
+        const ConditionalRoutedCrossAttention<cross_config, float, Cpu> cross(policy);
+        const Ragged ragged_cross(cross);
+        auto cross_gradients = cross.make_gradients();
+        auto saved = ragged_cross.forward(packed, offsets, padded, lengths);
+        check_allocates_nothing(policy, [&] { ragged_cross(packed, offsets, padded, lengths); });
+        check_allocates_nothing(policy, [&] {
+            ragged_cross.forward_into(saved, packed, offsets, padded, lengths);
+            ragged_cross.backward(std::move(saved), packed, cross_gradients);
+        });
+    }
+}

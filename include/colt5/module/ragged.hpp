@@ -118,9 +118,9 @@ auto with_saved(std::remove_reference_t<Saved>& saved, F&& f) {
 /// call, in order. Routers that draw noise in training count these calls and number the samples of each; an empty
 /// sequence is not counted.
 ///
-/// The module is any of routed attention, routed feedforward and block, Routed, or one of your own with a policy() and
-/// types Out, Counts and Activations (with an `out`): module(x, mask, counts), module.forward(x, mask, counts) and
-/// module.backward(saved, d_out, gradients), for x (b, n, d) and an absent mask. Cross attention has a form of its own.
+/// The module is routed attention, routed feedforward, a block, Routed, or one of your own with the same policy(),
+/// types Out, Counts and Activations, and functions module(x, mask, counts, out), forward and backward, which are given
+/// the tensors that they write to, and no mask. Cross attention has a form of its own.
 template <typename Module>
 class Ragged : public detail::RaggedBase<Module> {
     using Base = detail::RaggedBase<Module>;
@@ -155,7 +155,10 @@ public:
         const Rows x = detail::expect_rows<Scalar, P>("tokens", tokens);
         RowsInOrder<Tensor<X::rank>> out(this->policy(), tokens.shape());
         each_call(tokens.shape(), lengths, counts, [&](const SequenceRun& run, const ModuleCounts& of_run) {
-            out.write(run, this->module()(run.of(x), {}, of_run, options...));
+            if constexpr (takes_residual && sizeof...(Options) == 0)
+                this->module()(run.of(x), {}, of_run, Residual::none, out.next(run));
+            else
+                this->module()(run.of(x), {}, of_run, options..., out.next(run));
         });
         return out.finish();
     }
@@ -177,15 +180,19 @@ public:
                       "colt5: backward reads the tokens again: give the tensor a name, a temporary is gone by then");
         static_assert(std::remove_cvref_t<X>::rank == rank, "colt5: `saved` is for packed tokens, or for padded ones");
         const Rows x = detail::expect_rows<Scalar, P>("tokens", tokens);
+        saved.origin = {};
         saved.calls.clear();
         saved.out = {};
         RowsInOrder<Tensor<rank>> out(this->policy(), tokens.shape());
-        each_call(tokens.shape(), lengths, counts, [&](const SequenceRun& run, const ModuleCounts& of_run) {
-            auto& activations =
-                saved.calls.emplace_back(Call{run, this->module().forward(run.of(x), {}, of_run, options...)})
-                    .activations;
-            out.write(run, activations.out);
+        const auto add = [&](const SequenceRun& run, typename Module::Activations&& activations) {
             activations.out = {};
+            saved.calls.push_back({run, std::move(activations)});
+        };
+        each_call(tokens.shape(), lengths, counts, [&](const SequenceRun& run, const ModuleCounts& of_run) {
+            if constexpr (takes_residual && sizeof...(Options) == 0)
+                add(run, this->module().forward(run.of(x), {}, of_run, Residual::none, out.next(run)));
+            else
+                add(run, this->module().forward(run.of(x), {}, of_run, options..., out.next(run)));
         });
         saved.out = out.finish();
         saved.shape = tokens.shape();
@@ -202,12 +209,15 @@ public:
             const Rows d = this->begin_backward(taken, d_out);
             RowsInOrder<Tensor<D::rank>> d_tokens(this->policy(), d_out.shape());
             for (auto& [run, activations] : taken.calls)
-                d_tokens.write(run, this->module().backward(detail::forward_part(activations), run.of(d), gradients));
+                this->module().backward(detail::forward_part(activations), run.of(d), gradients, d_tokens.next(run));
             return d_tokens.finish();
         });
     }
 
 private:
+    static constexpr bool takes_residual = std::is_invocable_v<const Module&, TokensView<const Scalar>, Mask,
+                                                               ModuleCounts, Residual, typename Module::Out>;
+
     /// f(run, counts) for each call of the module. Checks everything before the first.
     template <std::size_t rank, typename By, typename F>
     static void each_call(const std::array<Index, rank>& shape, std::span<const Index> lengths, const By& counts,
@@ -277,7 +287,7 @@ public:
         RowsInOrder<Tensor<X::rank>> out(this->policy(), x.shape());
         each_call(x.shape(), lengths, context.shape(), context_lengths, counts,
                   [&](const SequenceRun& run, const SequenceRun& context_run, const ModuleCounts& of_run) {
-                      out.write(run, this->module()(run.of(rows), context_run.of(context_rows), {}, {}, of_run));
+                      this->module()(run.of(rows), context_run.of(context_rows), {}, {}, of_run, out.next(run));
                   });
         return out.finish();
     }
@@ -301,19 +311,16 @@ public:
                       "colt5: `saved` is for packed tokens, or for padded ones");
         const Rows rows = detail::expect_rows<Scalar, P>("x", x),
                    context_rows = detail::expect_rows<Scalar, P>("context", context);
+        saved.origin = {};
         saved.calls.clear();
         saved.out = {};
         RowsInOrder<Tensor<rank>> out(this->policy(), x.shape());
         each_call(x.shape(), lengths, context.shape(), context_lengths, counts,
                   [&](const SequenceRun& run, const SequenceRun& context_run, const ModuleCounts& of_run) {
-                      auto& activations =
-                          saved.calls
-                              .emplace_back(Call{
-                                  run, context_run,
-                                  this->module().forward(run.of(rows), context_run.of(context_rows), {}, {}, of_run)})
-                              .activations;
-                      out.write(run, activations.out);
+                      auto activations = this->module().forward(run.of(rows), context_run.of(context_rows), {}, {},
+                                                                of_run, out.next(run));
                       activations.out = {};
+                      saved.calls.push_back({run, context_run, std::move(activations)});
                   });
         saved.out = out.finish();
         saved.shape = x.shape();
@@ -338,9 +345,8 @@ private:
         RowsInOrder<Tensor<D::rank>> d_x(this->policy(), saved.shape);
         RowsInOrder<Tensor<context_rank>> d_context(this->policy(), saved.context_shape);
         for (auto& [run, context_run, activations] : saved.calls) {
-            const auto of_call = this->module().backward(detail::forward_part(activations), run.of(d), gradients);
-            d_x.write(run, of_call.d_x);
-            d_context.write(context_run, of_call.d_context);
+            typename Module::InputGradients into{d_x.next(run), d_context.next(context_run)};
+            this->module().backward(detail::forward_part(activations), run.of(d), gradients, std::move(into));
         }
         return InputGradients<D::rank, context_rank>{d_x.finish(), d_context.finish()};
     }

@@ -13,7 +13,6 @@
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/core/view.hpp>
-#include <colt5/expr/expr.hpp>
 #include <colt5/op/zero.hpp>
 
 /// Batches of sequences of different lengths: which rows are whose, and in which order sequences are computed.
@@ -127,22 +126,22 @@ void each_run(F&& f, const SequenceRows& sequences, const Others&... others) {
     }
 }
 
-/// A tensor of tokens that is written run by run, in order. Rows of no run become 0.
+/// A tensor of tokens, packed or padded, that is written run by run, in order. Rows of no run become 0.
 template <typename Tensor>
 class RowsInOrder {
     using P = typename Tensor::PolicyType;
+    using T = typename Tensor::value_type;
 
 public:
     RowsInOrder(const P& policy, const typename Tensor::Shape& shape)
         : policy_(policy), tensor_(policy, shape), rows_(tensor_.view().rows()) {}
 
-    /// values (count, length, d)
-    template <Viewable V>
-    void write(const SequenceRun& run, const V& values) {
+    /// The rows of the next run (count, length, d), which the caller writes: an adopted tensor.
+    TokensTensor<T, P> next(const SequenceRun& run) {
         zero_until(run.first_row);
-        auto to = run.of(rows_);
-        assign(policy_, to, as_expression(values));
         written_ += run.rows();
+        const auto part = run.of(rows_);
+        return TokensTensor<T, P>::adopt(part.data(), part.shape());
     }
     Tensor finish() {
         zero_until(rows_.extent(0));
@@ -158,7 +157,7 @@ private:
 
     const P& policy_;
     Tensor tensor_;
-    MatrixView<typename Tensor::value_type> rows_;
+    MatrixView<T> rows_;
     Index written_ = 0;
 };
 
