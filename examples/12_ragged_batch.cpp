@@ -19,18 +19,18 @@ int main() {
     Cpu policy;
     const ConditionalRoutedTransformerBlock<config, float, Cpu> block{policy, Seed{0}};
 
-    const std::vector<Index> lengths{500, 20, 0, 3000};
     // [ragged]
-    const Ragged ragged(block);                                                // the block on sequences of any lengths
+    const Ragged ragged(block);
+    const std::vector<Index> lengths{500, 20, 0, 3000};
     const auto cu_seqlens = cumulative_lengths(lengths);                       // 0, 500, 520, 520, 3520
     MatrixTensor<float, Cpu> tokens(policy, {cu_seqlens.back(), config.dim});  // (total, d)
     fill_normal(policy, tokens, Random(Seed{1}));
 
     const CountsByLength<TransformerBlockTokens> counts{
-        .num_heavy_attn_tokens_q = TokenRatio{1.0 / 16},                 // of the tokens of each sequence
-        .num_heavy_attn_tokens_kv = [](Index n) { return n / 16 + 4; },  // or any function of their number
+        .num_heavy_attn_tokens_q = TokenRatio{1.0 / 16},  // of the tokens of each sequence
+        .num_heavy_attn_tokens_kv = [](Index length) { return length / 16 + 4; },
         .num_heavy_ff_tokens = 8};
-    auto saved = ragged.forward(tokens, cu_seqlens, counts);  // saved.out (total, d)
+    const auto saved = ragged.forward(tokens, cu_seqlens, counts);  // saved.out (total, d)
     auto gradients = block.make_gradients();
     const auto d_tokens = ragged.backward(saved, saved.out, gradients);  // (total, d)
     // [ragged]
