@@ -100,6 +100,7 @@ def lines_of_host(folder):
 
 def lines_of_kernels(ptx, kernels):
     """The files of the .loc lines in the bodies of kernels, and in the functions that these call."""
+    ptx = re.sub(r'// begin inline asm.*?// end inline asm', '', ptx, flags=re.S)  # its braces are not those of bodies
     names = {number: ours(path) for number, path in re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]+)"', ptx, re.M)}
     bodies = {name: (kind, body) for kind, name, body in
               re.findall(r'^[. \w]*\.(entry|func)[^\n]*?\b(_Z\w+)\(?$(.*?)^\}', ptx, re.M | re.S)}

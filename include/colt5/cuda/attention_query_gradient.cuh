@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include <colt5/cuda/attention_gradients.cuh>
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 
 namespace colt5::cuda {
 

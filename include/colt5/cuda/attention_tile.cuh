@@ -7,9 +7,9 @@
 #include <limits>
 #include <type_traits>
 
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/cuda/ptx.cuh>
 #include <colt5/cuda/tile_product.cuh>
-#include <colt5/cuda/warp.cuh>
 
 /// What the kernels of local and dense attention share, forward and backward: the memory layout of a problem, and tiles
 /// of rows in shared memory.

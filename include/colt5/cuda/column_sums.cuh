@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <cstddef>
 
-#include <colt5/cuda/warp.cuh>
+#include <colt5/core/tensor.hpp>
+#include <colt5/cuda/kernel.cuh>
 
 /// Gradients of parameters that all rows share, in two steps with a fixed order: each block sums over its rows, then
 /// add_partials sums over the blocks.

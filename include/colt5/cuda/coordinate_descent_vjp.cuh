@@ -4,8 +4,8 @@
 #include <limits>
 
 #include <colt5/cuda/grid_team.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/cuda/masked_row.cuh>
-#include <colt5/cuda/warp.cuh>
 #include <colt5/op/coordinate_descent.hpp>
 
 namespace colt5 {

@@ -2,9 +2,9 @@
 #pragma once
 
 #include <colt5/cuda/grid_team.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/cuda/masked_row.cuh>
 #include <colt5/cuda/top_k.cuh>
-#include <colt5/cuda/warp.cuh>
 #include <colt5/cuda/zero.cuh>
 #include <colt5/op/cumulative_softmax.hpp>
 

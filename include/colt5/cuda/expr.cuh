@@ -10,7 +10,7 @@
 #include <utility>
 
 #include <colt5/core/norm.hpp>
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/expr/assign.hpp>
 #include <colt5/expr/reduce.hpp>
 

@@ -6,10 +6,14 @@
 
 #include <cuda.h>
 
-#include <colt5/cuda/gelu.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/cuda/ptx.cuh>
-#include <colt5/cuda/warp.cuh>
 #include <colt5/op/rms_norm.hpp>
+
+namespace colt5::cuda {
+template <typename T>
+struct Gelu;  // cuda/feed_forward.cuh
+}
 
 /// Both products of the light feedforward in one kernel of compute capability 9.0a, for a model dimension of 512 and a
 /// hidden layer of 256, which stays in registers. Its values before GELU are also written out if backward wants them.

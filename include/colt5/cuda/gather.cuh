@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/cuda/zero.cuh>
 #include <colt5/op/gather.hpp>
 

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/op/gradient_epilogue.hpp>
 
 namespace colt5 {

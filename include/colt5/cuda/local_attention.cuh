@@ -7,7 +7,7 @@
 
 #include <colt5/cuda/attention_backward.cuh>
 #include <colt5/cuda/attention_forward.cuh>
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/cuda/zero.cuh>
 #include <colt5/op/local_attention.hpp>
 

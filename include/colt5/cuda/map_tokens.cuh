@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/op/map_tokens.hpp>
 
 namespace colt5 {

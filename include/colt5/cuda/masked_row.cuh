@@ -3,8 +3,8 @@
 
 #include <limits>
 
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/cuda/row_team.cuh>
-#include <colt5/cuda/warp.cuh>
 
 namespace colt5::cuda {
 

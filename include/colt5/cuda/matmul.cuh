@@ -12,10 +12,14 @@
 
 #include <colt5/core/scalar.hpp>
 #include <colt5/core/tensor.hpp>
-#include <colt5/cuda/device.cuh>
 #include <colt5/cuda/policy.cuh>
 
 namespace colt5::cuda {
+
+inline void check(cublasStatus_t status, const char* call,
+                  const std::source_location& at = std::source_location::current()) {
+    if (status != CUBLAS_STATUS_SUCCESS) fail(call, cublasLtGetStatusString(status), at);
+}
 
 template <typename T>
 struct BlasType;
@@ -188,17 +192,21 @@ public:
     bool fits = true;  ///< whether the algorithm of one matrix can compute the whole product
 };
 
-/// The plans of one policy; see Cuda::plans.
+/// The plans of one policy, and its handle of cuBLASLt for the device that is current; see Cuda::plans.
 class MatmulPlans {
 public:
+    MatmulPlans() { check(cublasLtCreate(&blas_.handle), "cublasLtCreate"); }
+
+    cublasLtHandle_t blas() const { return blas_.handle; }
     template <typename... Arguments>
     MatmulPlan& get(const MatmulPlan::Key& key, const Arguments&... arguments) {
         const auto at = plans_.find(key);
         if (at != plans_.end()) return at->second;
-        return plans_.try_emplace(key, arguments...).first->second;
+        return plans_.try_emplace(key, blas(), arguments...).first->second;
     }
 
 private:
+    Owned<cublasLtHandle_t, cublasLtDestroy> blas_;
     std::map<MatmulPlan::Key, MatmulPlan> plans_;
 };
 
@@ -251,7 +259,7 @@ void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Op
                                            static_cast<int>(math), rows, columns, depth, a.stride, b.stride, c.stride,
                                            a.transposed, b.transposed, all.rows, all.batch, a.batch_stride,
                                            b.batch_stride, c.batch_stride, bias != nullptr, alignment, sums},
-                           policy.blas(), math, one, all, c, a, b, bias != nullptr, alignment, sums);
+                           math, one, all, c, a, b, bias != nullptr, alignment, sums);
     if (!plan.fits && batch > 1) {
         for (Index i = 0; i < batch; ++i) part(i, 1);
         return;
@@ -261,7 +269,7 @@ void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Op
     const Scale alpha = 1, beta = add != nullptr ? 1 : 0;
     const MatmulLayouts& layouts = plan.layouts;
     VectorTensor<std::uint8_t, Cuda> workspace(policy, {static_cast<Index>(plan.workspace_bytes)});
-    check(cublasLtMatmul(policy.blas(), plan.operation.handle, &alpha, b.data, layouts.b.handle, a.data,
+    check(cublasLtMatmul(policy.plans().blas(), plan.operation.handle, &alpha, b.data, layouts.b.handle, a.data,
                          layouts.a.handle, &beta, add != nullptr ? add : c.data, layouts.c.handle, c.data,
                          layouts.c.handle, &plan.algorithm, workspace.data(), plan.workspace_bytes, policy.stream()),
           "cublasLtMatmul");

@@ -3,7 +3,7 @@
 
 #include <colt5/cuda/column_sums.cuh>
 #include <colt5/cuda/expr.cuh>
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/op/null_query.hpp>
 
 namespace colt5 {

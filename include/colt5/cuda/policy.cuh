@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <cublasLt.h>
+#include <cuda.h>
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <cstddef>
-#include <cstdint>
-#include <limits>
 #include <memory>
+#include <source_location>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <colt5/core/allocations.hpp>
 #include <colt5/core/error.hpp>
@@ -18,14 +17,220 @@
 #include <colt5/core/scalar.hpp>
 #include <colt5/core/view.hpp>
 #include <colt5/core/workspace.hpp>
-#include <colt5/cuda/device.cuh>
 
 namespace colt5 {
+
+/// A call of CUDA or cuBLAS failed. The message has the call, the file, the line and the library's description of the
+/// error.
+class CudaError : public Error {
+public:
+    using Error::Error;
+};
 
 /// How float matrix products are computed: in float, or by the tensor cores with inputs rounded to 10 bits of mantissa.
 enum class MathMode { fp32, tf32 };
 
 namespace cuda {
+
+[[noreturn]] inline void fail(const char* call, const char* reason, const std::source_location& at) {
+    throw CudaError(colt5::detail::concat(
+        {"colt5: ", call, " failed: ", reason, " (", at.file_name(), ":", std::to_string(at.line()), ")"}));
+}
+
+/// Throws CudaError unless the call succeeded: check(cudaStreamCreate(&stream), "cudaStreamCreate").
+inline void check(cudaError_t status, const char* call,
+                  const std::source_location& at = std::source_location::current()) {
+    if (status == cudaSuccess) return;
+    cudaGetLastError();  // clears the error, which the next launch would report again
+    fail(call, cudaGetErrorString(status), at);
+}
+
+/// Makes a device current for the lifetime of the guard.
+class DeviceGuard {
+public:
+    explicit DeviceGuard(int device) {
+        check(cudaGetDevice(&previous_), "cudaGetDevice");
+        if (previous_ != device) check(cudaSetDevice(device), "cudaSetDevice");
+        changed_ = previous_ != device;
+    }
+    DeviceGuard(const DeviceGuard&) = delete;
+    DeviceGuard& operator=(const DeviceGuard&) = delete;
+    ~DeviceGuard() {
+        if (changed_) cudaSetDevice(previous_);
+    }
+
+private:
+    int previous_ = 0;
+    bool changed_ = false;
+};
+
+/// The driver's functions that map memory. They are looked up at run time, so that programs need not link with the
+/// driver.
+struct Driver {
+    decltype(&cuMemAddressReserve) reserve = find<decltype(&cuMemAddressReserve)>("cuMemAddressReserve");
+    decltype(&cuMemAddressFree) free = find<decltype(&cuMemAddressFree)>("cuMemAddressFree");
+    decltype(&cuMemGetAllocationGranularity) granularity =
+        find<decltype(&cuMemGetAllocationGranularity)>("cuMemGetAllocationGranularity");
+    decltype(&cuMemCreate) create = find<decltype(&cuMemCreate)>("cuMemCreate");
+    decltype(&cuMemRelease) release = find<decltype(&cuMemRelease)>("cuMemRelease");
+    decltype(&cuMemMap) map = find<decltype(&cuMemMap)>("cuMemMap");
+    decltype(&cuMemUnmap) unmap = find<decltype(&cuMemUnmap)>("cuMemUnmap");
+    decltype(&cuMemSetAccess) set_access = find<decltype(&cuMemSetAccess)>("cuMemSetAccess");
+
+    static const Driver& get() {
+        static const Driver driver;
+        return driver;
+    }
+
+private:
+    template <typename Function>
+    static Function find(const char* name) {
+        void* function = nullptr;
+        cudaDriverEntryPointQueryResult result{};
+        check(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &result), name);
+        return reinterpret_cast<Function>(function);
+    }
+};
+
+inline void check(CUresult status, const char* call, const std::source_location& at = std::source_location::current()) {
+    if (status != CUDA_SUCCESS) fail(call, colt5::detail::concat({"error ", std::to_string(status)}).c_str(), at);
+}
+
+/// A range of a device's addresses, as large as the device's memory. Memory is mapped to the beginning of the range, as
+/// much as `resize` was asked for.
+class DeviceMemory {
+public:
+    DeviceMemory(int device, Allocations allocations) : device_(device), allocations_(allocations) {
+        int devices = 0;
+        check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
+        if (device < 0 || device >= devices)
+            expect_value(false, "device", colt5::detail::concat({"from 0 to ", std::to_string(devices - 1)}), device);
+        const DeviceGuard guard(device);
+        std::size_t free = 0;
+        check(cudaMemGetInfo(&free, &capacity_), "cudaMemGetInfo");
+        properties_.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+        properties_.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+        properties_.location.id = device;
+        check(Driver::get().granularity(&granularity_, &properties_, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
+              "cuMemGetAllocationGranularity");
+        capacity_ = round_up(capacity_);
+        check(Driver::get().reserve(&begin_, capacity_, 0, 0, 0), "cuMemAddressReserve");
+    }
+    DeviceMemory(DeviceMemory&& other) noexcept
+        : device_(other.device_),
+          allocations_(other.allocations_),
+          properties_(other.properties_),
+          granularity_(other.granularity_),
+          capacity_(other.capacity_),
+          size_(std::exchange(other.size_, 0)),
+          begin_(std::exchange(other.begin_, 0)),
+          pieces_(std::move(other.pieces_)) {}
+    DeviceMemory& operator=(DeviceMemory&&) = delete;
+    ~DeviceMemory() {
+        if (begin_ == 0) return;
+        int current = 0;
+        cudaGetDevice(&current);
+        cudaSetDevice(device_);
+        cudaDeviceSynchronize();  // no kernel may still use it
+        while (!pieces_.empty()) unmap_last();
+        Driver::get().free(begin_, capacity_);
+        cudaSetDevice(current);
+    }
+
+    std::byte* begin() const { return reinterpret_cast<std::byte*>(begin_); }
+
+    /// Maps or unmaps memory, so that the first `bytes` can be used. Throws OutOfMemory, and changes nothing then.
+    void resize(std::size_t bytes) {
+        const DeviceGuard guard(device_);
+        const std::size_t end = round_up(bytes);
+        if (end > size_) {
+            grow_by(end - size_);
+        } else if (!pieces_.empty() && size_ - pieces_.back().bytes >= end) {
+            check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+            while (!pieces_.empty() && size_ - pieces_.back().bytes >= end) unmap_last();
+        }
+    }
+
+    bool separate() const { return allocations_ != Allocations::together; }
+    /// Allocates memory outside the range. Throws OutOfMemory.
+    void* allocate(std::size_t bytes) const {
+        const DeviceGuard guard(device_);
+        void* data = nullptr;
+        const cudaError_t status = cudaMalloc(&data, bytes);
+        if (status == cudaErrorMemoryAllocation) {
+            cudaGetLastError();  // clears the error, which the next launch would report otherwise
+            fail_to_grow(bytes);
+        }
+        check(status, "cudaMalloc");
+        if (allocations_ == Allocations::separate_with_nan) {
+            try {
+                check(cudaMemset(data, 0xFF, bytes), "cudaMemset");
+                check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+            } catch (const CudaError&) {
+                cudaFree(data);
+                throw;
+            }
+        }
+        return data;
+    }
+    void deallocate(void* data) const {
+        int current = 0;
+        cudaGetDevice(&current);
+        cudaSetDevice(device_);
+        cudaDeviceSynchronize();
+        cudaFree(data);
+        cudaSetDevice(current);
+    }
+
+private:
+    struct Piece {
+        CUmemGenericAllocationHandle handle;
+        std::size_t bytes;
+    };
+
+    std::size_t round_up(std::size_t bytes) const { return colt5::round_up(bytes, granularity_); }
+    void grow_by(std::size_t bytes) {
+        Piece piece{0, bytes};
+        pieces_.reserve(pieces_.size() + 1);
+        if (bytes > capacity_ - size_) fail_to_grow(bytes);
+        const CUresult created = Driver::get().create(&piece.handle, bytes, &properties_, 0);
+        if (created == CUDA_ERROR_OUT_OF_MEMORY) fail_to_grow(bytes);
+        check(created, "cuMemCreate");
+        const CUresult mapped = Driver::get().map(begin_ + size_, bytes, 0, piece.handle, 0);
+        if (mapped != CUDA_SUCCESS) Driver::get().release(piece.handle);
+        check(mapped, "cuMemMap");
+        pieces_.push_back(piece);
+        size_ += bytes;
+        CUmemAccessDesc access{};
+        access.location = properties_.location;
+        access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+        const CUresult granted = Driver::get().set_access(begin_ + size_ - bytes, bytes, &access, 1);
+        if (granted != CUDA_SUCCESS) unmap_last();
+        check(granted, "cuMemSetAccess");
+    }
+    void unmap_last() {
+        const Piece piece = pieces_.back();
+        size_ -= piece.bytes;
+        Driver::get().unmap(begin_ + size_, piece.bytes);
+        Driver::get().release(piece.handle);
+        pieces_.pop_back();
+    }
+    [[noreturn]] void fail_to_grow(std::size_t bytes) const {
+        std::size_t free = 0, total = 0;
+        cudaMemGetInfo(&free, &total);
+        throw OutOfMemory(colt5::detail::concat({"colt5: out of memory on device ", std::to_string(device_),
+                                                 ": a workspace of ", std::to_string(size_ >> 20), " MiB asked for ",
+                                                 std::to_string(bytes >> 20), " MiB more, ", std::to_string(free >> 20),
+                                                 " of ", std::to_string(total >> 20), " MiB are free"}));
+    }
+
+    int device_;
+    Allocations allocations_;
+    CUmemAllocationProp properties_{};
+    std::size_t granularity_ = 0, capacity_ = 0, size_ = 0;
+    CUdeviceptr begin_ = 0;
+    std::vector<Piece> pieces_;
+};
 
 class MatmulPlans;  // cuda/matmul.cuh
 
@@ -49,8 +254,8 @@ public:
 ///
 /// Tensors live on the device. Their memory is handed out in the order of the stream: the memory of a freed
 /// tensor may be reused by later operations of the same policy, which run after all earlier ones. Call `synchronize()`
-/// before another stream uses a policy's tensors. Operations
-/// return when their work is queued; `upload` and `download` wait. Same inputs, same policy: same bits.
+/// before another stream uses a policy's tensors. Operations return when their work is queued; `upload` and `download`
+/// wait. Same inputs, same policy: same bits.
 class Cuda {
 public:
     using Workspace = colt5::Workspace<cuda::DeviceMemory>;
@@ -72,7 +277,6 @@ public:
     MathMode math() const { return state_->math; }
     const MemoryPlan& memory_plan() const { return state_->memory_plan; }
     const std::shared_ptr<Workspace>& workspace() const { return state_->workspace; }
-    cublasLtHandle_t blas() const { return state_->blas.handle; }
     cuda::MatmulPlans& plans() const { return *state_->plans; }
 
     /// A point in the order of a stream's work. All Events of a policy are one cudaEvent_t: after another
@@ -93,7 +297,7 @@ public:
         cuda::check(cudaStreamWaitEvent(stream(), event.handle), "cudaStreamWaitEvent");
     }
 
-    /// The policy of the side stream, with a workspace of its own: see schedule/side_stream.hpp.
+    /// The policy of the side stream, with a workspace of its own: see SideStream in module/module.hpp.
     const Cuda& side_policy() const {
         if (!state_->side) {
             const Options options{
@@ -130,11 +334,10 @@ private:
               math(options.math),
               memory_plan(options.memory_plan),
               allocations(options.allocations),
-              workspace(std::make_shared<Workspace>(cuda::DeviceMemory(options.device, options.allocations))),
-              plans(make_matmul_plans()) {
+              workspace(std::make_shared<Workspace>(cuda::DeviceMemory(options.device, options.allocations))) {
             expect_value(memory_plan.tokens_at_a_time >= 1, "tokens_at_a_time", ">= 1", memory_plan.tokens_at_a_time);
             const cuda::DeviceGuard guard(device);
-            cuda::check(cublasLtCreate(&blas.handle), "cublasLtCreate");
+            plans = make_matmul_plans();
             cuda::check(cudaEventCreateWithFlags(&event.handle, cudaEventDisableTiming), "cudaEventCreateWithFlags");
             stream = options.stream;
             if (stream != nullptr) return;
@@ -153,7 +356,6 @@ private:
         cuda::Owned<cudaStream_t, cudaStreamDestroy> own_stream;
         cudaStream_t stream = nullptr;
         cuda::Owned<cudaEvent_t, cudaEventDestroy> event;
-        cuda::Owned<cublasLtHandle_t, cublasLtDestroy> blas;
         std::shared_ptr<Workspace> workspace;
         std::shared_ptr<cuda::MatmulPlans> plans;
         std::unique_ptr<Cuda> side;
@@ -182,49 +384,5 @@ inline void download(const Cuda& policy, void* to, const void* from, std::size_t
     cuda::check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, policy.stream()), "cudaMemcpyAsync");
     policy.synchronize();
 }
-
-namespace cuda {
-
-/// Starts `kernel` on the policy's stream; does nothing when there are no blocks.
-template <typename... Parameters, typename... Arguments>
-void launch(const Cuda& policy, const char* name, void (*kernel)(Parameters...), dim3 blocks, int threads,
-            std::size_t shared_bytes, const Arguments&... arguments) {
-    if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) return;
-    const DeviceGuard guard(policy.device());
-    if (shared_bytes > 48 * 1024)
-        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-              name);
-    kernel<<<blocks, static_cast<unsigned>(threads), shared_bytes, policy.stream()>>>(arguments...);
-    check_launch(name);
-}
-
-/// The number of multiprocessors of the policy's device.
-inline int multiprocessors(const Cuda& policy) {
-    int count = 0;
-    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, policy.device()), "cudaDeviceGetAttribute");
-    return count;
-}
-
-/// The largest number of blocks of a launch, all in the first dimension; the other dimensions are limited to 65,535.
-inline constexpr Index max_blocks = std::numeric_limits<std::int32_t>::max();
-
-inline dim3 grid(Index blocks) {
-    expect_value(blocks <= max_blocks, "blocks of a kernel", "at most 2147483647 on a GPU", blocks);
-    return dim3(static_cast<unsigned>(blocks));
-}
-/// A grid of `blocks_each` blocks for each of `rows` rows. The kernel finds its row and block by RowBlock.
-inline dim3 grid_of_rows(Index rows, Index blocks_each) {
-    expect_value(rows == 0 || blocks_each <= max_blocks / rows, "blocks of a kernel",
-                 colt5::detail::concat({"at most 2147483647 on a GPU, in rows times ", std::to_string(blocks_each)}),
-                 rows);
-    return grid(rows * blocks_each);
-}
-/// The grid of a grid-stride loop over `count` items: at most so many blocks that they fill an H100 several times.
-inline dim3 blocks_for(Index count, int threads) {
-    constexpr Index max_in_grid = 132 * 16;
-    return grid(std::min(max_in_grid, divide_up(count, threads)));
-}
-
-}  // namespace cuda
 
 }  // namespace colt5

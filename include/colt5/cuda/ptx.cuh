@@ -8,7 +8,7 @@
 #include <cuda.h>
 
 #include <colt5/core/scalar.hpp>
-#include <colt5/cuda/device.cuh>
+#include <colt5/cuda/policy.cuh>
 
 /// Instructions that CUDA C++ has no functions for, one function for each. The PTX ISA describes them.
 namespace colt5::cuda {

@@ -4,7 +4,7 @@
 #include <colt5/core/norm.hpp>
 #include <colt5/cuda/column_sums.cuh>
 #include <colt5/cuda/gradient_epilogue.cuh>
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/op/rms_norm.hpp>
 
 namespace colt5 {

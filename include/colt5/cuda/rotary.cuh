@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/op/rotary.hpp>
 
 namespace colt5 {

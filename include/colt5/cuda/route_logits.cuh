@@ -7,7 +7,7 @@
 
 #include <colt5/core/norm.hpp>
 #include <colt5/cuda/column_sums.cuh>
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/op/route_logits.hpp>
 
 namespace colt5 {

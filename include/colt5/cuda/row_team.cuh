@@ -7,8 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/cuda/ptx.cuh>
-#include <colt5/cuda/warp.cuh>
 #include <colt5/cuda/zero.cuh>
 
 /// A team is one or more blocks that process one row together. Each block has a chunk of the row; they exchange sums.

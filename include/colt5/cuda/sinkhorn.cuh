@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/op/sinkhorn.hpp>
 
 namespace colt5 {

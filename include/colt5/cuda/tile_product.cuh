@@ -5,8 +5,8 @@
 #include <type_traits>
 
 #include <colt5/core/scalar.hpp>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/cuda/ptx.cuh>
-#include <colt5/cuda/warp.cuh>
 
 /// Matrix products of a warp: 16 rows on the left, tiles in shared memory on the right, accumulators in registers.
 ///

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include <colt5/cuda/grid_team.cuh>
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/op/top_k.hpp>
 
 namespace colt5 {

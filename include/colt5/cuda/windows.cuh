@@ -3,7 +3,7 @@
 
 #include <type_traits>
 
-#include <colt5/cuda/warp.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/op/windows.hpp>
 
 namespace colt5 {

@@ -9,7 +9,6 @@
 #include <colt5/module/window_attention.hpp>
 #include <colt5/op/null_query.hpp>
 #include <colt5/router/router_view.hpp>
-#include <colt5/schedule/side_stream.hpp>
 
 namespace colt5 {
 

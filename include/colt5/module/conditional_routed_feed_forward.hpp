@@ -51,15 +51,6 @@ struct FeedForwardParts {
     Router router;
     Light light_ff;
     Heavy heavy_ff;
-
-    template <typename Parts>
-    static auto& light_of(Parts& parts) {
-        return parts.light_ff;
-    }
-    template <typename Parts>
-    static auto& heavy_of(Parts& parts) {
-        return parts.heavy_ff;
-    }
 };
 
 }  // namespace detail

@@ -12,7 +12,8 @@ namespace colt5 {
 
 /// RMSNorm → Linear → GELU → Linear over the last axis: the light and the heavy feedforward.
 ///
-/// Works chunk by chunk (see Chunks). A policy that cleans padding as it reads takes the mask to do so.
+/// Works chunk by chunk (see Chunks). All shapes are checked before the first chunk, and chunks go straight to the
+/// kernels of op/feed_forward.hpp. A policy that cleans padding as it reads takes the mask to do so.
 template <typename Scalar, Policy P>
 struct FeedForward {
     RMSNorm<Scalar, P> norm;    // 0
@@ -44,8 +45,7 @@ struct FeedForward {
         expect_shape(prefix, "project.bias", project.bias.shape(), {dim});
     }
 
-    template <Viewable X>
-    TokensTensor<Scalar, P> operator()(const P& policy, const X& x) const {
+    TokensTensor<Scalar, P> operator()(const P& policy, TokensView<const Scalar> x) const {
         auto out = tensor_like(policy, x);
         forward(policy, out.view(), x, false);
         return out;
@@ -53,8 +53,7 @@ struct FeedForward {
 
     /// The result goes to out (b, n, d); `residual` (b, n, d) is added to it if there is one. Saves what GELU is
     /// applied to for backward if `save` says so.
-    template <Viewable X>
-    Activations forward(const P& policy, TokensView<Scalar> out, const X& x, bool save,
+    Activations forward(const P& policy, TokensView<Scalar> out, TokensView<const Scalar> x, bool save,
                         TokensView<const Scalar> residual = {}, Mask clean_mask = {}) const {
         expect_parameters("", x.extent(2));
         expect_shape("out", out.shape(), x.shape());
@@ -62,18 +61,18 @@ struct FeedForward {
         Activations saved;
         if (save) saved.pre_activation = {policy, {x.extent(0), x.extent(1), hidden.weight.extent(0)}};
         in_chunks(policy, x, [&](const Chunk& chunk) {
-            feed_forward(policy, chunk.of(out), chunk.of(x), parameters(*this, chunk.of(clean_mask)),
-                         chunk.of(saved.pre_activation), chunk.of(residual));
+            feed_forward_kernel(policy, chunk.of(out), chunk.of(saved.pre_activation), chunk.of(x),
+                                parameters(*this, chunk.of(clean_mask)), chunk.of(residual));
         });
         return saved;
     }
 
     /// Writes to d_x (b, n, d) the gradient of x plus the terms of `epilogue`, which the norm's vector-Jacobian product
     /// adds. Adds the gradients of the parameters to `gradients`.
-    template <Viewable D, Viewable X, std::size_t updates = 0>
-    void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
-                  Gradients& gradients, const GradientEpilogue<Scalar, P, updates>& epilogue = {},
-                  Mask clean_mask = {}) const {
+    template <std::size_t updates = 0>
+    void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, TokensView<const Scalar> d_out,
+                  TokensView<const Scalar> x, Gradients& gradients,
+                  const GradientEpilogue<Scalar, P, updates>& epilogue = {}, Mask clean_mask = {}) const {
         expect_parameters("", x.extent(2));
         expect_like<FeedForward>("gradients", *this, gradients);
         if (saved.pre_activation)
@@ -83,9 +82,9 @@ struct FeedForward {
         expect_shape("d_out", d_out.shape(), x.shape());
         detail::check_epilogue(epilogue, x);
         in_chunks(policy, x, [&](const Chunk& chunk) {
-            feed_forward_vjp(policy, chunk.of(d_x), chunk.of(d_out), chunk.of(x),
-                             chunk.of(saved.pre_activation.const_view()), parameters(*this, chunk.of(clean_mask)),
-                             parameters(gradients), chunk.of(epilogue));
+            feed_forward_vjp_kernel(policy, chunk.of(d_x), parameters(gradients), chunk.of(d_out), chunk.of(x),
+                                    chunk.of(saved.pre_activation.const_view()),
+                                    parameters(*this, chunk.of(clean_mask)), chunk.of(epilogue));
         });
     }
 

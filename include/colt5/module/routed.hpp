@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -14,11 +15,11 @@
 #include <colt5/op/swap_first_axes.hpp>
 #include <colt5/op/top_k.hpp>
 #include <colt5/router/router_view.hpp>
-#include <colt5/schedule/side_stream.hpp>
 
 namespace colt5 {
 
-/// The parts of Routed, or of its Gradients. A template like this one gives them other names.
+/// The parts of Routed, or of its Gradients. A template like this one, with three members in this order, gives them
+/// other names.
 template <typename Router, typename Light, typename Heavy>
 struct RoutedParts {
     static constexpr const char *light_name = "light", *heavy_name = "heavy";
@@ -26,15 +27,6 @@ struct RoutedParts {
     Router router;
     Light light;
     Heavy heavy;  // one module, or an array of one for each route
-
-    template <typename Parts>
-    static auto& light_of(Parts& parts) {
-        return parts.light;
-    }
-    template <typename Parts>
-    static auto& heavy_of(Parts& parts) {
-        return parts.heavy;
-    }
 };
 
 namespace detail {
@@ -211,15 +203,14 @@ public:
     /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
     void expect_parameters() const {
         if constexpr (IsLinearRouter<RouterType>) this->router.expect_parameters("router.");
-        expect_parameters_of(Modules::light_of(*this), name_of_light(""));
+        expect_parameters_of(light_of(*this), name_of_light(""));
         for (std::size_t i = 0; i < num_heavy; ++i) expect_parameters_of(heavy_of(*this, i), name_of_heavy("", i));
     }
     /// Throws ValueError unless forward of this module returned them, and nothing has used them up.
     void expect_saved(const Activations& saved) const { saved.origin.expect(this->policy(), identity(), saved.tokens); }
     /// Whether gradients have the shapes of those that make_gradients() makes.
     bool fits(const Gradients& gradients) const {
-        bool all = is_like<RouterType>(this->router, gradients.router) &&
-                   fit(Modules::light_of(*this), Modules::light_of(gradients));
+        bool all = is_like<RouterType>(this->router, gradients.router) && fit(light_of(*this), light_of(gradients));
         for (std::size_t i = 0; i < num_heavy; ++i) all = all && fit(heavy_of(*this, i), heavy_of(gradients, i));
         return all;
     }
@@ -232,14 +223,14 @@ public:
         };
         RouterType::each_parameter(look, "", this->router);
         if (address == nullptr) Heavy::each_parameter(look, "", heavy_of(*this, 0));
-        if (address == nullptr) Light::each_parameter(look, "", Modules::light_of(*this));
+        if (address == nullptr) Light::each_parameter(look, "", light_of(*this));
         return address != nullptr ? address : this->policy().workspace().get();
     }
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         RouterType::each_parameter(f, prefix + "router.", m.router...);
-        Light::each_parameter(f, name_of_light(prefix), Modules::light_of(m)...);
+        Light::each_parameter(f, name_of_light(prefix), light_of(m)...);
         for (std::size_t i = 0; i < num_heavy; ++i)
             Heavy::each_parameter(f, name_of_heavy(prefix, i), heavy_of(m, i)...);
     }
@@ -253,13 +244,29 @@ private:
         return name;
     }
 
+    /// The router, the light and the heavy part of a module or of its gradients, whatever Parts calls them.
+    template <typename R, typename L, typename H>
+    static std::tuple<R&, L&, H&> parts_of(Parts<R, L, H>& parts) {
+        auto& [router, light, heavy] = parts;
+        return {router, light, heavy};
+    }
+    template <typename R, typename L, typename H>
+    static std::tuple<const R&, const L&, const H&> parts_of(const Parts<R, L, H>& parts) {
+        const auto& [router, light, heavy] = parts;
+        return {router, light, heavy};
+    }
+    template <typename M>
+    static auto& light_of(M& m) {
+        return std::get<1>(parts_of(m));
+    }
     /// The heavy module of a route, or its gradients.
     template <typename M>
     static auto& heavy_of(M& m, [[maybe_unused]] std::size_t route) {
+        auto& heavy = std::get<2>(parts_of(m));
         if constexpr (num_heavy == 1)
-            return Modules::heavy_of(m);
+            return heavy;
         else
-            return Modules::heavy_of(m)[route];
+            return heavy[route];
     }
 
     static auto make_heavy(const P& policy, SeedSequence& seeds) {
@@ -378,7 +385,7 @@ private:
 
         auto out = detail::result_like(policy, "out", std::move(given), x);  // (b, n, d)
         const bool save_light = save && !(LightBranch::has_epilogue && policy.memory_plan().recompute);
-        auto of_light = LightBranch::forward(Modules::light_of(*this), policy, out.view(), x, mask, save_light,
+        auto of_light = LightBranch::forward(light_of(*this), policy, out.view(), x, mask, save_light,
                                              detail::residual_of(residual, x));
         side_stream.join();
         for (std::size_t r = 0; r < num_routes; ++r)
@@ -447,8 +454,8 @@ private:
         }
 
         auto d_x = detail::result_like(policy, "d_tokens", std::move(given), saved.tokens);  // (b, n, d)
-        LightBranch::backward(Modules::light_of(*this), policy, saved.light, d_x.view(), d_out.const_view(),
-                              saved.tokens, saved.mask, Modules::light_of(gradients), epilogue);
+        LightBranch::backward(light_of(*this), policy, saved.light, d_x.view(), d_out.const_view(), saved.tokens,
+                              saved.mask, light_of(gradients), epilogue);
         side_stream.join();
         for (std::size_t r = 0; r < num_routes; ++r) gather_vjp(policy, d_x.view(), d_picked[r], indices(r));
         if constexpr (num_updates == 0)

@@ -1,16 +1,65 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <source_location>
+#include <string>
 #include <type_traits>
 
 #include <colt5/core/scalar.hpp>
 #include <colt5/cuda/policy.cuh>
 
-/// What the threads of a kernel share: their numbers, reductions and scans over warps and blocks in a fixed order, and
-/// rows in packs of up to 16 bytes, and which tokens are padding.
+/// What kernels are written with: launches and grids, numbers of threads, reductions and scans over warps and blocks in
+/// a fixed order, rows in packs of up to 16 bytes, and which tokens are padding.
 namespace colt5::cuda {
+
+/// After a launch: throws if the kernel could not be started.
+inline void check_launch(const char* kernel, const std::source_location& at = std::source_location::current()) {
+    check(cudaGetLastError(), kernel, at);
+}
+
+/// Starts `kernel` on the policy's stream; does nothing when there are no blocks.
+template <typename... Parameters, typename... Arguments>
+void launch(const Cuda& policy, const char* name, void (*kernel)(Parameters...), dim3 blocks, int threads,
+            std::size_t shared_bytes, const Arguments&... arguments) {
+    if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) return;
+    const DeviceGuard guard(policy.device());
+    if (shared_bytes > 48 * 1024)
+        check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+              name);
+    kernel<<<blocks, static_cast<unsigned>(threads), shared_bytes, policy.stream()>>>(arguments...);
+    check_launch(name);
+}
+
+/// The number of multiprocessors of the policy's device.
+inline int multiprocessors(const Cuda& policy) {
+    int count = 0;
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, policy.device()), "cudaDeviceGetAttribute");
+    return count;
+}
+
+/// The largest number of blocks of a launch, all in the first dimension; the other dimensions are limited to 65,535.
+inline constexpr Index max_blocks = std::numeric_limits<std::int32_t>::max();
+
+inline dim3 grid(Index blocks) {
+    expect_value(blocks <= max_blocks, "blocks of a kernel", "at most 2147483647 on a GPU", blocks);
+    return dim3(static_cast<unsigned>(blocks));
+}
+/// A grid of `blocks_each` blocks for each of `rows` rows. The kernel finds its row and block by RowBlock.
+inline dim3 grid_of_rows(Index rows, Index blocks_each) {
+    expect_value(rows == 0 || blocks_each <= max_blocks / rows, "blocks of a kernel",
+                 colt5::detail::concat({"at most 2147483647 on a GPU, in rows times ", std::to_string(blocks_each)}),
+                 rows);
+    return grid(rows * blocks_each);
+}
+/// The grid of a grid-stride loop over `count` items: at most so many blocks that they fill an H100 several times.
+inline dim3 blocks_for(Index count, int threads) {
+    constexpr Index max_in_grid = 132 * 16;
+    return grid(std::min(max_in_grid, divide_up(count, threads)));
+}
 
 inline constexpr int warp_size = 32;
 
