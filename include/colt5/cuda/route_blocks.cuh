@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/policy.cuh>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/op/route_blocks.hpp>
 
 namespace colt5 {
