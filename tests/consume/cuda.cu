@@ -2,7 +2,7 @@
 // Compiles with the flags that colt5's headers for nvcc need, and links with cuBLASLt. Needs no GPU.
 #include <cublasLt.h>
 #include <colt5/core/random.hpp>
-#include <colt5/cuda/device.cuh>
+#include <colt5/cuda/policy.cuh>
 #include <cstdio>
 
 __global__ void draw(float* out) {
