@@ -7,6 +7,7 @@
 // expect: colt5: AttentionConfig.light_window_size must be at least 2
 // expect: colt5: AttentionConfig.light_window_size must be at most 2^32
 // expect: colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv
+// expect: colt5: AttentionConfig.heavy_heads must be divisible by num_routed_q
 // expect: colt5: AttentionConfig.relative_position_num_buckets must be even and at least 4
 // expect: colt5: AttentionConfig.heavy_dim_head must be even for rotary_emb
 // expect: colt5: AttentionConfig.light_dim_head must be even for light_rotary_emb
@@ -32,6 +33,7 @@ constexpr Config endless{.dim = 8,
                          .num_heavy_tokens_kv = 2,
                          .light_window_size = wrong(0x7FFFFFFFFFFFFFFF, 0x100000000)};
 constexpr Config routed{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .num_routed_kv = wrong(3, 4)};
+constexpr Config routed_q{.dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .num_routed_q = wrong(0, 4)};
 constexpr Config odd{
     .dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .relative_position_num_buckets = wrong(33, 32)};
 constexpr Config near{
@@ -53,7 +55,7 @@ constexpr colt5::ImageAttentionConfig image{
 
 static_assert(complete<Module<dim>> && complete<Module<num_heavy_tokens_q>> && complete<Module<num_heavy_tokens_kv>>);
 static_assert(complete<Module<light>> && complete<Module<heavy>> && complete<Module<window>>);
-static_assert(complete<Module<routed>> && complete<Module<endless>>);
+static_assert(complete<Module<routed>> && complete<Module<routed_q>> && complete<Module<endless>>);
 static_assert(complete<Module<odd>> && complete<Module<near>>);
 static_assert(complete<Module<odd_heavy>> && complete<Module<odd_light>>);
 static_assert(complete<Module<windows>> && complete<colt5::ConditionalRoutedImageAttention<image, float, colt5::Cpu>>);

@@ -68,7 +68,12 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("attention with rotary embeddings", attention_case<attention_with_rotary, T, P>);
     add_of_modules("attention with a relative position bias", attention_case<attention_with_bias, T, P>);
     add_of_modules("heavy attention alone", attention_case<heavy_attention_alone, T, P>);
+    add_of_modules("attention with routes of queries", attention_case<attention_with_query_routes, T, P>);
+    add_of_modules("routes of queries, cumulative softmax", attention_case<query_routes_by_softmax, T, P>);
+    add_of_modules("routes of queries, Sinkhorn", attention_case<query_routes_by_sinkhorn, T, P>);
+    add_of_modules("routes of queries with a relative position bias", attention_case<query_routes_with_bias, T, P>);
     add_of_modules("cross attention", cross_case<cross_config, T, P>);
+    add_of_modules("cross attention with routes of queries", cross_case<cross_with_query_routes, T, P>);
     add_of_modules("cross attention with a relative position bias", cross_case<cross_with_bias, T, P>);
     add_of_modules("cross attention with null tokens", cross_case<cross_with_null_tokens, T, P>);
     add_of_modules("cross attention routed by what the queries ask for", cross_case<cross_conditioned, T, P>);

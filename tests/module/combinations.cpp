@@ -25,6 +25,7 @@ constexpr AttentionConfig attention(RouterType type, bool cosine, Index block_si
             .num_heavy_tokens_q = 5,
             .num_heavy_tokens_kv = 4,
             .num_routed_kv = 2,
+            .num_routed_q = 2,
             .light_dim_head = 2,
             .light_heads = 2,
             .light_window_size = 4,
@@ -54,6 +55,7 @@ constexpr AttentionConfig everything = attention(RouterType::coor_descent, true,
 constexpr AttentionConfig heavy_alone = [] {
     AttentionConfig config = attention(RouterType::coor_descent, false, 4);
     config.has_light_attn = false;
+    config.num_routed_kv = 1;
     config.light_in_windows = true;  // of no light branch: means nothing
     config.masked_tokens_get_null_q = true;
     config.use_relative_position_bias = config.multiply_queries_by_score = false;
@@ -63,6 +65,7 @@ constexpr AttentionConfig by_softmax = [] {
     AttentionConfig config = attention(RouterType::cum_softmax, false, 4);
     config.attends_to_padding = true;
     config.masked_rows = MaskedRows::window_mean;
+    config.num_routed_q = 1;
     config.router_kwargs.cum_softmax.short_rows_score_one = true;
     config.use_null_q_tokens = config.multiply_keys_by_score = false;
     return config;
@@ -78,6 +81,7 @@ constexpr TransformerBlockConfig of_block = [] {
                                   .num_heavy_attn_tokens_q = a.num_heavy_tokens_q,
                                   .num_heavy_attn_tokens_kv = a.num_heavy_tokens_kv,
                                   .num_routed_kv = a.num_routed_kv,
+                                  .num_routed_q = a.num_routed_q,
                                   .num_heavy_ff_tokens = 3,
                                   .light_dim_head = a.light_dim_head,
                                   .light_heads = a.light_heads,
@@ -107,6 +111,7 @@ constexpr CrossAttentionConfig of_cross{.dim = dim,
                                         .router_straight_through = false,
                                         .router_kwargs = attention(RouterType::coor_descent, true, 0).router_kwargs,
                                         .kv_routing_tokens = 2,
+                                        .q_routing_tokens = 2,
                                         .condition_kv_routing_on_queries = true,
                                         .use_null_kv = true,
                                         .use_null_q_tokens = true,

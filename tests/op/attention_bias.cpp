@@ -286,7 +286,10 @@ struct DenseCase {
           d_out(normal<T>(policy, q.shape(), 33)),
           table(normal<T>(policy, std::array{buckets.num_buckets, routes * per_route}, 34)),
           mask_tensor(random_mask(policy, value_scale.shape(), 35)),
-          query_positions(policy, {batch, queries}),
+          query_routes(all && (routes * per_route) % 3 == 0 ? 3
+                       : all && per_route % 2 == 0          ? 2
+                                                            : 1),
+          query_positions(policy, {batch, query_routes, queries}),
           null_keys(all && keys > 2 ? 2 : 0),
           key_positions(policy, {batch, routes, keys - null_keys}) {
         // Positions anywhere in a sequence of 300.
@@ -312,14 +315,14 @@ struct DenseCase {
     HostTensor<T, 4> d_out;
     HostTensor<T, 2> table, by_distance;
     TokensTensor<bool, Cpu> mask_tensor;
-    MatrixTensor<TokenIndex, Cpu> query_positions;
+    Index query_routes;
+    TokensTensor<TokenIndex, Cpu> query_positions;
     Index null_keys;
     TokensTensor<TokenIndex, Cpu> key_positions;
     TokensView<const T> scale;
     KeyMask mask;
     struct {
-        MatrixView<const TokenIndex> queries;
-        TokensView<const TokenIndex> keys;
+        TokensView<const TokenIndex> queries, keys;
     } positions;
 };
 
@@ -331,7 +334,7 @@ HostTensor<double, 4> naive(const Cpu& policy, const DenseCase<double>& c) {
         for (Index h = 0; h < heads; ++h)
             for (Index i = 0; i < queries; ++i) {
                 const Index r = h / per_route, in_route = h % per_route;
-                const Index query = c.positions.queries ? c.positions.queries(b, i) : i;
+                const Index query = c.positions.queries ? c.positions.queries(b, h * c.query_routes / heads, i) : i;
                 std::vector<double> logits;
                 std::vector<std::vector<double>> scaled;
                 std::vector<const double*> values;
@@ -427,9 +430,13 @@ TEST_CASE("dense_attention with a bias: a table of zeros changes no bit; errors 
     CHECK(same_bits(d.d_value_scale, without.d_value_scale));
 
     auto bias = c.bias(policy);
-    bias.query_positions = MatrixView<const TokenIndex>(c.query_positions.data(), {1, 70});
+    bias.query_positions = TokensView<const TokenIndex>(c.query_positions.data(), {1, 1, 70});
     CHECK_THROWS_WITH_AS(dense_attention_forward(policy, c.q, c.kv, c.mask, c.scale, bias),
-                         "colt5: `query_positions` must have shape (2, 70), but has (1, 70)", ShapeError);
+                         "colt5: `query_positions` must have shape (2, any, 70), but has (1, 1, 70)", ShapeError);
+    HostTensor<TokenIndex, 3> of_three_routes(policy, {2, 3, 70});
+    bias.query_positions = of_three_routes.const_view();
+    CHECK_THROWS_WITH_AS(dense_attention_forward(policy, c.q, c.kv, c.mask, c.scale, bias),
+                         "colt5: `routes of query_positions` must be a divisor of 2 heads, but is 3", ValueError);
     bias = c.bias(policy);
     bias.key_positions = TokensView<const TokenIndex>(c.key_positions.data(), {2, 2, 30});
     CHECK_THROWS_WITH_AS(dense_attention_forward(policy, c.q, c.kv, c.mask, c.scale, bias),

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include <colt5/cpu/expr.hpp>
 #include <colt5/cpu/gather.hpp>
 
 #include "support/tensors.hpp"
@@ -170,6 +171,53 @@ TEST_CASE("scatter: a scale multiplies each row before rows are combined") {
             CHECK(relative_error(out, naive_scatter(policy, how, before, scaled, indices)) <= 1e-14);
         }
     }
+}
+
+TEST_CASE("scatter: rows of several routes are those of one route after the other; each route has means of its own") {
+    const Cpu policy(1);
+    const auto before = normal<double>(policy, std::array<Index, 3>{2, 9, 4}, 0);
+    auto rows = normal<double>(policy, std::array<Index, 3>{2, 3 * 7, 4}, 1);
+    const auto scale = normal<double>(policy, std::array<Index, 3>{2, 3, 7}, 2);
+    const auto indices = random_indices(policy, std::array<Index, 3>{2, 3, 7}, 9);
+    const auto d_out = normal<double>(policy, before.shape(), 3);
+    const auto part_of = [&](const auto& of_routes, Index b, Index r) {  // (1, k, …)
+        using T = typename std::remove_cvref_t<decltype(of_routes)>::value_type;
+        const Index entries = of_routes.size() / (2 * 3 * 7);
+        return TokensView<const T>(of_routes.data() + (b * 3 + r) * 7 * entries, {1, 7, entries});
+    };
+    for (const Scatter how : {Scatter::add, Scatter::mean, Scatter::overwrite})
+        for (const bool scaled : {false, true}) {
+            CAPTURE(static_cast<int>(how));
+            CAPTURE(scaled);
+            const auto factors = scaled ? scale.const_view() : TokensView<const double>();
+            auto out = copy_of(policy, before);
+            scatter(policy, how, out.view(), rows, indices, factors);
+            for (Index b = 0; b < 2; ++b) {
+                auto expected = copy_of(policy, sequence(before, b));
+                for (Index r = 0; r < 3; ++r) {
+                    const auto of_indices = part_of(indices, b, r).reshape(std::array<Index, 2>{1, 7});
+                    const auto of_scale = part_of(scale, b, r).reshape(std::array<Index, 2>{1, 7});
+                    scatter(policy, how, expected.view(), part_of(rows, b, r), of_indices,
+                            scaled ? of_scale : MatrixView<const double>());
+                }
+                CHECK(relative_error(sequence(out, b), expected) <= 1e-14);
+            }
+            if (scaled || how == Scatter::overwrite) continue;
+            const auto loss = [&] {
+                auto to = copy_of(policy, before);
+                scatter(policy, how, to.view(), rows, indices);
+                return inner(d_out, to);
+            };
+            const auto d_rows = scatter_vjp(policy, how, d_out, indices);
+            REQUIRE(d_rows.shape() == rows.shape());
+            CHECK(relative_error(d_rows, finite_differences(policy, rows, loss)) <= 1e-9);
+        }
+    auto out = copy_of(policy, before);
+    const auto one_route = random_indices(policy, std::array<Index, 3>{2, 1, 7}, 9);
+    CHECK_THROWS_WITH_AS(scatter(policy, Scatter::add, out.view(), rows, one_route),
+                         "colt5: `rows` must have shape (2, 7, 4), but has (2, 21, 4)", ShapeError);
+    CHECK_THROWS_WITH_AS(scatter(policy, Scatter::mean, out.view(), rows, indices, sequence(scale, 0)),
+                         "colt5: `scale` must have shape (2, 3, 7), but has (1, 3, 7)", ShapeError);
 }
 
 TEST_CASE("scatter: overwriting puts the last row, bit for bit, and leaves the others") {

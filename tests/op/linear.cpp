@@ -125,6 +125,31 @@ TEST_CASE("linear: adds a matrix, with and without a bias, and writes where it i
     }
 }
 
+TEST_CASE("linear: routes write where they are told, and a gradient where an x was that is not needed any more") {
+    const Cpu policy(2);
+    for (const auto& shape : shapes) {
+        CAPTURE(shape_string(shape));
+        const auto [batch, routes, length, in, out] = shape;
+        const Case<double> c(policy, batch, routes, length, in, out);
+        auto y = copy_of(policy, c.d_y);
+        routed_linear(policy, y.view(), c.x, c.weight, c.bias.const_view());
+        CHECK(same_bits(y, routed_linear(policy, c.x, c.weight, c.bias.const_view())));
+
+        auto d_weight = filled<double>(policy, c.weight.shape(), 0), again = copy_of(policy, d_weight);
+        const auto d_x = routed_linear_vjp(policy, c.d_y, c.x, c.weight, d_weight.view());
+        auto x = copy_of(policy, c.x);
+        const double* const memory = x.data();
+        const auto in_place = routed_linear_vjp(policy, c.d_y, std::move(x), c.weight, again.view());
+        CHECK(in_place.data() == memory);
+        CHECK(same_bits(in_place, d_x));
+        CHECK(same_bits(again, d_weight));
+    }
+    const Case<double> c(policy, 2, 3, 4, 5, 6);
+    auto y = copy_of(policy, c.x);
+    CHECK_THROWS_WITH_AS(routed_linear(policy, y.view(), c.x, c.weight),
+                         "colt5: `y` must have shape (2, 3, 4, 6), but has (2, 3, 4, 5)", ShapeError);
+}
+
 TEST_CASE("linear: the gradients are those of finite differences; those of parameters accumulate") {
     const Cpu policy(1);
     for (const auto& shape : shapes) {

@@ -44,7 +44,9 @@ struct DenseHead {
             std::copy_n(bias.by_distance[h].data(), distances, of_entry);
             of_entry[distances] = T(0);
             head.bias = {of_entry, distances / 2, bias.null_keys,
-                         bias.query_positions ? bias.query_positions[b].data() : nullptr,
+                         bias.query_positions
+                             ? bias.query_positions[b][h * bias.query_positions.extent(1) / heads].data()
+                             : nullptr,
                          bias.key_positions ? bias.key_positions[b][route].data() : nullptr};
         }
     }

@@ -23,8 +23,9 @@ struct PositionBias {
     const Sum* by_distance;  // (heads, 2 · span + 1)
     int span;
     Sum inverse_scale;
-    const TokenIndex *query_positions, *key_positions;  // (batch, queries), (batch, routes, keys − null_keys), or null
-    int null_keys;
+    const TokenIndex* query_positions;  // (batch, query_routes, queries), or null
+    const TokenIndex* key_positions;    // (batch, routes, keys − null_keys), or null
+    int null_keys, query_routes;
     // Of the gradient: the bucket of each distance, and (batch, heads, parts, buckets · warp_size), one part of each
     // warp.
     const TokenIndex* bucket_of = nullptr;
@@ -144,7 +145,9 @@ struct HeadBias<T, PositionBias<accumulate_t<T>>> {
           inverse_scale(bias.inverse_scale),
           query_positions(bias.query_positions == nullptr
                               ? nullptr
-                              : bias.query_positions + static_cast<Index>(block.b) * a.queries),
+                              : bias.query_positions + (static_cast<Index>(block.b) * bias.query_routes +
+                                                        static_cast<Index>(block.h) * bias.query_routes / a.heads()) *
+                                                           a.queries),
           key_positions(bias.key_positions == nullptr
                             ? nullptr
                             : bias.key_positions +

@@ -54,7 +54,8 @@ PositionBias<Sum> position_bias(const RoutedPositionBias<Sum>& bias, Index dim_h
             std::sqrt(static_cast<Sum>(dim_head)),
             bias.query_positions.data(),
             bias.key_positions.data(),
-            static_cast<int>(bias.null_keys)};
+            static_cast<int>(bias.null_keys),
+            static_cast<int>(bias.query_positions.extent(1))};
 }
 
 /// d_value_scale (batch, routes, keys) = Σ of `shares` (batch, heads, keys) over the heads of a route, in their order.

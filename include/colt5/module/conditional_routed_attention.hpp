@@ -15,12 +15,14 @@ namespace colt5 {
 /// Conditional attention (CoLT5, section 3.2): local attention for every token; attention among the routed queries and
 /// the routed keys and values, weighted by the scores of both:
 ///
-///     out_i = light(x)_i + score_q,i · heavy(x_q, x_kv, score_kv)_i [i chosen as a query]
+///     out_i = light(x)_i + Σ_r score_q,r,i · heavy_r(x_q,r, x_kv, score_kv)_i [i chosen as a query by route r]
 ///
-/// Keys and values are routed in num_routed_kv sets, each for its share of the heads. Masked tokens are never attended
-/// to and get no heavy output; what is not finite in them counts as 0. With use_null_q_tokens, tokens that were not
-/// chosen get a learned null query token in place of a heavy output. The router is that of `router_type`, or any
-/// template that meets Router.
+/// Keys and values are routed in num_routed_kv sets, each for its share of the heads. Queries are, in num_routed_q
+/// sets: heavy_r is what the heads of route r alone make of its queries, through their columns of the output
+/// projection. With one route, that is all heads; with as many routes as heads, each head has queries of its own.
+/// Masked tokens are never attended to and get no heavy output; what is not finite in them counts as 0. With
+/// use_null_q_tokens, tokens that no route has chosen get a learned null query token in place of a heavy output. The
+/// router is that of `router_type`, or any template that meets Router.
 template <AttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedAttention : public ModuleBase<ConditionalRoutedAttention<config, Scalar, P, RouterTemplate>, P> {
@@ -43,6 +45,8 @@ class ConditionalRoutedAttention : public ModuleBase<ConditionalRoutedAttention<
                   "colt5: AttentionConfig.light_window_size must be at most 2^32");
     static_assert(config.num_routed_kv >= 1 && config.heavy_heads % config.num_routed_kv == 0,
                   "colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv");
+    static_assert(config.num_routed_q >= 1 && config.heavy_heads % config.num_routed_q == 0,
+                  "colt5: AttentionConfig.heavy_heads must be divisible by num_routed_q");
     static_assert(detail::are_buckets(config.relative_position_num_buckets, config.relative_position_max_distance),
                   "colt5: AttentionConfig.relative_position_num_buckets must be even and at least 4, "
                   "relative_position_max_distance more than a quarter of it and at most 2^20");
@@ -66,7 +70,7 @@ public:
                                                        .router_type = config.router_type,
                                                        .kwargs = config.router_kwargs},
                                           Scalar, P>;
-    using QRouter = RouterOfRoutes<1>;
+    using QRouter = RouterOfRoutes<config.num_routed_q>;
     using KVRouter = RouterOfRoutes<config.num_routed_kv>;
     static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
 
@@ -98,7 +102,7 @@ public:
         Mask mask;
         Residual residual;
         typename Light::Activations light;
-        RouterActivations<QRouter, Scalar, P> routed_q;      // indices, scores (b, 1, q)
+        RouterActivations<QRouter, Scalar, P> routed_q;      // indices, scores (b, r, q)
         RouterActivations<KVRouter, Scalar, P> routed_kv;    // indices, scores (b, r, kv)
         Tensor<bool, P, dynamic, dynamic, dynamic> kv_mask;  // (b, r, kv), if there is a mask
         typename Heavy::Activations heavy;
@@ -198,11 +202,11 @@ private:
     static auto null_queries(const P& policy, const Indices& indices_q, Mask mask, Index length) {
         return unrouted_tokens(policy, indices_q, config.masked_tokens_get_null_q ? Mask() : mask, length);
     }
-    /// What the heavy branch multiplies its queries by: (b, q), or absent.
+    /// What the heavy branch multiplies its queries by: (b, r · q), or absent.
     template <typename Scores>
     static auto query_scores(const Scores& scores_q) {
         using View = typename Heavy::QueryScores;
-        return config.multiply_queries_by_score ? View(single_route(scores_q)) : View();
+        return config.multiply_queries_by_score ? View(all_routes(scores_q)) : View();
     }
 
     /// Returns the output or, with `save`, the Activations.
@@ -221,15 +225,14 @@ private:
         const P& side = side_stream.policy();
         auto routed_q = run_router<save, QRouter, Scalar>(q_router, side, x, mask, num_q);
         auto routed_kv = run_router<save, KVRouter, Scalar>(kv_router, side, x, mask, num_kv);
-        const auto indices_q = single_route(routed_q.routing.indices);  // (b, q)
-        const auto scores_q = single_route(routed_q.routing.scores);    // (b, q)
+        const auto indices_q = routed_q.routing.indices.const_view();  // (b, r, q)
         const auto& [indices_kv, scores_kv] = routed_kv.routing;
         auto kv_mask = gather_mask(side, mask, indices_kv);  // (b, r, kv)
         auto heavy =
-            heavy_attn.forward(side, gather(side, x, indices_q, mask),  // (b, q, d)
+            heavy_attn.forward(side, gather(side, x, indices_q, mask),  // (b, r, q, d)
                                gather(side, x, indices_kv, mask),       // (b, r, kv, d)
                                kv_mask.const_view(), scores_kv.const_view(), query_scores(routed_q.routing.scores),
-                               {indices_q, indices_kv.const_view()});  // (b, q, d)
+                               {indices_q, indices_kv.const_view()});  // (b, r · q, d)
 
         auto out = detail::result_like(policy, "out", std::move(given), x);  // (b, n, d)
         auto light = light_attn.forward(policy, out.view(), x, mask, save && !policy.memory_plan().recompute,
@@ -237,8 +240,8 @@ private:
         side_stream.join();
         if constexpr (config.use_null_q_tokens)
             add_null_query(policy, out.view(), null_q_token,
-                           null_queries(policy, indices_q, mask, x.extent(1)).const_view());
-        scatter(policy, scatter_mode, out.view(), heavy.out, indices_q, scores_q);  // (b, n, d)
+                           null_queries(policy, all_routes(indices_q), mask, x.extent(1)).const_view());
+        scatter(policy, scatter_mode, out.view(), heavy.out, indices_q, routed_q.routing.scores);  // (b, n, d)
         if constexpr (save)
             return Activations{std::move(out),
                                x.const_view(),
@@ -271,30 +274,32 @@ private:
         const P& policy = this->policy();
         if (given) expect_shape("d_tokens", given.shape(), saved.tokens.shape());
         const auto &routing_q = saved.routed_q.routing, &routing_kv = saved.routed_kv.routing;
-        const auto indices_q = single_route(routing_q.indices);  // (b, q)
-        const auto scores_kv = routing_kv.scores.const_view();   // (b, r, kv)
+        const auto indices_q = routing_q.indices.const_view();  // (b, r, q)
+        const auto scores_kv = routing_kv.scores.const_view();  // (b, r, kv)
         SideStream side_stream(policy);
         const P& side = side_stream.policy();
-        const auto heavy_scores_q = query_scores(routing_q.scores);  // (b, q), or absent
+        const auto heavy_scores_q = query_scores(routing_q.scores);  // (b, r · q), or absent
         auto d = heavy_attn.input_gradients(side, saved.heavy, scores_kv, heavy_scores_q);
-        auto d_scores_q = tensor_like(side, routing_q.scores);  // (b, 1, q)
-        Logits d_logits_q, d_logits_kv;                         // (b, 1, n), (b, r, n)
+        auto d_scores_q = tensor_like(side, routing_q.scores);  // (b, r, q)
+        Logits d_logits_q, d_logits_kv;                         // (b, r, n)
         GradientEpilogue<Scalar, P, num_updates> epilogue{detail::residual_of(saved.residual, d_out)};
         detail::release(saved.out);  // d_x is to take its memory, so d and d_scores_q, which stay, got theirs before
 
-        auto d_heavy = scatter_vjp(side, scatter_mode, d_out, indices_q);  // (b, q, d)
+        auto d_heavy = scatter_vjp(side, scatter_mode, d_out, indices_q);  // (b, r · q, d)
         assign(side, d_scores_q, row_sum(d_heavy * saved.heavy.out));
         assign(side, d_heavy, d_heavy * column(routing_q.scores));  // now of the heavy branch's output
         heavy_attn.backward(side, saved.heavy, d, d_heavy, gather(side, saved.tokens, indices_q, saved.mask),
                             gather(side, saved.tokens, routing_kv.indices, saved.mask), saved.kv_mask.const_view(),
                             scores_kv, gradients.heavy_attn, heavy_scores_q,
                             {indices_q, routing_kv.indices.const_view()});
-        if constexpr (config.multiply_queries_by_score) assign(side, d_scores_q, d_scores_q + d.d_scores_q);
+        if constexpr (config.multiply_queries_by_score)
+            assign(side, d_scores_q, d_scores_q + d.d_scores_q.const_view().reshape(d_scores_q.shape()));
         if constexpr (num_updates > 0) {
             d_logits_q = q_router.d_logits(side, saved.routed_q, d_scores_q.const_view(), saved.mask);
             d_logits_kv = kv_router.d_logits(side, saved.routed_kv, d.d_scores.const_view(), saved.mask);
             set_rank_one_updates(epilogue, 0, q_router, d_logits_q.const_view(), gradients.q_router);
-            set_rank_one_updates(epilogue, 1, kv_router, d_logits_kv.const_view(), gradients.kv_router);
+            set_rank_one_updates(epilogue, static_cast<std::size_t>(config.num_routed_q), kv_router,
+                                 d_logits_kv.const_view(), gradients.kv_router);
             epilogue.ready = side_stream.record_event();
         }
         d_heavy = {};
@@ -306,8 +311,8 @@ private:
         side_stream.join();
         if constexpr (config.use_null_q_tokens)
             null_query_vjp(policy, gradients.null_q_token.view(), d_out,
-                           null_queries(policy, indices_q, saved.mask, d_out.extent(1)).const_view());
-        gather_vjp(policy, d_x.view(), d.d_x, indices_q);
+                           null_queries(policy, all_routes(indices_q), saved.mask, d_out.extent(1)).const_view());
+        gather_vjp(policy, d_x.view(), d.d_x, all_routes(indices_q));
         gather_vjp(policy, d_x.view(), d.d_context, routing_kv.indices);
         if constexpr (num_updates == 0) {
             kv_router.backward(policy, saved.routed_kv, d.d_scores.const_view(), saved.tokens, saved.mask, d_x.view(),

@@ -16,7 +16,8 @@ namespace colt5 {
 /// Queries are routed if there are more than num_tokens_q of them, the context if it is longer than num_tokens_kv.
 /// Queries that were not chosen get zeros, or with use_null_q_tokens a learned token, masked queries zeros; what is not
 /// finite in masked tokens counts as 0. Keys and values come from the context (the reference's 0.2.3 gathers them from
-/// the queries), with kv_routing_tokens routes, each for its share of the heads. With condition_kv_routing_on_queries
+/// the queries), with kv_routing_tokens routes, each for its share of the heads. Queries are routed in q_routing_tokens
+/// routes, as in ConditionalRoutedAttention. With condition_kv_routing_on_queries
 /// what is routed of the context depends on the queries, see ConditionedRoutingTokens.
 template <CrossAttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
@@ -33,6 +34,8 @@ class ConditionalRoutedCrossAttention
                   "colt5: CrossAttentionConfig.heads and dim_head must be at least 1, their product at most 2^40");
     static_assert(config.kv_routing_tokens >= 1 && config.heads % config.kv_routing_tokens == 0,
                   "colt5: CrossAttentionConfig.heads must be divisible by kv_routing_tokens");
+    static_assert(config.q_routing_tokens >= 1 && config.heads % config.q_routing_tokens == 0,
+                  "colt5: CrossAttentionConfig.heads must be divisible by q_routing_tokens");
     static_assert(detail::are_buckets(config.relative_position_num_buckets, config.relative_position_max_distance),
                   "colt5: CrossAttentionConfig.relative_position_num_buckets must be even and at least 4, "
                   "relative_position_max_distance more than a quarter of it and at most 2^20");
@@ -48,7 +51,7 @@ public:
                                                        .router_type = config.router_type,
                                                        .kwargs = kwargs},
                                           Scalar, P>;
-    using QRouter = RouterOfRoutes<1>;
+    using QRouter = RouterOfRoutes<config.q_routing_tokens>;
     static constexpr RouterKwargs kv_router_kwargs = [] {
         RouterKwargs kwargs = config.router_kwargs;
         if (config.route_block_size != 0) kwargs.route_block_size = config.route_block_size;
@@ -88,14 +91,16 @@ public:
         using Logit = accumulate_t<Scalar>;
         std::optional<RoutedQ> routed_q;
         std::optional<RoutedKV> routed_kv;
-        Out picked_q;                                                     // (b, q, d), if queries are routed
+        Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> picked_q;   // (b, r, q, d), if queries are routed
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> picked_kv;  // (b, r, kv, d), if the context is routed
         Tensor<bool, P, dynamic, dynamic, dynamic> picked_mask;           // (b, r, kv), if there is a context mask
         typename Heavy::Activations heavy;
         typename RoutingTokens::Activations kv_routing_tokens;
         ActivationsOrigin origin;
 
-        TokensView<const Scalar> queries() const { return routed_q ? picked_q.const_view() : x; }
+        View<const Scalar, dynamic, dynamic, dynamic, dynamic> queries() const {  // (b, r, q, d)
+            return routed_q ? picked_q.const_view() : with_one_route(x);
+        }
         View<const Scalar, dynamic, dynamic, dynamic, dynamic> keys() const {  // (b, r, kv, d)
             return routed_kv ? picked_kv.const_view() : with_one_route(context);
         }
@@ -105,7 +110,7 @@ public:
         }
         typename Heavy::Positions positions() const {
             typename Heavy::Positions of;
-            if (routed_q) of.queries = single_route(routed_q->routing.indices);
+            if (routed_q) of.queries = routed_q->routing.indices.const_view();
             if (routed_kv) of.keys = routed_kv->routing.indices.const_view();
             return of;
         }
@@ -219,8 +224,8 @@ private:
             clean(given_x, mask, config.condition_kv_routing_on_queries || given_x.extent(1) <= num_q, saved.clean_x);
         saved.context = clean(given_context, context_mask, given_context.extent(1) <= num_kv, saved.clean_context);
         if (saved.x.extent(1) > num_q) {
-            saved.routed_q = run_router<save>(q_router, policy, saved.x, mask, num_q);  // indices, scores (b, 1, q)
-            saved.picked_q = gather(policy, saved.x, single_route(saved.routed_q->routing.indices), mask);  // (b, q, d)
+            saved.routed_q = run_router<save>(q_router, policy, saved.x, mask, num_q);  // indices, scores (b, r, q)
+            saved.picked_q = gather(policy, saved.x, saved.routed_q->routing.indices, mask);  // (b, r, q, d)
         }
         if (saved.context.extent(1) > num_kv) {
             if constexpr (config.condition_kv_routing_on_queries) {
@@ -244,9 +249,8 @@ private:
             set_zero(policy, saved.out);
             if constexpr (config.use_null_q_tokens)
                 add_null_query(policy, saved.out.view(), null_q_token,
-                               null_queries(policy, single_route(indices), mask, saved.x.extent(1)).const_view());
-            scatter(policy, scatter_mode, saved.out.view(), saved.heavy.out, single_route(indices),
-                    single_route(scores));
+                               null_queries(policy, all_routes(indices), mask, saved.x.extent(1)).const_view());
+            scatter(policy, scatter_mode, saved.out.view(), saved.heavy.out, indices, scores);
         } else {
             copy_real(saved.out, saved.heavy.out, mask);
         }
@@ -270,17 +274,17 @@ private:
         if (inputs.d_x) expect_shape("d_x", inputs.d_x.shape(), saved.x.shape());
         if (inputs.d_context) expect_shape("d_context", inputs.d_context.shape(), saved.context.shape());
         detail::release(saved.out);
-        Out d_heavy;                                     // (b, q, d) or (b, n, d)
-        TokensTensor<accumulate_t<Scalar>, P> d_scores;  // (b, 1, q)
+        Out d_heavy;                                     // (b, r · q, d) or (b, n, d)
+        TokensTensor<accumulate_t<Scalar>, P> d_scores;  // (b, r, q)
         if (saved.routed_q) {
             const auto& [indices, scores] = saved.routed_q->routing;
-            d_heavy = scatter_vjp(policy, scatter_mode, d_out, single_route(indices));
+            d_heavy = scatter_vjp(policy, scatter_mode, d_out, indices);
             d_scores = tensor_like(policy, scores);
             assign(policy, d_scores, row_sum(d_heavy * saved.heavy.out));
             assign(policy, d_heavy, d_heavy * column(scores));
             if constexpr (config.use_null_q_tokens)
                 null_query_vjp(policy, gradients.null_q_token.view(), d_out,
-                               null_queries(policy, single_route(indices), saved.mask, saved.x.extent(1)).const_view());
+                               null_queries(policy, all_routes(indices), saved.mask, saved.x.extent(1)).const_view());
         } else {
             d_heavy = tensor_like(policy, d_out);
             copy_real(d_heavy, d_out, saved.mask);
@@ -291,7 +295,7 @@ private:
         if (saved.routed_q) {
             inputs.d_x = detail::result_like(policy, "d_x", std::move(inputs.d_x), saved.x);
             set_zero(policy, inputs.d_x);
-            gather_vjp(policy, inputs.d_x.view(), d.d_x, single_route(saved.routed_q->routing.indices));
+            gather_vjp(policy, inputs.d_x.view(), d.d_x, all_routes(saved.routed_q->routing.indices));
             q_router.backward(policy, *saved.routed_q, d_scores.const_view(), saved.x, saved.mask, inputs.d_x.view(),
                               gradients.q_router);
         } else if (inputs.d_x) {

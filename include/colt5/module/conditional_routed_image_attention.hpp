@@ -42,6 +42,7 @@ public:
                                        .num_heavy_tokens_q = config.num_heavy_tokens_q,
                                        .num_heavy_tokens_kv = config.num_heavy_tokens_kv,
                                        .num_routed_kv = config.num_routed_kv,
+                                       .num_routed_q = config.num_routed_q,
                                        .light_dim_head = config.light_dim_head,
                                        .light_heads = config.light_heads,
                                        .light_window_size = config.light_window_size* config.light_window_size,

@@ -162,6 +162,7 @@ public:
                                                              .num_heavy_tokens_q = config.attn_num_heavy_tokens_q,
                                                              .num_heavy_tokens_kv = config.attn_num_heavy_tokens_kv,
                                                              .num_routed_kv = config.attn_num_routed_kv,
+                                                             .num_routed_q = config.attn_num_routed_q,
                                                              .light_dim_head = config.attn_light_dim_head,
                                                              .light_heads = config.attn_light_heads,
                                                              .light_window_size = config.attn_light_window_size,

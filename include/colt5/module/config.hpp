@@ -41,6 +41,7 @@ struct AttentionConfig {
     Index num_heavy_tokens_q;
     Index num_heavy_tokens_kv;
     Index num_routed_kv = 1;  ///< sets of keys and values, each routed by its own routing token
+    Index num_routed_q = 1;   ///< sets of queries, likewise, each for its share of the heads
     Index light_dim_head = 64;
     Index light_heads = 8;
     Index light_window_size = 128;  ///< a token sees half of it to either side
@@ -80,6 +81,7 @@ struct ImageAttentionConfig {
     Index num_heavy_tokens_q;
     Index num_heavy_tokens_kv;
     Index num_routed_kv = 1;
+    Index num_routed_q = 1;
     Index light_dim_head = 64;
     Index light_heads = 8;
     Index light_window_size = 128;  ///< side of a window: a token sees light_window_size² tokens
@@ -119,6 +121,7 @@ struct ViTConfig {
     RouterType router_type = RouterType::coor_descent;
     RouterKwargs router_kwargs{};
     Index attn_num_routed_kv = 1;
+    Index attn_num_routed_q = 1;
     RoutingScope routing_scope = RoutingScope::map;  ///< of the attention; the feedforward routes over the map
     bool use_null_kv = false;                        ///< these as in AttentionConfig
     bool use_null_q_tokens = false;
@@ -134,6 +137,7 @@ struct CrossAttentionConfig {
     RouterType router_type = RouterType::coor_descent;
     RouterKwargs router_kwargs{};
     Index kv_routing_tokens = 1;
+    Index q_routing_tokens = 1;
     Index route_block_size = 0;  ///< the context is routed in blocks of so many tokens; 0: as router_kwargs say
     /// The routing tokens of the context first attend to the queries; heads and dim_head as those of the heavy
     /// attention. Needs a LinearRouter, and no routing in blocks.
@@ -154,6 +158,7 @@ struct TransformerBlockConfig {
     Index num_heavy_attn_tokens_q;
     Index num_heavy_attn_tokens_kv;
     Index num_routed_kv = 1;
+    Index num_routed_q = 1;
     Index num_heavy_ff_tokens;
     Index light_dim_head = 64;
     Index light_heads = 8;

@@ -10,6 +10,8 @@
 #include <colt5/op/dense_attention.hpp>
 #include <colt5/op/null_key.hpp>
 #include <colt5/op/rotary.hpp>
+#include <colt5/op/swap_first_axes.hpp>
+#include <colt5/op/zero.hpp>
 
 namespace colt5 {
 
@@ -17,20 +19,21 @@ namespace colt5 {
 ///
 /// One RMSNorm for queries and context → to_q, to_kv → attention → to_out; no biases. With several routes, each route's
 /// keys and values serve heads / routes of the heads; rows of to_kv are laid out (route, head in route, [key, value]).
+/// Queries may have routes, too, as many as they like: those of a route go through its heads alone, with the rows of
+/// to_q and the columns of to_out of these, so that each route has outputs of its own.
 /// With a null key, every head has one learned key and value more, which every query sees and no mask hides. With
 /// `has_bias`, the logits get T5's relative position bias, by the positions that queries and keys came from; that of
 /// the null key is 0. With `rotary_emb`, queries and keys are rotated by these positions; the null key is not.
 template <typename Scalar, Policy P, bool has_bias = false>
 struct HeavyAttention {
-    /// Where queries (b, n) and keys (b, r, k) came from: their indices in a sequence. Absent: 0, 1, 2, … Read only for
-    /// the bias and the rotation.
+    /// Where queries (b, r, n) and keys (b, r, k) came from: their indices in a sequence. Absent: 0, 1, 2, … Read only
+    /// for the bias and the rotation.
     struct Positions {
-        MatrixView<const TokenIndex> queries;
-        TokensView<const TokenIndex> keys;
+        TokensView<const TokenIndex> queries, keys;
     };
     using Scores = TokensView<const accumulate_t<Scalar>>;  // (b, r, k): values are multiplied by them; may be absent
     using QueryScores =
-        MatrixView<const accumulate_t<Scalar>>;  // (b, n): queries are multiplied by them; may be absent
+        MatrixView<const accumulate_t<Scalar>>;  // (b, r · n): queries are multiplied by them; may be absent
 
     RMSNorm<Scalar, P> norm;
     TokensTensor<Scalar, P> null_kv;  // (2, h, dim_head), or empty
@@ -48,16 +51,16 @@ struct HeavyAttention {
         RelativeAttentionBias<accumulate_t<Scalar>, P> relative_attention_bias;
     };
     struct Activations {
-        TokensTensor<Scalar, P> out;                               // (b, n, d)
-        TokensTensor<Scalar, P> q;                                 // (b, n, h · dim_head), rotated
+        TokensTensor<Scalar, P> out;                               // (b, r · n, d)
+        TokensTensor<Scalar, P> q;                                 // (b, r · n, h / r · dim_head), rotated
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> kv;  // (b, r, k, h / r · 2 · dim_head), keys rotated
-        DenseAttentionActivations<Scalar, P> attention;
+        DenseAttentionActivations<Scalar, P> attention;            // of rows (b, n, h, dim_head)
     };
     struct InputGradients {
-        TokensTensor<Scalar, P> d_x;                                      // (b, n, d)
+        TokensTensor<Scalar, P> d_x;                                      // (b, r · n, d)
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> d_context;  // (b, r, k, d)
         TokensTensor<accumulate_t<Scalar>, P> d_scores;                   // (b, r, k), if there are scores
-        MatrixTensor<accumulate_t<Scalar>, P> d_scores_q{};               // (b, n), if there are scores of queries
+        MatrixTensor<accumulate_t<Scalar>, P> d_scores_q{};               // (b, r · n), if there are scores of queries
     };
 
     HeavyAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads_, Index dim_head_,
@@ -92,24 +95,32 @@ struct HeavyAttention {
                          {buckets.num_buckets, heads});
     }
 
-    /// x (b, n, d), context (b, r, k, d), mask and scores (b, r, k), scores_q (b, n); the last three may be absent
+    /// x (b, n, d), or (b, r, n, d) with routes, context (b, r, k, d), mask and scores (b, r, k), scores_q (b, r · n);
+    /// the last three may be absent
     template <Viewable X, Viewable C>
     Activations forward(const P& policy, const X& x, const C& context, KeyMask mask, Scores scores,
                         QueryScores scores_q = {}, const Positions& positions = {}) const {
-        expect_inputs(x, context, mask, scores, scores_q);
-        auto q = to_q(policy, norm(policy, x));                                // (b, n, h · dim_head)
+        expect_inputs(x, context, mask, scores, scores_q, positions);
+        const auto queries = by_route(x);  // (b, r, n, d)
+        const auto [batch, routes, length, dim] = queries.shape();
+        TokensTensor<Scalar, P> q(policy, {batch, routes * length, inner() / routes});
+        routed_linear(policy, in_routes(q.view(), routes), norm(policy, queries), to_q.weight);
         auto kv = routed_linear(policy, norm(policy, context), to_kv.weight);  // (b, r, k, h / r · 2 · dim_head)
         if (inv_freq) {
-            rotary(policy, rows_of_q(q.view()), heads, inv_freq, {positions.queries});
+            rotary(policy, rows_of_q(q.view(), routes), heads / routes, inv_freq, {of_each_route(positions.queries)});
             rotary(policy, rows_of_kv(kv.view()), 1, inv_freq, {of_each_route(positions.keys)});
         }
-        const auto scaled_q = scaled(policy, q, scores_q);
+        const auto attended_q = attended_queries(policy, q, scores_q, routes);
         const auto seen = attended_keys(policy, kv, mask, scores);
         const auto by_distance = bias_by_distance(policy);
-        auto attended =
-            dense_attention_forward(policy, split_q(scaled_q ? scaled_q : q), seen.kv, seen.mask, seen.value_scale,
-                                    bias_of(by_distance, positions));  // (b, n, h, dim_head)
-        auto out = to_out(policy, merge_q(attended.out));              // (b, n, d)
+        auto attended = dense_attention_forward(policy, attended_q.q, seen.kv, seen.mask, seen.value_scale,
+                                                bias_of(by_distance, positions));  // (b, n, h, dim_head)
+        TokensTensor<Scalar, P> out(policy, {batch, routes * length, dim});
+        if (routes == 1)
+            linear(policy, out.view(), merge_q(attended.out), to_out.weight);
+        else
+            routed_linear(policy, in_routes(out.view(), routes), swap_middle_axes(policy, split(attended.out, routes)),
+                          swapped_to_out(policy, routes).view().rows());
         return {std::move(out), std::move(q), std::move(kv), std::move(attended)};
     }
 
@@ -127,25 +138,27 @@ struct HeavyAttention {
     void backward(const P& policy, const Activations& saved, InputGradients& d, const D& d_out, const X& x,
                   const C& context, KeyMask mask, Scores scores, Gradients& gradients, QueryScores scores_q = {},
                   const Positions& positions = {}) const {
-        expect_inputs(x, context, mask, scores, scores_q);
+        expect_inputs(x, context, mask, scores, scores_q, positions);
         expect_like<HeavyAttention>("gradients", *this, gradients);
+        const auto queries = by_route(x);  // (b, q_routes, n, d)
         const auto [batch, routes, keys, dim] = context.shape();
-        expect_shape("saved.q", saved.q.shape(), {batch, x.extent(1), inner()});
+        const Index q_routes = queries.extent(1), length = queries.extent(2);
+        expect_shape("saved.q", saved.q.shape(), {batch, q_routes * length, inner() / q_routes});
         expect_shape("saved.kv", saved.kv.shape(), {batch, routes, keys, 2 * inner() / routes});
-        expect_shape("saved.attention.out", saved.attention.out.shape(), {batch, x.extent(1), heads, dim_head});
-        expect_shape("saved.attention.log_sum_exp", saved.attention.log_sum_exp.shape(), {batch, heads, x.extent(1)});
-        expect_shape("d_out", d_out.shape(), x.shape());
-        expect_shape("d.d_x", d.d_x.shape(), x.shape());
+        expect_shape("saved.attention.out", saved.attention.out.shape(), {batch, length, heads, dim_head});
+        expect_shape("saved.attention.log_sum_exp", saved.attention.log_sum_exp.shape(), {batch, heads, length});
+        expect_shape("d_out", d_out.shape(), {batch, q_routes * length, dim});
+        expect_shape("d.d_x", d.d_x.shape(), d_out.shape());
         expect_shape("d.d_context", d.d_context.shape(), context.shape());
         if (scores) expect_shape("d.d_scores", d.d_scores.shape(), scores.shape());
         if (scores_q) expect_shape("d.d_scores_q", d.d_scores_q.shape(), scores_q.shape());
-        const auto d_attended = to_out.backward(policy, d_out, merge_q(saved.attention.out), gradients.to_out);
-        const auto scaled_q = scaled(policy, saved.q, scores_q);
+        const auto d_attended = to_out_vjp(policy, d_out, saved.attention.out, q_routes, gradients);
+        const auto attended_q = attended_queries(policy, saved.q, scores_q, q_routes);
         const auto seen = attended_keys(policy, saved.kv, mask, scores);
         const auto by_distance = bias_by_distance(policy);
         auto d_attention = dense_attention_vjp(
-            policy, saved.attention, split_q(d_attended), split_q(scaled_q ? scaled_q : saved.q), seen.kv, seen.mask,
-            seen.value_scale, bias_of(by_distance, positions), bias_gradient(gradients));
+            policy, saved.attention, d_attended.view().reshape(saved.attention.out.shape()), attended_q.q, seen.kv,
+            seen.mask, seen.value_scale, bias_of(by_distance, positions), bias_gradient(gradients));
         if (null_kv) {
             auto [d_kv, d_value_scale] = null_key_vjp(policy, gradients.null_kv.view(), d_attention.d_kv,
                                                       d_attention.d_value_scale.const_view());
@@ -159,19 +172,24 @@ struct HeavyAttention {
         } else if (scores) {
             assign(policy, d.d_scores, d_attention.d_value_scale);
         }
+        if (q_routes > 1)
+            d_attention.d_q =
+                swap_middle_axes(policy, split(d_attention.d_q, q_routes));  // (b, r, n, h / r · dim_head)
+        const auto d_q = d_attention.d_q.view().reshape(saved.q.shape());
         if (scores_q) {
-            const auto d_q = d_attention.d_q.view().reshape(saved.q.shape());
             assign(policy, d.d_scores_q, row_sum(d_q * saved.q));
             assign(policy, d_q, d_q * column(scores_q));
         }
         if (inv_freq) {
-            rotary_vjp(policy, rows_of_q(d_attention.d_q.view()), heads, inv_freq, {positions.queries});
+            rotary_vjp(policy, rows_of_q(d_q, q_routes), heads / q_routes, inv_freq,
+                       {of_each_route(positions.queries)});
             rotary_vjp(policy, rows_of_kv(d_attention.d_kv.view()), 1, inv_freq, {of_each_route(positions.keys)});
         }
         const auto d_context = routed_linear_vjp(policy, d_attention.d_kv.view().reshape(saved.kv.shape()),
                                                  norm(policy, context), to_kv.weight, gradients.to_kv.weight.view());
-        const auto d_x = to_q.backward(policy, merge_q(d_attention.d_q), norm(policy, x), gradients.to_q);
-        norm.backward(policy, d.d_x.view(), d_x, x, gradients.norm);
+        const auto d_normed = routed_linear_vjp(policy, in_routes(d_q, q_routes), norm(policy, queries), to_q.weight,
+                                                gradients.to_q.weight.view());
+        norm.backward(policy, in_routes(d.d_x.view(), q_routes), d_normed, queries, gradients.norm);
         norm.backward(policy, d.d_context.view(), d_context, context, gradients.norm);
     }
     InputGradients input_gradients(const P& policy, const Activations& saved, Scores scores,
@@ -223,16 +241,23 @@ private:
     }
 
     template <Viewable X, Viewable C>
-    void expect_inputs(const X& x, const C& context, KeyMask mask, Scores scores, QueryScores scores_q) const {
+    void expect_inputs(const X& x, const C& context, KeyMask mask, Scores scores, QueryScores scores_q,
+                       const Positions& positions) const {
         const auto [batch, routes, keys, dim] = context.shape();
-        expect_parameters("", x.extent(2));
-        expect_shape("context", context.shape(), {x.extent(0), dynamic, dynamic, x.extent(2)});
+        const auto [sequences, q_routes, length, width] = by_route(x).shape();
+        expect_parameters("", width);
+        expect_shape("context", context.shape(), {sequences, dynamic, dynamic, width});
         if (mask) expect_shape("mask", mask.shape(), {batch, routes, keys});
         if (scores) expect_shape("scores", scores.shape(), {batch, routes, keys});
-        if (scores_q) expect_shape("scores_q", scores_q.shape(), {batch, x.extent(1)});
+        if (scores_q) expect_shape("scores_q", scores_q.shape(), {batch, q_routes * length});
+        if (positions.queries) expect_shape("positions.queries", positions.queries.shape(), {batch, q_routes, length});
+        expect_routes("routes of x", q_routes);
+        expect_routes("routes of context", routes);
+    }
+    void expect_routes(const char* name, Index routes) const {
         if (routes < 1 || heads % routes != 0)
-            expect_value(false, "routes of context",
-                         colt5::detail::concat({"a divisor of ", std::to_string(heads), " heads"}), routes);
+            expect_value(false, name, colt5::detail::concat({"a divisor of ", std::to_string(heads), " heads"}),
+                         routes);
     }
 
     using Projected = Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>;  // (b, r, k, h / r · 2 · dim_head)
@@ -262,17 +287,67 @@ private:
         }
         return seen;
     }
-    /// q times the scores, or an empty tensor if there are none.
-    static TokensTensor<Scalar, P> scaled(const P& policy, const TokensTensor<Scalar, P>& q, QueryScores scores_q) {
-        TokensTensor<Scalar, P> out;
-        if (!scores_q) return out;
-        out = tensor_like(policy, q);
-        assign(policy, out, q * column(scores_q));
-        return out;
+    /// Queries as attention takes them: those of the tokens, or copies that are multiplied by scores or sorted by head.
+    struct AttendedQueries {
+        TokensTensor<Scalar, P> scaled;
+        Projected sorted;
+        View<const Scalar, dynamic, dynamic, dynamic, dynamic> q;  // (b, n, h, dim_head)
+    };
+    AttendedQueries attended_queries(const P& policy, const TokensTensor<Scalar, P>& q, QueryScores scores_q,
+                                     Index routes) const {
+        AttendedQueries seen{{}, {}, {}};
+        if (scores_q) {
+            seen.scaled = tensor_like(policy, q);
+            assign(policy, seen.scaled, q * column(scores_q));
+        }
+        const auto& scaled = scores_q ? seen.scaled : q;
+        if (routes > 1) seen.sorted = swap_middle_axes(policy, in_routes(scaled.const_view(), routes));
+        seen.q = routes > 1 ? split_q(seen.sorted) : split_q(scaled);
+        return seen;
+    }
+    /// The columns of to_out that a route's heads have, one route after the other: (r, d, h / r · dim_head)
+    TokensTensor<Scalar, P> swapped_to_out(const P& policy, Index routes) const {
+        return swap_first_axes(
+            policy, to_out.weight.const_view().reshape(std::array{to_out.weight.extent(0), routes, inner() / routes}));
+    }
+    /// Returns the gradient of `attended` (b, n, h, dim_head), with its elements in their order.
+    template <Viewable D>
+    Projected to_out_vjp(const P& policy, const D& d_out, const Projected& attended, Index routes,
+                         Gradients& gradients) const {
+        const auto d_rows = in_routes(d_out.const_view(), routes);
+        if (routes == 1)
+            return routed_linear_vjp(policy, d_rows, in_routes(merge_q(attended), 1), to_out.weight,
+                                     gradients.to_out.weight.view());
+        const auto weight = swapped_to_out(policy, routes);
+        TokensTensor<accumulate_t<Scalar>, P> d_weight(policy, weight.shape());
+        set_zero(policy, d_weight);
+        const auto d_attended = routed_linear_vjp(policy, d_rows, swap_middle_axes(policy, split(attended, routes)),
+                                                  weight.view().rows(), d_weight.view().rows());
+        assign(policy, gradients.to_out.weight,
+               gradients.to_out.weight +
+                   swap_first_axes(policy, d_weight).view().reshape(gradients.to_out.weight.shape()));
+        return swap_middle_axes(policy, d_attended);
     }
 
-    auto split_q(const TokensTensor<Scalar, P>& q) const {  // (b, n, h, dim_head)
-        return q.view().reshape(std::array<Index, 4>{q.extent(0), q.extent(1), heads, dim_head});
+    /// Queries (b, n, d) or (b, r, n, d) as (b, r, n, d).
+    template <Viewable X>
+    static auto by_route(const X& x) {
+        if constexpr (X::rank == 4)
+            return x.const_view();
+        else
+            return in_routes(x.const_view(), 1);
+    }
+    template <typename T>
+    static auto in_routes(const TokensView<T>& x, Index routes) {  // (b, r, n, d)
+        return x.reshape(std::array<Index, 4>{x.extent(0), routes, x.extent(1) / routes, x.extent(2)});
+    }
+    /// Rows of all heads, by the routes of the heads: (b, n, r, h / r · dim_head)
+    auto split(const Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>& q, Index routes) const {
+        return q.const_view().reshape(std::array<Index, 4>{q.extent(0), q.extent(1), routes, inner() / routes});
+    }
+    template <typename Q>
+    auto split_q(const Q& q) const {  // (b, n, h, dim_head)
+        return q.const_view().reshape(std::array<Index, 4>{q.extent(0), q.extent(1), heads, dim_head});
     }
     auto split_kv(const Projected& kv) const {  // (b, r, k, h / r, 2, dim_head)
         const auto [batch, routes, keys, width] = kv.shape();
@@ -280,8 +355,8 @@ private:
     }
     /// Queries, and keys and values, as rotary takes them.
     template <typename V>
-    auto rows_of_q(const V& q) const {  // (b, n, 1, h, dim_head)
-        return q.reshape(std::array<Index, 5>{q.extent(0), q.extent(1), 1, heads, dim_head});
+    auto rows_of_q(const V& q, Index routes) const {  // (b · r, n, 1, h / r, dim_head)
+        return q.reshape(std::array<Index, 5>{q.extent(0) * routes, q.extent(1) / routes, 1, heads / routes, dim_head});
     }
     template <typename V>
     auto rows_of_kv(const V& kv) const {  // (b · r, k, h / r, 2, dim_head)

@@ -26,9 +26,10 @@ using KeyMask = View<const bool, dynamic, dynamic, dynamic>;
 /// A RelativePositionBias of queries and keys that were picked from a sequence, with their positions in it.
 template <typename T>
 struct RoutedPositionBias : RelativePositionBias<T> {
-    MatrixView<const TokenIndex> query_positions;  // (b, n); absent: 0 … n − 1
-    TokensView<const TokenIndex> key_positions;    // (b, r, k − null_keys); absent: 0 … k − null_keys − 1
-    Index null_keys = 0;                           // at the front, without a position: their bias is 0
+    /// (b, r, n), each route for its share of the heads, whatever the routes of the keys; absent: 0 … n − 1
+    TokensView<const TokenIndex> query_positions;
+    TokensView<const TokenIndex> key_positions;  // (b, r, k − null_keys); absent: 0 … k − null_keys − 1
+    Index null_keys = 0;                         // at the front, without a position: their bias is 0
 };
 
 /// What the vector-Jacobian product reads.
@@ -60,7 +61,13 @@ void check_dense_attention(const Q& q, const KV& kv, KeyMask mask, const Scale& 
 template <typename Q, typename KV, typename T>
 void check_routed_bias(const Q& q, const KV& kv, const RoutedPositionBias<T>& bias) {
     check_bias(bias, q.extent(2));
-    if (bias.query_positions) expect_shape("query_positions", bias.query_positions.shape(), {q.extent(0), q.extent(1)});
+    if (bias.query_positions) {
+        expect_shape("query_positions", bias.query_positions.shape(), {q.extent(0), dynamic, q.extent(1)});
+        const Index routes = bias.query_positions.extent(1);
+        if (routes < 1 || q.extent(2) % routes != 0)
+            expect_value(false, "routes of query_positions",
+                         colt5::detail::concat({"a divisor of ", std::to_string(q.extent(2)), " heads"}), routes);
+    }
     const Index keys = kv.extent(2);
     if (!is_range_of(bias.null_keys, 0, keys))
         expect_value(false, "null_keys", colt5::detail::concat({"in [0, ", std::to_string(keys), "], the keys of kv"}),

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include <colt5/core/tensor.hpp>
+#include <colt5/expr/assign.hpp>
 
 namespace colt5 {
 
@@ -77,7 +78,17 @@ auto flat_indices(const Indices& indices, Index batch) {
     expected.fill(dynamic);
     expected[0] = batch;
     expect_shape("indices", indices.shape(), expected);
-    return indices.const_view().reshape(std::array{batch, batch > 0 ? indices.size() / batch : 0});
+    Index picks = 1;
+    for (std::size_t axis = 1; axis < Indices::rank; ++axis) picks *= indices.extent(axis);
+    return indices.const_view().reshape(std::array{batch, picks});
+}
+/// Indices (b, k), or (b, r, k) as (b · r, k)
+template <typename Indices>
+auto indices_by_route(const Indices& indices) {
+    if constexpr (Indices::rank == 2)
+        return indices.const_view();
+    else
+        return indices.const_view().reshape(std::array{indices.extent(0) * indices.extent(1), indices.extent(2)});
 }
 }  // namespace detail
 
@@ -129,8 +140,9 @@ auto gather_mask(const P& policy, Mask mask, const Indices& indices) {
 /// Rows that meet in one place are combined in the order of i: the result does not depend on threads. Throws ValueError
 /// when n or k is 2^31 or more, and on the CPU, before anything is written, when an index is out of its range.
 template <Policy P, Viewable Rows, Viewable Indices>
-void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type> out, const Rows& rows,
-             const Indices& indices, MatrixView<const accumulate_t<typename Rows::value_type>> scale = {}) {
+requires(Indices::rank == 2) void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type> out,
+                                          const Rows& rows, const Indices& indices,
+                                          MatrixView<const accumulate_t<typename Rows::value_type>> scale = {}) {
     static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     expect_shape("rows", rows.shape(), {out.extent(0), indices.extent(1), out.extent(2)});
     expect_shape("indices", indices.shape(), {out.extent(0), dynamic});
@@ -140,14 +152,44 @@ void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type>
     scatter_kernel(policy, how, out, rows.const_view(), indices.const_view(), scale);
 }
 
+/// The same for the rows of several routes, rows (b, r · k, d), one route after the other, indices and scale (b, r, k).
+/// Rows of different routes are added; Scatter::mean takes the mean of those of one route that go to the same place.
+template <Policy P, Viewable Rows, Viewable Indices>
+requires(Indices::rank == 3) void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type> out,
+                                          const Rows& rows, const Indices& indices,
+                                          TokensView<const accumulate_t<typename Rows::value_type>> scale = {}) {
+    using Sum = accumulate_t<typename Rows::value_type>;
+    const auto [batch, routes, picks] = indices.shape();
+    const auto flat = detail::flat_indices(indices, out.extent(0));  // (b, r · k)
+    if (scale) expect_shape("scale", scale.shape(), indices.shape());
+    auto factors = scale ? scale.reshape(flat.shape()) : MatrixView<const Sum>();
+    TokensTensor<Sum, P> weights;
+    if (how == Scatter::mean && routes > 1) {
+        weights = {policy, {batch * routes, picks, 1}};
+        if (scale)
+            assign(policy, weights, scale.reshape(weights.shape()));
+        else
+            assign(policy, weights, Sum(1));
+        scatter_mean_weights_kernel(policy, weights.view(), detail::indices_by_route(indices));
+        factors = weights.const_view().reshape(flat.shape());
+        how = Scatter::add;
+    }
+    scatter(policy, how, out, rows, flat, factors);
+}
+
 /// Vector-Jacobian product of scatter with respect to `rows`, without scale: gather(d_out, indices). For Scatter::mean
-/// each row of it is divided by the number of rows that went to the same place. (The gradient of the old `out` is not
-/// computed here: it is d_out, for `overwrite` with zeros in the overwritten rows.) For `overwrite` the indices of a
-/// sequence must be distinct. Returns d_rows (b, k, d).
+/// each row of it is divided by the number of rows, of its route, that went to the same place. (The gradient of the old
+/// `out` is not computed here: it is d_out, for `overwrite` with zeros in the overwritten rows.) For `overwrite` the
+/// indices of a sequence must be distinct. Returns d_rows (b, k, d), or of several routes (b, r · k, d).
 template <Policy P, Viewable D, Viewable Indices>
 auto scatter_vjp(const P& policy, Scatter how, const D& d_out, const Indices& indices) {
-    auto d_rows = gather(policy, d_out, indices);
-    if (how == Scatter::mean) scatter_mean_weights_kernel(policy, d_rows.view(), indices.const_view());
+    auto d_rows = gather(policy, d_out, detail::flat_indices(indices, d_out.extent(0)));
+    if (how == Scatter::mean) {
+        const auto by_route = detail::indices_by_route(indices);
+        scatter_mean_weights_kernel(
+            policy, d_rows.view().reshape(std::array{by_route.extent(0), by_route.extent(1), d_out.extent(2)}),
+            by_route);
+    }
     return d_rows;
 }
 

@@ -49,17 +49,44 @@ void check_routed_weight(const X& x, const W& weight) {
 ///
 ///     x (b, r, n, in), weight (r · out, in), bias (r · out) or absent  →  y (b, r, n, out)
 ///
-/// Throws ShapeError when the inputs do not fit together.
+/// The result goes to y. Throws ShapeError when they do not fit together.
+template <Policy P, Viewable Y, Viewable X, Viewable W>
+requires(W::rank == 2) void routed_linear(const P& policy, const Y& y, const X& x, const W& weight,
+                                          VectorView<const typename X::value_type> bias = {}) {
+    static_assert(is_output<Y>, "colt5: `y` must be a view to write to, such as tensor.view()");
+    static_assert(same_scalar<X, Y>, "colt5: `y` must have the scalar type of `x`");
+    detail::check_routed_weight(x, weight);
+    const Index routes = x.extent(1);
+    expect_shape("y", y.shape(), {x.extent(0), routes, x.extent(2), weight.extent(0) / routes});
+    if (bias) expect_shape("bias", bias.shape(), {weight.extent(0)});
+    linear_kernel(policy, y.view(), x.const_view(), weight.const_view(), bias);
+}
+
+/// The same, with a y of its own.
 template <Policy P, Viewable X, Viewable W>
 auto routed_linear(const P& policy, const X& x, const W& weight, VectorView<const typename X::value_type> bias = {}) {
     using Scalar = typename X::value_type;
-    const auto [batch, routes, length, in] = x.shape();
     detail::check_routed_weight(x, weight);
-    if (bias) expect_shape("bias", bias.shape(), {weight.extent(0)});
-    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> y(policy, {batch, routes, length, weight.extent(0) / routes});
-    linear_kernel(policy, y.view(), x.const_view(), weight.const_view(), bias);
+    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> y(
+        policy, {x.extent(0), x.extent(1), x.extent(2), weight.extent(0) / x.extent(1)});
+    routed_linear(policy, y.view(), x, weight, bias);
     return y;
 }
+
+namespace detail {
+template <Policy P, Viewable DX, Viewable Y, Viewable X, Viewable W>
+void routed_linear_vjp_into(const P& policy, const DX& d_x, const Y& d_y, const X& x, const W& weight,
+                            MatrixView<accumulate_t<typename X::value_type>> d_weight,
+                            VectorView<accumulate_t<typename X::value_type>> d_bias) {
+    const auto [batch, routes, length, in] = x.shape();
+    check_routed_weight(x, weight);
+    static_assert(same_scalar<X, Y>, "colt5: `d_y` must have the scalar type of `x`");
+    expect_shape("d_y", d_y.shape(), {batch, routes, length, weight.extent(0) / routes});
+    expect_shape("d_weight", d_weight.shape(), weight.shape());
+    if (d_bias) expect_shape("d_bias", d_bias.shape(), {weight.extent(0)});
+    linear_vjp_kernel(policy, d_x, d_weight, d_bias, d_y.const_view(), x.const_view(), weight.const_view());
+}
+}  // namespace detail
 
 /// Vector-Jacobian product of routed_linear:  dx = dy · weight,  d_weight += dyᵀ · x,  d_bias += Σ dy.
 /// `d_bias` may be absent. Gradients of parameters are kept in accumulate_t of the scalar. Returns dx (b, r, n, in).
@@ -68,15 +95,18 @@ auto routed_linear_vjp(const P& policy, const Y& d_y, const X& x, const W& weigh
                        MatrixView<accumulate_t<typename X::value_type>> d_weight,
                        VectorView<accumulate_t<typename X::value_type>> d_bias = {}) {
     using Scalar = typename X::value_type;
-    const auto [batch, routes, length, in] = x.shape();
-    detail::check_routed_weight(x, weight);
-    static_assert(same_scalar<X, Y>, "colt5: `d_y` must have the scalar type of `x`");
-    expect_shape("d_y", d_y.shape(), {batch, routes, length, weight.extent(0) / routes});
-    expect_shape("d_weight", d_weight.shape(), weight.shape());
-    if (d_bias) expect_shape("d_bias", d_bias.shape(), {weight.extent(0)});
     Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> d_x(policy, x.shape());
-    linear_vjp_kernel(policy, d_x.view(), d_weight, d_bias, d_y.const_view(), x.const_view(), weight.const_view());
+    detail::routed_linear_vjp_into(policy, d_x.view(), d_y, x, weight, d_weight, d_bias);
     return d_x;
+}
+
+/// The same for an x that is not needed any more: dx takes its memory.
+template <Policy P, typename Scalar, Viewable W, Viewable Y>
+auto routed_linear_vjp(const P& policy, const Y& d_y, Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>&& x,
+                       const W& weight, MatrixView<accumulate_t<Scalar>> d_weight,
+                       VectorView<accumulate_t<Scalar>> d_bias = {}) {
+    detail::routed_linear_vjp_into(policy, x.view(), d_y, x, weight, d_weight, d_bias);
+    return std::move(x);
 }
 
 /// y = x · weightᵀ + bias + add, as torch.nn.Linear with something added, such as a residual:

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
+
 #include <colt5/core/tensor.hpp>
 
 namespace colt5 {
@@ -18,6 +20,18 @@ template <Policy P, Viewable X>
 auto swap_first_axes(const P& policy, const X& x) {
     const auto [samples, routes, picks] = x.shape();
     TokensTensor<typename X::value_type, P> y(policy, {routes, samples, picks});
+    swap_first_axes_kernel(policy, y.view().reshape(std::array{Index{1}, routes, samples, picks}),
+                           x.const_view().reshape(std::array{Index{1}, samples, routes, picks}));
+    return y;
+}
+
+/// The same in each sample: what is sorted by route and pick, sorted by pick and route; and back.
+///
+///     x (b, r, k, d)  →  (b, k, r, d)
+template <Policy P, Viewable X>
+auto swap_middle_axes(const P& policy, const X& x) {
+    const auto [samples, routes, picks, dim] = x.shape();
+    Tensor<typename X::value_type, P, dynamic, dynamic, dynamic, dynamic> y(policy, {samples, picks, routes, dim});
     swap_first_axes_kernel(policy, y.view(), x.const_view());
     return y;
 }

@@ -124,6 +124,12 @@ auto single_route(const T& tensor) {
     return tensor.const_view().reshape(std::array<Index, 2>{tensor.extent(0), tensor.extent(2)});
 }
 
+/// The picks of all routes, seen as those of one: (b, r, k) as (b, r · k)
+template <typename T>
+auto all_routes(const T& tensor) {
+    return tensor.const_view().reshape(std::array<Index, 2>{tensor.extent(0), tensor.extent(1) * tensor.extent(2)});
+}
+
 namespace detail {
 struct VisitNothing {
     template <typename... T>

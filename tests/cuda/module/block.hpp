@@ -176,6 +176,31 @@ inline constexpr AttentionConfig attention_with_bias = [] {
     return config;
 }();
 
+/// As many routes of queries as heads, or as keys have, or fewer.
+constexpr AttentionConfig with_query_routes(RouterType router, Index num_routed_q) {
+    AttentionConfig config = with_null_tokens(true);
+    config.num_routed_q = num_routed_q;
+    config.router_type = router;
+    config.router_kwargs.cum_softmax.temperature = 4;
+    return config;
+}
+inline constexpr AttentionConfig attention_with_query_routes = with_query_routes(RouterType::coor_descent, 4),
+                                 query_routes_by_softmax = with_query_routes(RouterType::cum_softmax, 2);
+/// Picks repeat. The positions and their bias are those of each route.
+inline constexpr AttentionConfig query_routes_by_sinkhorn = [] {
+    AttentionConfig config = with_query_routes(RouterType::sinkhorn, 2);
+    config.num_routed_kv = 1;
+    config.multiply_keys_by_score = config.multiply_queries_by_score = false;
+    config.rotary_emb = config.use_relative_position_bias = true;
+    return config;
+}();
+inline constexpr AttentionConfig query_routes_with_bias = [] {
+    AttentionConfig config = attention_with_bias;
+    config.num_routed_q = 4;
+    config.rotary_emb = true;
+    return config;
+}();
+
 template <AttentionConfig config, typename T, typename P>
 Results attention_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);

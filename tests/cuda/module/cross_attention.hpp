@@ -35,6 +35,12 @@ inline constexpr CrossAttentionConfig cross_in_blocks = [] {
     config.route_block_size = 50;
     return config;
 }();
+inline constexpr CrossAttentionConfig cross_with_query_routes = [] {
+    CrossAttentionConfig config = cross_config;
+    config.q_routing_tokens = 4;
+    config.use_null_q_tokens = config.use_relative_position_bias = true;
+    return config;
+}();
 inline constexpr CrossAttentionConfig cross_with_bias = [] {
     CrossAttentionConfig config = cross_config;
     config.use_null_kv = config.use_relative_position_bias = true;

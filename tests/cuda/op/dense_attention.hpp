@@ -57,7 +57,8 @@ Results dense_bias_case(const P& policy, const Setting& setting) {
     assign(policy, scale, abs(scale));  // as scores: with values of either sign the terms of a bucket's sum cancel
     const auto table = draw.values(std::array{buckets.num_buckets, routes * per_route});
     const Index tokens = draw.length(5000);
-    const auto of_queries = draw.indices(batch, length, tokens);
+    const Index query_routes = routes * per_route % 2 == 0 && setting.seed % 2 == 1 ? 2 : 1;
+    const auto of_queries = draw.indices(batch * query_routes, length, tokens);
     const auto of_keys = draw.indices(batch * routes, keys - null_keys, tokens);
     const auto by_distance = relative_position_bias(policy, buckets, table, buckets.max_distance);
     for (const bool given : {false, true}) {  // positions, a mask and scales
@@ -66,7 +67,7 @@ Results dense_bias_case(const P& policy, const Setting& setting) {
         KeyMask mask;
         TokensView<const accumulate_t<T>> value_scale;
         if (given) {
-            bias.query_positions = of_queries.const_view();
+            bias.query_positions = of_queries.const_view().reshape(std::array{batch, query_routes, length});
             bias.key_positions = of_keys.const_view().reshape(std::array{batch, routes, keys - null_keys});
             mask = with_mask.const_view().reshape(std::array{batch, routes, keys});
             value_scale = scale.const_view();

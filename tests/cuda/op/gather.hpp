@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <string>
 
 #include <colt5/op/gather.hpp>
 
@@ -30,6 +31,19 @@ Results gather_case(const P& policy, const Setting& setting) {
     for (const Scatter how : {Scatter::add, Scatter::mean}) {
         scatter(policy, how, out.view(), rows, indices, scale);
         record(how == Scatter::add ? "scaled add" : "scaled mean", out);
+    }
+    const Index routes = draw.size(2, 4), picks = draw.length(400);
+    const auto flat = draw.indices(batch * routes, picks, length);
+    const auto of_routes = flat.const_view().reshape(std::array{batch, routes, picks});
+    const auto rows_of_routes = draw.values(std::array{batch, routes * picks, dim});
+    const auto scale_of_routes = draw.sums(of_routes.shape());
+    for (const Scatter how : {Scatter::add, Scatter::mean}) {
+        const std::string name = how == Scatter::add ? "add of routes" : "mean of routes";
+        scatter(policy, how, out.view(), rows_of_routes, of_routes);
+        record(name, out);
+        scatter(policy, how, out.view(), rows_of_routes, of_routes, scale_of_routes);
+        record("scaled " + name, out);
+        record("d_rows of " + name, scatter_vjp(policy, how, out, of_routes));
     }
     return record.results;
 }
