@@ -12,6 +12,7 @@
 // expect: colt5: AttentionConfig.heavy_dim_head must be even for rotary_emb
 // expect: colt5: AttentionConfig.light_dim_head must be even for light_rotary_emb
 // expect: colt5: AttentionConfig.use_relative_position_bias and light_rotary_emb are not for light_in_windows
+// expect: colt5: AttentionConfig.masked_rows and attends_to_padding are not for light_in_windows
 // expect: colt5: ImageAttentionConfig.light_window_size must be at least 2 and at most 2^15
 #include "wrong.hpp"
 
@@ -50,6 +51,11 @@ constexpr Config windows{.dim = 8,
                          .num_heavy_tokens_kv = 2,
                          .light_rotary_emb = wrong(true, false),
                          .light_in_windows = true};
+constexpr Config padded_windows{.dim = 8,
+                                .num_heavy_tokens_q = 2,
+                                .num_heavy_tokens_kv = 2,
+                                .attends_to_padding = wrong(true, false),
+                                .light_in_windows = true};
 constexpr colt5::ImageAttentionConfig image{
     .dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .light_window_size = wrong(0, 4)};
 
@@ -58,4 +64,5 @@ static_assert(complete<Module<light>> && complete<Module<heavy>> && complete<Mod
 static_assert(complete<Module<routed>> && complete<Module<routed_q>> && complete<Module<endless>>);
 static_assert(complete<Module<odd>> && complete<Module<near>>);
 static_assert(complete<Module<odd_heavy>> && complete<Module<odd_light>>);
+static_assert(complete<Module<padded_windows>>);
 static_assert(complete<Module<windows>> && complete<colt5::ConditionalRoutedImageAttention<image, float, colt5::Cpu>>);

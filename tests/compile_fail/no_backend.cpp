@@ -22,6 +22,7 @@
 // expect: colt5: no `linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `local_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `local_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `merge_block_rows` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `merge_blocks` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `norm_linear_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `map_mean` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -159,6 +160,7 @@ void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<T
     set_short_scores(policy, y.view(), indices, mask, 2);
     const RouteBlocks blocks{8, 4, 2};
     pad_sequences(policy, y.view(), x.const_view(), 4);
+    merge_block_rows(policy, blocks, 1, x);
     split_blocks(policy, blocks, merge_blocks(policy, blocks, 1, indices, x).scores);
     null_query_vjp(policy, d_null_token, x, unrouted_tokens(policy, flat, mask, 8).const_view());
 }

@@ -31,6 +31,16 @@ constexpr TransformerBlockConfig config_with(RouterType type) {
 constexpr TransformerBlockConfig by_descent = config_with(RouterType::coor_descent),
                                  by_softmax = config_with(RouterType::cum_softmax),
                                  by_sinkhorn = config_with(RouterType::sinkhorn);
+/// In blocks of the sequence, whole ones or not, with routes of queries.
+constexpr TransformerBlockConfig in_blocks(RouterType type, Index size) {
+    TransformerBlockConfig config = config_with(type);
+    config.num_routed_q = 2;
+    config.router_kwargs.route_block_size = size;
+    return config;
+}
+constexpr TransformerBlockConfig in_partial_blocks = in_blocks(RouterType::coor_descent, 5),
+                                 in_whole_blocks = in_blocks(RouterType::cum_softmax, 4),
+                                 in_blocks_by_sinkhorn = in_blocks(RouterType::sinkhorn, 7);
 constexpr CrossAttentionConfig cross_config{
     .dim = dim, .num_tokens_q = 3, .num_tokens_kv = 4, .dim_head = 4, .heads = 2, .kv_routing_tokens = 2};
 constexpr RoutedConfig experts_config{.dim = dim, .num_heavy_tokens = 5, .num_routes = 3, .sequence_order = true};
@@ -79,7 +89,8 @@ void check_views(const Cpu& policy, const Activations& saved, Mask mask) {
 }  // namespace
 
 TEST_CASE_TEMPLATE("each_router: indices, scores and logits as saved; live tokens and thresholds", Module,
-                   Block<by_descent>, Block<by_softmax>, Block<by_sinkhorn>, Experts, Cross) {
+                   Block<by_descent>, Block<by_softmax>, Block<by_sinkhorn>, Block<in_partial_blocks>,
+                   Block<in_whole_blocks>, Block<in_blocks_by_sinkhorn>, Experts, Cross) {
     const Cpu policy(2);
     const Module module(policy, Seed{1});
     const auto x = normal<double>(policy, std::array<Index, 3>{3, 12, dim}, 0);
@@ -109,6 +120,18 @@ TEST_CASE("each_router: the logits are those of the routing token, the threshold
         }
     });
     CHECK(routers == 1);
+}
+
+TEST_CASE("each_router: the logits of a router in blocks are those of the sequence") {
+    const Cpu policy(1);
+    const Block<in_partial_blocks>::Attention module(policy, Seed{1});
+    const auto x = normal<double>(policy, std::array<Index, 3>{2, 12, dim}, 0);
+    const auto mask = mask_of_lengths(policy, {12, 7}, 12);
+    module.forward(x, mask.const_view()).each_router([&](const std::string& name, const RouterView<double>& view) {
+        const auto& tokens =
+            name == "q_router" ? module.q_router.inner.routing_token : module.kv_router.inner.routing_token;
+        CHECK(relative_error(view.logits, route_logits(policy, x, tokens)) <= 1e-14);
+    });
 }
 
 TEST_CASE("router_view: a router that saves no logits has no thresholds") {

@@ -58,6 +58,23 @@ TEST_CASE("merge_blocks, split_blocks: picks of blocks as picks of the sequence,
                          "colt5: `d_scores` must have shape (any, any, 5), but has (6, 1, 2)", ShapeError);
 }
 
+TEST_CASE("merge_block_rows: numbers of the tokens of each block, of those behind the sequence none") {
+    const Cpu policy(1);
+    for (const RouteBlocks& blocks : {RouteBlocks{10, 4, 5}, {8, 4, 1}, {3, 3, 1}, {5, 1, 2}, {0, 1, 0}}) {
+        const auto x = normal<double>(policy, std::array<Index, 3>{2 * blocks.count(), 3, blocks.size}, 0);
+        const auto merged = merge_block_rows(policy, blocks, 2, x);
+        REQUIRE(merged.shape() == std::array<Index, 3>{2, 3, blocks.length});
+        for (Index b = 0; b < 2; ++b)
+            for (Index r = 0; r < 3; ++r)
+                for (Index i = 0; i < blocks.length; ++i)
+                    CHECK(merged.const_view()(b, r, i) ==
+                          x.const_view()(b * blocks.count() + i / blocks.size, r, i % blocks.size));
+    }
+    const auto x = normal<double>(policy, std::array<Index, 3>{6, 3, 4}, 0);
+    CHECK_THROWS_WITH_AS(merge_block_rows(policy, RouteBlocks{10, 5, 1}, 2, x),
+                         "colt5: `x` must have shape (4, any, 5), but has (6, 3, 4)", ShapeError);
+}
+
 TEST_CASE("pad_sequences: rows of zeros behind each sequence, or ones before them") {
     const Cpu policy(1);
     const auto x = normal<float>(policy, std::array<Index, 3>{2, 3, 4}, 0);

@@ -23,6 +23,16 @@ void merge_blocks_kernel(const Cpu&, const RouteBlocks& blocks, TokensView<Token
 }
 
 template <typename T>
+void merge_block_rows_kernel(const Cpu&, const RouteBlocks& blocks, TokensView<T> merged, TokensView<const T> x) {
+    const Index count = blocks.count();
+    for (Index b = 0; b < merged.extent(0); ++b)
+        for (Index r = 0; r < merged.extent(1); ++r)
+            for (Index j = 0, first = 0; j < count; ++j, first += blocks.size)
+                std::copy_n(x[b * count + j][r].data(), std::min(blocks.size, blocks.length - first),
+                            merged[b][r].data() + first);
+}
+
+template <typename T>
 void pad_sequences_kernel(const Cpu&, TokensView<T> padded, TokensView<const T> x, Index length) {
     const Index row = padded.extent(2), filled = length * row;
     for (Index b = 0; b < padded.extent(0); ++b) {

@@ -35,6 +35,16 @@ __global__ void merge_blocks(RouteBlocks blocks, Index routes, Index total, Toke
     }
 }
 
+/// merged (b, r, n) = x (b · blocks, r, size)
+template <typename T>
+__global__ void merge_block_rows(RouteBlocks blocks, Index routes, Index total, T* merged, const T* x) {
+    for (Index place = global_thread(); place < total; place += grid_threads()) {
+        const Index token = place % blocks.length, row = place / blocks.length;  // b · routes + route
+        const Index block = row / routes * blocks.count() + token / blocks.size;
+        merged[place] = x[(block * routes + row % routes) * blocks.size + token % blocks.size];
+    }
+}
+
 template <typename T>
 __global__ void split_blocks(RouteBlocks blocks, Index routes, Index total, T* block_scores, const T* scores) {
     for (Index place = global_thread(); place < total; place += grid_threads()) {
@@ -64,6 +74,14 @@ void merge_blocks_kernel(const Cuda& policy, const RouteBlocks& blocks, TokensVi
                  cuda::blocks_for(block_indices.size(), cuda::route_blocks_threads), cuda::route_blocks_threads, 0,
                  blocks, block_indices.extent(1), block_indices.size(), indices.data(), scores.data(),
                  block_indices.data(), block_scores.data());
+}
+
+template <typename T>
+void merge_block_rows_kernel(const Cuda& policy, const RouteBlocks& blocks, TokensView<T> merged,
+                             TokensView<const T> x) {
+    cuda::launch(policy, "merge_block_rows", cuda::merge_block_rows<T>,
+                 cuda::blocks_for(merged.size(), cuda::route_blocks_threads), cuda::route_blocks_threads, 0, blocks,
+                 merged.extent(1), merged.size(), merged.data(), x.data());
 }
 
 template <typename T>

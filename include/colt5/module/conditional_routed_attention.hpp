@@ -58,6 +58,9 @@ class ConditionalRoutedAttention : public ModuleBase<ConditionalRoutedAttention<
         !config.has_light_attn || !config.light_in_windows ||
             !(config.use_relative_position_bias || config.light_rotary_emb),
         "colt5: AttentionConfig.use_relative_position_bias and light_rotary_emb are not for light_in_windows");
+    static_assert(!config.has_light_attn || !config.light_in_windows ||
+                      (config.masked_rows == MaskedRows::zero && !config.attends_to_padding),
+                  "colt5: AttentionConfig.masked_rows and attends_to_padding are not for light_in_windows");
 
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;

@@ -21,6 +21,12 @@ void split_blocks_kernel(const P&, ...) {
                   "colt5: no `split_blocks` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
+template <typename P>
+void merge_block_rows_kernel(const P&, ...) {
+    static_assert(has_kernel<P>,
+                  "colt5: no `merge_block_rows` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
+}
+
 /// How k picks of a sequence of n tokens are shared out to its blocks of `size` tokens, the last of which may be
 /// shorter: block j has the picks [⌊k · begin_j / n⌋, ⌊k · end_j / n⌋), where begin_j and end_j are its ends. So each
 /// block has its share of k to within one pick, and together they have exactly k, which is at most n.
@@ -67,6 +73,15 @@ auto merge_blocks(const P& policy, const RouteBlocks& blocks, Index batch, const
     Picks merged{{policy, {batch, routes, blocks.picks}}, {policy, {batch, routes, blocks.picks}}};
     merge_blocks_kernel(policy, blocks, merged.indices.view(), merged.scores.view(), indices.const_view(),
                         scores.const_view());
+    return merged;
+}
+
+/// Numbers of all tokens, such as logits, from those of the blocks: (b · blocks, r, size)  →  (b, r, n)
+template <Policy P, Viewable X>
+auto merge_block_rows(const P& policy, const RouteBlocks& blocks, Index batch, const X& x) {
+    expect_shape("x", x.shape(), {batch * blocks.count(), dynamic, blocks.size});
+    TokensTensor<typename X::value_type, P> merged(policy, {batch, x.extent(1), blocks.length});
+    merge_block_rows_kernel(policy, blocks, merged.view(), x.const_view());
     return merged;
 }
 

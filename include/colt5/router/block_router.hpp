@@ -37,6 +37,7 @@ public:
     struct Activations {
         Routing<Logit, P> routing;
         RouterActivations<Inner, Scalar, P> inner;
+        TokensTensor<Logit, P> logits;  // (b, r, n), if `inner` has logits
     };
 
     Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
@@ -50,7 +51,10 @@ public:
         const Blocked in(policy, x, mask, blocks);
         auto saved = inner.forward(policy, in.x, in.mask, blocks.picks_of_block());
         auto routing = merged(policy, blocks, x, saved.routing);
-        return {std::move(routing), std::move(saved)};
+        TokensTensor<Logit, P> logits;
+        if constexpr (requires { saved.logits.const_view(); })
+            logits = merge_block_rows(policy, blocks, x.extent(0), saved.logits);
+        return {std::move(routing), std::move(saved), std::move(logits)};
     }
 
     void backward(const P& policy, const Activations& saved, TokensView<const Logit> d_scores,

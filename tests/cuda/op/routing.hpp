@@ -8,6 +8,7 @@
 #include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/cumulative_softmax.hpp>
 #include <colt5/op/gather.hpp>
+#include <colt5/op/route_blocks.hpp>
 #include <colt5/op/route_logits.hpp>
 #include <colt5/op/top_k.hpp>
 #include <colt5/op/topk.hpp>
@@ -102,6 +103,9 @@ Results routing_case(const P& policy, const Setting& setting) {
     route_logits_vjp(policy, d_x.view(), d_tokens.view(), d_logits, x, tokens, 0.5);
     record("d_x of route_logits of samples", d_x);
     record.in_float("d_tokens of samples", d_tokens);
+    const RouteBlocks blocks{length, draw.size(1, length), 1};
+    const auto of_blocks = draw.sums(std::array{batch * blocks.count(), routes, blocks.size});
+    record.in_float("logits of blocks", merge_block_rows(policy, blocks, batch, of_blocks));
     return record.results;
 }
 
