@@ -15,6 +15,7 @@
 #include <colt5/colt5.hpp>
 #include <colt5/io/adamw.hpp>
 #include <colt5/io/dlpack.hpp>
+#include <colt5/io/npy.hpp>
 #include <colt5/io/parameters.hpp>
 #include <colt5/io/safetensors.hpp>
 
@@ -253,6 +254,13 @@ void operations(const Cpu& policy, Mask mask) {
     save_safetensors(path, {{"x", x}, {"mask", mask}}, {{"made by", "strict"}});
     const SafetensorsFile file(path);
     expect(file.contains("x") && file.read<Scalar>("x") == to_host(policy, x), "a file");
+    std::filesystem::remove(path);
+
+    save_npz(path, {{"x", x}, {"mask", mask}});
+    expect(NpzFile(path).array("x").read<Scalar>() == to_host(policy, x), "an .npz file");
+    save_npy(path, x);
+    expect(to_host(policy, NpyArray(path).tensor<TokensTensor<Scalar, Cpu>>(policy)) == to_host(policy, x),
+           "a .npy file");
     std::filesystem::remove(path);
 
     const auto shared = from_dlpack<TokensView<Scalar>>(policy, to_dlpack(policy, transfer(policy, policy, x)));

@@ -4,6 +4,7 @@
 #include <colt5/colt5.hpp>
 #include <colt5/io/adamw.hpp>
 #include <colt5/io/dlpack.hpp>
+#include <colt5/io/npy.hpp>
 #include <colt5/io/parameters.hpp>
 #include <colt5/io/safetensors.hpp>
 #include <vector>

@@ -269,7 +269,8 @@ template <detail::DLPackManaged Managed = dlpack::DLManagedTensorVersioned, Poli
     return &result.release()->managed;
 }
 
-/// The same of a tensor, which is moved into what is exported.
+/// The same of a tensor, which is moved into what is exported. The memory of an adopted one stays its owner's, who
+/// outlives it.
 ///
 ///     PyCapsule_New(to_dlpack(policy, std::move(out)), "dltensor_versioned", …)
 template <detail::DLPackManaged Managed = dlpack::DLManagedTensorVersioned, typename T, Policy P, Index... Extents>

@@ -11,12 +11,10 @@
 // Needs nlohmann-json, which nothing else in the library does; therefore <colt5/colt5.hpp> leaves it out.
 
 #include <algorithm>
-#include <bit>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <initializer_list>
 #include <map>
 #include <memory>
@@ -24,7 +22,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -33,12 +30,11 @@
 #include <colt5/core/error.hpp>
 #include <colt5/core/view.hpp>
 #include <colt5/io/dtype.hpp>
+#include <colt5/io/elements.hpp>
 #include <colt5/io/file.hpp>
 #include <colt5/io/safetensors_header.hpp>
 
 namespace colt5 {
-
-static_assert(std::endian::native == std::endian::little, "colt5: safetensors files need a little-endian machine");
 
 /// A file to read tensors from. Opening reads and checks the header; a tensor's data is read when it is asked for.
 /// Reading is safe from several threads at once. Every method throws FileError, which names the file, the tensor and,
@@ -120,43 +116,18 @@ public:
     /// The same into memory of the caller; FileError when the tensor has another number of elements.
     template <typename T>
     void read_into(const std::string& name, std::span<T> values) const {
-        static_assert(is_file_float<T> || std::integral<T>,
-                      "colt5: tensors are read as float, double, bfloat16, float16, bool or integers");
         const SafetensorsEntry& tensor = entry(name);
         if (tensor.size() != values.size())
             fail({"tensor ", detail::backquoted(name), " has ", std::to_string(tensor.size()), " elements, but ",
                   std::to_string(values.size()), " are wanted"});
-        switch (tensor.dtype) {
-            case DType::f64:
-                return convert<double>(name, values, std::identity{});
-            case DType::f32:
-                return convert<float>(name, values, std::identity{});
-            case DType::f16:
-                return convert<float16>(name, values, [](float16 value) { return static_cast<float>(value); });
-            case DType::bf16:
-                return convert<bfloat16>(name, values, [](bfloat16 value) { return static_cast<float>(value); });
-            case DType::i64:
-                return convert<std::int64_t>(name, values, std::identity{});
-            case DType::i32:
-                return convert<std::int32_t>(name, values, std::identity{});
-            case DType::i16:
-                return convert<std::int16_t>(name, values, std::identity{});
-            case DType::i8:
-                return convert<std::int8_t>(name, values, std::identity{});
-            case DType::u64:
-                return convert<std::uint64_t>(name, values, std::identity{});
-            case DType::u32:
-                return convert<std::uint32_t>(name, values, std::identity{});
-            case DType::u16:
-                return convert<std::uint16_t>(name, values, std::identity{});
-            case DType::u8:
-            case DType::boolean:
-                return convert<std::uint8_t>(name, values, std::identity{});
-            case DType::f8_e4m3:
-            case DType::f8_e5m2:
-            case DType::unknown:
-                fail_conversion<T>(name);
-        }
+        detail::read_elements(
+            tensor.dtype, tensor.dtype_text, values,
+            [&](std::uint64_t offset, std::span<std::byte> bytes) {
+                file_.read_at(data_begin_ + tensor.begin + offset, bytes);
+            },
+            [&](std::string_view what) {
+                fail({"tensor ", detail::backquoted(name), " ", what});
+            });
     }
 
 private:
@@ -177,43 +148,6 @@ private:
     [[noreturn]] void fail_conversion(const std::string& name) const {
         fail({"tensor ", detail::backquoted(name), " holds ", detail::printable(entry(name).dtype_text),
               ", which does not convert to ", dtype_name(dtype_of<T>())});
-    }
-
-    template <typename T, typename Stored>
-    static bool fits(Stored value) {
-        if constexpr (is_file_float<T>)
-            return true;
-        else if constexpr (std::same_as<T, bool>)
-            return value == 0 || value == 1;
-        else
-            return std::in_range<T>(value);
-    }
-
-    /// Decodes elements that the file holds as `Stored`, in pieces, so that no second copy of a large tensor exists.
-    template <typename Stored, typename T, typename Decode>
-    void convert(const std::string& name, std::span<T> values, Decode decode) const {
-        using Value = std::decay_t<std::invoke_result_t<Decode, Stored>>;
-        std::uint64_t offset = data_begin_ + entry(name).begin;
-        if constexpr (std::floating_point<Value> != is_file_float<T>) {
-            fail_conversion<T>(name);
-        } else if constexpr (std::same_as<Stored, T>) {
-            file_.read_at(offset, std::as_writable_bytes(values));
-        } else {
-            constexpr std::size_t piece = std::size_t{1} << 16;
-            std::vector<Stored> stored(std::min(piece, values.size()));
-            for (std::size_t done = 0; done < values.size(); done += piece) {
-                const auto part = std::span(stored).first(std::min(piece, values.size() - done));
-                file_.read_at(offset, std::as_writable_bytes(part));
-                offset += part.size_bytes();
-                for (std::size_t i = 0; i < part.size(); ++i) {
-                    const Value value = decode(part[i]);
-                    if (!fits<T>(value))
-                        fail({"tensor ", detail::backquoted(name), " holds ", std::to_string(value), " at position ",
-                              std::to_string(done + i), ", which ", dtype_name(dtype_of<T>()), " cannot hold"});
-                    values[done + i] = static_cast<T>(value);
-                }
-            }
-        }
     }
 
     detail::InputFile file_;

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <initializer_list>
-#include <limits>
 #include <map>
 #include <optional>
 #include <set>
@@ -21,6 +20,7 @@
 #include <colt5/core/error.hpp>
 #include <colt5/core/view.hpp>
 #include <colt5/io/dtype.hpp>
+#include <colt5/io/elements.hpp>
 #include <colt5/io/file.hpp>
 
 namespace colt5 {
@@ -52,43 +52,9 @@ inline constexpr std::uint64_t largest_safetensors_header = 100'000'000;
 
 inline constexpr std::string_view safetensors_metadata_key = "__metadata__";
 
-/// In backquotes and, for messages that stay readable whatever a file holds, cut after 200 bytes.
-inline std::string backquoted(std::string_view text) {
-    constexpr std::size_t longest = 200;
-    const std::string quoted = concat({"`", printable(text, longest), "`"});
-    return text.size() <= longest ? quoted : concat({quoted, " (", std::to_string(text.size()), " bytes)"});
-}
-
-/// "(2, 512)"; "()" for a single number; after 16 numbers only how many there are.
-template <typename Extent>
-std::string list_string(const std::vector<Extent>& numbers) {
-    constexpr std::size_t longest = 16;
-    std::string text = "(";
-    for (std::size_t i = 0; i < std::min(numbers.size(), longest); ++i)
-        text.append(i > 0 ? ", " : "").append(std::to_string(numbers[i]));
-    if (numbers.size() > longest) text.append(", …: ").append(std::to_string(numbers.size())).append(" numbers");
-    return text.append(")");
-}
-
 /// "[4, 8)".
 inline std::string range_string(std::uint64_t begin, std::uint64_t end) {
     return concat({"[", std::to_string(begin), ", ", std::to_string(end), ")"});
-}
-
-/// What can be counted in bytes of a file or elements of a tensor.
-inline constexpr auto largest_count = static_cast<std::uint64_t>(std::numeric_limits<Index>::max());
-
-/// Bytes of a tensor (elements, if its type is unknown); nothing when that number does not fit.
-template <typename Extent>
-std::optional<std::uint64_t> tensor_bytes(DType dtype, const std::vector<Extent>& shape) {
-    constexpr std::uint64_t largest = largest_count;
-    std::uint64_t bytes = std::max(dtype_size(dtype), std::size_t{1});
-    for (const Extent signed_or_unsigned : shape) {
-        const auto extent = static_cast<std::uint64_t>(signed_or_unsigned);
-        if (extent > largest || (extent > 0 && bytes > largest / extent)) return std::nullopt;
-        bytes *= extent;
-    }
-    return bytes;
 }
 
 /// What to say of a file that begins in this way, which claims a header of so many bytes and has none; empty if nothing
