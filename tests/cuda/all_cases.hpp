@@ -4,6 +4,7 @@
 #include "module/block.hpp"
 #include "module/cross_attention.hpp"
 #include "module/image.hpp"
+#include "module/ragged.hpp"
 #include "module/routed.hpp"
 #include "module/training.hpp"
 #include "op/dense_attention.hpp"
@@ -85,6 +86,8 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("expert choice", routed_case<ExpertChoice, T, P>);
     add_of_modules("mixture of attention", routed_case<MixtureOfAttention, T, P>);
     add_of_modules("a routed module as the heavy branch", routed_case<RoutedTwice, T, P>);
+    add_of_modules("ragged halves of a block", ragged_case<by_descent_of_one_route, T, P>);
+    add_of_modules("ragged cross attention", ragged_cross_case<cross_config, T, P>);
     add_of_modules("training", training_case<T, P>);
     return all;
 }
