@@ -70,6 +70,12 @@ def block_kernels(b, n, d, **config):
                     route_kernels(b, n, d), route_kernels(b, n, d))
 
 
+def ragged_kernels(batch, total, d, **config):
+    """The block on the sequences of module/ragged_batch.cpp, without padding."""
+    longest = 2 * total // (batch + 1)
+    return together(*(block_kernels(1, b * longest // batch, d, **config) for b in range(1, batch + 1)))
+
+
 class ProcessEnded(Exception):
     pass
 

@@ -27,6 +27,8 @@ How it is measured
   median of the products made between their calls, since the clock of a processor that others use, too, wanders. Our own
   products may beat it. Routing and choosing have no floor.
 - The rows `block_k16_…` route 16 tokens whatever the length, so that the work of a token does not depend on it.
+- The rows `ragged_…` are sequences of 512, 1024, …, 8192 tokens, or 2048 with --quick: packed, padded with a mask, as PyTorch has them
+  in the first row, and as many tokens in sequences of one length; each routes 256 tokens. The floor is that of the real tokens.
 - A row without PyTorch's columns is only ours.
 
 --json FILE writes {processor, cores, threads, …, rows}, rows being {name, ours_s, peer_s, floor_s, ours_mib, peer_mib, …}
@@ -53,7 +55,7 @@ import time
 import numpy
 
 from common import (FLAGSHIP, SMALL, Process, ProcessEnded, block_kernels, feed_forward_kernels, light_attention_kernels,
-                    linear_kernels, mib_text, print_table, ratio, time_text, total_flop)
+                    linear_kernels, mib_text, print_table, ragged_kernels, ratio, time_text, total_flop)
 
 
 @dataclasses.dataclass
@@ -120,6 +122,11 @@ def cases(quick, shrink):
     for n in (1024, 8192) if quick else (1024, 4096, 16384, 32768):
         yield block(f'block_n{n}', 1, max(1024, n // shrink))
     yield block('block', 2, full)
+    sequences, longest = (4, 2048) if quick else (16, max(1024, 8192 // shrink))
+    total = longest * (sequences + 1) // 2
+    for name, form in (('ragged_packed', 0), ('ragged_padded', 1), ('ragged_uniform', 2)):
+        yield Case(name, 'ragged_batch', 1, total, numbers=(sequences, form), peer=form == 0,
+                   kernels=ragged_kernels(sequences, total, 512, **FLAGSHIP | {'k': 256}))
     if not quick:
         yield block('block_own_init', 2, full, wide_logits=True)
         yield block('block_n131072', 1, 131072 // shrink, peer=False)
@@ -273,6 +280,9 @@ def goals(bench):
         add(f'block of 32768 tokens, {words}: {bench.threads} threads over one, times faster',
             of((f'block_k16_n32768_{mode}', 'one_thread_s'), (f'block_k16_n32768_{mode}', 'ours_s')),
             least=1.9 if bench.threads == 2 else None, most=None if bench.threads == 2 else bench.threads)
+    for mode in ('forward', 'forward_backward'):
+        add(f'ragged batch, {mode.replace("_backward", " and backward")}: time over that of the padded batch',
+            of((f'ragged_packed_{mode}', 'ours_s'), (f'ragged_padded_{mode}', 'ours_s')), most=0.65 if bench.quick else 0.56)
     add('block: memory over that of the package', of(('block_forward_backward', 'ours_mib'),
                                                      ('block_forward_backward', 'peer_mib')), most=0.2)
     for mode, most in (('forward', 1.5), ('forward_backward', 1.5 + 2.5)):

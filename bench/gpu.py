@@ -52,7 +52,8 @@ import time
 import numpy
 
 from common import (FLAGSHIP, Kernel, Process, ProcessEnded, Refused, block_kernels, feed_forward_kernels,
-                    light_attention_kernels, linear_kernels, local_attention_kernels, mib_text, print_table, ratio, time_text)
+                    light_attention_kernels, linear_kernels, local_attention_kernels, mib_text, print_table,
+                    ragged_kernels, ratio, time_text)
 
 FLOP_PER_S = {'bf16': 790e12, 'tf32': 400e12, 'fp32': 60e12}
 BYTES_PER_S = {'H200': 4.3e12, 'H100': 3.0e12}  # read and written
@@ -149,6 +150,9 @@ def cases(quick):
         yield Case(name, 'conditional_routed_image_attention', 1, 512 * 512, numbers=(per_window,),
                    kernels=light_attention_kernels(1, 512 * 512, 512, **FLAGSHIP | {'window': 256}), peers=(PACKAGE_0_11,),
                    dtypes=('bf16',), comparable=False)
+    for name, form in (('ragged_packed', 0), ('ragged_padded', 1), ('ragged_uniform', 2)):  # 16 sequences of up to 8192
+        yield Case(name, 'ragged_batch', 1, 17 * 4096, numbers=(16, form), peers=(PACKAGE,),
+                   kernels=ragged_kernels(16, 17 * 4096, 512, **FLAGSHIP | {'k': 256}), dtypes=('bf16',), comparable=form == 0)
     yield block('block_20_steps', 2, n, steps=20, peers=(TUNED,), dtypes=('bf16',))
     yield routing('coordinate_descent_20', n, 4 * n, program='coordinate_descent', numbers=(20, 1152, 0))
     yield routing('routing_50', n, 2 * n, program='coordinate_descent', numbers=(50, 1152, 1024))

@@ -51,8 +51,36 @@ def feed_forward(width, _):
     return colt5_attention.ConditionalRoutedFeedForward(width, num_heavy_tokens=1024)
 
 
+class PaddedBatch(nn.Module):
+    """The block on packed sequences (1, total, d), padded for it; numbers and lengths as in module/ragged_batch.cpp."""
+
+    def __init__(self, width, numbers):
+        super().__init__()
+        block = transformer_block(width, numbers)
+        self.batch, form = numbers
+        self.is_uniform = form == 2
+        for name, part in block.named_children():  # under the block's own names
+            self.add_module(name, part)
+        self.block = [block]
+
+    def forward(self, x, mask):
+        longest, rest = divmod(2 * x.shape[1], self.batch + 1)
+        if rest:  # the short call that warms up
+            return self.block[0](x, mask=mask)
+        if self.is_uniform:
+            return self.route(x.view(self.batch, -1, x.shape[2]), mask.view(self.batch, -1)).view(x.shape)
+        lengths = torch.arange(1, self.batch + 1, device=x.device) * longest // self.batch
+        real = torch.arange(longest, device=x.device) < lengths[:, None]
+        padded = x.new_zeros(self.batch, longest, x.shape[2])
+        padded[real] = x[0]
+        return self.route(padded, real)[real][None]
+
+    def route(self, x, mask):
+        return self.block[0](x, mask=mask, num_heavy_attn_tokens_q=256, num_heavy_attn_tokens_kv=256, num_heavy_ff_tokens=256)
+
+
 MODULES = {'conditional_routed_transformer_block': transformer_block, 'conditional_routed_feed_forward': feed_forward,
-           'light_attention': light_attention}
+           'light_attention': light_attention, 'ragged_batch': PaddedBatch}
 
 
 class Case:
