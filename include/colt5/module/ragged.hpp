@@ -116,7 +116,8 @@ auto with_saved(std::remove_reference_t<Saved>& saved, F&& f) {
 /// Sequences of one length that follow each other in memory are one call of the module, with as many samples. The
 /// workspace is that of the largest such call; saved activations add up. Gradients of parameters are added call by
 /// call, in order. Routers that draw noise in training count these calls and number the samples of each; an empty
-/// sequence is not counted.
+/// sequence is not counted. On a GPU a call takes the time of its launches at least, which is more than that of a few
+/// thousand tokens: put sequences of one length side by side.
 ///
 /// The module is routed attention, routed feedforward, a block, Routed, or one of your own with the same policy(),
 /// types Out, Counts and Activations, and functions module(x, mask, counts, out), forward and backward, which are given
