@@ -26,7 +26,7 @@ int main() {
     MatrixTensor<float, Cpu> tokens(policy, {cu_seqlens.back(), config.dim});  // (total, d)
     fill_normal(policy, tokens, Random(Seed{1}));
 
-    const CountsByLength<TransformerBlockTokens> counts{
+    const CountsByLength<TransformerBlockCounts> counts{
         .num_heavy_attn_tokens_q = TokenRatio{1.0 / 16},  // of the tokens of each sequence
         .num_heavy_attn_tokens_kv = [](Index length) { return length / 16 + 4; },
         .num_heavy_ff_tokens = 8};

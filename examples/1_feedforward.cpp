@@ -10,7 +10,7 @@ int main() {
     using namespace colt5;
     constexpr FeedForwardConfig config{.dim = 64, .num_heavy_tokens = 32};
 
-    Cpu policy;  // a thread per processor it may use; Cpu policy{2}: two
+    Cpu policy;  // where tensors live and what computes: the CPU, all its processors; Cpu policy{2}: two threads
     ConditionalRoutedFeedForward<config, float, Cpu> feedforward{policy, Seed{0}};
 
     TokensTensor<float, Cpu> tokens(policy, {2, 512, 64});  // (b, n, d)

@@ -40,7 +40,7 @@ int main(int argc, char** argv) {
     const bench::Inputs inputs(argc, argv);
     const auto& policy = inputs.policy;
     const bool is_small = inputs.number(0) == small.dim, has_fifty_steps = inputs.number(1) == 50;
-    colt5::TransformerBlockTokens counts;
+    colt5::TransformerBlockCounts counts;
     if (const auto chosen = static_cast<colt5::Index>(inputs.number(2, 0)); chosen > 0)
         counts = {chosen, chosen, chosen};
     if (is_small) return serve_module(inputs, ConditionalRoutedTransformerBlock<small, Scalar, Policy>(policy), counts);

@@ -42,10 +42,10 @@ public:
         for (Index& extent : shape) extent = number();
         return shape;
     }
-    void read(colt5::RoutedTokens& counts) { counts = {number()}; }
-    void read(colt5::AttentionTokens& counts) { counts = {number(), number()}; }
-    void read(colt5::CrossAttentionTokens& counts) { counts = {number(), number()}; }
-    void read(colt5::TransformerBlockTokens& counts) { counts = {number(), number(), number()}; }
+    void read(colt5::RoutedCounts& counts) { counts = {number()}; }
+    void read(colt5::AttentionCounts& counts) { counts = {number(), number()}; }
+    void read(colt5::CrossAttentionCounts& counts) { counts = {number(), number()}; }
+    void read(colt5::TransformerBlockCounts& counts) { counts = {number(), number(), number()}; }
 
 private:
     const std::int64_t* next_;

@@ -170,7 +170,7 @@ class ConditionalRoutedFeedForward(CompiledModule):
         self._configure('ConditionalRoutedFeedForward', dict(
             dim=dim, num_heavy_tokens=1, light_ff_mult=light_ff_mult, heavy_ff_mult=heavy_ff_mult,
             router_straight_through=router_straight_through, router_type=router_type, router_kwargs=kwargs),
-            'FeedForwardTokens')
+            'FeedForwardCounts')
 
     def forward(self, x, mask=None, num_heavy_tokens=None):
         return self._call((x,), (mask,), chosen(num_heavy_tokens, self.num_heavy_tokens))
@@ -204,7 +204,7 @@ class ConditionalRoutedAttention(CompiledModule):
             has_light_attn=has_light_attn, use_null_kv=use_null_kv, use_null_q_tokens=use_null_q_tokens,
             masked_tokens_get_null_q=masked_tokens_get_null_q, multiply_keys_by_score=multiply_keys_by_score,
             multiply_queries_by_score=multiply_queries_by_score, rotary_emb=rotary_emb),
-            'AttentionTokens')
+            'AttentionCounts')
 
     def forward(self, x, *, num_heavy_tokens_q=None, num_heavy_tokens_kv=None, mask=None):
         return self._call((x,), (mask,), chosen(num_heavy_tokens_q, self.num_heavy_tokens_q),
@@ -234,7 +234,7 @@ class ConditionalRoutedCrossAttention(CompiledModule):
             kv_routing_tokens=kv_routing_tokens, route_block_size=route_block_size, use_null_kv=use_null_kv,
             use_null_q_tokens=use_null_q_tokens, masked_tokens_get_null_q=masked_tokens_get_null_q,
             multiply_keys_by_score=multiply_keys_by_score),
-            'CrossAttentionTokens', ('x', 'context'))
+            'CrossAttentionCounts', ('x', 'context'))
 
     def forward(self, x, context, *, num_tokens_q=None, num_tokens_kv=None, mask=None, context_mask=None):
         return self._call((x, context), (mask, context_mask), chosen(num_tokens_q, self.num_tokens_q),
@@ -267,7 +267,7 @@ class ConditionalRoutedTransformerBlock(CompiledModule):
             dim=dim, num_heavy_attn_tokens_q=1, num_heavy_attn_tokens_kv=1, num_routed_kv=num_routed_kv, num_heavy_ff_tokens=1,
             **heads, light_ff_mult=light_ff_mult, heavy_ff_mult=heavy_ff_mult, **routing,
             router_kwargs=cpp_router_kwargs(router_type, router_kwargs), **options),
-            'TransformerBlockTokens')
+            'TransformerBlockCounts')
 
     def forward(self, x, mask=None, num_heavy_attn_tokens_q=None, num_heavy_attn_tokens_kv=None, num_heavy_ff_tokens=None):
         attn, ff = self.conditional_attn, self.conditional_ff

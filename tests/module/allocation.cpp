@@ -176,8 +176,8 @@ TEST_CASE("allocation: a second call of cross attention allocates nothing, infer
         const auto context = normal<float>(policy, std::array<Index, 3>{2, 300, 16}, 1);
         const auto context_mask = mask_of_lengths(policy, {300, 120}, 300);
         auto gradients = cross.make_gradients();
-        const CrossAttentionTokens unrouted{200, 300};
-        for (const CrossAttentionTokens& counts : {CrossAttentionTokens{}, unrouted}) {
+        const CrossAttentionCounts unrouted{200, 300};
+        for (const CrossAttentionCounts& counts : {CrossAttentionCounts{}, unrouted}) {
             check_allocates_nothing(policy, [&] { cross(x, context, {}, context_mask.const_view(), counts); });
             check_allocates_nothing(policy, [&] {
                 const auto saved = cross.forward(x, context, {}, context_mask.const_view(), counts);
@@ -213,7 +213,7 @@ TEST_CASE("allocation: a second call of Routed with experts or with a whole bloc
 TEST_CASE("allocation: a second call on sequences of the same lengths allocates nothing, inference keeps nothing") {
     using Block = ConditionalRoutedTransformerBlock<by_descent, float, Cpu>;
     const std::vector<Index> lengths{100, 0, 7, 300, 300, 20}, offsets = cumulative_lengths(lengths);
-    const CountsByLength<TransformerBlockTokens> counts{TokenRatio{0.25}, [](Index n) { return n / 3 + 1; }, 30};
+    const CountsByLength<TransformerBlockCounts> counts{TokenRatio{0.25}, [](Index n) { return n / 3 + 1; }, 30};
     for (const int threads : {1, 2}) {
         CAPTURE(threads);
         const Cpu policy(threads, Cpu::usual_plan, Allocations::together);

@@ -69,7 +69,7 @@ TEST_CASE_TEMPLATE("ConditionalRoutedAttention: gradients by finite differences"
     const auto mask = mask_of_lengths(policy, {7, 2}, 9);
     check_gradients(module, x, {});
     check_gradients(module, x, mask.const_view());
-    check_gradients(module, x, mask.const_view(), AttentionTokens{.num_heavy_tokens_q = 6, .num_heavy_tokens_kv = 2});
+    check_gradients(module, x, mask.const_view(), AttentionCounts{.num_heavy_tokens_q = 6, .num_heavy_tokens_kv = 2});
     for (const Index length : {1, 3}) {  // n <= k, and shorter than the window
         auto shorter = resized(policy, x, length);
         check_gradients(module, shorter, {});

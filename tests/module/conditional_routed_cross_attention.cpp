@@ -41,7 +41,7 @@ using Cross = ConditionalRoutedCrossAttention<config, Scalar, Cpu>;
 
 template <typename Module>
 void check_cross_gradients(Module& module, TokensTensor<double, Cpu>& x, TokensTensor<double, Cpu>& context, Mask mask,
-                           Mask context_mask, const CrossAttentionTokens& counts = {}) {
+                           Mask context_mask, const CrossAttentionCounts& counts = {}) {
     const Cpu& policy = module.policy();
     const auto d_out = normal<double>(policy, x.shape(), 99);
     const auto saved = module.forward(x, context, mask, context_mask, counts);
@@ -69,7 +69,7 @@ TEST_CASE_TEMPLATE(
         for (const Index num_kv : {4, 8}) {
             CAPTURE(num_q);
             CAPTURE(num_kv);
-            const CrossAttentionTokens counts{num_q, num_kv};
+            const CrossAttentionCounts counts{num_q, num_kv};
             const auto saved = module.forward(x, context, {}, {}, counts);
             CHECK(saved.routed_q.has_value() == (num_q < 7));
             CHECK(saved.routed_kv.has_value() == (num_kv < 8));

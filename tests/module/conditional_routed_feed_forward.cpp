@@ -49,8 +49,8 @@ template <typename Module>
 void check_values(const Module& module, const TokensTensor<double, Cpu>& x, Mask some) {
     for (const Mask mask : {Mask(), some})
         for (const Index k : {1, 3, 9, 12})
-            CHECK(relative_error(module(x, mask, FeedForwardTokens{k}), naive(module, x, mask, k)) <= 1e-12);
-    CHECK(same_bits(module(x), module(x, {}, FeedForwardTokens{3})));
+            CHECK(relative_error(module(x, mask, FeedForwardCounts{k}), naive(module, x, mask, k)) <= 1e-12);
+    CHECK(same_bits(module(x), module(x, {}, FeedForwardCounts{3})));
 }
 
 }  // namespace
@@ -87,7 +87,7 @@ TEST_CASE_TEMPLATE("ConditionalRoutedFeedForward: gradients by finite difference
     Module module(policy, Seed{1});
     HostTensor<double, 3> noise;
     const auto draw = [&](Index batch, Index k, Index length) {
-        if constexpr (Module::RouterType::picks_repeat) {
+        if constexpr (Module::TokenRouter::picks_repeat) {
             noise = HostTensor<double, 3>(policy, {batch, k, length});
             const Random random(Seed{5});
             fill_with(policy, noise, [&](std::size_t i) { return random.gumbel(i); });
@@ -100,7 +100,7 @@ TEST_CASE_TEMPLATE("ConditionalRoutedFeedForward: gradients by finite difference
     check_gradients(module, x, {});
     check_gradients(module, x, mask.const_view());
     draw(2, 5, 7);
-    check_gradients(module, x, mask.const_view(), FeedForwardTokens{.num_heavy_tokens = 5});
+    check_gradients(module, x, mask.const_view(), FeedForwardCounts{.num_heavy_tokens = 5});
     for (const Index length : {1, 3}) {  // n <= k
         auto shorter = resized(policy, x, length);
         draw(2, length, length);

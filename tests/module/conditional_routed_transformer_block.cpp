@@ -53,7 +53,7 @@ TEST_CASE("ConditionalRoutedTransformerBlock: gradients by finite differences") 
     const auto mask = mask_of_lengths(policy, {7, 2}, 9);
     check_gradients(block, x, {});
     check_gradients(block, x, mask.const_view());
-    check_gradients(block, x, mask.const_view(), TransformerBlockTokens{6, 2, 1});
+    check_gradients(block, x, mask.const_view(), TransformerBlockCounts{6, 2, 1});
     for (const Index length : {1, 3}) {
         auto shorter = resized(policy, x, length);
         const auto shorter_mask = mask_of_lengths(policy, {length, 0}, length);

@@ -135,7 +135,7 @@ TEST_CASE("GatedFeedForward: light and heavy branch of the routed feedforward, u
         CHECK(relative_error(module(x, mask.const_view()), expected) <= 1e-12);
         check_gradients(module, x, {});
         check_gradients(module, x, mask.const_view());
-        check_gradients(module, x, mask.const_view(), FeedForwardTokens{5}, Residual::tokens);
+        check_gradients(module, x, mask.const_view(), FeedForwardCounts{5}, Residual::tokens);
         auto shorter = resized(policy, x, 3);  // n <= k
         check_gradients(module, shorter, {});
 

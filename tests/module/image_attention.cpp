@@ -180,7 +180,7 @@ TEST_CASE_TEMPLATE("ConditionalRoutedImageAttention: gradients by finite differe
         const auto some = some_real(policy, 2, height, width);
         check_gradients_of(module, maps, MapMask());
         check_gradients_of(module, maps, MapMask(some.const_view()));
-        check_gradients_of(module, maps, MapMask(some.const_view()), AttentionTokens{.num_heavy_tokens_q = 5},
+        check_gradients_of(module, maps, MapMask(some.const_view()), AttentionCounts{.num_heavy_tokens_q = 5},
                            Residual::tokens);
     }
 }

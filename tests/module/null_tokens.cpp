@@ -96,8 +96,8 @@ TEST_CASE_TEMPLATE("null tokens: gradients of attention by finite differences", 
     const auto mask = mask_of_lengths(policy, {7, 2}, 9);
     check_gradients(module, x, {});
     check_gradients(module, x, mask.const_view());
-    check_gradients(module, x, mask.const_view(), AttentionTokens{.num_heavy_tokens_q = 6, .num_heavy_tokens_kv = 2});
-    check_gradients(module, x, mask.const_view(), AttentionTokens{}, Residual::tokens);
+    check_gradients(module, x, mask.const_view(), AttentionCounts{.num_heavy_tokens_q = 6, .num_heavy_tokens_kv = 2});
+    check_gradients(module, x, mask.const_view(), AttentionCounts{}, Residual::tokens);
     auto shorter = resized(policy, x, 3);  // n <= k
     check_gradients(module, shorter, {});
 }
@@ -123,8 +123,8 @@ TEST_CASE("null tokens: gradients of cross attention by finite differences") {
     auto context = normal<double>(policy, std::array<Index, 3>{2, 9, 5}, 1, 0.7);
     const auto some = mask_of_lengths(policy, {7, 2}, 7), some_context = mask_of_lengths(policy, {0, 6}, 9);
     for (const bool masked : {false, true})
-        for (const CrossAttentionTokens counts :
-             {CrossAttentionTokens{}, CrossAttentionTokens{.num_tokens_q = 7, .num_tokens_kv = 9}}) {
+        for (const CrossAttentionCounts counts :
+             {CrossAttentionCounts{}, CrossAttentionCounts{.num_tokens_q = 7, .num_tokens_kv = 9}}) {
             const Mask mask = masked ? some.const_view() : Mask(),
                        context_mask = masked ? some_context.const_view() : Mask();
             const auto d_out = normal<double>(policy, x.shape(), 99);
@@ -169,7 +169,7 @@ TEST_CASE("null tokens: with a key that nobody resembles, and a null query of 0,
     fill(policy, module.null_q_token, 0);
     fill(policy, module.heavy_attn.null_kv, 0);  // a key of weight exp(0) and a value of 0
     const auto x = normal<double>(policy, std::array<Index, 3>{2, 40, 5}, 0);
-    const auto keys = AttentionTokens{.num_heavy_tokens_kv = 30};
+    const auto keys = AttentionCounts{.num_heavy_tokens_kv = 30};
     CHECK(relative_error(module(x, {}, keys), without(x, {}, keys)) > 1e-6);
     fill(policy, module.heavy_attn.to_q.weight, 0);  // all keys have the same weight: 30 of 31 are the tokens'
     Attention<without_null> uniform(policy, Seed{1});

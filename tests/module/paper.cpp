@@ -81,7 +81,7 @@ TEST_CASE("the paper's form: parameters of base, large and XL") {
 }
 
 TEST_CASE("the paper's form: numbers of tokens follow the length") {
-    const auto counts = [](const TransformerBlockTokens& tokens) {
+    const auto counts = [](const TransformerBlockCounts& tokens) {
         return std::array{tokens.num_heavy_attn_tokens_q.value(), tokens.num_heavy_attn_tokens_kv.value(),
                           tokens.num_heavy_ff_tokens.value()};
     };
@@ -135,7 +135,7 @@ TEST_CASE("the paper's form: gradients by finite differences") {
     const auto mask = mask_of_lengths(policy, {13, 3}, 15);
     check_gradients(block, x, {});
     check_gradients(block, x, mask.const_view());
-    check_gradients(block, x, mask.const_view(), TransformerBlockTokens{2, 3, 20});
+    check_gradients(block, x, mask.const_view(), TransformerBlockCounts{2, 3, 20});
 }
 
 TEST_CASE("the paper's form: scores multiply the normed inputs of keys and values") {

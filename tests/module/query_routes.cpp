@@ -142,7 +142,7 @@ void copy_to_two_routes(const From& from, To& to) {
 /// of to_out, times the query's score, at the query's token.
 template <AttentionConfig config>
 TokensTensor<double, Cpu> naive(const Attention<config>& module, const TokensTensor<double, Cpu>& x, Mask mask,
-                                const AttentionTokens& counts) {
+                                const AttentionCounts& counts) {
     const Cpu& policy = module.policy();
     const auto& heavy = module.heavy_attn;
     const auto q = module.q_router.route(policy, x.const_view(), mask, *counts.num_heavy_tokens_q);
@@ -199,7 +199,7 @@ TEST_CASE_TEMPLATE("query routes: each head by its definition, over the queries 
     const auto some = mask_of_lengths(policy, {length, 7, 2}, length);
     for (const Mask mask : {Mask(), some.const_view()})
         for (const Index num_q : {1, 3, 12, 20}) {
-            const AttentionTokens counts{num_q, 5};
+            const AttentionCounts counts{num_q, 5};
             CAPTURE(num_q);
             // Frequencies are rounded to float.
             CHECK(relative_error(module(x, mask, counts), naive(module, x, mask, counts)) <= 2e-7);
@@ -215,7 +215,7 @@ TEST_CASE_TEMPLATE("query routes: gradients by finite differences", Module, Atte
     const auto mask = mask_of_lengths(policy, {7, 2}, 9);
     check_gradients(module, x, {});
     check_gradients(module, x, mask.const_view());
-    check_gradients(module, x, mask.const_view(), AttentionTokens{.num_heavy_tokens_q = 6, .num_heavy_tokens_kv = 2},
+    check_gradients(module, x, mask.const_view(), AttentionCounts{.num_heavy_tokens_q = 6, .num_heavy_tokens_kv = 2},
                     Residual::tokens);
     auto shorter = resized(policy, x, 3);  // n <= k
     check_gradients(module, shorter, {});
@@ -277,8 +277,8 @@ TEST_CASE_TEMPLATE("query routes: gradients of cross attention, queries routed o
     auto context = normal<double>(policy, std::array<Index, 3>{2, 9, dim}, 1, 0.7);
     const auto some = mask_of_lengths(policy, {7, 2}, 7), some_context = mask_of_lengths(policy, {0, 6}, 9);
     for (const bool masked : {false, true})
-        for (const CrossAttentionTokens counts :
-             {CrossAttentionTokens{}, CrossAttentionTokens{.num_tokens_q = 7, .num_tokens_kv = 9}}) {
+        for (const CrossAttentionCounts counts :
+             {CrossAttentionCounts{}, CrossAttentionCounts{.num_tokens_q = 7, .num_tokens_kv = 9}}) {
             const Mask mask = masked ? some.const_view() : Mask(),
                        context_mask = masked ? some_context.const_view() : Mask();
             const auto d_out = normal<double>(policy, x.shape(), 99);

@@ -126,7 +126,7 @@ Counts half_of(Index length) {
     const Index half = std::max(Index{1}, length / 2);
     if constexpr (requires(Counts c) { c.num_heavy_tokens; })
         return {half};
-    else if constexpr (std::same_as<Counts, AttentionTokens>)
+    else if constexpr (std::same_as<Counts, AttentionCounts>)
         return {half, length};
     else
         return {half, length, half};
@@ -193,7 +193,7 @@ TEST_CASE_TEMPLATE("ragged: cross attention, each sequence is what it is alone, 
     const auto x = normal<T>(policy, std::array{offsets.back(), dim}, 0), d_out = normal<T>(policy, x.shape(), 1);
     const auto context = normal<T>(policy, std::array{context_offsets.back(), dim}, 2);
     const auto padded_context = padded(policy, context, context_lengths, 100);
-    const CountsByLength<CrossAttentionTokens> by_ratio{TokenRatio{0.25}, TokenRatio{0.5}};
+    const CountsByLength<CrossAttentionCounts> by_ratio{TokenRatio{0.25}, TokenRatio{0.5}};
     const auto check = [&](const auto& counts, const auto& counts_of) {
         const auto out = ragged(x, offsets, context, context_offsets, counts);
         auto saved = ragged.forward(x, offsets, context, context_offsets, counts);
@@ -230,9 +230,9 @@ TEST_CASE_TEMPLATE("ragged: cross attention, each sequence is what it is alone, 
         CHECK(same_bits(ragged.backward(std::move(saved), d_out, moved).d_context, d.d_context));
         check_same_gradients<Module>(moved, expected);
     };
-    check(CountsByLength<CrossAttentionTokens>(), [](Index, Index) { return CrossAttentionTokens(); });
+    check(CountsByLength<CrossAttentionCounts>(), [](Index, Index) { return CrossAttentionCounts(); });
     check(by_ratio, [](Index n, Index m) {
-        return CrossAttentionTokens{std::max(Index{1}, n / 4), std::max(Index{1}, m / 2)};
+        return CrossAttentionCounts{std::max(Index{1}, n / 4), std::max(Index{1}, m / 2)};
     });
 }
 
@@ -271,7 +271,7 @@ TEST_CASE("ragged: gradients, by finite differences") {
     auto x = normal<double>(policy, std::array{offsets.back(), dim}, 0);
     auto context = normal<double>(policy, std::array{Index{4}, Index{12}, dim}, 2);
     const auto d_out = normal<double>(policy, x.shape(), 1);
-    const CountsByLength<CrossAttentionTokens> counts{2, TokenRatio{0.5}};
+    const CountsByLength<CrossAttentionCounts> counts{2, TokenRatio{0.5}};
     auto gradients = cross.make_gradients();
     const auto d = ragged.backward(ragged.forward(x, offsets, context, context_lengths, counts), d_out, gradients);
     const auto loss = [&] { return inner(d_out, ragged(x, offsets, context, context_lengths, counts)); };
@@ -352,7 +352,7 @@ TEST_CASE("ragged: no sequences, or none that has a token") {
 }
 
 TEST_CASE("ragged: counts are as configured, a number, a ratio or any function of the length") {
-    const CountsByLength<TransformerBlockTokens> counts{.num_heavy_attn_tokens_q = TokenRatio{1.0 / 16},
+    const CountsByLength<TransformerBlockCounts> counts{.num_heavy_attn_tokens_q = TokenRatio{1.0 / 16},
                                                         .num_heavy_attn_tokens_kv = [](Index n) { return n - 1; },
                                                         .num_heavy_ff_tokens = 7};
     CHECK(*counts(160).num_heavy_attn_tokens_q == 10);
@@ -360,7 +360,7 @@ TEST_CASE("ragged: counts are as configured, a number, a ratio or any function o
     CHECK(*counts(3).num_heavy_attn_tokens_q == 1);
     CHECK(*counts(160).num_heavy_attn_tokens_kv == 159);
     CHECK(*counts(160).num_heavy_ff_tokens == 7);
-    CHECK_FALSE(CountsByLength<TransformerBlockTokens>()(160).num_heavy_ff_tokens);
+    CHECK_FALSE(CountsByLength<TransformerBlockCounts>()(160).num_heavy_ff_tokens);
     CHECK(TokenRatio{1}(5) == 5);
     CHECK_FALSE(TokenCount(3)("k", 0));
     CHECK_THROWS_WITH_AS(
@@ -413,7 +413,7 @@ TEST_CASE("ragged: wrong arguments are named") {
     check(tokens, {9}, "colt5: `lengths` must be one number a sequence, 2, but is 1");
     check(tokens, {9, -1}, "colt5: `lengths[1]` must be between 0 and the padded length, 9, but is -1");
     check(tokens, {10, 3}, "colt5: `lengths[0]` must be between 0 and the padded length, 9, but is 10");
-    CHECK_THROWS_WITH_AS(ragged(x, Lengths{0, 9}, TransformerBlockTokens{.num_heavy_ff_tokens = 0}),
+    CHECK_THROWS_WITH_AS(ragged(x, Lengths{0, 9}, TransformerBlockCounts{.num_heavy_ff_tokens = 0}),
                          "colt5: `num_heavy_ff_tokens` must be >= 1, but is 0", ValueError);
     CHECK_THROWS_AS(ragged(normal<float>(policy, std::array<Index, 2>{9, dim + 1}, 0), Lengths{0, 9}), ShapeError);
 

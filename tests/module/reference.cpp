@@ -78,7 +78,7 @@ TEST_CASE_TEMPLATE("reference: masked tokens never get heavy output, whether n <
                 const bool real = mask.const_view()(b, i);
                 if (real && length == 30) continue;  // may or may not be chosen
                 // Sinkhorn may leave a real token out.
-                if (real && Block::FeedForward::RouterType::picks_repeat) continue;
+                if (real && Block::FeedForward::TokenRouter::picks_repeat) continue;
                 CHECK(same_bits(attn.const_view()[b][i], light_attn.const_view()[b][i]) != real);
                 CHECK(same_bits(ff.const_view()[b][i], light_ff.const_view()[b][i]) != real);
             }
@@ -143,7 +143,7 @@ TEST_CASE_TEMPLATE("reference: a sequence shorter than the window, and than k, w
         const auto saved = block.forward(x);
         CHECK(saved.out.shape() == x.shape());
         expect_finite(block, saved, x);
-        if constexpr (!Block::FeedForward::RouterType::picks_repeat) {  // every token is chosen, at score 1
+        if constexpr (!Block::FeedForward::TokenRouter::picks_repeat) {  // every token is chosen, at score 1
             const auto ff = block.conditional_ff(x);
             auto expected = block.conditional_ff.light_ff(policy, x);
             const auto heavy = block.conditional_ff.heavy_ff(policy, x);

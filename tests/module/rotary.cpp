@@ -152,7 +152,7 @@ TEST_CASE_TEMPLATE("rotary: gradients of attention by finite differences", Modul
     const auto mask = mask_of_lengths(policy, {7, 2}, 9);
     check_gradients(module, x, {});
     check_gradients(module, x, mask.const_view());
-    check_gradients(module, x, mask.const_view(), AttentionTokens{.num_heavy_tokens_q = 6, .num_heavy_tokens_kv = 2});
+    check_gradients(module, x, mask.const_view(), AttentionCounts{.num_heavy_tokens_q = 6, .num_heavy_tokens_kv = 2});
     auto shorter = resized(policy, x, 3);  // n <= k
     check_gradients(module, shorter, {});
 }

@@ -261,7 +261,7 @@ template <typename Module>
 struct Made {
     explicit Made(const Cpu& policy) : module(policy, Seed{1}) {}
     void draw(Index batch, Index k, Index length) {
-        if constexpr (Module::RouterType::picks_repeat) {
+        if constexpr (Module::TokenRouter::picks_repeat) {
             const Index routes = module.router.routing_token.extent(0);
             noise = HostTensor<double, 3>(module.policy(), {batch * routes, k, length});
             const Random random(Seed{5});
@@ -288,9 +288,9 @@ TEST_CASE_TEMPLATE("Routed: light for all, heavy for the chosen of each route", 
             for (const Residual residual : {Residual::none, Residual::tokens}) {
                 CAPTURE(k);
                 made.draw(2, std::min<Index>(k, 9), 9);
-                const auto out = made.module(x, mask, RoutedTokens{k}, residual);
+                const auto out = made.module(x, mask, RoutedCounts{k}, residual);
                 CHECK(relative_error(out, naive(made.module, sorted, x, mask, k, residual)) <= 1e-12);
-                CHECK(same_bits(made.module.forward(x, mask, RoutedTokens{k}, residual).out, out));
+                CHECK(same_bits(made.module.forward(x, mask, RoutedCounts{k}, residual).out, out));
             }
 }
 
@@ -304,11 +304,11 @@ TEST_CASE_TEMPLATE("Routed: gradients by finite differences", Module, Experts<do
         auto x = normal<double>(policy, std::array<Index, 3>{2, 7, 12}, 0, 0.7);
         const auto mask = mask_of_lengths(policy, {6, 2}, 7);
         made.draw(2, 5, 7);
-        check_gradients(made.module, x, {}, RoutedTokens{}, Residual::tokens);
+        check_gradients(made.module, x, {}, RoutedCounts{}, Residual::tokens);
         check_gradients(made.module, x, mask.const_view());
         if (recompute) continue;
         made.draw(2, 3, 7);
-        check_gradients(made.module, x, mask.const_view(), RoutedTokens{.num_heavy_tokens = 3}, Residual::tokens);
+        check_gradients(made.module, x, mask.const_view(), RoutedCounts{.num_heavy_tokens = 3}, Residual::tokens);
         for (const Index length : {1, 3}) {  // n <= k
             auto shorter = resized(policy, x, length);
             made.draw(2, length, length);

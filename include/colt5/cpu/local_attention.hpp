@@ -100,7 +100,7 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
 namespace cpu {
 
 /// The gradients of queries, keys and values, as local_attention_vjp says. With `recompute`, out and log_sum_exp are
-/// computed here, tile by tile, so that backward takes the exponentials of forward; otherwise they are read.
+/// computed here, tile by tile, and backward of a tile reuses the exponentials of its forward; otherwise they are read.
 template <bool recompute, typename T, typename Out, typename LogSumExp, typename Bias, typename DTable>
 void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
                                View<const T, dynamic, dynamic, dynamic, dynamic> d_out, const Out& out,
@@ -154,8 +154,9 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
                 d_bias.store_by_distance(d_bias_of_tasks.view()[b * segments + number][h].data(),
                                          bias.by_distance.extent(1) / 2);
             for (Index j = std::max(Index{0}, begin - head.reach); j < window.last; ++j) {
-                const bool met = colour == 1 && (j < begin + head.reach || (end < limit && j >= end - head.reach));
-                const bool add = met || is_carried(j);
+                const bool is_assigned =
+                    colour == 1 && (j < begin + head.reach || (end < limit && j >= end - head.reach));
+                const bool add = is_assigned || is_carried(j);
                 copy_row(add, d_k + (j - window.first) * window.stride, dim, d_token(b, j, h) + row);
                 copy_row(add, d_v + (j - window.first) * window.stride, dim, d_token(b, j, h) + 2 * row);
             }

@@ -23,7 +23,7 @@ struct ForwardShape {
                                       : large_stage ? window_rows<T>(tile_rows, tile_rows, Tile::stride)
                                                     : pipelined_rows;
     static constexpr int stages = slides ? sliding_stages : large_stage || row_bytes > 256 ? 1 : 2;
-    /// At most so many groups of 16 keys in one step of the online softmax; the remaining ones go one by one.
+    /// The number of groups of 16 keys in one step of the online softmax; groups that are left over go one at a time.
     static constexpr int chunk = slides ? 2 : large_stage ? 3 : stage_rows / 16;
     static constexpr int blocks_per_multiprocessor = slides ? 3 : row_bytes > 256 ? 1 : row_bytes > 128 ? 2 : 4;
 
@@ -83,6 +83,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             for (int e = 0; e < 4; ++e) sum[j][e] = 0;
         return position;
     };
+    // Called by stream_keys, which says what its arguments are.
     const auto process = [&](const auto& at, const Groups& range, int first_key, bool incomplete) {
         const auto process_chunk = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;

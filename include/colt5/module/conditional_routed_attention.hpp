@@ -65,7 +65,7 @@ class ConditionalRoutedAttention : public ModuleBase<ConditionalRoutedAttention<
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
     using Out = TokensTensor<Scalar, P>;
-    using Counts = AttentionTokens;
+    using Counts = AttentionCounts;
     template <Index num_routing_tokens>
     using RouterOfRoutes = RouterTemplate<RouterConfig{.dim = config.dim,
                                                        .num_routing_tokens = num_routing_tokens,
@@ -141,7 +141,7 @@ public:
     /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d), plus the tokens if `residual` says so. Saves nothing.
     /// `out` may hold the tensor to return, which is then written to.
     template <Viewable X>
-    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, AttentionTokens counts = {},
+    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, AttentionCounts counts = {},
                    Residual residual = Residual::none, Out out = {}) const {
         return compute<false>(detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask), mask, counts, residual,
                               std::move(out));
@@ -149,7 +149,7 @@ public:
 
     /// The same, with what backward reads.
     template <typename X>
-    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, AttentionTokens counts = {},
+    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, AttentionCounts counts = {},
                         Residual residual = Residual::none, Out out = {}) const {
         return compute<true>(detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask),
                              mask, counts, residual, std::move(out));
@@ -173,7 +173,7 @@ public:
                is_like<Heavy>(heavy_attn, gradients.heavy_attn);
     }
 
-    /// By what saved activations know the module: the address of a parameter.
+    /// The address of a parameter, by which saved activations know their module.
     const void* identity() const { return heavy_attn.to_out.weight.data(); }
 
     template <typename F, typename... M>
@@ -214,7 +214,7 @@ private:
 
     /// Returns the output or, with `save`, the Activations.
     template <bool save>
-    auto compute(const Tokens& tokens, Mask mask, const AttentionTokens& counts, Residual residual, Out given) const {
+    auto compute(const Tokens& tokens, Mask mask, const AttentionCounts& counts, Residual residual, Out given) const {
         const Index num_q =
             detail::token_count("num_heavy_tokens_q", counts.num_heavy_tokens_q, config.num_heavy_tokens_q);
         const Index num_kv =

@@ -43,7 +43,7 @@ class ConditionalRoutedCrossAttention
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
     using Out = TokensTensor<Scalar, P>;
-    using Counts = CrossAttentionTokens;
+    using Counts = CrossAttentionCounts;
     template <Index num_routing_tokens, RouterKwargs kwargs = config.router_kwargs>
     using RouterOfRoutes = RouterTemplate<RouterConfig{.dim = config.dim,
                                                        .num_routing_tokens = num_routing_tokens,
@@ -156,14 +156,14 @@ public:
     /// hold the tensor to return, which is then written to.
     template <Viewable X, Viewable C>
     Out operator()(const X& x, const C& context, Argument<Mask, P> mask = {}, Argument<Mask, P> context_mask = {},
-                   CrossAttentionTokens counts = {}, Out out = {}) const {
+                   CrossAttentionCounts counts = {}, Out out = {}) const {
         return compute<false>(x, context, mask, context_mask, counts, std::move(out)).out;
     }
 
     /// The same, with what backward reads.
     template <typename X, typename C>
     Activations forward(X&& x, C&& context, Kept<Mask, P> mask = {}, Kept<Mask, P> context_mask = {},
-                        CrossAttentionTokens counts = {}, Out out = {}) const {
+                        CrossAttentionCounts counts = {}, Out out = {}) const {
         detail::expect_kept_tokens<Tokens, P>("x", std::forward<X>(x), "mask", mask);
         detail::expect_kept_tokens<Tokens, P>("context", std::forward<C>(context), "context_mask", context_mask);
         return compute<true>(x, context, mask, context_mask, counts, std::move(out));
@@ -206,7 +206,7 @@ private:
 
     /// With what backward reads, if it is to follow.
     template <bool save, Viewable X, Viewable C>
-    auto compute(const X& x, const C& context, Mask mask, Mask context_mask, const CrossAttentionTokens& counts,
+    auto compute(const X& x, const C& context, Mask mask, Mask context_mask, const CrossAttentionCounts& counts,
                  Out given) const {
         using Evaluated = Evaluated<accumulate_t<Scalar>, P>;
         std::conditional_t<save, Activations, ActivationsWith<Evaluated, Evaluated>> saved;

@@ -106,14 +106,14 @@ public:
     /// maps (b, h, w, d), or (b, d, h, w) if channel_first; mask (b, h, w) or absent  →  as the maps, plus the maps if
     /// `residual` says so. Saves nothing.
     template <Viewable X>
-    Out operator()(const X& maps, Argument<MapMask, P> mask = {}, AttentionTokens counts = {},
+    Out operator()(const X& maps, Argument<MapMask, P> mask = {}, AttentionCounts counts = {},
                    Residual residual = Residual::none) const {
         return compute<false>(maps, mask, counts, residual);
     }
 
     /// The same, with what backward reads.
     template <Viewable X>
-    Activations forward(const X& maps, Argument<MapMask, P> mask = {}, AttentionTokens counts = {},
+    Activations forward(const X& maps, Argument<MapMask, P> mask = {}, AttentionCounts counts = {},
                         Residual residual = Residual::none) const {
         return compute<true>(maps, mask, counts, residual);
     }
@@ -135,7 +135,7 @@ private:
 
     /// Returns the output or, with `save`, the Activations.
     template <bool save, typename X>
-    auto compute(const X& given, MapMask mask, const AttentionTokens& counts, Residual residual) const {
+    auto compute(const X& given, MapMask mask, const AttentionCounts& counts, Residual residual) const {
         const auto maps = expect<Maps, P>("maps", given);
         expect_value(mask || mask.size() == 0, "mask", "a view of data", "null");
         const WindowGrid grid = window_grid("maps", maps, config.light_window_size, config.channel_first);

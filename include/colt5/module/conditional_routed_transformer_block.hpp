@@ -23,7 +23,7 @@ class ConditionalRoutedTransformerBlock
 
 public:
     using Out = TokensTensor<Scalar, P>;
-    using Counts = TransformerBlockTokens;
+    using Counts = TransformerBlockCounts;
     using Attention =
         ConditionalRoutedAttention<AttentionConfig{
                                        .dim = config.dim,
@@ -99,7 +99,7 @@ public:
     /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Saves nothing. `out` may hold the tensor to return, which
     /// is then written to.
     template <Viewable X>
-    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, TransformerBlockTokens counts = {},
+    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, TransformerBlockCounts counts = {},
                    Out out = {}) const {
         const auto [of_attn, of_ff] = expect_counts(counts);
         const auto x = conditional_attn(tokens, mask, of_attn, Residual::tokens);  // (b, n, d)
@@ -108,7 +108,7 @@ public:
 
     /// The same, with what backward reads.
     template <typename X>
-    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, TransformerBlockTokens counts = {}, Out given = {}) const {
+    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, TransformerBlockCounts counts = {}, Out given = {}) const {
         const auto [of_attn, of_ff] = expect_counts(counts);
         auto attn = conditional_attn.forward(std::forward<X>(tokens), mask, of_attn, Residual::tokens);
         auto ff = conditional_ff.forward(attn.out, mask, of_ff, Residual::tokens, std::move(given));
@@ -130,12 +130,12 @@ public:
 private:
     /// The numbers of tokens of the halves. Checked, with the parameters of the second half, before the first one runs
     /// and its router counts a call.
-    std::pair<AttentionTokens, FeedForwardTokens> expect_counts(const TransformerBlockTokens& counts) const {
-        const AttentionTokens of_attn{detail::token_count("num_heavy_attn_tokens_q", counts.num_heavy_attn_tokens_q,
+    std::pair<AttentionCounts, FeedForwardCounts> expect_counts(const TransformerBlockCounts& counts) const {
+        const AttentionCounts of_attn{detail::token_count("num_heavy_attn_tokens_q", counts.num_heavy_attn_tokens_q,
                                                           config.num_heavy_attn_tokens_q),
                                       detail::token_count("num_heavy_attn_tokens_kv", counts.num_heavy_attn_tokens_kv,
                                                           config.num_heavy_attn_tokens_kv)};
-        const FeedForwardTokens of_ff{
+        const FeedForwardCounts of_ff{
             detail::token_count("num_heavy_ff_tokens", counts.num_heavy_ff_tokens, config.num_heavy_ff_tokens)};
         conditional_ff.expect_parameters();
         return {of_attn, of_ff};

@@ -198,18 +198,18 @@ constexpr RelativePositionBuckets buckets_of(const Config& config) {
 }
 }  // namespace detail
 
-/// Numbers of tokens for one call; what is not given comes from the configuration.
-struct RoutedTokens {
+/// How many tokens one call routes; what is not given comes from the configuration.
+struct RoutedCounts {
     std::optional<Index> num_heavy_tokens{};
 };
-using FeedForwardTokens = RoutedTokens;
-struct AttentionTokens {
+using FeedForwardCounts = RoutedCounts;
+struct AttentionCounts {
     std::optional<Index> num_heavy_tokens_q{}, num_heavy_tokens_kv{};
 };
-struct CrossAttentionTokens {
+struct CrossAttentionCounts {
     std::optional<Index> num_tokens_q{}, num_tokens_kv{};
 };
-struct TransformerBlockTokens {
+struct TransformerBlockCounts {
     std::optional<Index> num_heavy_attn_tokens_q{}, num_heavy_attn_tokens_kv{}, num_heavy_ff_tokens{};
 };
 

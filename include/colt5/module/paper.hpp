@@ -15,14 +15,14 @@ namespace colt5::config {
 /// values, and n/16 tokens of the feedforward; rounded down, and at least 1.
 ///
 ///     block(tokens, mask, config::colt5_tokens(tokens.extent(1)))
-constexpr TransformerBlockTokens colt5_tokens(Index length) {
+constexpr TransformerBlockCounts colt5_tokens(Index length) {
     const Index sixteenth = std::max(Index{1}, length / 16), eighth = std::max(Index{1}, length / 8);
     return {.num_heavy_attn_tokens_q = sixteenth, .num_heavy_attn_tokens_kv = eighth, .num_heavy_ff_tokens = sixteenth};
 }
 
 /// A configuration that routes by default as many tokens as the paper in a sequence of `length`.
 constexpr TransformerBlockConfig for_length(TransformerBlockConfig block, Index length) {
-    const TransformerBlockTokens tokens = colt5_tokens(length);
+    const TransformerBlockCounts tokens = colt5_tokens(length);
     block.num_heavy_attn_tokens_q = *tokens.num_heavy_attn_tokens_q;
     block.num_heavy_attn_tokens_kv = *tokens.num_heavy_attn_tokens_kv;
     block.num_heavy_ff_tokens = *tokens.num_heavy_ff_tokens;

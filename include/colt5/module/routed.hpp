@@ -115,11 +115,11 @@ constexpr RouterConfig router_config(const RoutedConfig& config) {
 ///
 /// Heavy and Light are any modules that meet TokenModule; without a Light, tokens that are not chosen get 0, or
 /// themselves with Residual::tokens. There is a heavy module for each of num_routes routes, or with shared_heavy one
-/// for all of them. It sees the chosen tokens of one route as a sequence of their own, (b, k, d), and a mask of those
-/// if it takes one; in the router's order, the largest logit first, or with sequence_order as they stand in the
-/// sequence. A route that may choose a token several times gives it the mean of its heavy outputs. Masked tokens get no
-/// heavy output; what is not finite in them counts as 0. The router is that of `router_type`, or any template that
-/// meets Router.
+/// for all of them. A heavy module sees the chosen tokens of one route as a sequence of their own, (b, k, d), and a
+/// mask of those if it takes one. They come in the router's order, the largest logit first, or with sequence_order as
+/// they stand in the sequence. A route that may choose a token several times gives it the mean of its heavy outputs.
+/// Masked tokens get no heavy output; what is not finite in them counts as 0. The router is that of `router_type`, or
+/// any template that meets Router.
 template <RoutedConfig config, typename Scalar, Policy P, typename Heavy, typename Light = NoLight<Scalar, P>,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter,
           template <typename, typename, typename> class Parts = RoutedParts>
@@ -137,14 +137,14 @@ class Routed : detail::ExpectRouted<config, Scalar, P, Heavy, Light>,
 public:
     using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
     using Out = TokensTensor<Scalar, P>;
-    using Counts = RoutedTokens;
-    using RouterType = RouterTemplate<detail::router_config(config), Scalar, P>;
-    static_assert(Router<RouterType, Scalar, P>, "colt5: the router template does not meet the Router concept");
-    static_assert(!config.sequence_order || !RouterType::picks_repeat,
+    using Counts = RoutedCounts;
+    using TokenRouter = RouterTemplate<detail::router_config(config), Scalar, P>;
+    static_assert(Router<TokenRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
+    static_assert(!config.sequence_order || !TokenRouter::picks_repeat,
                   "colt5: RoutedConfig.sequence_order needs a router that chooses a token once at most");
-    using Modules = Parts<RouterType, Light, detail::OneOrArray<Heavy, detail::heavy_modules(config)>>;
+    using Modules = Parts<TokenRouter, Light, detail::OneOrArray<Heavy, detail::heavy_modules(config)>>;
 
-    struct Gradients : Parts<typename RouterType::Gradients, typename Light::Gradients,
+    struct Gradients : Parts<typename TokenRouter::Gradients, typename Light::Gradients,
                              detail::OneOrArray<typename Heavy::Gradients, detail::heavy_modules(config)>> {
         using Module = Routed;
     };
@@ -164,8 +164,8 @@ public:
         Residual residual;
         typename Light::Activations light;
         std::array<OfRoute, num_routes> heavy;
-        RouterActivations<RouterType, Scalar, P> routed;  // indices, scores (b, r, k)
-        Routing<accumulate_t<Scalar>, P> by_route;        // the same (r, b, k), as the heavy modules see it
+        RouterActivations<TokenRouter, Scalar, P> routed;  // indices, scores (b, r, k)
+        Routing<accumulate_t<Scalar>, P> by_route;         // the same (r, b, k), as the heavy modules see it
         ActivationsOrigin origin;
 
         /// Calls f(prefix + the router's name, Routing) for each router.
@@ -181,12 +181,12 @@ public:
     };
 
     explicit Routed(const P& policy, Seeds seeds = {})
-        : Base(policy), Modules{RouterType(policy, seeds), Light(policy, seeds), make_heavy(policy, seeds)} {}
+        : Base(policy), Modules{TokenRouter(policy, seeds), Light(policy, seeds), make_heavy(policy, seeds)} {}
 
     /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d), plus the tokens if `residual` says so. Saves nothing.
     /// `out` may hold the tensor to return, which is then written to.
     template <Viewable X>
-    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, RoutedTokens counts = {},
+    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, RoutedCounts counts = {},
                    Residual residual = Residual::none, Out out = {}) const {
         return compute<false>(detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask), mask, counts, residual,
                               std::move(out));
@@ -194,7 +194,7 @@ public:
 
     /// The same, with what backward reads.
     template <typename X>
-    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, RoutedTokens counts = {},
+    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, RoutedCounts counts = {},
                         Residual residual = Residual::none, Out out = {}) const {
         return compute<true>(detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask),
                              mask, counts, residual, std::move(out));
@@ -202,7 +202,7 @@ public:
 
     /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
     void expect_parameters() const {
-        if constexpr (IsLinearRouter<RouterType>) this->router.expect_parameters("router.");
+        if constexpr (IsLinearRouter<TokenRouter>) this->router.expect_parameters("router.");
         expect_parameters_of(light_of(*this), name_of_light(""));
         for (std::size_t i = 0; i < num_heavy; ++i) expect_parameters_of(heavy_of(*this, i), name_of_heavy("", i));
     }
@@ -210,7 +210,7 @@ public:
     void expect_saved(const Activations& saved) const { saved.origin.expect(this->policy(), identity(), saved.tokens); }
     /// Whether gradients have the shapes of those that make_gradients() makes.
     bool fits(const Gradients& gradients) const {
-        bool all = is_like<RouterType>(this->router, gradients.router) && fit(light_of(*this), light_of(gradients));
+        bool all = is_like<TokenRouter>(this->router, gradients.router) && fit(light_of(*this), light_of(gradients));
         for (std::size_t i = 0; i < num_heavy; ++i) all = all && fit(heavy_of(*this, i), heavy_of(gradients, i));
         return all;
     }
@@ -221,7 +221,7 @@ public:
         const auto look = [&](const std::string&, const auto& parameter) {
             if (address == nullptr) address = parameter.data();
         };
-        RouterType::each_parameter(look, "", this->router);
+        TokenRouter::each_parameter(look, "", this->router);
         if (address == nullptr) Heavy::each_parameter(look, "", heavy_of(*this, 0));
         if (address == nullptr) Light::each_parameter(look, "", light_of(*this));
         return address != nullptr ? address : this->policy().workspace().get();
@@ -229,7 +229,7 @@ public:
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        RouterType::each_parameter(f, prefix + "router.", m.router...);
+        TokenRouter::each_parameter(f, prefix + "router.", m.router...);
         Light::each_parameter(f, name_of_light(prefix), light_of(m)...);
         for (std::size_t i = 0; i < num_heavy; ++i)
             Heavy::each_parameter(f, name_of_heavy(prefix, i), heavy_of(m, i)...);
@@ -367,7 +367,7 @@ private:
 
     /// Returns the output or, with `save`, the Activations.
     template <bool save>
-    auto compute(const Tokens& tokens, Mask mask, const RoutedTokens& counts, Residual residual, Out given) const {
+    auto compute(const Tokens& tokens, Mask mask, const RoutedCounts& counts, Residual residual, Out given) const {
         const Index k = detail::token_count("num_heavy_tokens", counts.num_heavy_tokens, config.num_heavy_tokens);
         expect_parameters();
         const P& policy = this->policy();
@@ -376,8 +376,8 @@ private:
 
         SideStream side_stream(policy);
         const P& side = side_stream.policy();
-        auto routed = run_router<save, RouterType, Scalar>(this->router, side, x, mask, k);  // (b, r, k)
-        auto by_route = rearranged(side, routed.routing, x.extent(1));                       // (r, b, k)
+        auto routed = run_router<save, TokenRouter, Scalar>(this->router, side, x, mask, k);  // (b, r, k)
+        auto by_route = rearranged(side, routed.routing, x.extent(1));                        // (r, b, k)
         const auto indices = [&](std::size_t r) { return of_route(routed.routing.indices, by_route.indices, r); };
         std::array<OfRoute, num_routes> of_heavy;
         for (std::size_t r = 0; r < num_routes; ++r)
@@ -465,10 +465,10 @@ private:
     }
 
     static constexpr std::size_t num_updates = [] {
-        constexpr std::size_t all = rank_one_updates<P, RouterType>;
+        constexpr std::size_t all = rank_one_updates<P, TokenRouter>;
         return detail::HasEpilogue<Light, Scalar, P, all> ? all : 0;
     }();
-    static constexpr Scatter scatter_mode = RouterType::picks_repeat ? Scatter::mean : Scatter::add;
+    static constexpr Scatter scatter_mode = TokenRouter::picks_repeat ? Scatter::mean : Scatter::add;
 };
 
 }  // namespace colt5

@@ -63,24 +63,24 @@ template <typename Counts>
 struct CountsByLength;
 
 template <>
-struct CountsByLength<RoutedTokens> {
+struct CountsByLength<RoutedCounts> {
     TokenCount num_heavy_tokens{};
 
-    RoutedTokens operator()(Index length) const { return {num_heavy_tokens("num_heavy_tokens", length)}; }
+    RoutedCounts operator()(Index length) const { return {num_heavy_tokens("num_heavy_tokens", length)}; }
 };
 template <>
-struct CountsByLength<AttentionTokens> {
+struct CountsByLength<AttentionCounts> {
     TokenCount num_heavy_tokens_q{}, num_heavy_tokens_kv{};
 
-    AttentionTokens operator()(Index length) const {
+    AttentionCounts operator()(Index length) const {
         return {num_heavy_tokens_q("num_heavy_tokens_q", length), num_heavy_tokens_kv("num_heavy_tokens_kv", length)};
     }
 };
 template <>
-struct CountsByLength<TransformerBlockTokens> {
+struct CountsByLength<TransformerBlockCounts> {
     TokenCount num_heavy_attn_tokens_q{}, num_heavy_attn_tokens_kv{}, num_heavy_ff_tokens{};
 
-    TransformerBlockTokens operator()(Index length) const {
+    TransformerBlockCounts operator()(Index length) const {
         return {num_heavy_attn_tokens_q("num_heavy_attn_tokens_q", length),
                 num_heavy_attn_tokens_kv("num_heavy_attn_tokens_kv", length),
                 num_heavy_ff_tokens("num_heavy_ff_tokens", length)};
@@ -88,10 +88,10 @@ struct CountsByLength<TransformerBlockTokens> {
 };
 /// num_tokens_q depends on the length of x, num_tokens_kv on that of the context.
 template <>
-struct CountsByLength<CrossAttentionTokens> {
+struct CountsByLength<CrossAttentionCounts> {
     TokenCount num_tokens_q{}, num_tokens_kv{};
 
-    CrossAttentionTokens operator()(Index length, Index context_length) const {
+    CrossAttentionCounts operator()(Index length, Index context_length) const {
         return {num_tokens_q("num_tokens_q", length), num_tokens_kv("num_tokens_kv", context_length)};
     }
 };

@@ -45,7 +45,7 @@ struct CoordinateDescent {
     double eps_init = 0;   ///< the first ε is max(eps_init, eps)
     double eps_decay = 1;  ///< ε_{t+1} = max(ε_t · eps_decay, eps)
     DescentStart start = DescentStart::zero;
-    /// Takes k to be at most the number of real tokens of the row; where that is less than k, dk is 0.
+    /// Takes k to be at most the number of real tokens of the row; where that is less than k, k has no gradient.
     bool limit_k = false;
     /// Instead of n_iters steps, solves Σ scores = k for τ and differentiates the solution implicitly. A fixed number
     /// of steps leaves τ unconverged, and the router without a gradient, when the logits spread widely (standard

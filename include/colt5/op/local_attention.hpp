@@ -30,7 +30,7 @@ enum class MaskedRows {
 };
 
 /// What MaskedRows::window_mean of token i reads: tokens [begin, end), those of i's window and of its two neighbours.
-/// `out_of_grid` counts the slots of windows wholly outside the sequence, whose values are −1. The relation is
+/// `out_of_grid` counts the slots of windows that lie wholly outside the sequence; their values are −1. The relation is
 /// symmetric: the mean of token i reads token j exactly if the mean of j reads i. So the gradient uses this, too.
 struct WindowSlots {
     COLT5_HOST_DEVICE WindowSlots(Index i, Index window, Index length) {
@@ -61,8 +61,8 @@ struct LocalAttention {
     Index reach;  ///< tokens to either side; the reference's light_window_size / 2
     MaskedRows masked_rows = MaskedRows::zero;
     /// Without a mask, queries also attend to keys and values of 0 behind the sequence, those that pad it up to a
-    /// multiple of reach, as local-attention 1.8.6 does: exp(0) is added to the sums of the last queries, once for
-    /// each.
+    /// multiple of reach, as local-attention 1.8.6 does: each such key adds exp(0) to the denominator of the softmax
+    /// of the queries that reach it.
     bool attends_to_padding = false;
 
     /// The number of such keys that query i of a sequence of `length` tokens sees.

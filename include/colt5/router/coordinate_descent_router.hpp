@@ -13,11 +13,10 @@ namespace colt5 {
 ///
 /// Scores grow with the logit, so the tokens with the largest scores are those with the largest logits: no descent is
 /// needed to choose. (Where many scores saturate at exactly 1 the reference breaks ties arbitrarily; here the larger
-/// logit wins, then the lower index.) Under straight-through real tokens score 1, and only backward
-/// runs the descent.
+/// logit wins, then the lower index.) Under straight-through real tokens score 1, and only backward runs the descent.
 ///
-/// In each row the descent's k is min(num_tokens · fetch_k_ratio, number of real tokens), so that padding changes
-/// nothing.
+/// For each sample and routing token, the descent's k is min(num_tokens · fetch_k_ratio, number of real tokens), so
+/// that padding changes nothing.
 template <RouterConfig config, typename Scalar, typename P>
 class CoordinateDescentRouter : public LinearRouter<CoordinateDescentRouter<config, Scalar, P>, config, Scalar, P> {
     using Base = LinearRouter<CoordinateDescentRouter, config, Scalar, P>;

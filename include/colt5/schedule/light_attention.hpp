@@ -30,9 +30,10 @@ struct LightAttentionParameters {
 /// With frequencies inv_freq (dim_head / 2), queries and keys are rotated by their tokens' positions, in place, as soon
 /// as they are projected, and gradients are rotated back just before those of the projection.
 ///
-/// Queries see keys of the next chunk, so forward projects one chunk ahead. Every chunk but the last of a sequence is
-/// at least three halos long: backward moves up to two halos of rows to the front of its window, and these must not
-/// overlap their new place. (The window of the first chunk has no halo before it, so it needs all three.)
+/// Queries see keys of the next chunk, so forward projects one chunk ahead. A halo is as many tokens as a query can see
+/// to either side (LocalAttention::halo). Every chunk but the last of a sequence is at least three halos long: backward
+/// moves up to two halos of rows to the front of its window, and these must not overlap their new place. (The window of
+/// the first chunk has no halo before it, so it needs all three.)
 template <typename Scalar, Policy P, bool has_bias = false, template <typename> class Norm = LayerNormParameters>
 struct LightAttentionSchedule {
     template <typename T>
@@ -174,14 +175,14 @@ private:
         norm.clean_mask = chunk.of(mask);
         return norm;
     }
-    /// The bias of one call by distance (h, 2 · span + 1), what an attention takes of it, and the table that its
-    /// gradient is added to; NoBias where the logits have none.
+    /// The bias of the logits by distance (h, 2 · span + 1), made once a call; NoBias where the logits have none.
     auto bias_by_distance(const P& policy, const Parameters<const Scalar>& parameters) const {
         if constexpr (has_bias)
             return relative_position_bias(policy, buckets, parameters.relative_attention_bias, attention.reach);
         else
             return NoBias{};
     }
+    /// That bias as local_attention takes it.
     template <typename ByDistance>
     auto bias_of(const ByDistance& by_distance) const {
         if constexpr (has_bias)
@@ -189,6 +190,7 @@ private:
         else
             return by_distance;
     }
+    /// Where local_attention_vjp adds the gradient of the bias's table.
     static auto bias_gradient(const Parameters<accumulate_t<Scalar>>& gradients) {
         if constexpr (has_bias)
             return gradients.relative_attention_bias;

@@ -64,11 +64,11 @@ Results half_block_case(const P& policy, const Setting& setting) {
     const BlockInput<config, T, P> in(draw);
     const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
     if (setting.seed % 2 == 0)
-        record_module(record, draw, draw.template made<typename Block::Attention>(), in.x, in.mask, AttentionTokens{},
+        record_module(record, draw, draw.template made<typename Block::Attention>(), in.x, in.mask, AttentionCounts{},
                       residual);
     else
         record_module(record, draw, draw.template made<typename Block::FeedForward>(), in.x, in.mask,
-                      FeedForwardTokens{}, residual);
+                      FeedForwardCounts{}, residual);
     return record.results;
 }
 
@@ -123,7 +123,7 @@ Results gated_feed_forward_case(const P& policy, const Setting& setting) {
     const auto mask = draw.optional_mask(batch, length);
     const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
     const Module routed = draw.template made<Module>();
-    record_module(record, draw, routed, x, mask.const_view(), FeedForwardTokens{}, residual);
+    record_module(record, draw, routed, x, mask.const_view(), FeedForwardCounts{}, residual);
 
     using Gated = decltype(routed.light_ff);
     const auto d_out = draw.values(x.shape());
@@ -210,7 +210,7 @@ Results attention_case(const P& policy, const Setting& setting) {
     const auto mask = draw.optional_mask(batch, length);
     const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
     record_module<Kind::amplified>(record, draw, draw.template made<ConditionalRoutedAttention<config, T, P>>(), x,
-                                   mask.const_view(), AttentionTokens{}, residual);
+                                   mask.const_view(), AttentionCounts{}, residual);
     return record.results;
 }
 

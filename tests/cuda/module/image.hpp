@@ -93,7 +93,7 @@ Results image_attention_case(const P& policy, const Setting& setting) {
     const auto mask = map_mask(policy, draw.optional_mask(batch, height * width), height);
     const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
     record_module(record, draw, draw.template made<ConditionalRoutedImageAttention<config, T, P>>(), maps,
-                  mask.const_view(), AttentionTokens{}, residual);
+                  mask.const_view(), AttentionCounts{}, residual);
     return record.results;
 }
 

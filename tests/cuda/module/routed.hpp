@@ -88,7 +88,7 @@ Results routed_case(const P& policy, const Setting& setting) {
         assign(policy, thresholds, select(is_finite, summary.thresholds, accumulate_t<T>(0)));
         record.in_float("thresholds of " + name, thresholds);
     });
-    record_module(record, draw, module_of_case, x, mask.const_view(), RoutedTokens{}, residual);
+    record_module(record, draw, module_of_case, x, mask.const_view(), RoutedCounts{}, residual);
     return record.results;
 }
 
