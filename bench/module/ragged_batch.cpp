@@ -48,7 +48,7 @@ int main(int argc, char** argv) {
     const Index total = x.extent(1), longest = 2 * total / (batch + 1);
     std::vector<Index> lengths;
     for (Index b = 1; b <= batch; ++b) lengths.push_back(b * longest / batch);
-    constexpr colt5::TransformerBlockTokens counts{256, 256, 256};  // fewer than the shortest sequence has
+    constexpr colt5::TransformerBlockCounts counts{256, 256, 256};  // fewer than the shortest sequence has
     const auto cu_seqlens = colt5::cumulative_lengths(lengths);
     colt5::expect_value(cu_seqlens.back() == total, "x", "of as many tokens as the sequences", total);
 

@@ -77,10 +77,10 @@ void ragged_module_case(Recorder<P>& record, Draw<T, P>& draw, const Module& of)
     const Ragged ragged(of);
     const auto counts = [](Index length) {
         const Index part = TokenRatio{0.2}(length);
-        if constexpr (std::same_as<typename Module::Counts, AttentionTokens>)
-            return AttentionTokens{part, 2 * part};
+        if constexpr (std::same_as<typename Module::Counts, AttentionCounts>)
+            return AttentionCounts{part, 2 * part};
         else
-            return RoutedTokens{part};
+            return RoutedCounts{part};
     };
     const auto saved = ragged.forward(x, offsets, counts);
     auto gradients = of.make_gradients(), others = of.make_gradients();
@@ -136,7 +136,7 @@ Results ragged_cross_case(const P& policy, const Setting& setting) {
     const auto offsets = cumulative_lengths(lengths), context_offsets = cumulative_lengths(context_lengths);
     const auto x = draw.values(std::array{offsets.back(), config.dim}), d_out = draw.values(x.shape());
     const auto context = draw.values(std::array{context_offsets.back(), config.dim});
-    const CountsByLength<CrossAttentionTokens> counts{TokenRatio{0.3}, TokenRatio{0.2}};
+    const CountsByLength<CrossAttentionCounts> counts{TokenRatio{0.3}, TokenRatio{0.2}};
     const Ragged ragged(cross);
     const auto saved = ragged.forward(x, offsets, context, context_offsets, counts);
     auto gradients = cross.make_gradients(), others = cross.make_gradients();
