@@ -8,6 +8,7 @@
 
 #include "check/attention.hpp"
 #include "check/batch.hpp"
+#include "check/dlpack.hpp"
 #include "check/gelu.hpp"
 #include "check/norms.hpp"
 #include "check/optimizers.hpp"
@@ -83,6 +84,9 @@ TEST_CASE("cuda: Gumbel noise of any row, slot and token" * doctest::skip(!cases
 }
 TEST_CASE("cuda: exceptions in float" * doctest::skip(!cases::has_gpu())) {
     cases::check_exceptions<float>();
+}
+TEST_CASE("cuda: tensors shared by DLPack" * doctest::skip(!cases::has_gpu())) {
+    cases::check_dlpack();
 }
 TEST_CASE("cuda: what was never written is NaN where a policy is asked for it" * doctest::skip(!cases::has_gpu())) {
     const colt5::Cuda policy({.allocations = colt5::Allocations::separate_with_nan});
