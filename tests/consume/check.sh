@@ -60,7 +60,7 @@ case $way in
         by_meson
         by_cmake package
         ;;
-    readme)
+    snippet)
         # What the README says, but from this folder. It asks for optimization; to be quick, the program is built without.
         sed -n '/^```cmake$/,/^```$/{/^```/d;s|GIT_REPOSITORY URL GIT_TAG main|SOURCE_DIR "'"$root"'"|;p}' "$root/README.md" >"$work/CMakeLists.txt"
         cp "$here/main.cpp" "$work/program.cpp"

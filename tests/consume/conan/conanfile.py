@@ -14,7 +14,7 @@ class Consumer(ConanFile):
         self.requires(self.tested_reference_str)
 
     def layout(self):
-        cmake_layout(self)
+        cmake_layout(self, build_folder='../../../build/conan')
 
     def generate(self):
         toolchain = CMakeToolchain(self)
