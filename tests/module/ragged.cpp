@@ -382,19 +382,6 @@ TEST_CASE("ragged: counts are as configured, a number, a ratio or any function o
     }
 }
 
-TEST_CASE("ragged: lengths of a mask") {
-    const Cpu policy(1);
-    const auto mask = mask_of_lengths(policy, {4, 0, 2}, 4);
-    CHECK(lengths_of(policy, mask) == Lengths{4, 0, 2});
-    CHECK(lengths_of(policy, mask_of_lengths(policy, {0, 0}, 0)) == Lengths{0, 0});
-    CHECK(cumulative_lengths(Lengths{4, 0, 2}) == Lengths{0, 4, 4, 6});
-    auto hole = mask_of_lengths(policy, {4, 4}, 4);
-    hole.view()(1, 2) = false;
-    CHECK_THROWS_WITH_AS(lengths_of(policy, hole),
-                         "colt5: `mask` must be false behind its first masked token, (1, 2), but is true at (1, 3)",
-                         ValueError);
-}
-
 TEST_CASE("ragged: wrong arguments are named") {
     const Cpu policy(1);
     const DescentBlock<float> module(policy, Seed{1});

@@ -48,7 +48,8 @@ std::vector<Index> lengths_of(const P& policy, Mask mask) {
 
 /// Sequences of one length that follow each other in memory: a batch (count, length, d) that one call computes.
 struct SequenceRun {
-    Index first_row, count, length;
+    Index first, count, length;  // the number of the first sequence, how many there are, and how long each is
+    Index first_row;
 
     Index rows() const { return count * length; }
     /// Its part of all rows (rows, d): (count, length, d).
@@ -80,7 +81,7 @@ public:
 
     /// Whether sequence i > 0 is as long as the one before it, and begins where that ends.
     bool continues(Index i) const { return length(i) == length(i - 1) && row(i) == row(i - 1) + length(i - 1); }
-    SequenceRun run(Index first, Index count) const { return {row(first), count, length(first)}; }
+    SequenceRun run(Index first, Index count) const { return {first, count, length(first), row(first)}; }
 
 private:
     static constexpr Index packed = -1;

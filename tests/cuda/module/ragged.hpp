@@ -64,7 +64,7 @@ bool is_padded_with_zeros(const P& policy, const V& padded, const Packed& packed
 /// Sequence i of packed tokens, as a batch of one.
 template <typename V>
 auto packed_sequence(const V& packed, const std::vector<Index>& offsets, std::size_t i) {
-    return SequenceRun{offsets[i], 1, offsets[i + 1] - offsets[i]}.of(packed.const_view());
+    return SequenceRows("", offsets, packed.shape()).run(static_cast<Index>(i), 1).of(packed.const_view());
 }
 
 /// Packed, and padded, and each sequence alone.
