@@ -25,8 +25,8 @@ struct WorkspaceStatistics {
 };
 
 /// An allocator that keeps freed blocks and reuses them: adjacent free ones merge, and the smallest one that fits
-/// serves a request. After one pass over some shapes, a second pass over the same shapes asks the system for nothing.
-/// A request takes O(log blocks).
+/// serves a request. Requests that repeat those of an earlier call ask the system for nothing. A request takes
+/// O(log blocks).
 ///
 /// Blocks lie in one range of addresses, which grows and shrinks at its end, so that free neighbours can always merge.
 /// `Memory` supplies the range: `std::byte* begin()`, aligned to 256 bytes and the same for ever, and `void

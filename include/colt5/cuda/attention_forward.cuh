@@ -24,7 +24,7 @@ struct ForwardShape {
                                                     : pipelined_rows;
     static constexpr int stages = slides ? sliding_stages : large_stage || row_bytes > 256 ? 1 : 2;
     /// The number of groups of 16 keys in one step of the online softmax; groups that are left over go one at a time.
-    static constexpr int chunk = slides ? 2 : large_stage ? 3 : stage_rows / 16;
+    static constexpr int groups_at_once = slides ? 2 : large_stage ? 3 : stage_rows / 16;
     static constexpr int blocks_per_multiprocessor = slides ? 3 : row_bytes > 256 ? 1 : row_bytes > 128 ? 2 : 4;
 
     using Stage = StagingBuffer<Tile, Sum, stage_rows, 1>;
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     };
     // Called by stream_keys, which says what its arguments are.
     const auto process = [&](const auto& at, const Groups& range, int first_key, bool incomplete) {
-        const auto process_chunk = [&](auto count, int group) {
+        const auto process_groups = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
             Sum score[groups][2][4];
 #pragma unroll
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 Arithmetic::template multiply<width>(sum, score[c], stage.second + row * Tile::stride);
             }
         };
-        for_each_chunk<Shape::chunk>(range, process_chunk);
+        for_each_step<Shape::groups_at_once>(range, process_groups);
     };
     const auto end = [&] {
         Sum factor[2];

@@ -32,11 +32,11 @@ __device__ Sum shift_of(Sum log_sum_exp) {
     return log_sum_exp == -infinity ? infinity : log_sum_exp * static_cast<Sum>(log2_e);
 }
 
-/// The products of a chunk of `groups` groups from `group` on: p = first · stage.firstᵀ and d_p = second ·
+/// The products of `groups` groups from `group` on: p = first · stage.firstᵀ and d_p = second ·
 /// stage.secondᵀ, where `at(i)` finds group i.
 template <typename Tile, int groups, typename Sum, typename Left, typename At>
-__device__ void multiply_chunk(Sum (&p)[groups][2][4], Sum (&d_p)[groups][2][4], const Left& first, const Left& second,
-                               const At& at, int group) {
+__device__ void multiply_groups(Sum (&p)[groups][2][4], Sum (&d_p)[groups][2][4], const Left& first, const Left& second,
+                                const At& at, int group) {
 #pragma unroll
     for (int c = 0; c < groups; ++c) {
         const auto [stage, row] = at(group + c);
@@ -70,7 +70,7 @@ struct BackwardShape {
                                                      : registers <= 104                              ? 3
                                                                                                      : 1;
     /// Groups of 16 streamed rows that are processed together: independent products hide each other's latency.
-    static constexpr int chunk = slides || (large_stage && sums == 2 && registers <= 128) ? 2 : 1;
+    static constexpr int groups_at_once = slides || (large_stage && sums == 2 && registers <= 128) ? 2 : 1;
 
     using Stage = StagingBuffer<Tile, Sum, stage_rows, 2>;
     struct Shared {

@@ -90,10 +90,10 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     };
     // Accumulates over groups of 16 queries of one stage: at(i) has the queries from first_query + 16 i on.
     const auto process = [&](const auto& at, const Groups& range, int first_query) {
-        const auto process_chunk = [&](auto count, int group) {
+        const auto process_groups = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
             Sum p[groups][2][4], d_p[groups][2][4];
-            multiply_chunk<Tile>(p, d_p, k, v, at, group);
+            multiply_groups<Tile>(p, d_p, k, v, at, group);
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const int columns = first_query + 16 * (group + c);
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 Arithmetic::template multiply<width>(d_k, d_p[c], stage.first + row * Tile::stride);
             }
         };
-        for_each_chunk<Shape::chunk>(range, process_chunk);
+        for_each_step<Shape::groups_at_once>(range, process_groups);
     };
     const auto end = [&] {
 #pragma unroll

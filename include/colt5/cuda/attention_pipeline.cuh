@@ -67,8 +67,8 @@ struct Visibility {
 inline constexpr std::uint32_t whole_group = 0xffffu;
 
 /// One stage: streamed rows in shared memory. `first` and `second` hold keys and values, or queries and gradients of
-/// the output. `of_row` holds `numbers` numbers for each row:
-/// the value scale, or for the key gradient the shift and D of a query.
+/// the output. `of_row` holds `numbers` numbers for each row: the value scale, or for the key gradient the shift and D
+/// of a query.
 template <typename Tile, typename Sum, int rows, int numbers>
 struct alignas(16) StagingBuffer {  // rows are copied in 16 bytes
     typename Tile::T first[rows * Tile::stride], second[rows * Tile::stride];
@@ -88,13 +88,13 @@ constexpr int window_rows(int tile_rows, int fixed_rows, int stride) {
                     (available - fixed_rows * (row_bytes + 8)) / (2 * row_bytes + numbers_bytes) / 16 * 16);
 }
 
-/// Calls `run(std::integral_constant<int, count>(), group)` for `count` groups from `group` on: `chunk` of them at a
-/// time, then the remaining ones one by one.
-template <int chunk, typename Run>
-__device__ void for_each_chunk(const Groups& groups, const Run& run) {
+/// Calls `run(std::integral_constant<int, count>(), group)` for `count` groups from `group` on: `at_once` of them in
+/// each step, then the remaining ones one by one.
+template <int at_once, typename Run>
+__device__ void for_each_step(const Groups& groups, const Run& run) {
     int group = groups.begin;
-    for (; group + chunk <= groups.end; group += chunk) run(std::integral_constant<int, chunk>(), group);
-    if constexpr (chunk > 1)
+    for (; group + at_once <= groups.end; group += at_once) run(std::integral_constant<int, at_once>(), group);
+    if constexpr (at_once > 1)
         for (; group < groups.end; ++group) run(std::integral_constant<int, 1>(), group);
 }
 
@@ -117,9 +117,10 @@ __device__ void pipeline(int count, const Load& load, const Compute& compute) {
     }
 }
 
-/// A sliding window over tiles. A block owns `tiles` tiles of 64 rows. Its tile t meets the streamed tiles t − 1, t and
-/// t + 1, each in a stage of its own. Tiles are numbered from the block's first tile, which is 0. Streamed tile t − 1
-/// is processed first, so that its stage can be refilled while t and t + 1 are processed. For each t it calls
+/// A sliding window over tiles. A block owns `tiles` tiles of 64 rows. Its tile t is combined with the streamed tiles
+/// t − 1, t and t + 1, each in a stage of its own. Tiles are numbered from the block's first tile, which is 0. Streamed
+/// tile t − 1 is processed first, so that its stage can be refilled while t and t + 1 are processed. For each t it
+/// calls
 ///
 ///     begin(t)            the rows of tile t have arrived
 ///     compute(t, false)   with streamed tile t − 1

@@ -149,10 +149,10 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         return position;
     };
     const auto process = [&](const auto& at, const Groups& range, int first_key, bool incomplete) {
-        const auto process_chunk = [&](auto count, int group) {
+        const auto process_groups = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
             Sum p[groups][2][4], d_p[groups][2][4];
-            multiply_chunk<Tile>(p, d_p, q, d_out, at, group);
+            multiply_groups<Tile>(p, d_p, q, d_out, at, group);
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const int columns = first_key + 16 * (group + c);
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 Arithmetic::template multiply<width>(sum, d_p[c], stage.first + row * Tile::stride);
             }
         };
-        for_each_chunk<Shape::chunk>(range, process_chunk);
+        for_each_step<Shape::groups_at_once>(range, process_groups);
     };
     const auto end = [&] {
         Sum factor[2] = {a.scale, a.scale};

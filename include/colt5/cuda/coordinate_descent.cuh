@@ -13,8 +13,8 @@ namespace colt5 {
 
 namespace cuda {
 
-/// exp(x) for x ≤ 0, to an absolute error of about 1e-7 in float. It is used for terms of sums that are at least 1, or
-/// near k − (number of saturated logits), beside which the error is small.
+/// exp(x) for x ≤ 0, to an absolute error of about 1e-7 in float. That is small compared with the sums of such terms:
+/// they are at least 1, or close to k − (number of saturated logits).
 __device__ inline float exp_of_term(float x) {
     return __expf(x);
 }

@@ -13,10 +13,11 @@ namespace colt5 {
 
 struct RoutedConfig {
     Index dim;
-    Index num_heavy_tokens;       ///< of each route
-    Index num_routes = 1;         ///< sets of tokens, each routed by its own routing token
-    bool shared_heavy = false;    ///< one heavy module for all routes, or one for each
-    bool sequence_order = false;  ///< heavy modules see tokens in the order of the sequence, or the best first
+    Index num_heavy_tokens;     ///< of each route
+    Index num_routes = 1;       ///< sets of tokens, each routed by its own routing token
+    bool shared_heavy = false;  ///< one heavy module for all routes; otherwise one for each
+    /// Heavy modules see tokens as they stand in the sequence; otherwise those with the largest logits come first.
+    bool sequence_order = false;
     bool router_straight_through = true;
     RouterType router_type = RouterType::coor_descent;
     RouterKwargs router_kwargs{};
@@ -52,12 +53,12 @@ struct AttentionConfig {
     RouterKwargs router_kwargs{};
     MaskedRows masked_rows = MaskedRows::zero;
     bool attends_to_padding = false;  ///< of the light branch, see LocalAttention; as the reference does without a mask
-    bool has_light_attn = true;       ///< or the heavy branch alone
+    bool has_light_attn = true;       ///< false: the heavy branch alone
     bool use_null_kv = false;         ///< a learned key and value that every query of the heavy branch sees
     bool use_null_q_tokens = false;   ///< a learned output of the heavy branch for tokens that are no query of it
-    bool masked_tokens_get_null_q = false;   ///< masked ones as well, as in the reference
-    bool multiply_keys_by_score = false;     ///< as values are
-    bool multiply_queries_by_score = false;  ///< and not the heavy branch's output alone
+    bool masked_tokens_get_null_q = false;   ///< masked tokens get that output, too, as in the reference
+    bool multiply_keys_by_score = false;     ///< keys are multiplied by their scores, as values always are
+    bool multiply_queries_by_score = false;  ///< queries are, too; otherwise the heavy branch's output alone
     /// T5's relative position bias: a learned table (num_buckets, heads) for each branch, added to its logits by the
     /// distance between key and query in the sequence.
     bool use_relative_position_bias = false;
@@ -99,8 +100,8 @@ struct ImageAttentionConfig {
     bool multiply_queries_by_score = false;
 };
 
-/// Of images of any size that is a multiple of the patch. The names are those of the reference, whose image_size only
-/// checks the patch.
+/// Of ConditionalRoutedViT. Images may have any size that is a multiple of the patch: the reference's image_size, which
+/// only checks that, is left out.
 struct ViTConfig {
     Index patch_size;  ///< side, in pixels
     Index num_classes;
@@ -145,7 +146,7 @@ struct CrossAttentionConfig {
     bool use_null_kv = false;        ///< a learned key and value that every query of the heavy branch sees
     bool use_null_q_tokens = false;  ///< a learned output of the heavy branch for tokens that are no query of it
     bool masked_tokens_get_null_q = false;
-    bool multiply_keys_by_score = false;  ///< as values are
+    bool multiply_keys_by_score = false;  ///< keys are multiplied by their scores, as values always are
     /// T5's relative position bias: a learned table (num_buckets, heads), added to the logits by the position of the
     /// key in the context minus that of the query.
     bool use_relative_position_bias = false;

@@ -19,8 +19,8 @@ namespace colt5 {
 ///
 /// One RMSNorm for queries and context → to_q, to_kv → attention → to_out; no biases. With several routes, each route's
 /// keys and values serve heads / routes of the heads; rows of to_kv are laid out (route, head in route, [key, value]).
-/// Queries may have routes, too, as many as they like: those of a route go through its heads alone, with the rows of
-/// to_q and the columns of to_out of these, so that each route has outputs of its own.
+/// Queries may have routes, too, as many as keys or another number. The queries of a route have heads / routes of the
+/// heads, and so the rows of to_q and the columns of to_out of these; each route has outputs of its own.
 /// With a null key, every head has one learned key and value more, which every query sees and no mask hides. With
 /// `has_bias`, the logits get T5's relative position bias, by the positions that queries and keys came from; that of
 /// the null key is 0. With `rotary_emb`, queries and keys are rotated by these positions; the null key is not.
@@ -133,7 +133,7 @@ struct HeavyAttention {
         return d;
     }
 
-    /// The same into tensors that are there before anything else is allocated.
+    /// The same, written to what input_gradients() returned, which a caller allocates before shorter-lived tensors.
     template <Viewable D, Viewable X, Viewable C>
     void backward(const P& policy, const Activations& saved, InputGradients& d, const D& d_out, const X& x,
                   const C& context, KeyMask mask, Scores scores, Gradients& gradients, QueryScores scores_q = {},
@@ -217,14 +217,14 @@ struct HeavyAttention {
 private:
     Index inner() const { return heads * dim_head; }
 
-    /// The bias of one call by distance (h, 2 · span + 1), what the attention takes of it, and the table that its
-    /// gradient is added to; NoBias where the logits have none.
+    /// The bias of the logits by distance (h, 2 · span + 1), made once a call; NoBias where the logits have none.
     auto bias_by_distance(const P& policy) const {
         if constexpr (has_bias)
             return relative_position_bias(policy, buckets, relative_attention_bias.weight, buckets.max_distance);
         else
             return NoBias{};
     }
+    /// That bias as dense_attention takes it.
     template <typename ByDistance>
     auto bias_of(const ByDistance& by_distance, const Positions& positions) const {
         if constexpr (has_bias)
@@ -233,6 +233,7 @@ private:
         else
             return by_distance;
     }
+    /// Where dense_attention_vjp adds the gradient of the bias's table.
     static auto bias_gradient(Gradients& gradients) {
         if constexpr (has_bias)
             return gradients.relative_attention_bias.weight.view();
@@ -310,7 +311,7 @@ private:
         return swap_first_axes(
             policy, to_out.weight.const_view().reshape(std::array{to_out.weight.extent(0), routes, inner() / routes}));
     }
-    /// Returns the gradient of `attended` (b, n, h, dim_head), with its elements in their order.
+    /// Returns the gradient of `attended`: its elements in the order of (b, n, h, dim_head), under another shape.
     template <Viewable D>
     Projected to_out_vjp(const P& policy, const D& d_out, const Projected& attended, Index routes,
                          Gradients& gradients) const {

@@ -44,7 +44,7 @@ COLT5_HOST_DEVICE inline double gumbel_of(const Random& random, std::uint64_t ro
 }
 
 /// Gumbel noise (rows, slots, n). The number of a (row, slot, token) does not depend on the other sizes, so that
-/// padding a sequence leaves the noise of its tokens as it was. `random` must be a stream below 2³².
+/// padding a sequence leaves the noise of its tokens as it was. The number of `random`'s stream must be below 2³².
 template <typename Logit, Policy P>
 auto gumbel_noise(const P& policy, Random random, Index rows, Index slots, Index length, GumbelRows which = {}) {
     constexpr Index most = Index{1} << 31, most_rows = Index{1} << 32;

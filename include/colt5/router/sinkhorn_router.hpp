@@ -41,8 +41,8 @@ struct GumbelNoise {
     Seed seed{};
     TokensView<const Logit> values{};
     std::uint64_t calls = 0;  ///< of forward so far; with the seed, the state that files hold
-    /// Number of the first sample of a batch, to train a part of it as the whole would be; where blocks or windows of a
-    /// sequence are routed, that of its first block or window.
+    /// The number of the first sample of a call, where a call has only a part of a batch and draws the noise of the
+    /// whole. Where blocks or windows of a sequence are routed, the number of its first block or window.
     Index first_sample = 0;
     bool evaluates = false;  ///< forward draws the noise of evaluation, too: the same at every call
 
