@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""What is wrong is said in one exception, which names the argument and what it must be."""
+import re
+
+import colt5
+import pytest
+import torch
+from support import ours, tokens
+
+
+def check(message, kind, call):
+    with pytest.raises(kind, match='^' + re.escape(message) + '$'):
+        call()
+
+
+def test_shapes_and_types():
+    module, x = ours('ConditionalRoutedFeedForward'), tokens(2, 20, 32)
+    check('colt5: `x` must have shape (any, any, 32), but has (2, 20, 31)', colt5.ShapeError, lambda: module(x[..., 1:]))
+    check('colt5: `x` must have shape (any, any, 32), but has (20, 32)', colt5.ShapeError, lambda: module(x[0]))
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    check('colt5: `mask` must have shape (2, 20), but has (2, 19)', colt5.ShapeError, lambda: module(x, mask=mask[:, 1:]))
+    check('colt5: `mask` must be torch.bool on cpu, but is torch.int64 on cpu', ValueError, lambda: module(x, mask=mask.long()))
+    check('colt5: `x` must be of torch.float64, as the parameters, but is of torch.float32', ValueError,
+          lambda: module(x.float()))
+    check('colt5: `x` must be of torch.float64, as the parameters, but is of torch.float16', ValueError, lambda: module(x.half()))
+    check('colt5: `x.dtype` must be float32 or float64 on the CPU, on a GPU also bfloat16 or float16, but is torch.float16',
+          ValueError, lambda: ours('ConditionalRoutedFeedForward').half()(x.half()))
+    module.heavy_ff[1].weight = torch.nn.Parameter(tokens(64, 32))
+    check('colt5: `heavy_ff.1.weight` must have shape (128, 32), but has (64, 32)', colt5.ShapeError, lambda: module(x))
+
+
+def test_shapes_of_cross_attention():
+    module, x, context = ours('ConditionalRoutedCrossAttention', kv_routing_tokens=2, router_straight_through=False), \
+        tokens(2, 20, 32), tokens(2, 10, 32)
+    check('colt5: `context` must have shape (2, any, 32), but has (1, 10, 32)', colt5.ShapeError, lambda: module(x, context[:1]))
+    check('colt5: `context_mask` must have shape (2, 10), but has (2, 20)', colt5.ShapeError,
+          lambda: module(x, context, context_mask=torch.ones(2, 20, dtype=torch.bool)))
+    check('colt5: `context` must be torch.float64 on cpu, as `x`, but is torch.float32 on cpu', ValueError,
+          lambda: module(x, context.float()))
+
+
+def test_configurations():
+    check("colt5: `router_type` must be one of coor_descent, cum_softmax, sinkhorn, but is 'top'", ValueError,
+          lambda: ours('ConditionalRoutedFeedForward', router_type='top'))
+    with pytest.raises(TypeError, match='`router_kwargs` of coor_descent may have .*, but has temperature'):
+        ours('ConditionalRoutedFeedForward', router_kwargs=dict(temperature=1.))
+    module = ours('ConditionalRoutedAttention', heavy_heads=3, num_routed_kv=2)  # the compiler says it
+    with pytest.raises(colt5.BuildError, match='colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv'):
+        module(tokens(2, 20, 32))
