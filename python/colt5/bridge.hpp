@@ -297,7 +297,7 @@ struct Bridge {
         arguments.read(counts);
         auto out = Out::adopt(arguments.pointer<Scalar>(), inputs.shapes[0]);
         context->bind_parameters(arguments);
-        const Module& module = context->module;
+        const Module& run = context->module;
 
         const auto finish = [&](typename Module::Activations activations) {
             activations.out = {};  // it is the caller's, and backward does not read it
@@ -306,14 +306,14 @@ struct Bridge {
         };
         using colt5::Residual;
         if constexpr (is_cross) {
-            if (save) return finish(module.forward(tokens[0], tokens[1], masks[0], masks[1], counts, std::move(out)));
-            module(tokens[0], tokens[1], masks[0], masks[1], counts, std::move(out));
-        } else if constexpr (requires { module(tokens[0], masks[0], counts, Residual::none, std::move(out)); }) {
-            if (save) return finish(module.forward(tokens[0], masks[0], counts, Residual::none, std::move(out)));
-            module(tokens[0], masks[0], counts, Residual::none, std::move(out));
+            if (save) return finish(run.forward(tokens[0], tokens[1], masks[0], masks[1], counts, std::move(out)));
+            run(tokens[0], tokens[1], masks[0], masks[1], counts, std::move(out));
+        } else if constexpr (requires { run(tokens[0], masks[0], counts, Residual::none, std::move(out)); }) {
+            if (save) return finish(run.forward(tokens[0], masks[0], counts, Residual::none, std::move(out)));
+            run(tokens[0], masks[0], counts, Residual::none, std::move(out));
         } else {
-            if (save) return finish(module.forward(tokens[0], masks[0], counts, std::move(out)));
-            module(tokens[0], masks[0], counts, std::move(out));
+            if (save) return finish(run.forward(tokens[0], masks[0], counts, std::move(out)));
+            run(tokens[0], masks[0], counts, std::move(out));
         }
         return 0;
     }

@@ -57,7 +57,7 @@ def test_backward_twice():
         out.sum().backward()
     x, out = x.detach().requires_grad_(), module(x)
     with pytest.raises(RuntimeError, match='once_differentiable'):
-        gradient, = torch.autograd.grad(out.sum(), module.heavy_ff[1].weight, create_graph=True)
+        gradient, = torch.autograd.grad(out.square().sum(), module.heavy_ff[1].weight, create_graph=True)
         gradient.sum().backward()
 
 
