@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Conditionally routed attention and feedforward (CoLT5) as PyTorch modules: those of colt5-attention, in C++."""
 from .errors import BuildError, Error, ShapeError
+from .library import release_memory
 from .modules import (ConditionalRoutedAttention, ConditionalRoutedCrossAttention, ConditionalRoutedFeedForward,
                       ConditionalRoutedTransformerBlock)
 
 __all__ = ['ConditionalRoutedFeedForward', 'ConditionalRoutedAttention', 'ConditionalRoutedCrossAttention',
-           'ConditionalRoutedTransformerBlock', 'BuildError', 'Error', 'ShapeError']
+           'ConditionalRoutedTransformerBlock', 'BuildError', 'Error', 'ShapeError', 'release_memory']

@@ -23,6 +23,8 @@
 #include <utility>
 #include <vector>
 
+#include <colt5/io/dlpack.hpp>
+
 namespace colt5_python {
 
 using colt5::Index;
@@ -356,23 +358,6 @@ struct Bridge {
 
 using BridgeOfCall = Bridge<ModuleOfCall, CountsOfCall>;
 
-/// The part of DLPack's tensor that PyTorch reads.
-struct DLTensor {
-    void* data;
-    std::int32_t device_type = 1, device_id = 0;  // the host
-    std::int32_t ndim = 1;
-    std::uint8_t code = 1, bits = 8;  // uint8
-    std::uint16_t lanes = 1;
-    std::int64_t* shape;
-    std::int64_t* strides = nullptr;
-    std::uint64_t byte_offset = 0;
-};
-struct DLManagedTensor {
-    DLTensor tensor;
-    void* owner;
-    void (*deleter)(DLManagedTensor*);
-};
-
 }  // namespace colt5_python
 
 #define COLT5_EXPORT extern "C" __attribute__((visibility("default")))
@@ -413,26 +398,17 @@ COLT5_EXPORT std::int64_t colt5_backward(const std::int64_t* arguments) {
     return guarded([&] { return BridgeOfCall::backward(Arguments(arguments)); });
 }
 
-COLT5_EXPORT void colt5_release(std::int64_t handle) {
-    colt5_python::BridgeOfCall::Handles::all().remove(
-        reinterpret_cast<const void*>(static_cast<std::uintptr_t>(handle)));
-}
-
 /// A DLPack tensor of one byte at the handle's address; whoever deletes it releases the handle.
 COLT5_EXPORT void* colt5_as_tensor(std::int64_t handle) {
-    using namespace colt5_python;
+    namespace dlpack = colt5::dlpack;
     static std::int64_t one[1] = {1};
     void* const address = reinterpret_cast<void*>(static_cast<std::uintptr_t>(handle));
-    auto* const managed = new DLManagedTensor{};
-    managed->tensor.data = address;
-    managed->tensor.shape = one;
-    managed->tensor.strides = one;
-    managed->owner = address;
-    managed->deleter = [](DLManagedTensor* tensor) {
-        BridgeOfCall::Handles::all().remove(tensor->owner);
+    const auto free = [](dlpack::DLManagedTensor* tensor) {
+        colt5_python::BridgeOfCall::Handles::all().remove(tensor->manager_ctx);
         delete tensor;
     };
-    return managed;
+    constexpr auto type = colt5::detail::dlpack_type<std::uint8_t>();
+    return new dlpack::DLManagedTensor{{address, {dlpack::kDLCPU, 0}, 1, type, one, one, 0}, address, free};
 }
 
 COLT5_EXPORT void colt5_release_memory() {

@@ -79,6 +79,8 @@ class Library:
     """Calls of one compiled module. `names` and `shapes` are those of the parameters in Python's order; C++ takes them in
     another one."""
 
+    all = []
+
     def __init__(self, spec, dtype, device):
         self.spec, self.dtype, self.device = spec, dtype, device
         self.gradient_dtype = gradient_dtype(dtype)
@@ -108,6 +110,7 @@ class Library:
         self._in_order = operator.itemgetter(*[self.names.index(name) for name in shapes])
         sizes, offsets = gradient_sizes(self.shapes)
         self.gradient_size = sum(sizes)
+        self.all.append(self)
         self._gradient_offsets = self._in_order([offset * self.gradient_dtype.itemsize for offset in offsets])
         self.dim = next(shape[-1] for name, shape in shapes.items() if name.endswith('routing_token'))
 
@@ -195,3 +198,9 @@ new_capsule.restype, new_capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, 
 def tensor_of_handle(managed):
     """Of a DLManagedTensor: the tensor owns it, and frees it in the end."""
     return torch.utils.dlpack.from_dlpack(new_capsule(managed, b'dltensor', None))
+
+
+def release_memory():
+    """Hands memory that no tensor uses back to the system: workspaces of all modules that have been called."""
+    for library in Library.all:
+        library.release_memory()

@@ -5,6 +5,7 @@ import gc
 import io
 import pickle
 
+import colt5
 import pytest
 import torch
 import torch.multiprocessing
@@ -196,6 +197,23 @@ def test_graphs_that_nobody_runs_backward_are_freed():
     for _ in range(30):
         module(x)
     assert resident() - before < 20 << 20  # what one keeps: 4 MB for the output alone
+
+
+def test_memory_is_handed_back():
+    module, x = ours('ConditionalRoutedFeedForward'), tokens(8, 8000, 32)
+    with torch.no_grad():
+        module(x)
+
+    def resident():
+        with open('/proc/self/statm') as file:
+            return int(file.read().split()[1]) * 4096
+
+    out = module(x.requires_grad_())
+    out.sum().backward()
+    out, before = None, resident()
+    colt5.release_memory()
+    assert resident() < before - (1 << 20)
+    module(x)
 
 
 def test_sinkhorn_noise_comes_from_torch():
