@@ -114,13 +114,13 @@ TEST_CASE("Panels: each row once, in whole tiles but for the last, and none too 
     for (const Index batch : {1, 2, 5})
         for (const Index length : {1, 5, 6, 7, 24, 25, 383, 384, 385, 1000, 1024, 1025, 5000})
             for (const bool contiguous : {true, false})
-                for (const bool is_chunks : {false, true}) {
+                for (const bool is_backward : {false, true}) {
                     CAPTURE(batch);
                     CAPTURE(length);
                     CAPTURE(contiguous);
-                    CAPTURE(is_chunks);
-                    const cpu::Panels panels =
-                        is_chunks ? cpu::chunks(batch, length, contiguous) : cpu::panels(batch, length, contiguous);
+                    CAPTURE(is_backward);
+                    const cpu::Panels panels = is_backward ? cpu::backward_blocks(batch, length, contiguous)
+                                                           : cpu::panels(batch, length, contiguous);
                     std::vector<std::array<Index, 3>> all(static_cast<std::size_t>(panels.count()));
                     for (Index i = 0; i < panels.count(); ++i)
                         panels.visit(i, [&](Index sequence, Index first, Index rows) {
@@ -132,7 +132,7 @@ TEST_CASE("Panels: each row once, in whole tiles but for the last, and none too 
                     Index next = 0;  // row of the batch
                     bool whole = true, short_enough = true;
                     const bool one = contiguous && !cpu::uses_blas;  // the batch is one sequence
-                    const Index end = one ? batch * length : length, most = is_chunks ? 1024 : cpu::panel_rows;
+                    const Index end = one ? batch * length : length, most = is_backward ? 1024 : cpu::panel_rows;
                     for (const auto& [sequence, first, rows] : all) {
                         CHECK(sequence * length + first == next);
                         whole =
@@ -145,7 +145,7 @@ TEST_CASE("Panels: each row once, in whole tiles but for the last, and none too 
                     CHECK(short_enough);
                 }
     CHECK(cpu::panels(1, 0).count() <= 1);
-    CHECK(cpu::chunks(3, 0).count() == 0);
+    CHECK(cpu::backward_blocks(3, 0).count() == 0);
 }
 
 TEST_CASE("thread_scratch: memory of a thread, one for each use, aligned") {

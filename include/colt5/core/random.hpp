@@ -59,8 +59,8 @@ public:
     /// Standard Gumbel: −log(−log u).
     COLT5_HOST_DEVICE double gumbel(std::uint64_t i) const { return -std::log(-std::log(uniform(i))); }
 
-    /// The numbers of a stream below 2³² in 2³² parts, of which this is one: no part and no such stream has a number of
-    /// another.
+    /// Part i < 2³² of this stream, whose number must be below 2³². A part is a stream of its own: it shares no number
+    /// with other parts, nor with other streams below 2³². Part 0 is the stream itself.
     COLT5_HOST_DEVICE Random part(std::uint64_t i) const { return Random(Seed{seed_}, stream_ + (i << 32)); }
     std::uint64_t stream() const { return stream_; }
 

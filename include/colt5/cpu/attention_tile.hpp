@@ -13,7 +13,7 @@
 
 namespace colt5::cpu {
 
-/// What the logits of one head get added by the positions of query and key.
+/// What is added to the logits of one head, by the positions of query and key.
 template <typename T>
 struct AttentionHeadBias {
     const T* of_entry = nullptr;  // (2 · span + 2), the last one 0, for null keys; or null: no bias
@@ -43,8 +43,8 @@ struct AttentionHead {
     const bool* mask;      // (keys) or null
     const T* value_scale;  // (keys) or null
     T scale;               // 1 / √dim_head
-    // (keys) and (queries), or null: whose rows are zeros because something in them was not finite. What they see, and
-    // what sees them, becomes NaN.
+    // (keys) and (queries), or null: which keys and queries were not finite. Their rows have been replaced by zeros,
+    // and their logits become NaN.
     const bool *nonfinite_keys = nullptr, *nonfinite_queries = nullptr;
     AttentionHeadBias<T> bias = {};
 };
@@ -187,8 +187,8 @@ private:
     void set_weights(T* p, Index key, Index keys, bool nonfinite) const {
         for (Index j = 0; j < keys; ++j) p[j] = head_.mask && !head_.mask[key + j] ? T(0) : nonfinite ? nan : p[j];
     }
-    /// d_scores, which holds d_out · vᵀ, becomes scale · p ∘ (value_scale ∘ d_scores − D): exactly 0 for what is not
-    /// seen, whatever stands there, and for all that is seen.
+    /// d_scores, which holds d_out · vᵀ, becomes scale · p ∘ (value_scale ∘ d_scores − D): exactly 0 for a key of
+    /// weight 0, whatever its value, and for one of weight 1, the only key that a query sees.
     void finish_d_scores(T* d_scores, const T* p, Index key, Index keys, T out_dot) const {
         if (head_.value_scale) multiply_row(d_scores, head_.value_scale + key, keys);
         for_each_batch<T>(keys, [&](Index j, Index width) {

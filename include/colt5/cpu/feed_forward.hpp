@@ -55,7 +55,7 @@ void feed_forward_kernel(const Cpu& policy, TokensView<T> y, TokensView<T> pre_a
     });
 }
 
-/// Chunk by chunk: first the gradients of the rows, panels in parallel, then those of the weights.
+/// Block by block: first the gradients of the rows, panels in parallel, then those of the weights.
 template <typename T>
 void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedForwardParameters<T>& gradients,
                              TokensView<const T> d_y, TokensView<const T> x, TokensView<const T> pre_activation,
@@ -69,11 +69,11 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
     const cpu::PackedMatrix<Op::none, T> from_hidden(policy, hidden, dim, hidden_weight, dim, tokens);
     cpu::PackedMatrix<Op::transpose, T> to_hidden;
     if (!pre_activation) to_hidden = {policy, dim, hidden, hidden_weight, dim, tokens};
-    const auto add_chunk = [&](Index sequence, Index first, Index chunk) {
+    const auto add_block = [&](Index sequence, Index first, Index block) {
         const Index row = sequence * length + first;
         const T *const x_rows = x.data() + row * dim, *const d_y_rows = d_y.data() + row * dim;
-        MatrixTensor<T, Cpu> normed(policy, {chunk, dim}), h(policy, {chunk, hidden}), d_h(policy, {chunk, hidden});
-        const cpu::Panels panels = cpu::panels(1, chunk);
+        MatrixTensor<T, Cpu> normed(policy, {block, dim}), h(policy, {block, hidden}), d_h(policy, {block, hidden});
+        const cpu::Panels panels = cpu::panels(1, block);
         cpu::PartialSums<T> norm_sums(policy, panels.count(), dim);
         cpu::PartialSums<T> d_project_bias(policy, panels.count(), dim), d_hidden_bias(policy, panels.count(), hidden);
         parallel_for(policy, panels.count(), [&](Index panel) {
@@ -97,16 +97,16 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
                 cpu::add_rows(d_h_rows, rows, hidden, d_hidden_bias[panel][0]);
             });
         });
-        const cpu::PackedMatrix<Op::none, T> packed_h(policy, chunk, hidden, h.data(), hidden);
+        const cpu::PackedMatrix<Op::none, T> packed_h(policy, block, hidden, h.data(), hidden);
         cpu::add_weight_gradient(policy, gradients.project_weight.data(), dim, hidden, d_y_rows, packed_h);
-        const cpu::PackedMatrix<Op::none, T> packed_normed(policy, chunk, dim, normed.data(), dim);
+        const cpu::PackedMatrix<Op::none, T> packed_normed(policy, block, dim, normed.data(), dim);
         cpu::add_weight_gradient(policy, gradients.hidden_weight.data(), hidden, dim, d_h.data(), packed_normed);
         norm_sums.add_to(gradients.norm.all());
         d_project_bias.add_to({gradients.project_bias});
         d_hidden_bias.add_to({gradients.hidden_bias});
     };
-    const cpu::Panels chunks = cpu::chunks(x.extent(0), length);
-    for (Index i = 0; i < chunks.count(); ++i) chunks.visit(i, add_chunk);
+    const cpu::Panels blocks = cpu::backward_blocks(x.extent(0), length);
+    for (Index i = 0; i < blocks.count(); ++i) blocks.visit(i, add_block);
 }
 
 }  // namespace colt5

@@ -46,21 +46,21 @@ void linear_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dyn
                        View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight) {
     using cpu::Op;
     const Index routes = x.extent(1), length = x.extent(2), in = x.extent(3), out = d_y.extent(3);
-    const cpu::Panels chunks = cpu::chunks(x.extent(0), length, routes == 1);
+    const cpu::Panels blocks = cpu::backward_blocks(x.extent(0), length, routes == 1);
     const Index together = cpu::rows_together(x);
     for (Index r = 0; r < routes; ++r) {
         const cpu::PackedMatrix<Op::none, T> packed(policy, out, in, weight[r * out].data(), in, together);
-        const auto add_chunk = [&](Index sequence, Index first, Index chunk) {
+        const auto add_block = [&](Index sequence, Index first, Index block) {
             const Index row = (sequence * routes + r) * length + first;
             const T* const d_y_rows = d_y.data() + row * out;
             T* const d_x_rows = d_x.data() + row * in;
             // Now: d_x may be x. With a BLAS this is x itself, and its gradient must wait.
-            const cpu::PackedMatrix<Op::none, T> packed_x(policy, chunk, in, x.data() + row * in, in);
+            const cpu::PackedMatrix<Op::none, T> packed_x(policy, block, in, x.data() + row * in, in);
             const auto add_weight_gradient = [&] {
                 cpu::add_weight_gradient(policy, d_weight[r * out].data(), out, in, d_y_rows, packed_x);
             };
             if (cpu::uses_blas) add_weight_gradient();
-            const cpu::Panels panels = cpu::panels(1, chunk);
+            const cpu::Panels panels = cpu::panels(1, block);
             cpu::PartialSums<T> bias_sums(policy, panels.count(), d_bias ? out : 0);
             parallel_for(policy, panels.count(), [&](Index panel) {
                 panels.visit(panel, [&](Index, Index at, Index rows) {
@@ -71,7 +71,7 @@ void linear_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dyn
             if (!cpu::uses_blas) add_weight_gradient();  // d_y is in the cache now
             bias_sums.add_to({d_bias.range(r * out, d_bias ? out : 0)});
         };
-        for (Index i = 0; i < chunks.count(); ++i) chunks.visit(i, add_chunk);
+        for (Index i = 0; i < blocks.count(); ++i) blocks.visit(i, add_block);
     }
 }
 

@@ -40,11 +40,11 @@ void norm_linear_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const NormGrad
                             MatrixView<const T> weight, const GradientEpilogue<T, Cpu>& epilogue) {
     const Index length = x.extent(1), in = x.extent(2), out = d_y.extent(2);
     const cpu::PackedMatrix<cpu::Op::none, T> packed(policy, out, in, weight.data(), in, x.extent(0) * length);
-    const auto add_chunk = [&](Index sequence, Index first, Index chunk) {
+    const auto add_block = [&](Index sequence, Index first, Index block) {
         const Index row = sequence * length + first;
         const T *const x_rows = x.data() + row * in, *const d_y_rows = d_y.data() + row * out;
-        MatrixTensor<T, Cpu> normed(policy, {chunk, in});
-        const cpu::Panels panels = cpu::panels(1, chunk);
+        MatrixTensor<T, Cpu> normed(policy, {block, in});
+        const cpu::Panels panels = cpu::panels(1, block);
         cpu::PartialSums<T, Norm::count> norm_sums(policy, panels.count(), in);
         cpu::PartialSums<T> bias_sums(policy, panels.count(), d_bias ? out : 0);
         parallel_for(policy, panels.count(), [&](Index panel) {
@@ -57,13 +57,13 @@ void norm_linear_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const NormGrad
                 if (d_bias) cpu::add_rows(d_y_rows + at * out, rows, out, bias_sums[panel][0]);
             });
         });
-        const cpu::PackedMatrix<cpu::Op::none, T> packed_normed(policy, chunk, in, normed.data(), in);
+        const cpu::PackedMatrix<cpu::Op::none, T> packed_normed(policy, block, in, normed.data(), in);
         cpu::add_weight_gradient(policy, d_weight.data(), out, in, d_y_rows, packed_normed);
         norm_sums.add_to(d_norm.all());
         bias_sums.add_to({d_bias});
     };
-    const cpu::Panels chunks = cpu::chunks(x.extent(0), length);
-    for (Index i = 0; i < chunks.count(); ++i) chunks.visit(i, add_chunk);
+    const cpu::Panels blocks = cpu::backward_blocks(x.extent(0), length);
+    for (Index i = 0; i < blocks.count(); ++i) blocks.visit(i, add_block);
 }
 
 }  // namespace colt5

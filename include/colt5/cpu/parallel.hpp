@@ -128,8 +128,8 @@ private:
     Index batch_, length_, per_sequence_;
 };
 
-/// Panels in which tokens go through an operation: few enough rows to share out short sequences, and otherwise as many
-/// as one strip of packed weights serves before the next one comes.
+/// Panels in which tokens go through an operation. Of short sequences they have few rows, so that every thread gets
+/// some; otherwise as many rows as are multiplied by one strip of packed weights before the next strip.
 inline Panels panels(Index batch, Index length, bool contiguous = true) {
     const Index rows = contiguous && !uses_blas ? batch * length : length;
     const Index count = divide_up(rows, std::clamp(divide_up(rows, 16), few_rows, panel_rows));
@@ -137,9 +137,9 @@ inline Panels panels(Index batch, Index length, bool contiguous = true) {
     return {batch, length, std::max(Index{1}, divide_up(rows, even)), contiguous};
 }
 
-/// The rows that a backward pass works on at a time: first panel by panel the gradients of the rows, then those of the
-/// weights, from what the panels have left in L3.
-inline Panels chunks(Index batch, Index length, bool contiguous = true) {
+/// The rows that backward works on at a time, several panels: first panel by panel the gradients of the rows, then
+/// those of the weights, from what the panels have left in L3.
+inline Panels backward_blocks(Index batch, Index length, bool contiguous = true) {
     return {batch, length, Index{1024}, contiguous};
 }
 

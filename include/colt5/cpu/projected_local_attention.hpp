@@ -28,14 +28,14 @@ void projected_local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dy
     });
     cpu::local_attention_gradients<true>(policy, d_qkv, d_out.const_view(), saved.out.view(), saved.log_sum_exp.view(),
                                          q, kv, mask, first, carried, attention, bias, d_table);
-    const cpu::Panels chunks = cpu::chunks(batch, length);
-    const auto add_chunk = [&](Index sequence, Index begin, Index rows) {
+    const cpu::Panels blocks = cpu::backward_blocks(batch, length);
+    const auto add_block = [&](Index sequence, Index begin, Index rows) {
         const Index row = sequence * length + begin;
         cpu::add_weight_gradient(
             policy, d_weight.data(), dim, inner, d_y.data() + row * dim,
             cpu::PackedMatrix<Op::none, T>(policy, rows, inner, saved.out.data() + row * inner, inner));
     };
-    for (Index i = 0; i < chunks.count(); ++i) chunks.visit(i, add_chunk);
+    for (Index i = 0; i < blocks.count(); ++i) blocks.visit(i, add_block);
 }
 
 }  // namespace colt5

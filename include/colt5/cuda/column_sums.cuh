@@ -71,7 +71,7 @@ struct RouteRows {
 };
 
 /// In a block, thread i has the columns of lane i % lanes, and the rows of group i / lanes. Writes the sums over all
-/// groups to the `width` entries of `to`, if the lane is `mine`: has columns. All threads of the block call it.
+/// groups to the `width` entries of `to`, if `mine`: the lane has columns. All threads of the block call it.
 template <int width, typename Sum>
 __device__ void sum_over_groups(Sum* to, const Sum (&sum)[width], Sum (*shared)[width], int lanes, bool mine) {
     const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;

@@ -14,11 +14,11 @@ namespace colt5 {
 /// Conditional cross attention: routed queries attend to the routed tokens of a context.
 ///
 /// Queries are routed if there are more than num_tokens_q of them, the context if it is longer than num_tokens_kv.
-/// Queries that were not chosen get zeros, or with use_null_q_tokens a learned token, masked queries zeros; what is not
-/// finite in masked tokens counts as 0. Keys and values come from the context (the reference's 0.2.3 gathers them from
-/// the queries), with kv_routing_tokens routes, each for its share of the heads. Queries are routed in q_routing_tokens
-/// routes, as in ConditionalRoutedAttention. With condition_kv_routing_on_queries
-/// what is routed of the context depends on the queries, see ConditionedRoutingTokens.
+/// Queries that were not chosen get zeros, or with use_null_q_tokens a learned token. Masked queries get zeros. What is
+/// not finite in masked tokens counts as 0. Keys and values come from the context (the reference's 0.2.3 gathers them
+/// from the queries), with kv_routing_tokens routes, each for its share of the heads. Queries are routed in
+/// q_routing_tokens routes, as in ConditionalRoutedAttention. With condition_kv_routing_on_queries, the queries decide
+/// which tokens of the context are routed, see ConditionedRoutingTokens.
 template <CrossAttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedCrossAttention
@@ -86,7 +86,7 @@ public:
     struct ActivationsWith {
         Out out;  // (b, n, d)
         TokensView<const Scalar> x, context;
-        Out clean_x, clean_context;  // copies, if padding was not finite; then `x` and `context` show them
+        Out clean_x, clean_context;  // copies, if padding was not finite; `x` and `context` are then views of them
         Mask mask, context_mask;
         using Logit = accumulate_t<Scalar>;
         std::optional<RoutedQ> routed_q;

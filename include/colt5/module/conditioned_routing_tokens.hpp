@@ -11,12 +11,12 @@
 
 namespace colt5 {
 
-/// Routing tokens that first attend to a source, then score the memories (of the reference's to-do list):
+/// Routing tokens that depend on the queries of cross attention (an item of the reference's to-do list). They attend to
+/// the source, which are these queries, before they score the tokens of the context:
 ///
 ///     routing_tokens[b] = t + attention(t, source[b])
 ///
-/// where t (r, d) is a router's routing_token and attention is a HeavyAttention: what is chosen from the memories
-/// depends on what the source asks for.
+/// where t (r, d) is a router's routing_token and attention is a HeavyAttention.
 template <typename Scalar, Policy P>
 struct ConditionedRoutingTokens {
     using Attention = HeavyAttention<Scalar, P>;
@@ -79,7 +79,7 @@ private:
     }
 };
 
-/// In their place where a configuration has none.
+/// Takes their place where the configuration conditions no routing on queries.
 struct LearnedRoutingTokens {
     struct Gradients {};
     struct Activations {};
