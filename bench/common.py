@@ -61,19 +61,34 @@ def feed_forward_kernels(b, n, d, k, light_mult, heavy_mult, **_):
     return together(two_layers(b * n, light_mult), two_layers(b * min(n, k), heavy_mult), route_kernels(b, n, d))
 
 
-def block_kernels(b, n, d, **config):
-    inner, k = config['inner'], min(n, config['k'])
-    scores, rows = 2 * b * k * k * inner, b * k
-    heavy = [Kernel(2 * scores, rows * 4 * inner)], [Kernel(5 * scores, rows * 8 * inner)]
-    return together(light_attention_kernels(b, n, d, **config), feed_forward_kernels(b, n, d, **config), heavy,
-                    linear_kernels(rows, d, inner), linear_kernels(rows, d, 2 * inner), linear_kernels(rows, inner, d),
+def heavy_attention_kernels(b, d, q, kv, inner):
+    scores = 2 * b * q * kv * inner
+    heavy = [Kernel(2 * scores, b * (q + kv) * 2 * inner)], [Kernel(5 * scores, b * (q + kv) * 4 * inner)]
+    return together(heavy, linear_kernels(b * q, d, inner), linear_kernels(b * kv, d, 2 * inner), linear_kernels(b * q, inner, d))
+
+
+def attention_kernels(b, n, d, **config):
+    k = min(n, config['k'])
+    return together(light_attention_kernels(b, n, d, **config), heavy_attention_kernels(b, d, k, k, config['inner']),
                     route_kernels(b, n, d), route_kernels(b, n, d))
+
+
+def block_kernels(b, n, d, **config):
+    return together(attention_kernels(b, n, d, **config), feed_forward_kernels(b, n, d, **config))
 
 
 def ragged_kernels(batch, total, d, **config):
     """The block on the sequences of module/ragged_batch.cpp, without padding."""
     longest = 2 * total // (batch + 1)
     return together(*(block_kernels(1, b * longest // batch, d, **config) for b in range(1, batch + 1)))
+
+
+def paper_block_kernels(b, n, d):
+    def gated(tokens, hidden):
+        flop, elements = 6 * tokens * d * hidden, tokens * 2 * d
+        return [Kernel(flop, elements)], [Kernel(2 * flop, 2 * elements)]
+    return together(light_attention_kernels(b, n, d, inner=256, window=254), heavy_attention_kernels(b, d, n // 16, n // 8, 512),
+                    gated(b * n, d // 2), gated(b * (n // 16), 4 * d), *3 * [route_kernels(b, n, d)])
 
 
 class ProcessEnded(Exception):

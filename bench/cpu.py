@@ -26,6 +26,8 @@ How it is measured
   Eigen, on matrices of 2048 × 2048 and the same number of threads. It takes turns with the two sides: the rate is the
   median of the products made between their calls, since the clock of a processor that others use, too, wanders. Our own
   products may beat it. Routing and choosing have no floor.
+- The rows `attention_null_tokens`, `attention_rotary` and `image_attention_per_window` stand beside version 0.11 of the package,
+  whose defaults they have, and `paper_block` beside paper_torch.py; all others beside 0.2.3.
 - The rows `block_k16_…` route 16 tokens whatever the length, so that the work of a token does not depend on it.
 - The rows `ragged_…` are sequences of 512, 1024, …, 8192 tokens, or 2048 with --quick: packed, padded with a mask, as PyTorch has them
   in the first row, and as many tokens in sequences of one length; each routes 256 tokens. The floor is that of the real tokens.
@@ -54,8 +56,9 @@ import time
 
 import numpy
 
-from common import (FLAGSHIP, SMALL, Process, ProcessEnded, block_kernels, feed_forward_kernels, light_attention_kernels,
-                    linear_kernels, mib_text, print_table, ragged_kernels, ratio, time_text, total_flop)
+from common import (FLAGSHIP, SMALL, Process, ProcessEnded, attention_kernels, block_kernels, feed_forward_kernels,
+                    heavy_attention_kernels, light_attention_kernels, linear_kernels, mib_text, paper_block_kernels, print_table,
+                    ragged_kernels, ratio, time_text, together, total_flop)
 
 
 @dataclasses.dataclass
@@ -70,6 +73,7 @@ class Case:
     backward: bool = True
     wide_logits: bool = False
     peer: bool = True
+    version: str = '0.2.3'  # of the package; of 0.11 in the folder --peers-dir
     one_thread: bool = False  # ours on one thread takes turns, too
     threads: int = 0  # 0: as many as --threads says
 
@@ -91,6 +95,18 @@ def block(name, batch, length, width=512, k=None, **options):
     config = (SMALL if width == 128 else FLAGSHIP) | ({} if k is None else {'k': k})
     return Case(name, 'conditional_routed_transformer_block', batch, length, width, (width, 50, k or 0),
                 block_kernels(batch, length, width, **config), **options)
+
+
+def attention(name, form, length, **options):
+    return Case(name, 'conditional_routed_attention', 1, length, numbers=(form,),
+                kernels=attention_kernels(1, length, 512, **FLAGSHIP), **options)
+
+
+def image_attention(name, side, per_window, **options):
+    k = (side // 16) ** 2 * 16 if per_window else 1024
+    kernels = together(light_attention_kernels(1, side ** 2, 512, **FLAGSHIP | {'window': 255}),
+                       heavy_attention_kernels((side // 16) ** 2 if per_window else 1, 512, *2 * [16 if per_window else k], 512))
+    return Case(name, 'conditional_routed_image_attention', 1, side ** 2, numbers=(int(per_window),), kernels=kernels, **options)
 
 
 def cases(quick, shrink):
@@ -118,6 +134,16 @@ def cases(quick, shrink):
                kernels=light_attention_kernels(2, piece, 512, **FLAGSHIP))
     yield Case('feed_forward', 'conditional_routed_feed_forward', 2, piece,
                kernels=feed_forward_kernels(2, piece, 512, **FLAGSHIP))
+    if not quick:
+        shorter = max(2048, 8192 // shrink)
+        yield attention('attention', 0, shorter)
+        yield attention('attention_null_tokens', 1, shorter, version='0.11')
+        yield attention('attention_rotary', 2, shorter, version='0.11')
+        yield attention('attention_in_blocks', 3, shorter, peer=False)  # no version can run it
+        side = 16 * max(2, 6 // shrink)
+        yield image_attention('image_attention', side, False, version='0.11', peer=False)  # which routes in each window alone
+        yield image_attention('image_attention_per_window', side, True, version='0.11')
+        yield Case('paper_block', 'paper_block', 1, shorter, 768, (shorter,), paper_block_kernels(1, shorter, 768))
     yield block('small_block', 1, 256, 128)
     for n in (1024, 8192) if quick else (1024, 4096, 16384, 32768):
         yield block(f'block_n{n}', 1, max(1024, n // shrink))
@@ -152,8 +178,8 @@ serial_blas = {'OPENBLAS_NUM_THREADS': '1'}
 
 
 class Bench:
-    def __init__(self, build_dir, threads, quick, folder):
-        self.build_dir, self.threads, self.quick, self.folder = build_dir, threads, quick, folder
+    def __init__(self, build_dir, peers_dir, threads, quick, folder):
+        self.build_dir, self.peers_dir, self.threads, self.quick, self.folder = build_dir, peers_dir, threads, quick, folder
         self.rows = []
         self.libraries = {}
         self.products = {}  # by the number of threads: one process for each program that multiplies
@@ -166,7 +192,8 @@ class Bench:
         options = ['--wide-logits'] * case.wide_logits + ['--forward-only'] * (not case.backward)
         with contextlib.ExitStack() as stack:
             peer = stack.enter_context(Process([sys.executable, reference, case.program, inputs, threads, case.batch,
-                                                case.length, case.width, *case.numbers, *options], environment))
+                                                case.length, case.width, *case.numbers, *options],
+                                               environment | self.path_of(case.version)))
             if not case.peer:
                 peer.end()  # it has written the inputs
             ours = stack.enter_context(
@@ -181,6 +208,11 @@ class Bench:
             self.libraries |= {'ours': ours.library, 'peer': peer.library}
             for mode in case.modes:
                 self.rows.append(self.measure(case, mode, threads, sides))
+
+    def path_of(self, version):
+        if version == '0.2.3':
+            return {}
+        return {'PYTHONPATH': os.pathsep.join([str(self.peers_dir / version), *filter(None, [os.environ.get('PYTHONPATH')])])}
 
     def measure(self, case, mode, threads, sides):
         first, mib = {}, {}
@@ -354,6 +386,7 @@ def main():
     parser = argparse.ArgumentParser(prog='./dev bench cpu', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--build-dir', type=pathlib.Path, default='build', help='where Meson has built the programs')
+    parser.add_argument('--peers-dir', type=pathlib.Path, default='build/peers', help='where version 0.11 of the package is')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--quick', action='store_true', help='4 minutes: shorter pieces, the flagship once')
     parser.add_argument('--json', type=pathlib.Path, metavar='FILE')
@@ -363,7 +396,7 @@ def main():
     start = time.monotonic()
     failed = False
     with tempfile.TemporaryDirectory(dir=args.build_dir) as folder:  # not in /tmp, which may be memory
-        bench = Bench(args.build_dir, args.threads, args.quick, pathlib.Path(folder))
+        bench = Bench(args.build_dir, args.peers_dir, args.threads, args.quick, pathlib.Path(folder))
         for case in cases(args.quick, args.shrink):
             if args.only and not fnmatch.fnmatch(case.name, args.only):
                 continue

@@ -9,6 +9,7 @@ for the package's own initialization, which gives them a deviation of about the 
 """
 import argparse
 import ctypes
+import math
 import sys
 import time
 
@@ -20,6 +21,7 @@ import local_attention.local_attention
 from local_attention.rotary import SinusoidalEmbeddings, rotate_half
 
 from common import write_safetensors
+from paper_torch import EPS, ITERATIONS, PaperBlock
 
 
 def transformer_block(width, _):
@@ -79,8 +81,28 @@ class PaddedBatch(nn.Module):
         return self.block[0](x, mask=mask, num_heavy_attn_tokens_q=256, num_heavy_attn_tokens_kv=256, num_heavy_ff_tokens=256)
 
 
+def attention(width, numbers):
+    """Form 0 of version 0.2.3; 1 and 2 of 0.11, which alone has null tokens and rotary embeddings."""
+    rotary = {'rotary_emb': True} if numbers and numbers[0] == 2 else {}
+    return colt5_attention.ConditionalRoutedAttention(width, num_heavy_tokens_q=1024, num_heavy_tokens_kv=1024, **rotary)
+
+
+def image_attention(width, _):
+    from colt5_attention.transformer_block import ConditionalRoutedImageAttention
+    return ConditionalRoutedImageAttention(width, num_heavy_tokens_q=16, num_heavy_tokens_kv=16, light_window_size=16)
+
+
+def paper_block(width, _):
+    def descent(logits, k):
+        mask = torch.ones_like(logits, dtype=torch.bool)
+        return colt5_attention.coor_descent(logits, n_iters=ITERATIONS, k=torch.tensor([k]), eps=EPS, mask=mask)
+    return PaperBlock(width, descent)
+
+
 MODULES = {'conditional_routed_transformer_block': transformer_block, 'conditional_routed_feed_forward': feed_forward,
-           'light_attention': light_attention, 'ragged_batch': PaddedBatch}
+           'light_attention': light_attention, 'conditional_routed_attention': attention,
+           'conditional_routed_image_attention': image_attention, 'paper_block': paper_block,
+           'ragged_batch': PaddedBatch}
 
 
 class Case:
@@ -96,6 +118,10 @@ class Case:
                 if name.endswith('routing_token') and not wide_logits:
                     parameter.data *= width ** -0.5
             self.forward = lambda x: self.module(x, mask=mask[:x.shape[0], :x.shape[1]])
+            if program == 'conditional_routed_image_attention':  # maps, without a mask
+                self.forward = lambda x: self.module(x.unflatten(1, (math.isqrt(x.shape[1]), -1))).flatten(1, 2)
+            elif program == 'paper_block':
+                self.forward = self.module
             self.out_shape = self.x.shape
         elif program == 'linear':
             out = numbers[0]
