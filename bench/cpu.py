@@ -103,9 +103,9 @@ def attention(name, form, length, **options):
 
 
 def image_attention(name, side, per_window, **options):
-    k = (side // 16) ** 2 * 16 if per_window else 1024
+    windows, k = ((side // 16) ** 2, 16) if per_window else (1, 1024)
     kernels = together(light_attention_kernels(1, side ** 2, 512, **FLAGSHIP | {'window': 255}),
-                       heavy_attention_kernels((side // 16) ** 2 if per_window else 1, 512, *2 * [16 if per_window else k], 512))
+                       heavy_attention_kernels(windows, 512, k, k, 512))
     return Case(name, 'conditional_routed_image_attention', 1, side ** 2, numbers=(int(per_window),), kernels=kernels, **options)
 
 

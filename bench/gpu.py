@@ -10,7 +10,9 @@ heads, 1024 routed queries, keys and feedforward tokens, all-true mask. The othe
     colt5-attention 0.2.3          the published package, eager; bf16 is autocast
     tuned PyTorch                  tuned_torch.py: FlexAttention, SDPA, torch.compile, and the newest package's Triton kernel
     tuned PyTorch, our descent     the same with our algorithm for the descent, in Triton
-    colt5-attention 0.11           the newest package, eager, for the image attention; it routes in each window alone
+    colt5-attention 0.11           the newest package, eager, for null tokens, rotary embeddings, and the image attention,
+                                   which it routes in each window alone
+    paper_torch.py, compiled       the paper's base block, with FlexAttention, SDPA, torch.compile, and the package's Triton kernel
 
 How it is measured
 - All sides have the same weights and inputs; the package draws them. Inputs are random normal; a backward pass starts
@@ -51,9 +53,9 @@ import time
 
 import numpy
 
-from common import (FLAGSHIP, Kernel, Process, ProcessEnded, Refused, block_kernels, feed_forward_kernels,
-                    light_attention_kernels, linear_kernels, local_attention_kernels, mib_text, print_table,
-                    ragged_kernels, ratio, time_text)
+from common import (FLAGSHIP, Kernel, Process, ProcessEnded, Refused, attention_kernels, block_kernels,
+                    feed_forward_kernels, light_attention_kernels, linear_kernels, local_attention_kernels, mib_text,
+                    paper_block_kernels, print_table, ragged_kernels, ratio, time_text)
 
 FLOP_PER_S = {'bf16': 790e12, 'tf32': 400e12, 'fp32': 60e12}
 BYTES_PER_S = {'H200': 4.3e12, 'H100': 3.0e12}  # read and written
@@ -72,6 +74,8 @@ TUNED = Peer('tuned PyTorch', 'tuned')
 OUR_DESCENT = Peer('tuned PyTorch, our descent', 'tuned', descent='threshold')
 PYTORCH = Peer('PyTorch', 'tuned')
 PACKAGE_0_11 = Peer('colt5-attention 0.11', 'tuned')
+PAPER = Peer('paper_torch.py, compiled', 'tuned')
+NOBODY = Peer('', '')  # only ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +154,12 @@ def cases(quick):
         yield Case(name, 'conditional_routed_image_attention', 1, 512 * 512, numbers=(per_window,),
                    kernels=light_attention_kernels(1, 512 * 512, 512, **FLAGSHIP | {'window': 256}), peers=(PACKAGE_0_11,),
                    dtypes=('bf16',), comparable=False)
+    for name, form, peer in (('attention_null_tokens', 1, PACKAGE_0_11), ('attention_rotary', 2, PACKAGE_0_11),
+                             ('attention', 0, PACKAGE), ('attention_in_blocks', 3, NOBODY)):  # which no version can run
+        yield Case(name, 'conditional_routed_attention', 2, n, numbers=(form,), kernels=attention_kernels(2, n, 512, **FLAGSHIP),
+                   peers=(peer,), dtypes=('bf16',), comparable=form == 0)
+    yield Case('paper_block', 'paper_block', 1, 16384, 768, (16384,), kernels=paper_block_kernels(1, 16384, 768), peers=(PAPER,),
+               dtypes=('bf16', 'tf32'), comparable=False)
     for name, form in (('ragged_packed', 0), ('ragged_padded', 1), ('ragged_uniform', 2)):  # 16 sequences of up to 8192
         yield Case(name, 'ragged_batch', 1, 17 * 4096, numbers=(16, form), peers=(PACKAGE,),
                    kernels=ragged_kernels(16, 17 * 4096, 512, **FLAGSHIP | {'k': 256}), dtypes=('bf16',), comparable=form == 0)
@@ -255,7 +265,8 @@ class Bench:
         sides = {'ours': ours}
         refused = {}
         try:
-            sides['peer'] = self.prepare(case, peer, dtype)
+            if peer is not NOBODY:
+                sides['peer'] = self.prepare(case, peer, dtype)
         except (Refused, ProcessEnded) as error:
             refused['peer'] = str(error)
         samples = self.sample(sides, mode, refused)
@@ -265,7 +276,7 @@ class Bench:
             print(f'{row["name"]}, {dtype}, {"ours" if side == "ours" else peer.label}: {error}', file=sys.stderr)
         for side in ('ours', 'peer'):
             figures = dict.fromkeys(('ms', 'spread_ms', 'launched_ms', 'replayed_ms', 'mib', 'device_mib', 'differs'))
-            if side not in refused:
+            if side in sides and side not in refused:
                 ways = {way: summary(samples[side, way]) for way in ('time', 'replay')}
                 _, mib, device_mib, file = sides[side].first(mode)
                 figures |= {'launched_ms': ways['time'][0], 'replayed_ms': ways['replay'][0],

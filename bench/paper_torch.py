@@ -29,13 +29,17 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim))
 
     def forward(self, x):
-        return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5 * self.gamma
+        return F.rms_norm(x, self.gamma.shape, self.gamma)
 
 
 class Bias(nn.Module):
     def __init__(self, heads, dim):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(BUCKETS, heads) * dim ** -0.5)
+
+    def within_reach(self):
+        """By distance: (2 · REACH + 1, h)"""
+        return self.weight[bucket_of(torch.arange(-REACH, REACH + 1, device=self.weight.device))]
 
 
 def banded_attention(qkv, table):
@@ -111,9 +115,9 @@ def rows_of(x, indices):
 
 
 class PaperBlock(nn.Module):
-    """`descent(logits (b, n), k)` gives scores; `attend(light, qkv)` is the light attention; `compiled` compiles the pieces."""
+    """`descent(logits (b, n), k)` gives scores; `compiled` compiles the pieces."""
 
-    def __init__(self, dim, descent, attend=None, compiled=lambda function: function):
+    def __init__(self, dim, descent, compiled=lambda function: function):
         super().__init__()
         self.conditional_attn, self.conditional_ff = nn.Module(), nn.Module()
         attn, ff = self.conditional_attn, self.conditional_ff
@@ -121,7 +125,7 @@ class PaperBlock(nn.Module):
         attn.q_router, attn.kv_router = Router(dim), Router(dim)
         ff.router, ff.light_ff, ff.heavy_ff = Router(dim), GatedFeedForward(dim, dim // 2), GatedFeedForward(dim, 4 * dim)
         self.descent = descent
-        self.attend = attend or compiled(lambda qkv: banded_attention(qkv, attn.light_attn.relative_attention_bias.weight))
+        self.attend = compiled(lambda qkv: banded_attention(qkv, attn.light_attn.relative_attention_bias.weight))
         self.project, self.heavy_attn = compiled(attn.light_attn.project), compiled(attn.heavy_attn.forward)
         self.project_out = compiled(lambda attended: attn.light_attn.to_out(attended.flatten(2)))
         self.light_ff, self.heavy_ff = compiled(ff.light_ff.forward), compiled(lambda x, indices: ff.heavy_ff(rows_of(x, indices)))

@@ -155,7 +155,11 @@ class Package(Peer):
         module, more = nn.Module(), {}
         x_shape = out_shape = (batch, length, width)
         call = None
-        if program in MODULES:
+        if program == 'conditional_routed_image_attention':  # version 0.2.3 has none
+            module = module_of(attention_shapes(width, {'norm.gamma': (width,)}))
+        elif program == 'conditional_routed_attention' and case['numbers'][0] in (1, 2):  # nor null tokens
+            module = module_of(attention_shapes(width, {'norm.weight': (width,), 'norm.bias': (width,)}))
+        elif program in MODULES:
             module = MODULES[program](width, case['numbers'])
             mask = torch.ones(batch, length, dtype=torch.bool, device=DEVICE)
             call = lambda x: module(x, mask=mask)
@@ -167,8 +171,6 @@ class Package(Peer):
         elif program == 'conditional_routed_cross_attention':  # the package fails: it gathers the context's tokens from x
             module = colt5_attention.ConditionalRoutedCrossAttention(width, num_tokens_q=1024, num_tokens_kv=1024)
             more['context'] = torch.randn(batch, case['numbers'][0], width, device=DEVICE)
-        elif program == 'conditional_routed_image_attention':  # version 0.2.3 has none
-            module = module_of(image_attention_shapes(width))
         elif program == 'top_k':  # here and below: logits (batch, 1, length)
             x_shape = (batch, 1, length)
             call = lambda x: x.topk(case['numbers'][0], dim=-1).indices
@@ -193,10 +195,11 @@ class Package(Peer):
             self.call, self.inputs, self.parameters = call, [x.detach().requires_grad_()], [*module.parameters()]
 
 
-def image_attention_shapes(width, inner=512):
-    norm, attention = {'norm.gamma': (width,)}, {'to_out.weight': (width, inner)}
-    light = norm | attention | {'to_qkv.weight': (3 * inner, width)}
-    heavy = norm | attention | {'to_q.weight': (inner, width), 'to_kv.weight': (2 * inner, width), 'null_kv': (2, 8, inner // 8)}
+def attention_shapes(width, light_norm, inner=512):
+    """Of version 0.11"""
+    attention = {'to_out.weight': (width, inner)}
+    light = light_norm | attention | {'to_qkv.weight': (3 * inner, width)}
+    heavy = {'norm.gamma': (width,)} | attention | {'to_q.weight': (inner, width), 'to_kv.weight': (2 * inner, width), 'null_kv': (2, 8, inner // 8)}
     return ({f'light_attn.{name}': shape for name, shape in light.items()} | {f'heavy_attn.{name}': shape for name, shape in heavy.items()}
             | {'null_q_token': (width,), 'q_router.routing_token': (1, width), 'kv_router.routing_token': (1, width)})
 
@@ -244,7 +247,7 @@ class Tuned(Peer):
         where = {'conditional_routed_transformer_block': 1, 'coordinate_descent': 0}.get(case['program'])
         self.select.steps = 50 if where is None else case['numbers'][where]
         self.module.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in tensors.items()
-                                     if name.startswith('module.')}, strict=case['program'] != 'light_attention')
+                                     if name.startswith('module.')}, strict=case['program'] not in ('light_attention', 'conditional_routed_attention'))
         self.inputs = [tensors[name].requires_grad_() for name in ('x', 'context') if name in tensors]
         self.d_out = tensors.get('d_out', tensors['x'].detach())
         used = lambda name: case['program'] != 'conditional_routed_cross_attention' or not name.startswith('q_router')
@@ -269,7 +272,19 @@ class Tuned(Peer):
             self.module = self.call.conditional_ff
         elif program == 'conditional_routed_cross_attention':
             self.call = self.module = tuned.TunedCrossAttention(width, self.select)
-        elif program == 'conditional_routed_image_attention':  # the package 0.11 as it is: it routes in each window
+        elif program == 'paper_block':
+            import paper_torch
+
+            def descent(logits, k):
+                return tuned.coordinate_descent(logits, paper_torch.ITERATIONS, logits.new_full((logits.shape[0],), k), paper_torch.EPS)
+            self.call = self.module = module = paper_torch.PaperBlock(width, descent, tuned.compiled)
+            bias = module.conditional_attn.light_attn.relative_attention_bias.within_reach
+            module.attend = tuned.LocalAttention(length, dtype, DEVICE, bias, paper_torch.REACH)
+        elif program == 'conditional_routed_attention':  # the package 0.11 as it is, here and below
+            from colt5_attention.transformer_block import ConditionalRoutedAttention
+            self.call = self.module = ConditionalRoutedAttention(width, num_heavy_tokens_q=1024, num_heavy_tokens_kv=1024,
+                                                                 rotary_emb=numbers[0] == 2)
+        elif program == 'conditional_routed_image_attention':  # it routes in each window
             from colt5_attention.transformer_block import ConditionalRoutedImageAttention
             module = self.module = ConditionalRoutedImageAttention(width, num_heavy_tokens_q=16, num_heavy_tokens_kv=16, light_window_size=16)
             self.call = lambda x: module(x.unflatten(1, (math.isqrt(length), -1))).flatten(1, 2)

@@ -100,6 +100,12 @@ class ThresholdDescent(torch.autograd.Function):
         return d_logits, None
 
 
+def coordinate_descent(logits, steps, k, eps):
+    """The package's kernel; logits (rows, n), k (rows)"""
+    return triton_coor_descent(logits, n_iters=steps, k=k, eps=eps,
+                               checkpoint_segments=CHECKPOINTS[steps] if torch.is_grad_enabled() else 1)
+
+
 class Selection:
     """Chooses tokens by their logits; scores are 1 with the gradient of the descent's (straight-through)."""
 
@@ -114,8 +120,7 @@ class Selection:
         rows = logits.shape[0]
         if rows not in self.k:
             self.k[rows] = logits.new_full((rows,), FETCHED)
-        checkpoints = CHECKPOINTS[self.steps] if torch.is_grad_enabled() else 1
-        return triton_coor_descent(logits, n_iters=self.steps, k=self.k[rows], eps=EPS, checkpoint_segments=checkpoints)
+        return coordinate_descent(logits, self.steps, self.k[rows], EPS)
 
     @torch.compiler.disable
     def __call__(self, logits):
@@ -203,11 +208,11 @@ class RelativePositionBias(nn.Module):
 class LocalAttention:
     """qkv (b, n, 3, h, dim_head)  →  (b, n, h, dim_head)"""
 
-    def __init__(self, length, dtype, device, bias=None):
+    def __init__(self, length, dtype, device, bias=None, reach=REACH):
         # In bfloat16, blocks of 64 are faster by half, but the compiler knows no default for them.
         block, mode = (64, 'max-autotune-no-cudagraphs') if dtype == torch.bfloat16 else (128, 'default')
         # Compiled, the mask does not hold length² numbers.
-        mask = create_block_mask(lambda b, h, q, k: (q - k).abs() <= REACH, None, None, length, length, device=device,
+        mask = create_block_mask(lambda b, h, q, k: (q - k).abs() <= reach, None, None, length, length, device=device,
                                  BLOCK_SIZE=block, _compile=device == 'cuda')
 
         def flex(qkv):
@@ -217,7 +222,7 @@ class LocalAttention:
             of_distance = bias()
 
             def add_bias(score, b, h, q, k):
-                return score + of_distance[(k - q).clamp(-REACH, REACH) + REACH, h]
+                return score + of_distance[(k - q).clamp(-reach, reach) + reach, h]
             return flex_attention(q, k, v, score_mod=add_bias, block_mask=mask).transpose(1, 2)
 
         self.flex, self.banded, self.bias = compiled(flex, mode), compiled(banded_attention), bias
