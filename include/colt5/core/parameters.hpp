@@ -9,7 +9,7 @@
 #include <colt5/core/tensor.hpp>
 #include <colt5/core/view.hpp>
 
-/// Walks over the parameters of modules and over their gradients (see module/layers.hpp) that change nothing.
+/// Visitors and checks of the parameters of modules and of their gradients (see module/layers.hpp).
 namespace colt5 {
 
 namespace detail {
@@ -127,8 +127,8 @@ struct ExpectLike {
 };
 }  // namespace detail
 
-/// Whether expect_like would not throw. Of a part of a module, whose names are short or not composed for a visitor that
-/// IgnoresNames, it asks the system for no memory.
+/// Whether expect_like would not throw. For a part of a module it allocates no memory: names there are short, or not
+/// composed for a visitor that IgnoresNames.
 template <typename Module, typename Of, typename Other>
 bool is_like(const Of& module, const Other& other) {
     bool same = true;

@@ -35,7 +35,7 @@ private:
     const T* of_distance_;
 };
 
-/// Sums of d_scores over a segment's tiles of queries, entry by entry, and only at its end along the diagonals: entry
+/// Sums d_scores over a segment's tiles of queries entry by entry, and at the segment's end along the diagonals. Entry
 /// (row, i) is that of query i of a tile and the key at row − before tokens after the tile's first query.
 template <typename T>
 class LocalBiasGradient {

@@ -187,7 +187,7 @@ private:
         return xsimd::select(x == Batch<T>(-infinity), Batch<T>(T(0)), x);
     }
 
-    /// factor · rows (Tile::queries, window.stride), with zeros for what is not there
+    /// factor · rows (Tile::queries, window.stride), with zeros behind the last query and the last column
     template <typename Use>
     T* rows(const T* from, T factor) const {
         T* const to = thread_scratch<T, Use>(Tile::queries * window_.stride);
@@ -206,15 +206,15 @@ private:
         return to;
     }
 
-    /// seen_by: the keys in [key, until) that some query of [i, i + size) sees. blocks_seen_by: the same, widened to
-    /// whole blocks of block_rows keys.
     struct Keys {
         Index begin, end;
     };
+    /// The keys in [key, until) that some query of [i, i + size) sees.
     Keys seen_by(Index i, Index size, Index key, Index until) const {
         const Index low = std::max(key, first + i - head_.reach);
         return {low, std::max(low, std::min(until, first + i + size + head_.reach))};
     }
+    /// The same, widened to whole blocks of block_rows keys.
     Keys blocks_seen_by(Index i, Index size, Index key, Index until) const {
         const Keys seen = seen_by(i, size, key, until);
         if (seen.begin == seen.end) return {key, key};

@@ -27,7 +27,7 @@ struct LocalHead {
     const bool* mask;  // (length) or null
 };
 
-/// Asks the caches for rows that are read soon: they are far apart, which the processor does not foresee.
+/// Prefetches rows that are read soon: they are so far apart that the hardware does not.
 template <typename T>
 void prefetch_rows(const T* rows, Index count, Index stride, Index length) {
     constexpr Index line = 64 / static_cast<Index>(sizeof(T));
@@ -36,12 +36,12 @@ void prefetch_rows(const T* rows, Index count, Index stride, Index length) {
 }
 
 /// The sizes of tiles: queries lie along the lanes of batches, so that the softmax of many rows runs down their keys
-/// without a sum across lanes. Groups are the queries that see a block of keys together or not at all.
+/// without a sum across lanes. A group of queries is processed together with every block of keys that one of them sees.
 template <typename T>
 struct LocalTile {
     static constexpr Index group = std::max(lanes<T>, Index{8});
     static constexpr Index queries = block_rows == 6 ? 48 : 32, batches = queries / lanes<T>, groups = queries / group;
-    static constexpr Index keys = 504;  // at once; a window that is wider comes in turn
+    static constexpr Index keys = 504;  // at a time; a wider window is processed in several steps
     static_assert(queries % group == 0 && queries % block_rows == 0 && keys % block_rows == 0);
 
     /// The length of a row of dim entries, in whole batches.

@@ -10,8 +10,8 @@
 
 namespace colt5::cpu {
 
-/// Gradients of `count` parameters of `columns` numbers each that all rows share: zeros for each task of a loop over
-/// rows, to which it adds, and which are added up in order at the end. Their bits do not depend on the number of
+/// Gradients of `count` parameters of `columns` numbers each that all rows share. Each task of a loop over rows has
+/// sums of its own, zeros at the start, which are added up in order at the end: the bits do not depend on the number of
 /// threads.
 template <typename T, std::size_t count = 1>
 class PartialSums {

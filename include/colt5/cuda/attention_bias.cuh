@@ -4,9 +4,9 @@
 #include <colt5/cuda/attention_pipeline.cuh>
 #include <colt5/cuda/relative_position_bias.cuh>
 
-/// What the logits of attention get added by the positions of query and key, in the kernels, and the gradient of that.
-/// Kernels take NoBias, WindowBias or PositionBias; a bias divided by the scale is added to the products q·k, so that
-/// all that follows is as without.
+/// The bias of the logits of attention by the positions of query and key, in the kernels, and its gradient. Kernels
+/// take NoBias, WindowBias or PositionBias; a bias divided by the scale is added to the products q·k, so that all that
+/// follows is as without.
 namespace colt5::cuda {
 
 /// Of local attention: by the distance within the sequence.

@@ -86,10 +86,10 @@ struct GatedFeedForward {
     }
 
     /// Writes to d_x (b, n, d) the gradient of x plus the terms of `epilogue`, which the norm's vector-Jacobian product
-    /// adds. Adds the gradients of the parameters to `gradients`. With s = wo's gradient of h:
+    /// adds. Adds the gradients of the parameters to `gradients`. With s the gradient of h:
     ///
-    ///     d_gate = s ∘ gated ∘ gelu_tanh'(gate),   d_gated = s ∘ gelu_tanh(gate),   d_n = d_gate · wi_0 + d_gated ·
-    ///     wi_1
+    ///     d_gate = s ∘ gated ∘ gelu_tanh'(gate),   d_gated = s ∘ gelu_tanh(gate)
+    ///     d_n = d_gate · wi_0 + d_gated · wi_1
     template <Viewable D, Viewable X, std::size_t updates = 0>
     void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
                   Gradients& gradients, const GradientEpilogue<Scalar, P, updates>& epilogue = {},

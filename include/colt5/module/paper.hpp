@@ -41,7 +41,7 @@ constexpr TransformerBlockConfig for_length(TransformerBlockConfig block, Index 
 /// | feedforward | gated, GELU in its tanh form, no biases | GELU with erf, biases |
 /// | positions | T5's relative bias, 32 buckets up to distance 128 | none |
 ///
-/// The maps to keys and values have no bias, so that a score of their input is one of keys and values:
+/// The maps to keys and values have no bias: a score that multiplies their input multiplies keys and values, which is
 /// multiply_keys_by_score. Paper and package both have three independent routers with 50 steps of the descent at ε 1,
 /// and feedforwards of d/2 and 4 d.
 ///

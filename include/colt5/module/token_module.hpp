@@ -85,10 +85,10 @@ concept HasEpilogue = requires(const BranchArguments<M, Scalar, P>& a,
 /// functions: forward(policy, out, x, mask, save) and backward(policy, saved, d_x, d_out, x, mask, gradients). It is
 /// false at masked tokens, and absent if there are none; it outlives the Activations. Padding in x is finite.
 ///
-/// Of a light branch, whatever else is added to its output and gradient can go into its kernels, as into those of
-/// FeedForward and LightAttention: if forward also takes a residual, and backward a GradientEpilogue, behind the
-/// arguments above and, without a mask there, before a mask to clean padding by. Such a branch gets padding as it is,
-/// and backward recomputes what forward was told not to save.
+/// A light branch may add the residual and the gradients of other branches in its own kernels, as FeedForward and
+/// LightAttention do. Its forward then takes a residual behind the arguments above, and its backward a
+/// GradientEpilogue; a branch without a mask takes one as the last argument, to clean padding by. Such a branch gets
+/// padding as it is, and its backward recomputes what forward was told not to save.
 ///
 /// Work goes to the `policy` of the call, which may be that of a side stream. A module with a policy of its own becomes
 /// a branch by AsBranch.

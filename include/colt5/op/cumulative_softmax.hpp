@@ -41,8 +41,7 @@ void check_cumulative_softmax(double temperature, const L& logits, const Indices
 ///
 /// No sort of the whole row is needed: what is not chosen enters as one sum. Masked tokens have e = 0. Logits of +∞
 /// count as the largest number. A NaN among the real logits of a row makes the scores and gradients of all its real
-/// tokens NaN. Throws
-/// ValueError when n is 2^31 or more, and on the CPU when an index is not in [0, n).
+/// tokens NaN. Throws ValueError when n is 2^31 or more, and on the CPU when an index is not in [0, n).
 template <Policy P, Viewable L, Viewable Indices>
 auto cumulative_softmax(const P& policy, double temperature, const L& logits, const Indices& indices, Mask mask) {
     detail::check_cumulative_softmax(temperature, logits, indices, mask);

@@ -253,8 +253,8 @@ auto place_scores(const P& policy, const D& d_picked, const Indices& indices, Ma
     return d_scores;
 }
 
-/// Sets what is not routed in the rows of sequences with at most k real tokens: scores become 1, and 0 at masked
-/// tokens.
+/// The scores of sequences with at most k real tokens, which are not routed, become 1, and 0 at masked tokens. Other
+/// rows stay as they are.
 ///
 ///     scores (b, r, m), indices (b, r, m), mask (b, n)
 ///

@@ -28,9 +28,9 @@ struct CoordinateDescentKwargs {
     /// Multiplies the logits. At the reference's initialization they have a deviation of about √dim, at which the
     /// descent saturates and the router has no gradient: 1/√dim is what to train with.
     double score_scale = 1;
-    /// Solves for the threshold instead of making n_iters steps; see CoordinateDescent. What to train with, too. Where
-    /// logits come to spread widely, a fetch_k_ratio above 1 puts all the chosen tokens above the threshold again, and
-    /// 1 does not.
+    /// Solves for the threshold instead of making n_iters steps; see CoordinateDescent. This, too, is what to train
+    /// with. If the logits come to spread widely, all chosen tokens lie above the threshold, where they have no
+    /// gradient, with a fetch_k_ratio above 1; with 1 they do not.
     bool iterate_to_convergence = false;
     bool cosine_sim_routing = false;  ///< logits are cosines of the angle to the routing token; see cosine_logits
     double cosine_sim_scale = 8;      ///< multiplies the cosines

@@ -18,7 +18,7 @@ struct RouterView {
     Mask mask;                             // (b, n) or absent
 };
 
-/// Of what forward of a router returned, for tokens of this mask.
+/// The view of what forward of a router returned, for tokens with this mask.
 template <typename Activations>
 auto router_view(const Activations& routed, Mask mask) {
     RouterView<typename decltype(routed.routing.scores)::value_type> view{
