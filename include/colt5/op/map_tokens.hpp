@@ -31,8 +31,8 @@ COLT5_HOST_DEVICE inline double sincos_frequency(Index c, Index quarter) {
 }
 }  // namespace detail
 
-/// Adds an embedding of each token's place in its map, which is not learned. With ω_c = 10000^(−c / (d/4 − 1)), c <
-/// d/4,
+/// Adds an embedding of each token's place in its map, which is not learned. With c < d/4 and
+/// ω_c = 10000^(−c / (d/4 − 1)):
 ///
 ///     tokens[b, grid.token_at(y, x)] += (sin ω x, cos ω x, sin ω y, cos ω y)
 ///
