@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <limits>
@@ -121,6 +122,9 @@ TEST_CASE("tensor: from the host and back") {
     CHECK(tensor.view()(1, 0) == 4);
     CHECK(to_host(policy, tensor) == values);
     CHECK(to_host(policy, tensor.view()[1]) == std::vector<double>{4, 5, 6});
+    Tensor<bool, Cpu, 3> flags(policy, {3});
+    std::copy_n(std::array{true, false, true}.data(), 3, flags.data());
+    CHECK(to_host(policy, flags) == std::vector<bool>{true, false, true});
     CHECK(to_host(policy, MatrixTensor<double, Cpu>(policy, {0, 3})).empty());
     CHECK_THROWS_WITH_AS((from_host<MatrixTensor<double, Cpu>>(policy, {2, 4}, values)),
                          "colt5: `values` must have shape (8), but has (6)", ShapeError);

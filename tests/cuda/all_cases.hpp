@@ -43,6 +43,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("expressions", expressions_case<T, P>);
     add("gather", gather_case<T, P>);
     add("routing", routing_case<T, P>);
+    add("causal routing", causal_case<T, P>);
     add("long rows", long_rows_case<T, P>, 3);
     add("sinkhorn", sinkhorn_case<T, P>);
     add("local attention", local_attention_case<T, P>);

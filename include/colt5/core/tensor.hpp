@@ -238,10 +238,18 @@ auto transfer(const From& from, const To& to, const V& tensor) {
 /// The values in row-major order, on the host.
 template <Policy P, Viewable V>
 std::vector<typename V::value_type> to_host(const P& policy, const V& tensor) {
+    using T = typename V::value_type;
     const auto view = tensor.const_view();
-    std::vector<typename V::value_type> values(static_cast<std::size_t>(view.size()));
-    download(policy, values.data(), view.data(), values.size() * sizeof(typename V::value_type));
-    return values;
+    const auto size = static_cast<std::size_t>(view.size());
+    if constexpr (std::is_same_v<T, bool>) {  // a vector of them has no data()
+        const auto values = std::make_unique<bool[]>(size);
+        download(policy, values.get(), view.data(), size);
+        return std::vector<bool>(values.get(), values.get() + size);
+    } else {
+        std::vector<T> values(size);
+        download(policy, values.data(), view.data(), size * sizeof(T));
+        return values;
+    }
 }
 
 }  // namespace colt5

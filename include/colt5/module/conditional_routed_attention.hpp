@@ -76,6 +76,8 @@ public:
     using QRouter = RouterOfRoutes<config.num_routed_q>;
     using KVRouter = RouterOfRoutes<config.num_routed_kv>;
     static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
+    static_assert(!has_unused_picks<QRouter>,
+                  "colt5: attention does not take a router that leaves picks unused, such as RouterType::causal");
 
     using LightOrWindows = std::conditional_t<config.light_in_windows, WindowAttention<Scalar, P>,
                                               LightAttention<Scalar, P, config.use_relative_position_bias>>;

@@ -59,6 +59,8 @@ public:
     }();
     using KVRouter = RouterOfRoutes<config.kv_routing_tokens, kv_router_kwargs>;
     static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
+    static_assert(!has_unused_picks<QRouter>,
+                  "colt5: attention does not take a router that leaves picks unused, such as RouterType::causal");
 
     using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias>;
     static_assert(!config.condition_kv_routing_on_queries || IsLinearRouter<KVRouter>,

@@ -140,6 +140,8 @@ public:
     using Counts = RoutedCounts;
     using TokenRouter = RouterTemplate<detail::router_config(config), Scalar, P>;
     static_assert(Router<TokenRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
+    static_assert(!has_unused_picks<TokenRouter> || !detail::MapsMaskedTokens<Heavy, Scalar, P>,
+                  "colt5: a router that leaves picks unused needs a heavy branch that maps each token alone");
     static_assert(!config.sequence_order || !TokenRouter::picks_repeat,
                   "colt5: RoutedConfig.sequence_order needs a router that chooses a token once at most");
     using Modules = Parts<TokenRouter, Light, detail::OneOrArray<Heavy, detail::heavy_modules(config)>>;

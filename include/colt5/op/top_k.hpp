@@ -31,6 +31,11 @@ struct LogitRank {
         const type rank = (pattern & sign) != 0 ? pattern : ~(pattern | sign);
         return logit != logit ? type{0} : rank;
     }
+    /// The logit of a rank that is not `masked`, a NaN for 0.
+    COLT5_HOST_DEVICE static T logit(type rank) {
+        constexpr type sign = type{1} << (bits - 1);
+        return std::bit_cast<T>((rank & sign) != 0 ? rank : static_cast<type>(~rank & ~sign));
+    }
 };
 
 /// The k largest logits of each row, in descending order; ties go to the lower index. Masked tokens come after all

@@ -24,6 +24,7 @@ namespace colt5 {
 template <typename Inner, Index block_size, typename Scalar, typename P>
 class BlockRouter {
     static_assert(block_size >= 1, "colt5: route_block_size must be at least 1");
+    static_assert(!has_unused_picks<Inner>, "colt5: a causal router has blocks of its own: route_block_size must be 0");
     using Logit = accumulate_t<Scalar>;
 
 public:

@@ -68,16 +68,29 @@ struct SinkhornKwargs {
     double cosine_sim_scale = 8;      ///< multiplies the cosines
 };
 
-/// The reference's router_kwargs, for each of its routers; a router reads its own.
+/// Settings of CausalRouter; see CausalTopK.
+struct CausalKwargs {
+    double rate = 1.0 / 16;      ///< routed tokens per token
+    double burst = 0;            ///< tokens that may be routed beyond that at any time; 0: twice what a block is worth
+    Index block_size = 256;      ///< tokens from which the price for those behind them comes; a power of two up to 1024
+    double fetch_k_ratio = 1.0;  ///< the descent asks for this many times the tokens
+    double eps = 1;
+    double score_scale = 1;           ///< multiplies the logits; see CoordinateDescentKwargs
+    bool cosine_sim_routing = false;  ///< logits are cosines of the angle to the routing token; see cosine_logits
+    double cosine_sim_scale = 8;      ///< multiplies the cosines
+};
+
+/// The reference's router_kwargs, for each of its routers and for ours; a router reads its own.
 struct RouterKwargs {
     Index route_block_size = 0;  ///< routes in blocks of so many tokens, see BlockRouter; 0: the sequence as a whole
     CoordinateDescentKwargs coor_descent{};
     CumulativeSoftmaxKwargs cum_softmax{};
     SinkhornKwargs sinkhorn{};
+    CausalKwargs causal{};
 };
 
-/// The reference's router_type.
-enum class RouterType { coor_descent, cum_softmax, sinkhorn };
+/// The reference's router_type, and `causal`, which is ours.
+enum class RouterType { coor_descent, cum_softmax, sinkhorn, causal };
 
 /// What a module tells its router at compile time.
 struct RouterConfig {
@@ -151,6 +164,9 @@ struct VisitNothing {
 ///     R::each_parameter(f, prefix, r...)     calls f(prefix + name, tensor...) for each parameter of the routers or
 ///                                            Gradients r..., side by side; a router with a state shows it to an f
 ///                                            that asks (see StateVisitor)
+///
+/// A router that may choose fewer than k tokens of a long sequence has a constant R::has_unused_picks = true: the rest
+/// of its indices are any other tokens, with score 0. It goes with heavy branches that map each token alone.
 ///
 /// Indices are distinct within a row unless picks_repeat. With straight_through the score of a real token is exactly 1
 /// and the gradient that of the score. Logits are float or double whatever x is: accumulate_t<Scalar>.
@@ -278,6 +294,15 @@ namespace detail {
 template <typename Self, RouterConfig config, typename Scalar, typename P>
 void derives_from_linear_router(const LinearRouter<Self, config, Scalar, P>&);
 }  // namespace detail
+
+/// Whether picks of a router with score 0 may be real tokens that it has not chosen.
+template <typename R>
+inline constexpr bool has_unused_picks = [] {
+    if constexpr (requires { R::has_unused_picks; })
+        return R::has_unused_picks;
+    else
+        return false;
+}();
 
 template <typename R>
 concept IsLinearRouter = requires(const R& router) {

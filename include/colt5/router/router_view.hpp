@@ -16,14 +16,16 @@ struct RouterView {
     TokensView<const Logit> scores;        // (b, r, k); 0 for masked tokens
     TokensView<const Logit> logits;        // (b, r, n); absent if the router saves none in `logits`
     Mask mask;                             // (b, n) or absent
+    TokensView<const bool> live;           // (b, r, k): picks that are used; absent if all are but masked tokens
 };
 
 /// The view of what forward of a router returned, for tokens with this mask.
 template <typename Activations>
 auto router_view(const Activations& routed, Mask mask) {
     RouterView<typename decltype(routed.routing.scores)::value_type> view{
-        routed.routing.indices.const_view(), routed.routing.scores.const_view(), {}, mask};
+        routed.routing.indices.const_view(), routed.routing.scores.const_view(), {}, mask, {}};
     if constexpr (requires { view.logits = routed.logits.const_view(); }) view.logits = routed.logits.const_view();
+    if constexpr (requires { routed.live.const_view(); }) view.live = routed.live.const_view();
     return view;
 }
 
@@ -37,7 +39,8 @@ struct RoutingSummary {
 /// contain it.
 template <Policy P, typename Logit>
 RoutingSummary<Logit, P> summarize(const P& policy, const RouterView<Logit>& view) {
-    const auto real = pick_scores<Logit>(policy, {}, view.indices, view.mask);  // (b, r, k): 1, 0 for masked tokens
+    auto real = pick_scores<Logit>(policy, {}, view.indices, view.mask);  // (b, r, k): 1, 0 for masked tokens
+    if (view.live) assign(policy, real, cast<Logit>(view.live));
     RoutingSummary<Logit, P> summary{{policy, {real.extent(0), real.extent(1)}}, {}};
     assign(policy, summary.live, row_sum(real));
     if (view.logits) {

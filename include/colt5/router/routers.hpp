@@ -2,6 +2,7 @@
 #pragma once
 
 #include <colt5/router/block_router.hpp>
+#include <colt5/router/causal_router.hpp>
 #include <colt5/router/coordinate_descent_router.hpp>
 #include <colt5/router/differentiable_top_k_router.hpp>
 #include <colt5/router/sinkhorn_router.hpp>
@@ -26,6 +27,11 @@ template <>
 struct RouterOf<RouterType::sinkhorn> {
     template <RouterConfig config, typename Scalar, typename P>
     using type = SinkhornRouter<config, Scalar, P>;
+};
+template <>
+struct RouterOf<RouterType::causal> {
+    template <RouterConfig config, typename Scalar, typename P>
+    using type = CausalRouter<config, Scalar, P>;
 };
 
 namespace detail {

@@ -5,6 +5,7 @@
 #include <array>
 #include <string>
 
+#include <colt5/op/causal_top_k.hpp>
 #include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/cumulative_softmax.hpp>
 #include <colt5/op/gather.hpp>
@@ -16,7 +17,7 @@
 #include "../draw.hpp"
 
 /// Cases of the operations of a router, from tokens to scores: op/route_logits.hpp, op/top_k.hpp, op/topk.hpp, picking
-/// of op/gather.hpp, op/coordinate_descent.hpp and op/cumulative_softmax.hpp.
+/// of op/gather.hpp, op/coordinate_descent.hpp, op/cumulative_softmax.hpp and op/causal_top_k.hpp.
 namespace cases {
 
 /// Top-k and the scores of two routers, with their gradients, for logits (b, r, n).
@@ -106,6 +107,26 @@ Results routing_case(const P& policy, const Setting& setting) {
     const RouteBlocks blocks{length, draw.size(1, length), 1};
     const auto of_blocks = draw.sums(std::array{batch * blocks.count(), routes, blocks.size});
     record.in_float("logits of blocks", merge_block_rows(policy, blocks, batch, of_blocks));
+    return record.results;
+}
+
+template <typename T, typename P>
+Results causal_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const Index batch = draw.size(1, 9), routes = draw.size(1, 3), length = draw.length(20'000);
+    const auto with_mask = draw.optional_mask(batch, length);
+    const auto logits = draw.sums(std::array{batch, routes, length}, 2.0);
+    for (const CausalTopK& how : {CausalTopK{.rate = 1.0 / 16}, CausalTopK{.rate = 0.25, .burst = 7, .block_size = 32},
+                                  CausalTopK{.rate = 0.5, .block_size = 1024, .fetch_k_ratio = 1.1, .eps = 0.3},
+                                  CausalTopK{.rate = 1, .block_size = 1, .straight_through = true}}) {
+        const std::string of = " of blocks of " + std::to_string(how.block_size);
+        const auto picks = causal_top_k(policy, how, logits, with_mask.const_view(), draw.size(1, length + 9));
+        record("picks" + of, picks.indices);
+        record("live" + of, picks.live);
+        record.in_float("scores" + of, picks.scores);
+        record.in_float("slopes" + of, picks.slopes);
+    }
     return record.results;
 }
 

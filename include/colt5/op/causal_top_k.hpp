@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <utility>
+
+#include <colt5/core/tensor.hpp>
+#include <colt5/op/divisor.hpp>
+#include <colt5/op/top_k.hpp>
+
+namespace colt5 {
+
+template <typename P>
+void causal_top_k_kernel(const P&, ...) {
+    static_assert(has_kernel<P>,
+                  "colt5: no `causal_top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
+}
+
+/// The blocks in which causal_top_k goes through a sequence: the tokens 0, 1, 2 … 3, 4 … 7 and so on, until blocks have
+/// `size` tokens, a power of two, and then one such block after the other. The history of a block is what it may look
+/// at: the `size` tokens before it, or all of them where there are fewer.
+struct CausalBlocks {
+    Index length, size;
+
+    COLT5_HOST_DEVICE Index begin(Index block) const {
+        const Index doublings = std::countr_zero(static_cast<std::uint64_t>(size));
+        if (block > doublings) return (block - doublings) * size;
+        return block == 0 ? 0 : Index{1} << (block - 1);
+    }
+    COLT5_HOST_DEVICE Index end(Index block) const { return begin(block + 1) < length ? begin(block + 1) : length; }
+    COLT5_HOST_DEVICE Index history(Index block) const { return begin(block) > size ? begin(block) - size : 0; }
+    COLT5_HOST_DEVICE Index count() const {
+        if (length > size) return std::countr_zero(static_cast<std::uint64_t>(size)) + (length + size - 1) / size;
+        return length <= 0 ? 0 : 1 + static_cast<Index>(std::bit_width(static_cast<std::uint64_t>(length - 1)));
+    }
+};
+
+/// Which tokens to choose when no later token may have a say; see causal_top_k.
+struct CausalTopK {
+    double rate;             ///< chosen tokens per token, in (0, 1]
+    double burst = 0;        ///< tokens that may be chosen beyond that at any time; 0: twice what a block is worth
+    Index block_size = 256;  ///< a power of two up to 1024
+    double fetch_k_ratio = 1;
+    double eps = 1;
+    bool straight_through = false;  ///< scores are 1, with the gradient of what they would be
+
+    static constexpr Index largest_block = 1024;
+
+    /// Tokens are counted in units of 2⁻³², so that all backends count alike.
+    static constexpr std::int64_t one = std::int64_t{1} << 32;
+    constexpr std::int64_t rate_in_units() const { return static_cast<std::int64_t>(rate * static_cast<double>(one)); }
+    constexpr std::int64_t burst_in_units() const {
+        if (burst > 0) return static_cast<std::int64_t>(burst * static_cast<double>(one));
+        const std::int64_t block = 2 * block_size * rate_in_units();
+        return block > one ? block : one;
+    }
+    /// ⌈rate · count⌉
+    constexpr Index share(Index count) const { return (count * rate_in_units() + one - 1) / one; }
+    /// At most so many of any `length` first tokens are chosen: burst + rate · length.
+    constexpr Index capacity(Index length) const {
+        return std::min(length, static_cast<Index>((burst_in_units() + length * rate_in_units()) / one));
+    }
+
+    /// What a chosen token gets for such a score: a NaN stays one.
+    template <typename T>
+    COLT5_HOST_DEVICE T value_of(T score) const {
+        return straight_through && score == score ? T(1) : score;
+    }
+
+    constexpr bool is_valid() const {
+        return rate > 0 && rate <= 1 && burst >= 0 && burst <= 1e6 && (burst == 0 || burst >= 1) && block_size >= 1 &&
+               block_size <= largest_block && std::has_single_bit(static_cast<std::uint64_t>(block_size)) &&
+               fetch_k_ratio >= 1 && fetch_k_ratio <= 1e6 && is_divisor(eps);
+    }
+};
+
+/// What a row may still choose, in units of CausalTopK and in picks.
+class CausalBudget {
+public:
+    COLT5_HOST_DEVICE CausalBudget(const CausalTopK& how, Index picks)
+        : rate_(how.rate_in_units()), burst_(how.burst_in_units()), saved_(burst_), picks_(picks) {}
+
+    /// How many of the candidates of the next block are chosen, which has so many real tokens.
+    COLT5_HOST_DEVICE Index take(Index candidates, Index real) {
+        Index taken = saved_ / CausalTopK::one;
+        if (candidates < taken) taken = candidates;
+        if (picks_ < taken) taken = picks_;
+        picks_ -= taken;
+        saved_ += real * rate_ - taken * CausalTopK::one;
+        if (saved_ > burst_) saved_ = burst_;
+        return taken;
+    }
+
+private:
+    std::int64_t rate_, burst_, saved_;
+    Index picks_;
+};
+
+/// The score of a logit at a price, min(1, e^((s + a) / ε)), and its derivative with respect to the logit.
+template <typename T>
+struct ScoreAtPrice {
+    T score, slope;
+
+    COLT5_HOST_DEVICE ScoreAtPrice(T logit, T price, double eps) : score(1), slope(0) {
+        const T above = logit + price;
+        if (above >= T(0)) return;
+        score = std::exp(above / static_cast<T>(eps));
+        slope = score / static_cast<T>(eps);
+    }
+};
+
+/// What causal_top_k chooses. The first live picks of a row are in the order of the sequence. The rest, of which there
+/// are as many as the row chooses fewer than k, are other tokens of the sequence: distinct, with score and slope 0.
+template <typename T, Policy P>
+struct CausalPicks {
+    Tensor<TokenIndex, P, dynamic, dynamic, dynamic> indices;  // (b, r, k)
+    Tensor<T, P, dynamic, dynamic, dynamic> scores;            // (b, r, k)
+    Tensor<T, P, dynamic, dynamic, dynamic> slopes;            // (b, r, k): derivatives of the scores by their logits
+    Tensor<bool, P, dynamic, dynamic, dynamic> live;           // (b, r, k)
+};
+
+/// Top-k in which a choice depends on the token and those before it alone, so that a sequence can be continued: what
+/// was chosen stays so, whatever comes.
+///
+///     logits (b, r, n), mask (b, n) or absent  →  k = min(num_tokens, capacity(n)) picks a row
+///
+/// Block by block (see CausalBlocks), a token is chosen if its logit is at least the ⌈rate · m⌉-th largest of the m
+/// real tokens of the block's history, as long as the budget lasts: a row starts with `burst`, earns `rate` for every
+/// real token behind it, and never has more than `burst`; whoever comes first is chosen. So at most capacity(i) of the
+/// first i tokens are chosen, for all i, and about rate · n of all if the logits keep their distribution.
+///
+/// The score is that of converged coordinate descent at the price a of the history: min(1, e^((s + a) / ε)), where the
+/// scores of the history add up to min(m, rate · m · fetch_k_ratio). Without a history, every real token is a
+/// candidate, with score 1. The price counts as a constant for gradients: through it, they would go to other tokens.
+///
+/// Ties at the threshold are candidates, and so is NaN. Throws ValueError when num_tokens < 1, n is 2^31 or more, or
+/// `how` is not valid.
+template <Policy P, Viewable L>
+auto causal_top_k(const P& policy, const CausalTopK& how, const L& logits, Mask mask, Index num_tokens) {
+    using T = typename L::value_type;
+    const auto shape = logits.shape();
+    const Index batch = shape[0], routes = shape[1], length = shape[2];
+    if (mask) expect_shape("mask", mask.shape(), {batch, length});
+    expect_value(num_tokens >= 1, "num_tokens", ">= 1", num_tokens);
+    expect_value(how.is_valid(), "how", "within the limits of CausalTopK", "something else");
+    expect_length("logits", length);
+    const CausalBlocks blocks{length, how.block_size};
+    const std::array<Index, 3> picks{batch, routes, std::min(num_tokens, how.capacity(length))};
+    CausalPicks<T, P> chosen{{policy, picks}, {policy, picks}, {policy, picks}, {policy, picks}};
+    causal_top_k_kernel(policy, how, blocks, chosen.indices.view(), chosen.scores.view(), chosen.slopes.view(),
+                        chosen.live.view(), logits.const_view(), mask);
+    return chosen;
+}
+
+}  // namespace colt5
