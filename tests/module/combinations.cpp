@@ -258,7 +258,7 @@ void fill_padding(Tokens& tokens, Mask mask, double value) {
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("combinations: gradients by finite differences", Module, ALL_MODULES) {
+TEST_CASE_TEMPLATE("combinations: gradients by finite differences" * not_sanitized, Module, ALL_MODULES) {
     const Cpu policy(1, {.tokens_at_a_time = 4, .recompute = true});
     auto module = drawn<Module>(policy);
     for (const Index length : {11, 3, 1})

@@ -61,8 +61,8 @@ TEST_CASE("ConditionalRoutedAttention: light for all; heavy of routed queries ov
     CHECK(same_bits(module(x), module(x, {}, {.num_heavy_tokens_q = 3, .num_heavy_tokens_kv = 4})));
 }
 
-TEST_CASE_TEMPLATE("ConditionalRoutedAttention: gradients by finite differences", Module, Attention<soft>,
-                   Attention<by_softmax>) {
+TEST_CASE_TEMPLATE("ConditionalRoutedAttention: gradients by finite differences" * not_sanitized, Module,
+                   Attention<soft>, Attention<by_softmax>) {
     const Cpu policy(1);
     Module module(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 9, 5}, 0, 0.7);
@@ -84,7 +84,7 @@ TEST_CASE_TEMPLATE("ConditionalRoutedAttention: gradients by finite differences"
     CHECK(gradient_norm<Module>(gradients, "kv_router.routing_token") > 1e-4);
 }
 
-TEST_CASE("ConditionalRoutedAttention: gradients through Sinkhorn routing by finite differences") {
+TEST_CASE("ConditionalRoutedAttention: gradients through Sinkhorn routing by finite differences" * not_sanitized) {
     const Cpu policy(1);
     Attention<by_sinkhorn> module(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 9, 5}, 0, 0.7);

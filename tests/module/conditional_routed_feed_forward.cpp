@@ -81,7 +81,7 @@ TEST_CASE("ConditionalRoutedFeedForward: light for all, heavy for the chosen; se
     CHECK(repeated);  // or the mean was not tested
 }
 
-TEST_CASE_TEMPLATE("ConditionalRoutedFeedForward: gradients by finite differences", Module, FF<descent>,
+TEST_CASE_TEMPLATE("ConditionalRoutedFeedForward: gradients by finite differences" * not_sanitized, Module, FF<descent>,
                    FF<cum_softmax_soft>, FF<sinkhorn_soft>) {
     const Cpu policy(1);
     Module module(policy, Seed{1});

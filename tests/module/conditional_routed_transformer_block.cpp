@@ -46,7 +46,7 @@ TEST_CASE("ConditionalRoutedTransformerBlock: x = attn(x) + x; x = ff(x) + x") {
     CHECK_FALSE(same_bits(block(x), block(x, {}, {.num_heavy_ff_tokens = 4})));
 }
 
-TEST_CASE("ConditionalRoutedTransformerBlock: gradients by finite differences") {
+TEST_CASE("ConditionalRoutedTransformerBlock: gradients by finite differences" * not_sanitized) {
     const Cpu policy(1);
     Block block(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 9, 5}, 0, 0.7);

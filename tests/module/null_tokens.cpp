@@ -87,8 +87,8 @@ using Block = ConditionalRoutedTransformerBlock<config, Scalar, Cpu>;
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("null tokens: gradients of attention by finite differences", Module, Attention<all_options>,
-                   Attention<heavy_only>, Attention<by_softmax>, Attention<nothing_but_heavy>,
+TEST_CASE_TEMPLATE("null tokens: gradients of attention by finite differences" * not_sanitized, Module,
+                   Attention<all_options>, Attention<heavy_only>, Attention<by_softmax>, Attention<nothing_but_heavy>,
                    Attention<null_for_masked>) {
     const Cpu policy(1);
     Module module(policy, Seed{1});
@@ -102,7 +102,7 @@ TEST_CASE_TEMPLATE("null tokens: gradients of attention by finite differences", 
     check_gradients(module, shorter, {});
 }
 
-TEST_CASE("null tokens: gradients through Sinkhorn routing by finite differences") {
+TEST_CASE("null tokens: gradients through Sinkhorn routing by finite differences" * not_sanitized) {
     const Cpu policy(1);
     Attention<by_sinkhorn> module(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 9, 5}, 0, 0.7);
@@ -116,7 +116,7 @@ TEST_CASE("null tokens: gradients through Sinkhorn routing by finite differences
     check_gradients(module, x, mask.const_view());
 }
 
-TEST_CASE("null tokens: gradients of cross attention by finite differences") {
+TEST_CASE("null tokens: gradients of cross attention by finite differences" * not_sanitized) {
     const Cpu policy(1);
     Cross module(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 7, 5}, 0, 0.7);

@@ -128,7 +128,7 @@ TEST_CASE("the paper's form: the base block, forward and backward") {
         "", gradients);
 }
 
-TEST_CASE("the paper's form: gradients by finite differences") {
+TEST_CASE("the paper's form: gradients by finite differences" * not_sanitized) {
     const Cpu policy(1);
     Block<smallest, double> block(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 15, 4}, 0, 0.5);

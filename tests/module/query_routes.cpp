@@ -206,7 +206,7 @@ TEST_CASE_TEMPLATE("query routes: each head by its definition, over the queries 
         }
 }
 
-TEST_CASE_TEMPLATE("query routes: gradients by finite differences", Module, Attention<two_of_four>,
+TEST_CASE_TEMPLATE("query routes: gradients by finite differences" * not_sanitized, Module, Attention<two_of_four>,
                    Attention<one_a_head>, Attention<more_keys>, Attention<without_options>, Attention<by_softmax>,
                    Attention<heavy_alone>, OfUser) {
     const Cpu policy(1);
@@ -221,7 +221,8 @@ TEST_CASE_TEMPLATE("query routes: gradients by finite differences", Module, Atte
     check_gradients(module, shorter, {});
 }
 
-TEST_CASE("query routes: gradients through Sinkhorn routing, whose picks repeat, by finite differences") {
+TEST_CASE("query routes: gradients through Sinkhorn routing, whose picks repeat, by finite differences" *
+          not_sanitized) {
     const Cpu policy(1);
     auto module = drawn<Attention<by_sinkhorn>>(policy);
     auto x = normal<double>(policy, std::array<Index, 3>{2, 9, dim}, 0, 0.7);

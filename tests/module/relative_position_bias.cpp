@@ -184,7 +184,8 @@ TEST_CASE("relative position bias: the light branch by distance, the heavy branc
     }
 }
 
-TEST_CASE("relative position bias: gradients by finite differences, saved or recomputed, in one chunk or several") {
+TEST_CASE("relative position bias: gradients by finite differences, saved or recomputed, in one chunk or several" *
+          not_sanitized) {
     for (const MemoryPlan plan : {MemoryPlan{4096, true}, {4096, false}, {8, true}, {8, false}}) {
         CAPTURE(plan.tokens_at_a_time);
         CAPTURE(plan.recompute);

@@ -144,7 +144,7 @@ TEST_CASE("rotary: light attention is a loop over the window of rotated heads, h
         }
 }
 
-TEST_CASE_TEMPLATE("rotary: gradients of attention by finite differences", Module, Attention<both>,
+TEST_CASE_TEMPLATE("rotary: gradients of attention by finite differences" * not_sanitized, Module, Attention<both>,
                    Attention<light_only>, Attention<heavy_alone>, Attention<with_all_options>) {
     const Cpu policy(1);
     Module module(policy, Seed{1});

@@ -37,7 +37,8 @@ using InFloat = ViT<over_map, float>;
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("ConditionalRoutedViT: gradients by finite differences", Module, ViT<over_map>, ViT<per_window>) {
+TEST_CASE_TEMPLATE("ConditionalRoutedViT: gradients by finite differences" * not_sanitized, Module, ViT<over_map>,
+                   ViT<per_window>) {
     const Cpu policy(1);
     Module module(policy, Seed{1});
     auto images = normal<double>(policy, std::array<Index, 4>{2, 2, 6, 10}, 0);  // 3 x 5 patches: padded

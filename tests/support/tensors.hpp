@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -9,6 +11,7 @@
 #include <limits>
 #include <utility>
 
+#include <colt5/core/allocations.hpp>
 #include <colt5/core/random.hpp>
 #include <colt5/core/tensor.hpp>
 #include <colt5/cpu/policy.hpp>
@@ -119,6 +122,10 @@ template <typename T>
 constexpr auto large_scales() {
     return std::is_same_v<T, float> ? std::array{0x1p66, 0x1p100, 0x1p124} : std::array{0x1p520, 0x1p900, 0x1p1020};
 }
+
+/// Leaves out a test case of finite differences under sanitizers, where it takes 30 times as long and other cases call
+/// the same code.
+inline const doctest::skip not_sanitized{colt5::is_sanitized};
 
 /// ∂loss/∂x, entry by entry, by central differences; `loss()` reads x.
 template <colt5::Viewable X, typename Loss>
