@@ -38,6 +38,7 @@ constexpr TransformerBlockConfig of_later_versions = [] {
     TransformerBlockConfig config = block_with(RouterType::cum_softmax);
     config.use_null_kv = config.use_null_q_tokens = config.multiply_queries_by_score = true;
     config.rotary_emb = config.light_rotary_emb = true;
+    config.num_routed_q = 2;
     return config;
 }();
 constexpr TransformerBlockConfig in_blocks = [] {
@@ -59,6 +60,7 @@ constexpr CrossAttentionConfig cross_config{.dim = dim,
 constexpr CrossAttentionConfig cross_conditioned = [] {
     CrossAttentionConfig config = cross_config;
     config.condition_kv_routing_on_queries = config.use_null_kv = config.use_relative_position_bias = true;
+    config.q_routing_tokens = 2;
     return config;
 }();
 
