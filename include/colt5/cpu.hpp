@@ -40,6 +40,7 @@
 #include <colt5/cpu/top_k.hpp>
 #include <colt5/cpu/windows.hpp>
 #include <colt5/cpu/zero.hpp>
+#include <colt5/op/cross_entropy.hpp>
 #include <colt5/op/gelu.hpp>
 #include <colt5/op/softmax.hpp>
 #include <colt5/op/topk.hpp>

@@ -39,6 +39,7 @@
 #include <colt5/cuda/top_k.cuh>
 #include <colt5/cuda/windows.cuh>
 #include <colt5/cuda/zero.cuh>
+#include <colt5/op/cross_entropy.hpp>
 #include <colt5/op/gelu.hpp>
 #include <colt5/op/softmax.hpp>
 #include <colt5/op/topk.hpp>

@@ -7,6 +7,7 @@
 #include "module/ragged.hpp"
 #include "module/routed.hpp"
 #include "module/training.hpp"
+#include "op/cross_entropy.hpp"
 #include "op/dense_attention.hpp"
 #include "op/expressions.hpp"
 #include "op/feed_forward.hpp"
@@ -41,6 +42,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("norms", norms_case<T, P>);
     add("feedforward", feed_forward_case<T, P>);
     add("expressions", expressions_case<T, P>);
+    add("cross-entropy", cross_entropy_case<T, P>);
     add("gather", gather_case<T, P>);
     add("routing", routing_case<T, P>);
     add("causal routing", causal_case<T, P>);

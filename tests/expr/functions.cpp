@@ -181,3 +181,16 @@ TEST_CASE("expressions: a number takes the type of its neighbour, on either side
     assign(policy, out, 1 / x);
     for (Index i = 0; i < x.size(); ++i) CHECK(out.data()[i] == 1.0f / x.data()[i]);
 }
+
+TEST_CASE_TEMPLATE("expressions: column_numbers count the columns of each row", T, float, double) {
+    const Cpu policy(1);
+    for (const Index columns : {1, 3, 16, 37}) {
+        MatrixTensor<T, Cpu> out(policy, {5, columns});
+        VectorTensor<T, Cpu> at(policy, {5});
+        for (Index i = 0; i < 5; ++i) at.data()[i] = static_cast<T>(2 * i);
+        assign(policy, out, cast<T>(column_numbers<T>() == column(at)) + T(0.5) * column_numbers<T>());
+        for (Index i = 0; i < 5; ++i)
+            for (Index j = 0; j < columns; ++j)
+                CHECK(out.data()[i * columns + j] == (j == 2 * i ? 1 : 0) + T(0.5) * static_cast<T>(j));
+    }
+}

@@ -77,6 +77,19 @@ private:
 };
 
 template <typename T, Index Lanes>
+class Evaluator<expr::ColumnNumber<T>, Lanes> {
+public:
+    explicit Evaluator(const expr::ColumnNumber<T>&) {}
+    void begin_row(Index) {}
+    template <typename Count>
+    auto operator()(Index column, Count) const {
+        PackBuffer<T, Lanes> buffer{};
+        for (Index i = 0; i < Lanes; ++i) buffer.values[i] = static_cast<T>(column + i);
+        return load_pack(buffer.values, Full<Lanes>());
+    }
+};
+
+template <typename T, Index Lanes>
 class Evaluator<expr::Constant<T>, Lanes> {
 public:
     explicit Evaluator(const expr::Constant<T>& constant) : value_(constant.value) {}

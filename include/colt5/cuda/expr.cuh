@@ -66,6 +66,21 @@ private:
 };
 
 template <typename T>
+class Evaluator<expr::ColumnNumber<T>> {
+public:
+    explicit Evaluator(const expr::ColumnNumber<T>&) {}
+    static bool fits(int) { return true; }
+    static bool is_flat(Index) { return false; }
+    __device__ void prepare(Index) {}
+    template <int width>
+    __device__ Pack<T, width> get(Index, Index column) const {
+        Pack<T, width> values;
+        for (int e = 0; e < width; ++e) values.values[e] = static_cast<T>(column + e);
+        return values;
+    }
+};
+
+template <typename T>
 class Evaluator<expr::Constant<T>> {
 public:
     explicit Evaluator(const expr::Constant<T>& constant) : value_(constant.value) {}

@@ -18,7 +18,7 @@
 /// | arithmetic   | + - * / unary minus, max, min, pow |
 /// | functions    | exp, log, sqrt, abs, square, reciprocal, tanh, erf, gelu, relu, sigmoid, silu, cast<T> |
 /// | masks        | < <= > >= == !=, && || !, tensors of bool; select(mask, a, b), cast<T>(mask) |
-/// | broadcasting | row(v): one entry per column; column(v): one entry per row |
+/// | broadcasting | row(v): one entry per column; column(v): one entry per row; column_numbers<T>(): 0, 1, 2 … |
 /// | reductions   | row_sum, row_mean, row_max, row_min, row_norm, row_log_sum_exp: one value per row |
 ///
 /// An expression is a small value that holds the addresses of its operands' elements. It can be kept in an `auto` and

@@ -122,6 +122,12 @@ auto cast(const A& a) {
         return expr::unary<expr::Convert<To>>(operand);
 }
 
+/// The number of its column at every entry, 0, 1, 2 …: column_numbers<float>() == column(target) is one-hot.
+template <Number T>
+auto column_numbers() {
+    return expr::ColumnNumber<T>();
+}
+
 /// Functions, entry by entry. The accuracy is that of cpu/simd.hpp; see there.
 template <OwnOperand A>
 auto exp(const A& a) {

@@ -79,6 +79,19 @@ public:
     T value;
 };
 
+/// The number of its column at every entry.
+template <typename T>
+class ColumnNumber : public Expression {
+public:
+    using value_type = T;
+    static constexpr bool varies_over_columns = true;
+    static constexpr bool has_reduction = false;
+    static constexpr std::size_t smallest_scalar = sizeof(T);
+
+    static Shape shape() { return {dynamic, dynamic}; }
+    static Index reduced_columns() { return 0; }
+};
+
 /// The shape that all of `shapes` agree on; throws ShapeError if there is none.
 template <std::size_t Count>
 Shape common_shape(const char* name, const std::array<Shape, Count>& shapes) {
