@@ -221,6 +221,25 @@ TEST_CASE_TEMPLATE("query routes: gradients by finite differences" * not_sanitiz
     check_gradients(module, shorter, {});
 }
 
+TEST_CASE("query routes: in float as in double") {
+    const Cpu policy(2);
+    const auto of_double = drawn<Attention<one_a_head>>(policy);
+    const auto of_float = drawn<Attention<one_a_head, float>>(policy);
+    const auto x = normal<double>(policy, std::array<Index, 3>{2, 200, dim}, 0, 0.7),
+               d_out = normal<double>(policy, x.shape(), 1);
+    const auto x_f = normal<float>(policy, x.shape(), 0, 0.7f), d_out_f = normal<float>(policy, x.shape(), 1);
+    const AttentionCounts counts{70, 90};
+    auto gradients = of_double.make_gradients();
+    auto gradients_f = of_float.make_gradients();
+    const auto saved = of_double.forward(x, {}, counts);
+    const auto saved_f = of_float.forward(x_f, {}, counts);
+    CHECK(relative_error(saved_f.out, saved.out) <= 2e-6);
+    CHECK(relative_error(of_float.backward(saved_f, d_out_f, gradients_f),
+                         of_double.backward(saved, d_out, gradients)) <= 1e-5);
+    CHECK(relative_error(gradients_f.heavy_attn.to_q.weight, gradients.heavy_attn.to_q.weight) <= 1e-5);
+    CHECK(relative_error(gradients_f.heavy_attn.to_out.weight, gradients.heavy_attn.to_out.weight) <= 1e-5);
+}
+
 TEST_CASE("query routes: gradients through Sinkhorn routing, whose picks repeat, by finite differences" *
           not_sanitized) {
     const Cpu policy(1);
