@@ -3,7 +3,8 @@
 from .errors import BuildError, Error, ShapeError
 from .library import release_memory
 from .modules import (ConditionalRoutedAttention, ConditionalRoutedCrossAttention, ConditionalRoutedFeedForward,
-                      ConditionalRoutedTransformerBlock)
+                      ConditionalRoutedImageAttention, ConditionalRoutedTransformerBlock)
 
 __all__ = ['ConditionalRoutedFeedForward', 'ConditionalRoutedAttention', 'ConditionalRoutedCrossAttention',
-           'ConditionalRoutedTransformerBlock', 'BuildError', 'Error', 'ShapeError', 'release_memory']
+           'ConditionalRoutedImageAttention', 'ConditionalRoutedTransformerBlock', 'BuildError', 'Error', 'ShapeError',
+           'release_memory']

@@ -112,7 +112,8 @@ struct Bridge {
     using Shape = typename Out::Shape;
     static constexpr bool is_cross = requires { typename Module::InputGradients; };
     static constexpr std::size_t num_inputs = is_cross ? 2 : 1;
-    using Tokens = colt5::TokensView<const Scalar>;
+    using Tokens = typename Out::ConstViewType;
+    using Mask = std::conditional_t<Out::rank == 4, colt5::MapMask, colt5::Mask>;
 
     /// A module whose parameters and gradients are bound to memory of the call that has it.
     struct Context {
@@ -227,13 +228,17 @@ struct Bridge {
     /// Where tokens, masks and parameters are now: PyTorch may have moved them since forward.
     template <typename M, typename Activations>
     static void rebind(const M& module, Activations& saved, const std::array<Tokens, num_inputs>& tokens,
-                       const std::array<colt5::Mask, num_inputs>& masks) {
+                       const std::array<Mask, num_inputs>& masks) {
         if constexpr (is_cross) {
             if (!saved.clean_x) saved.x = tokens[0];
             if (!saved.clean_context) saved.context = tokens[1];
             saved.mask = masks[0];
             saved.context_mask = masks[1];
             saved.origin = colt5::ActivationsOrigin(module.policy(), module.identity(), saved.x, saved.context);
+        } else if constexpr (requires { saved.grid; }) {  // its own copy of the maps
+            const auto& attention = module.attention;
+            saved.attention.origin =
+                colt5::ActivationsOrigin(module.policy(), attention.identity(), saved.attention.tokens);
         } else if constexpr (requires { saved.attn; }) {
             rebind(module.conditional_attn, saved.attn, tokens, masks);
             rebind(module.conditional_ff, saved.ff, {saved.ff.tokens}, masks);
@@ -275,15 +280,16 @@ struct Bridge {
     struct Inputs {
         std::array<Shape, num_inputs> shapes;
         std::array<Tokens, num_inputs> tokens;
-        std::array<colt5::Mask, num_inputs> masks;  // absent: null
+        std::array<Mask, num_inputs> masks;  // absent: null
 
         explicit Inputs(Arguments& arguments) {
             for (std::size_t i = 0; i < num_inputs; ++i) {
                 const auto* const data = arguments.pointer<const Scalar>();
-                shapes[i] = arguments.shape<Out::rank>();
+                shapes[i] = arguments.template shape<Out::rank>();
                 tokens[i] = Tokens(data, shapes[i]);
                 const auto* const mask = arguments.pointer<const bool>();
-                if (mask != nullptr) masks[i] = colt5::Mask(mask, {shapes[i][0], shapes[i][1]});
+                const auto of_mask = arguments.template shape<Out::rank - 1>();
+                if (mask != nullptr) masks[i] = Mask(mask, of_mask);
             }
         }
     };
@@ -385,14 +391,14 @@ COLT5_EXPORT std::int64_t colt5_parameters(const std::int64_t* arguments) {
     });
 }
 
-/// place (4), save, evaluates, seed; of each input: data, shape, mask or 0; counts; out; parameters
+/// place (4), save, evaluates, seed; of each input: data, shape, mask or 0, its shape; counts; out; parameters
 COLT5_EXPORT std::int64_t colt5_forward(const std::int64_t* arguments) {
     using namespace colt5_python;
     return guarded([&] { return BridgeOfCall::forward(Arguments(arguments)); });
 }
 
-/// place (4), handle, keep; of each input: data, shape, mask or 0; d_out; of each input: its gradient; parameters;
-/// their gradients, which are added to
+/// place (4), handle, keep; of each input: data, shape, mask or 0, its shape; d_out; of each input: its gradient;
+/// parameters; their gradients, which are added to
 COLT5_EXPORT std::int64_t colt5_backward(const std::int64_t* arguments) {
     using namespace colt5_python;
     return guarded([&] { return BridgeOfCall::backward(Arguments(arguments)); });

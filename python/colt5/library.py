@@ -27,15 +27,17 @@ using CountsOfCall = colt5::{counts};
 class Spec:
     """What is compiled: a module with its configuration. Two of the same `key` are one library."""
 
-    def __init__(self, module, config, counts, inputs, parameters):
-        """config: C++ text, such as FeedForwardConfig{.dim = 64, …}; counts: C++ type; inputs and parameters: their names"""
-        self.key = '|'.join((module, config, counts, ','.join(inputs), ','.join(parameters)))
+    def __init__(self, module, config, counts, inputs, parameters, layout):
+        """config: C++ text, such as FeedForwardConfig{.dim = 64, …}; counts: C++ type; inputs and parameters: their names;
+        layout: the dimensions of inputs, such as bnd"""
+        self.key = '|'.join((module, config, counts, ','.join(inputs), ','.join(parameters), layout))
         self.module, self.config, self.counts, self.inputs, self.parameters = module, config, counts, inputs, parameters
+        self.rank, self.axis = len(layout), layout.index('d')
 
 
 def spec_of(key):
-    module, config, counts, inputs, parameters = key.split('|')
-    return Spec(module, config, counts, inputs.split(','), parameters.split(','))
+    module, config, counts, inputs, parameters, layout = key.split('|')
+    return Spec(module, config, counts, inputs.split(','), parameters.split(','), layout)
 
 
 def architecture_of(device):
@@ -83,6 +85,7 @@ class Library:
 
     def __init__(self, spec, dtype, device):
         self.spec, self.dtype, self.device = spec, dtype, device
+        self._no_mask = (0,) * spec.rank
         self.gradient_dtype = gradient_dtype(dtype)
         on_cpu = device.type == 'cpu'
         source = SOURCE.format(header='colt5.hpp' if on_cpu else 'cuda.cuh', policy='Cpu' if on_cpu else 'Cuda',
@@ -121,7 +124,7 @@ class Library:
         numbers = self._place(inputs[0].device)
         numbers += (save, 1, 0) if noise is None else (save, 0, noise)
         for x, mask in zip(inputs, masks):
-            numbers += (x.data_ptr(), *x.shape, 0 if mask is None else mask.data_ptr())
+            numbers += (x.data_ptr(), *x.shape, *(self._no_mask if mask is None else (mask.data_ptr(), *mask.shape)))
         pointers = self._in_order([p.data_ptr() for p in parameters])
         handle = self._call(self._forward, [*numbers, *counts, out.data_ptr(), *pointers])
         return out, (tensor_of_handle(self._as_tensor(handle)) if save else None)
@@ -133,7 +136,7 @@ class Library:
         numbers = self._place(d_out.device)
         numbers += (saved.data_ptr(), keep)
         for x, mask in zip(inputs, masks):
-            numbers += (x.data_ptr(), *x.shape, 0 if mask is None else mask.data_ptr())
+            numbers += (x.data_ptr(), *x.shape, *(self._no_mask if mask is None else (mask.data_ptr(), *mask.shape)))
         numbers.append(d_out.data_ptr())
         numbers += [d.data_ptr() for d in d_inputs]
         numbers += self._in_order([p.data_ptr() for p in parameters])
@@ -143,18 +146,20 @@ class Library:
         return d_inputs, gradients
 
     def expect_inputs(self, inputs, masks):
-        """Throws unless inputs (b, n, d) and masks (b, n) fit the module and each other."""
-        names, x = self.spec.inputs, inputs[0]
+        """Throws unless inputs (b, n, d) and masks (b, n), or maps with masks (b, h, w), fit the module and each other."""
+        names, x, axis = self.spec.inputs, inputs[0], self.spec.axis
         for name, tensor, mask in zip(names, inputs, masks):
             shape = tensor.shape
-            if len(shape) != 3 or shape[2] != self.dim or shape[0] != x.shape[0]:
-                raise shape_error(name, (None if tensor is x else x.shape[0], None, self.dim), shape)
+            if len(shape) != self.spec.rank or shape[axis] != self.dim or shape[0] != x.shape[0]:
+                expected = [None if tensor is x else x.shape[0], *[None] * (self.spec.rank - 1)]
+                expected[axis] = self.dim
+                raise shape_error(name, expected, shape)
             if tensor.dtype != x.dtype or tensor.device != x.device:
                 raise value_error(name, f'{x.dtype} on {x.device}, as `{names[0]}`', f'{tensor.dtype} on {tensor.device}')
             if mask is not None:
                 name = 'mask' if tensor is x else f'{name}_mask'
-                if mask.shape != shape[:2]:
-                    raise shape_error(name, shape[:2], mask.shape)
+                if mask.shape != shape[:axis] + shape[axis + 1:]:
+                    raise shape_error(name, shape[:axis] + shape[axis + 1:], mask.shape)
                 if mask.dtype != torch.bool or mask.device != x.device:
                     raise value_error(name, f'torch.bool on {x.device}', f'{mask.dtype} on {mask.device}')
 

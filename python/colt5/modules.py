@@ -14,7 +14,7 @@ ROUTER_KWARGS = {
     'cum_softmax': ('temperature', 'cosine_sim_routing', 'cosine_sim_scale', 'short_rows_score_one'),
     'sinkhorn': ('n_iters', 'temperature', 'masked_tokens_take_part', 'cosine_sim_routing', 'cosine_sim_scale'),
 }
-ENUMS = {'start': 'DescentStart', 'masked_rows': 'MaskedRows', 'router_type': 'RouterType'}
+ENUMS = {'start': 'DescentStart', 'masked_rows': 'MaskedRows', 'routing_scope': 'RoutingScope', 'router_type': 'RouterType'}
 
 
 def cpp(name, value):
@@ -81,6 +81,14 @@ class LightAttention(Part):
         self.to_out = nn.Linear(dim_head * heads, dim, bias=False)
 
 
+class WindowAttention(Part):
+    def __init__(self, dim, dim_head, heads):
+        super().__init__()
+        self.norm = RMSNorm(dim)
+        self.to_qkv = nn.Linear(dim, dim_head * heads * 3, bias=False)
+        self.to_out = nn.Linear(dim_head * heads, dim, bias=False)
+
+
 class HeavyAttention(Part):
     def __init__(self, dim, dim_head, heads, use_null_kv):
         super().__init__()
@@ -109,13 +117,13 @@ class CompiledModule(nn.Module):
     """A module whose forward and backward pass are C++, compiled when it is first called, for each scalar type and kind of
     device. The modules in it hold the parameters; their forward, and hooks of it, do not run."""
 
-    def _configure(self, module, config, counts, inputs=('x',)):
-        """config: fields of the C++ struct; counts: its type of the numbers of tokens of a call"""
+    def _configure(self, module, config, counts, inputs=('x',), layout='bnd'):
+        """config: fields of the C++ struct; counts: its type of the numbers of tokens of a call; layout: of the inputs"""
         name = module.removeprefix('ConditionalRouted') + 'Config'
         text = cpp_struct(name, [(key, value) for key, value in config.items() if value is not None])
         self._paths = [name.split('.') for name, _ in self.named_parameters()]
         self._draws_noise = config['router_type'] == 'sinkhorn'
-        self._key = Spec(module, text, counts, inputs, ['.'.join(path) for path in self._paths]).key
+        self._key = Spec(module, text, counts, inputs, ['.'.join(path) for path in self._paths], layout).key
         self._slots = Slots()
 
     def _call(self, inputs, masks, *counts):
@@ -205,6 +213,41 @@ class ConditionalRoutedAttention(CompiledModule):
             masked_tokens_get_null_q=masked_tokens_get_null_q, multiply_keys_by_score=multiply_keys_by_score,
             multiply_queries_by_score=multiply_queries_by_score, rotary_emb=rotary_emb),
             'AttentionCounts')
+
+    def forward(self, x, *, num_heavy_tokens_q=None, num_heavy_tokens_kv=None, mask=None):
+        return self._call((x,), (mask,), chosen(num_heavy_tokens_q, self.num_heavy_tokens_q),
+                          chosen(num_heavy_tokens_kv, self.num_heavy_tokens_kv))
+
+
+# The defaults of the router of version 0.11, the first with image attention.
+VERSION_0_11 = dict(n_iters=20, eps=0.03, eps_init=4, eps_decay=0.7, start='minus_logits', short_rows_score_one=True)
+
+
+class ConditionalRoutedImageAttention(CompiledModule):
+    """Of version 0.11, with its defaults: attention over maps (b, h, w, d), or (b, d, h, w) with channel_first. Every token
+    attends to its window, routed queries to routed keys and values. The routers choose from the whole map, or as the package
+    does from each window (routing_scope='window')."""
+
+    def __init__(self, dim, *, num_heavy_tokens_q, num_heavy_tokens_kv, num_routed_kv=1, light_dim_head=64, light_heads=8,
+                 light_window_size=128, heavy_dim_head=64, heavy_heads=8, router_straight_through=True, router_kwargs: dict = {},
+                 multiply_keys_by_score=False, multiply_queries_by_score=False, use_triton=False, use_null_q_tokens=True,
+                 use_flash_attn=False, channel_first=False, routing_scope='map'):
+        super().__init__()
+        self.num_heavy_tokens_q = num_heavy_tokens_q
+        self.num_heavy_tokens_kv = num_heavy_tokens_kv
+        self.light_attn = WindowAttention(dim, light_dim_head, light_heads)
+        self.null_q_token = nn.Parameter(torch.randn(dim)) if use_null_q_tokens else None
+        self.q_router = Router(dim)
+        self.kv_router = Router(dim, num_routed_kv)
+        self.heavy_attn = HeavyAttention(dim, heavy_dim_head, heavy_heads, True)
+        self._configure('ConditionalRoutedImageAttention', dict(
+            dim=dim, num_heavy_tokens_q=1, num_heavy_tokens_kv=1, num_routed_kv=num_routed_kv, light_dim_head=light_dim_head,
+            light_heads=light_heads, light_window_size=light_window_size, heavy_dim_head=heavy_dim_head,
+            heavy_heads=heavy_heads, router_straight_through=router_straight_through, router_type='coor_descent',
+            router_kwargs=cpp_router_kwargs('coor_descent', {**VERSION_0_11, **router_kwargs}), channel_first=channel_first,
+            routing_scope=routing_scope, use_null_kv=True, use_null_q_tokens=use_null_q_tokens,
+            multiply_keys_by_score=multiply_keys_by_score, multiply_queries_by_score=multiply_queries_by_score),
+            'AttentionCounts', layout='bdhw' if channel_first else 'bhwd')
 
     def forward(self, x, *, num_heavy_tokens_q=None, num_heavy_tokens_kv=None, mask=None):
         return self._call((x,), (mask,), chosen(num_heavy_tokens_q, self.num_heavy_tokens_q),

@@ -39,6 +39,21 @@ def test_shapes_of_cross_attention():
           lambda: module(x, context.float()))
 
 
+def test_shapes_of_maps():
+    module = colt5.ConditionalRoutedImageAttention(
+        32, num_heavy_tokens_q=5, num_heavy_tokens_kv=6, light_dim_head=8, light_heads=4, light_window_size=4, heavy_dim_head=8,
+        heavy_heads=4, channel_first=True, routing_scope='window').double()
+    maps = tokens(2, 32, 6, 7)
+    assert module(maps).shape == maps.shape
+    check('colt5: `x` must have shape (any, 32, any, any), but has (2, 6, 7, 32)', colt5.ShapeError,
+          lambda: module(maps.movedim(1, -1)))
+    check('colt5: `mask` must have shape (2, 6, 7), but has (2, 7, 6)', colt5.ShapeError,
+          lambda: module(maps, mask=torch.ones(2, 7, 6, dtype=torch.bool)))
+    mask = torch.ones(2, 6, 7, dtype=torch.bool)
+    mask[1, 5] = mask[1, :, 6] = False
+    assert (module(maps, mask=mask)[1:, :, :5, :6] - module(maps[1:, :, :5, :6])).abs().max() < 1e-12
+
+
 def test_configurations():
     check("colt5: `router_type` must be one of coor_descent, cum_softmax, sinkhorn, but is 'top'", ValueError,
           lambda: ours('ConditionalRoutedFeedForward', router_type='top'))

@@ -83,6 +83,7 @@ VERSION_0_11 = dict(n_iters=20, eps=0.03, eps_init=4, eps_decay=0.7, start='minu
     ('v023_attn_cum_softmax_mask', dict(masked_rows='window_mean')),
     ('head_attn_default', dict(use_null_kv=True, use_null_q_tokens=True, router_kwargs=VERSION_0_11)),
     ('head_attn_rotary', dict(use_null_kv=True, use_null_q_tokens=True, router_kwargs=VERSION_0_11)),
+    ('head_image_channel_first', dict(routing_scope='window')),
 ])
 def test_golden_files(name, options):
     config, arrays = golden(name)

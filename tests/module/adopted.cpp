@@ -40,12 +40,14 @@ private:
 /// the output. empty_inputs() are the inputs' gradients that backward returns, for it to make, and in(memory) where
 /// they may be. each(gradients, f) visits them.
 template <typename Module, typename Run, typename Evaluate, typename In, typename Each>
-void check(const Run& run, const Evaluate& evaluate, const Shape& shape, const In& in, const Each& each) {
+void check(const Run& run, const Evaluate& evaluate, const typename Module::Out::Shape& shape, const In& in,
+           const Each& each) {
+    using Out = typename Module::Out;
     const Cpu policy(2);
     const Module usual(policy, Seed{1});
     const auto d_out = normal<double>(policy, shape, 5);
     auto gradients = usual.make_gradients();
-    auto saved = run(usual, TokensTensor<double, Cpu>());
+    auto saved = run(usual, Out());
     const auto out = copy_of(policy, saved.out);
     const auto d = usual.backward(std::move(saved), d_out, gradients);
 
@@ -62,11 +64,11 @@ void check(const Run& run, const Evaluate& evaluate, const Shape& shape, const I
             set_zero(policy, gradient);
         },
         "", module, into, usual);
-    const auto alone = evaluate(module, memory.adopt<TokensTensor<double, Cpu>>(shape));
+    const auto alone = evaluate(module, memory.adopt<Out>(shape));
     CHECK(memory.has(alone.data()));
     CHECK(same_bits(alone, out));
 
-    auto of_module = run(module, memory.adopt<TokensTensor<double, Cpu>>(shape));
+    auto of_module = run(module, memory.adopt<Out>(shape));
     const auto moved_away = std::move(of_module.out);
     CHECK(memory.has(moved_away.data()));
     CHECK(same_bits(moved_away, out));
@@ -84,10 +86,10 @@ void check(const Run& run, const Evaluate& evaluate, const Shape& shape, const I
         "", gradients, into);
 
     Memory wrong;
-    CHECK_THROWS_AS(run(module, wrong.adopt<TokensTensor<double, Cpu>>({shape[0], shape[1] + 1, shape[2]})),
-                    ShapeError);
-    CHECK_THROWS_AS(evaluate(module, wrong.adopt<TokensTensor<double, Cpu>>({shape[0] + 1, shape[1], shape[2]})),
-                    ShapeError);
+    auto longer = shape;
+    ++longer[1];
+    CHECK_THROWS_AS(run(module, wrong.adopt<Out>(longer)), ShapeError);
+    CHECK_THROWS_AS(evaluate(module, wrong.adopt<Out>(longer)), ShapeError);
 }
 
 constexpr Shape shape{2, 21, 8};
@@ -161,4 +163,27 @@ TEST_CASE("adopted memory: cross attention, with and without routed queries") {
                     f(expected.d_context, actual.d_context);
                 });
         }
+}
+
+TEST_CASE("adopted memory: image attention, with padding and a mask") {
+    constexpr ImageAttentionConfig config{.dim = 8,
+                                          .num_heavy_tokens_q = 5,
+                                          .num_heavy_tokens_kv = 6,
+                                          .light_dim_head = 4,
+                                          .light_heads = 2,
+                                          .light_window_size = 2,
+                                          .heavy_dim_head = 4,
+                                          .heavy_heads = 2,
+                                          .channel_first = true};
+    using Module = ConditionalRoutedImageAttention<config, double, Cpu>;
+    using Out = Module::Out;
+    const Cpu policy(1);
+    const Out::Shape of_maps{2, 8, 5, 4};
+    const auto maps = normal<double>(policy, of_maps, 0);
+    const auto mask = random_mask(policy, std::array<Index, 3>{2, 5, 4}, 3);
+    check<Module>(
+        [&](const Module& module, Out out) { return module.forward(maps, mask, {}, Residual::tokens, std::move(out)); },
+        [&](const Module& module, Out out) { return module(maps, mask, {}, Residual::tokens, std::move(out)); },
+        of_maps, [&](Memory& memory) { return memory.adopt<Out>(of_maps); },
+        [](const Out& expected, const Out& actual, const auto& f) { f(expected, actual); });
 }

@@ -104,18 +104,18 @@ public:
         : Base(policy), attention(policy, seeds) {}
 
     /// maps (b, h, w, d), or (b, d, h, w) if channel_first; mask (b, h, w) or absent  →  as the maps, plus the maps if
-    /// `residual` says so. Saves nothing.
+    /// `residual` says so. Saves nothing. `out` may hold the tensor to return, which is then written to.
     template <Viewable X>
     Out operator()(const X& maps, Argument<MapMask, P> mask = {}, AttentionCounts counts = {},
-                   Residual residual = Residual::none) const {
-        return compute<false>(maps, mask, counts, residual);
+                   Residual residual = Residual::none, Out out = {}) const {
+        return compute<false>(maps, mask, counts, residual, std::move(out));
     }
 
     /// The same, with what backward reads.
     template <Viewable X>
     Activations forward(const X& maps, Argument<MapMask, P> mask = {}, AttentionCounts counts = {},
-                        Residual residual = Residual::none) const {
-        return compute<true>(maps, mask, counts, residual);
+                        Residual residual = Residual::none, Out out = {}) const {
+        return compute<true>(maps, mask, counts, residual, std::move(out));
     }
 
     /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
@@ -128,15 +128,17 @@ public:
 
 private:
     /// Maps of the tokens that `attention` has computed.
-    static Out maps_of(const P& policy, const TokensTensor<Scalar, P>& tokens, Index batch, const WindowGrid& grid) {
+    static Out maps_of(const P& policy, const TokensTensor<Scalar, P>& tokens, Index batch, const WindowGrid& grid,
+                       Out maps) {
         const auto of_maps = tokens.const_view().reshape(std::array{batch, grid.tokens(), config.dim});
-        return from_windows(policy, of_maps, grid, config.channel_first);
+        return from_windows(policy, of_maps, grid, config.channel_first, std::move(maps));
     }
 
     /// Returns the output or, with `save`, the Activations.
     template <bool save, typename X>
-    auto compute(const X& given, MapMask mask, const AttentionCounts& counts, Residual residual) const {
+    auto compute(const X& given, MapMask mask, const AttentionCounts& counts, Residual residual, Out into) const {
         const auto maps = expect<Maps, P>("maps", given);
+        if (into) expect_shape("out", into.shape(), maps.shape());
         expect_value(mask || mask.size() == 0, "mask", "a view of data", "null");
         const WindowGrid grid = window_grid("maps", maps, config.light_window_size, config.channel_first);
         const Index batch = maps.extent(0);
@@ -151,11 +153,11 @@ private:
         const Mask real_of_x = sequences(Mask(real.const_view()), grid);
         if constexpr (save) {
             auto saved = attention.forward(x, real_of_x, counts, residual);
-            auto out = maps_of(policy, saved.out, batch, grid);
+            auto out = maps_of(policy, saved.out, batch, grid, std::move(into));
             saved.out = {};
             return Activations{std::move(out), grid, std::move(tokens), std::move(real), std::move(saved)};
         } else {
-            return maps_of(policy, attention(x, real_of_x, counts, residual), batch, grid);
+            return maps_of(policy, attention(x, real_of_x, counts, residual), batch, grid, std::move(into));
         }
     }
 
@@ -172,13 +174,13 @@ private:
 
     /// Returns d_maps.
     template <typename SomeActivations, Viewable D>
-    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients) const {
+    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients, Out given = {}) const {
         const P& policy = this->policy();
         detail::release(saved.out);
         const auto d = to_windows(policy, d_out, saved.grid, config.channel_first);  // (b, n, d)
         const auto d_tokens = attention.backward(detail::forward_part(saved.attention),
                                                  sequences(d.const_view(), saved.grid), gradients.attention);
-        return maps_of(policy, d_tokens, saved.tokens.extent(0), saved.grid);
+        return maps_of(policy, d_tokens, saved.tokens.extent(0), saved.grid, std::move(given));
     }
 };
 

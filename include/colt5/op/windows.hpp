@@ -97,13 +97,18 @@ auto to_windows(const P& policy, const X& maps, const WindowGrid& grid, bool cha
 
 /// Back, without the padding:  maps[b, y, x] = tokens[b, grid.token_at(y, x)]
 ///
-/// Each is the vector-Jacobian product of the other.
+/// Each is the vector-Jacobian product of the other. `maps` may hold the tensor to return, which is then written to.
 template <Policy P, Viewable X>
-auto from_windows(const P& policy, const X& tokens, const WindowGrid& grid, bool channel_first = false) {
+auto from_windows(const P& policy, const X& tokens, const WindowGrid& grid, bool channel_first = false,
+                  MapTensor<typename X::value_type, P> maps = {}) {
     using Scalar = typename X::value_type;
     const auto [batch, length, dim] = tokens.shape();
     expect_shape("tokens", tokens.shape(), {batch, grid.tokens(), dim});
-    MapTensor<Scalar, P> maps(policy, detail::map_shape(batch, grid, dim, channel_first));
+    const auto shape = detail::map_shape(batch, grid, dim, channel_first);
+    if (maps)
+        expect_shape("maps", maps.shape(), shape);
+    else
+        maps = MapTensor<Scalar, P>(policy, shape);
     windows_kernel(policy, maps.view(), tokens.const_view(), grid, channel_first);
     return maps;
 }
