@@ -26,7 +26,8 @@ def call(key, inputs, masks, counts, parameters, noise, convert):
     training in a tensor, or None; convert: parameters to the type of the inputs, of which their gradients stay."""
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *parameters))
     if torch.compiler.is_compiling() or type(inputs[0]) not in plain:
-        return torch.ops.colt5.forward(inputs, masks, parameters, key, counts, noise, convert, save)[0]
+        mask, context_mask = (*masks, None)[:2]
+        return torch.ops.colt5.forward(inputs, mask, context_mask, parameters, key, counts, noise, convert, save)[0]
     if save:
         return Call.apply(key, masks, counts, noise, convert, len(inputs), *inputs, *parameters)
     return Pass(key, inputs, masks, counts, parameters, noise, convert, False).out
@@ -70,14 +71,14 @@ class Call(torch.autograd.Function):
 
 
 @torch.library.custom_op('colt5::forward', mutates_args=())
-def forward_op(inputs: Sequence[Tensor], masks: Sequence[Optional[Tensor]], parameters: Sequence[Tensor], module: str,
-               counts: Sequence[int], noise: Optional[Tensor], convert: bool, save: bool) -> Tuple[Tensor, Tensor]:
-    done = Pass(module, inputs, masks, counts, parameters, noise, convert, save)
+def forward_op(inputs: Sequence[Tensor], mask: Optional[Tensor], context_mask: Optional[Tensor], parameters: Sequence[Tensor],
+               module: str, counts: Sequence[int], noise: Optional[Tensor], convert: bool, save: bool) -> Tuple[Tensor, Tensor]:
+    done = Pass(module, inputs, [mask, context_mask][:len(inputs)], counts, parameters, noise, convert, save)
     return done.out, done.saved if save else torch.zeros(1, dtype=torch.uint8)
 
 
 @forward_op.register_fake
-def _(inputs, masks, parameters, module, counts, noise, convert, save):
+def _(inputs, mask, context_mask, parameters, module, counts, noise, convert, save):
     return torch.empty_like(inputs[0], memory_format=torch.contiguous_format), torch.empty(1, dtype=torch.uint8, device='cpu')
 
 
@@ -100,8 +101,8 @@ def _(saved, d_out, inputs, masks, parameters, module):
 
 
 def save_for_backward(ctx, inputs, output):
-    tokens, masks, parameters, ctx.module, *_ = inputs
-    ctx.save_for_backward(output[1], *tokens, *masks, *parameters)
+    tokens, mask, context_mask, parameters, ctx.module, *_ = inputs
+    ctx.save_for_backward(output[1], *tokens, *[mask, context_mask][:len(tokens)], *parameters)
     ctx.num_inputs = len(tokens)
 
 
@@ -111,7 +112,7 @@ def backward_of_op(ctx, d_out, _):
     inputs, masks, parameters = tensors[:n], tensors[n:2 * n], tensors[2 * n:]
     *d_inputs, gradients = torch.ops.colt5.backward(saved, d_out, inputs, masks, parameters, ctx.module)
     d_parameters = split_gradients(gradients, [p.shape for p in parameters])
-    return d_inputs, [None] * n, d_parameters, None, None, None, None, None
+    return d_inputs, None, None, d_parameters, None, None, None, None, None
 
 
 forward_op.register_autograd(backward_of_op, setup_context=save_for_backward)
