@@ -191,7 +191,7 @@ class Library:
         result = function(struct.pack(f'{len(numbers)}q', *numbers))
         if result < 0:
             message = self._message().decode(errors='replace')
-            kind = {-1: ShapeError, -2: ValueError, -3: torch.OutOfMemoryError if self.device.type == 'cuda' else MemoryError}
+            kind = {-1: ShapeError, -2: ValueError, -3: torch.cuda.OutOfMemoryError if self.device.type == 'cuda' else MemoryError}
             raise kind.get(result, Error)(message)
         return result
 

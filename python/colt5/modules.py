@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The modules of colt5-attention under its names, with its arguments, defaults, parameters and initialization."""
+import weakref
+
 import torch
 from torch import nn
 
@@ -140,10 +142,10 @@ class CompiledModule(nn.Module):
     def _current_parameters(self):
         if torch.compiler.is_compiling():
             return self._walk()
-        slots = self._slots.get('slots')
-        if slots is None:
+        of, slots = self._slots.get('slots', (None, None))
+        if of is None or of() is not self:  # a shallow copy has those of its original
             slots = [(self.get_submodule('.'.join(path[:-1]))._parameters, path[-1]) for path in self._paths]
-            self._slots['slots'] = slots
+            self._slots = Slots(slots=(weakref.ref(self), slots))
         try:
             return [owner[name] for owner, name in slots]
         except KeyError:  # a parametrization, for instance, keeps them elsewhere

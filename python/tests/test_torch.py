@@ -106,7 +106,11 @@ def test_copies_and_files():
     loaded = ours('ConditionalRoutedFeedForward').requires_grad_(False)
     loaded.heavy_ff[1].weight.zero_()
     loaded.load_state_dict(torch.load(file))
-    for other in copy.deepcopy(module), pickle.loads(pickle.dumps(module)), loaded:
+    replica = module._replicate_for_data_parallel()  # shallow; its parameters are attributes
+    assert replica._slots is module._slots
+    for name, part in module.named_children():
+        setattr(replica, name, copy.deepcopy(part))
+    for other in copy.deepcopy(module), pickle.loads(pickle.dumps(module)), loaded, replica:
         assert torch.equal(other(x), expected)
         with torch.no_grad():
             other.heavy_ff[3].bias.add_(1)
