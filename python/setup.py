@@ -13,7 +13,9 @@ class BuildWithHeaders(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:  # an editable install reads those of the checkout
-            shutil.copytree(HEADERS, pathlib.Path(self.build_lib, 'colt5', 'include'), dirs_exist_ok=True)
+            copies = pathlib.Path(self.build_lib, 'colt5', 'include')
+            shutil.rmtree(copies, ignore_errors=True)  # of an earlier build: it may have headers that are gone
+            shutil.copytree(HEADERS, copies)
 
 
 setup(cmdclass={'build_py': BuildWithHeaders})

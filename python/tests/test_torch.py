@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The modules are ordinary ones: gradcheck, the compiler, copies, devices, processes, hooks of saved tensors."""
+import concurrent.futures
 import copy
 import gc
 import io
@@ -249,6 +250,19 @@ def test_sinkhorn_noise_comes_from_torch():
     assert torch.equal(module(x.requires_grad_()), module(x.detach()))
     module(x).sum().backward()
     assert module.router.routing_token.grad.isfinite().all()
+
+
+def test_threads_that_call_at_the_same_time():
+    module = ours('ConditionalRoutedFeedForward')
+
+    def work(seed):
+        x = tokens(2, 40, 32, seed=seed).requires_grad_()
+        return torch.autograd.grad(module(x).square().sum(), x)[0]
+
+    expected = [work(seed) for seed in range(40)]
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        for actual, wanted in zip(threads.map(work, range(40)), expected):
+            assert torch.equal(actual, wanted)
 
 
 def train_in_parallel(rank, port, queue):
