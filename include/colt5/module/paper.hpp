@@ -50,8 +50,8 @@ constexpr TransformerBlockConfig for_length(TransformerBlockConfig block, Index 
 /// of the relative bias; weights are drawn as PyTorch draws them; there is no dropout. The paper's decoder, whose cross
 /// attention is not routed, is not here.
 ///
-/// As they stand, these blocks give their routers no gradient at the initial weights, see docs/training.md. To train routers,
-/// set router_kwargs.coor_descent.score_scale to 1/√dim, and iterate_to_convergence.
+/// As they stand, these blocks give their routers no gradient at the initial weights, see docs/training.md. To train
+/// routers, set router_kwargs.coor_descent.score_scale to 1/√dim, and iterate_to_convergence.
 constexpr TransformerBlockConfig paper_block(Index dim, Index light_heads, Index heavy_heads, Index length = 16384) {
     return for_length({.dim = dim,
                        .num_heavy_attn_tokens_q = 1,

@@ -125,8 +125,8 @@ CrossEntropyGradients<typename X::value_type, P> linear_cross_entropy_vjp(
     VectorView<accumulate_t<typename X::value_type>> d_bias = {}, const CrossEntropy& how = {}) {
     using Scalar = typename X::value_type;
     using Logit = accumulate_t<Scalar>;
-    using Chunks = detail::LinearCrossEntropy<P, Scalar>;
-    const Chunks chunks(policy, x, weight, targets, bias, how);
+    using Loss = detail::LinearCrossEntropy<P, Scalar>;
+    const Loss chunks(policy, x, weight, targets, bias, how);
     expect_shape("d_losses", d_losses.shape(), targets.shape());
     expect_shape("d_weight", d_weight.shape(), weight.shape());
     if (d_bias) expect_shape("d_bias", d_bias.shape(), {chunks.classes()});
@@ -139,8 +139,8 @@ CrossEntropyGradients<typename X::value_type, P> linear_cross_entropy_vjp(
         assign(policy, d_logits,
                select(column(target) < Logit(0), Logit(0),
                       (exp(cast<Logit>(logits) - column(log_sum)) - cast<Logit>(is_target)) * column(d)));
-        detail::linear_vjp_into(policy, Chunks::tokens(result.d_x.view().rows(), first, rows), d_logits,
-                                Chunks::tokens(x.const_view().rows(), first, rows), weight, d_weight, d_bias);
+        detail::linear_vjp_into(policy, Loss::tokens(result.d_x.view().rows(), first, rows), d_logits,
+                                Loss::tokens(x.const_view().rows(), first, rows), weight, d_weight, d_bias);
     });
     return result;
 }
