@@ -52,6 +52,7 @@
 #include <colt5/module/conditional_routed_vit.hpp>
 #include <colt5/module/ragged.hpp>
 #include <colt5/module/routed.hpp>
+#include <colt5/module/stack.hpp>
 
 #include <colt5/optim/adamw.hpp>
 #include <colt5/optim/clip.hpp>

@@ -6,6 +6,7 @@
 #include "module/image.hpp"
 #include "module/ragged.hpp"
 #include "module/routed.hpp"
+#include "module/stack.hpp"
 #include "module/training.hpp"
 #include "op/cross_entropy.hpp"
 #include "op/dense_attention.hpp"
@@ -91,6 +92,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("a routed module as the heavy branch", routed_case<RoutedTwice, T, P>);
     add_of_modules("ragged halves of a block", ragged_case<by_descent_of_one_route, T, P>);
     add_of_modules("ragged cross attention", ragged_cross_case<cross_config, T, P>);
+    add_of_modules("stack", stack_case<T, P>);
     add_of_modules("training", training_case<T, P>);
     return all;
 }

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <colt5/core/tensor.hpp>
+#include <colt5/module/module.hpp>
+
+namespace colt5 {
+
+/// What a Stack saves for backward.
+enum class Checkpoints {
+    none,   ///< the activations of all layers
+    layers  ///< the output of each layer; backward computes its activations again, which takes another forward pass
+};
+
+/// Layers of one type, one behind the other:  x = layer(x), such as blocks. The compiler sees one layer, however many
+/// there are. Parameters are named layers.0., layers.1. and so on.
+template <typename Layer, std::size_t depth>
+class Stack : public ModuleBase<Stack<Layer, depth>, typename Layer::Out::PolicyType> {
+    using P = typename Layer::Out::PolicyType;
+    using Base = ModuleBase<Stack, P>;
+    friend Base;
+    static_assert(depth >= 1, "colt5: the depth of a Stack must be at least 1");
+
+public:
+    using Out = typename Layer::Out;        // (b, n, d)
+    using Counts = typename Layer::Counts;  // of each layer
+
+    std::array<Layer, depth> layers;
+    Checkpoints checkpoints = Checkpoints::none;  // what forward saves
+
+    struct Gradients {
+        using Module = Stack;
+        std::array<typename Layer::Gradients, depth> layers;
+    };
+
+    /// What backward reads. The tokens and the mask must outlive it.
+    struct Activations {
+        Out out;                                            // (b, n, d)
+        std::vector<typename Layer::Activations> layers;    // of each layer, or none with checkpoints
+        std::vector<Out> outs;                              // with checkpoints: of each layer but the last
+        std::vector<std::vector<std::uint64_t>> states;     // with checkpoints: of the layers' noise before each ran
+        TokensView<const typename Out::value_type> tokens;  // (b, n, d)
+        Mask mask;
+        Counts counts;
+        ActivationsOrigin origin;
+
+        /// Calls f(prefix + the router's name, Routing) for each router; of layers that are to be computed again, none.
+        template <typename F>
+        void each_routing(F&& f, const std::string& prefix = "") const {
+            for (std::size_t i = 0; i < layers.size(); ++i) layers[i].each_routing(f, prefix + name_of_layer(i));
+        }
+        /// Calls f(prefix + the router's name, RouterView) for each router; of layers that are to be computed again,
+        /// none.
+        template <typename F>
+        void each_router(F&& f, const std::string& prefix = "") const {
+            for (std::size_t i = 0; i < layers.size(); ++i) layers[i].each_router(f, prefix + name_of_layer(i));
+        }
+    };
+
+    explicit Stack(const P& policy, Seeds seeds = {}) : Stack(policy, seeds, std::make_index_sequence<depth>()) {}
+
+    /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Saves nothing. `out` may hold the tensor to return, which
+    /// is then written to.
+    template <Viewable X>
+    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, const Counts& counts = {}, Out out = {}) const {
+        if constexpr (depth == 1) {
+            return layers[0](tokens, mask, counts, std::move(out));
+        } else {
+            Out x = layers[0](tokens, mask, counts);
+            for (std::size_t i = 1; i + 1 < depth; ++i) x = layers[i](x, mask, counts);
+            return layers[depth - 1](x, mask, counts, std::move(out));
+        }
+    }
+
+    /// The same, with what backward reads.
+    template <typename X>
+    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, const Counts& counts = {}, Out given = {}) const {
+        static_assert(outlives_call<X>,
+                      "colt5: backward reads the tokens again: give the tensor a name, a temporary is gone by then");
+        Activations saved;
+        saved.mask = mask;
+        saved.counts = counts;
+        saved.tokens = expect<TokensView<const typename Out::value_type>, P>("tokens", tokens);
+        if (checkpoints == Checkpoints::layers) {
+            for (std::size_t i = 0; i < depth; ++i) {
+                saved.states.push_back(state_of(layers[i]));
+                auto out = std::move(run(saved, i, given).out);
+                (i + 1 < depth ? saved.outs.emplace_back() : saved.out) = std::move(out);
+            }
+        } else {
+            saved.layers.reserve(depth);
+            for (std::size_t i = 0; i < depth; ++i) saved.layers.push_back(run(saved, i, given));
+            saved.out = std::move(saved.layers.back().out);
+        }
+        saved.origin = {this->policy(), identity()};
+        return saved;
+    }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        for (std::size_t i = 0; i < depth; ++i) Layer::each_parameter(f, prefix + name_of_layer(i), m.layers[i]...);
+    }
+
+private:
+    template <std::size_t... I>
+    Stack(const P& policy, Seeds& seeds, std::index_sequence<I...>)
+        : Base(policy), layers{(static_cast<void>(I), Layer(policy, seeds))...} {}
+
+    static std::string name_of_layer(std::size_t i) { return "layers." + std::to_string(i) + "."; }
+
+    /// The address of a parameter, which moving the module does not change.
+    const void* identity() const {
+        const void* first = nullptr;
+        Layer::each_parameter(
+            [&](const std::string&, const auto& parameter) {
+                if (first == nullptr) first = parameter.data();
+            },
+            "", layers[0]);
+        return first;
+    }
+
+    /// The numbers that training noise is drawn by.
+    static std::vector<std::uint64_t> state_of(const Layer& layer) {
+        std::vector<std::uint64_t> numbers;
+        each_state<Layer>([&](const std::string&, std::uint64_t number) { numbers.push_back(number); }, "", layer);
+        return numbers;
+    }
+    static void set_state(const Layer& layer, const std::vector<std::uint64_t>& numbers) {
+        std::size_t i = 0;
+        each_state<Layer>([&](const std::string&, auto& number) { number = numbers[i++]; }, "", layer);
+    }
+
+    /// Forward of a layer on what the one before it has saved.
+    /// The last one writes to `given`, if that is not empty.
+    template <typename Saved>
+    typename Layer::Activations run(const Saved& saved, std::size_t i, Out& given) const {
+        Out to = i + 1 == depth ? std::move(given) : Out();
+        if (i == 0) return layers[0].forward(saved.tokens, saved.mask, saved.counts, std::move(to));
+        const Out& x = saved.layers.empty() ? saved.outs[i - 1] : saved.layers[i - 1].out;
+        return layers[i].forward(x, saved.mask, saved.counts, std::move(to));
+    }
+
+    template <Viewable D>
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+        saved.origin.expect(this->policy(), identity());
+        if (!is_like<Stack>(*this, gradients)) expect_like<Stack>("gradients", *this, gradients);
+        expect<TokensView<const typename Out::value_type>, P>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), saved.tokens.shape());
+    }
+
+    /// Returns d_tokens (b, n, d).
+    template <typename SomeActivations, Viewable D>
+    Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients, Out given = {}) const {
+        detail::release(saved.out);
+        Out d_x, none;
+        for (std::size_t i = depth; i-- > 0;) {
+            const auto through = [&](auto&& of_layer) {
+                using Saved = decltype(of_layer);
+                Out into = i == 0 ? std::move(given) : Out();
+                if (i + 1 == depth)
+                    d_x =
+                        layers[i].backward(std::forward<Saved>(of_layer), d_out, gradients.layers[i], std::move(into));
+                else
+                    d_x = layers[i].backward(std::forward<Saved>(of_layer), d_x, gradients.layers[i], std::move(into));
+            };
+            if (saved.layers.empty()) {
+                const auto now = state_of(layers[i]);
+                set_state(layers[i], saved.states[i]);
+                auto again = run(saved, i, none);
+                set_state(layers[i], now);
+                detail::release(again.out);
+                through(std::move(again));
+            } else {
+                through(detail::forward_part(saved.layers[i]));
+            }
+        }
+        return d_x;
+    }
+};
+
+}  // namespace colt5
