@@ -44,6 +44,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("feedforward", feed_forward_case<T, P>);
     add("expressions", expressions_case<T, P>);
     add("cross-entropy", cross_entropy_case<T, P>);
+    add("embedding", embedding_case<T, P>);
     add("gather", gather_case<T, P>);
     add("routing", routing_case<T, P>);
     add("causal routing", causal_case<T, P>);

@@ -90,6 +90,15 @@ auto indices_by_route(const Indices& indices) {
     else
         return indices.const_view().reshape(std::array{indices.extent(0) * indices.extent(1), indices.extent(2)});
 }
+/// out (b, k, d) = the rows of x (b, n, d) at `flat` (b, k)
+template <typename P, typename T, typename X>
+void gather_rows(const P& policy, TokensView<T> out, const X& x, MatrixView<const TokenIndex> flat,
+                 [[maybe_unused]] Mask clean_mask) {
+    if constexpr (cleans_as_it_reads<P>)
+        gather_kernel(policy, out, x.const_view(), flat, clean_mask);
+    else
+        gather_kernel(policy, out, x.const_view(), flat);
+}
 }  // namespace detail
 
 // Indices out of range: on the CPU, every operation that takes indices checks them all before it writes any result, and
@@ -112,12 +121,18 @@ auto gather(const P& policy, const X& x, const Indices& indices, Mask clean_mask
     using Out = std::conditional_t<Indices::rank == 2, TokensTensor<Scalar, P>,
                                    Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>>;
     Out out(policy, detail::picked_shape(indices, dim));
-    const auto rows = out.view().reshape(std::array{batch, flat.extent(1), dim});
-    if constexpr (cleans_as_it_reads<P>)
-        gather_kernel(policy, rows, x.const_view(), flat, clean_mask);
-    else
-        gather_kernel(policy, rows, x.const_view(), flat);
+    detail::gather_rows(policy, out.view().reshape(std::array{batch, flat.extent(1), dim}), x, flat, clean_mask);
     return out;
+}
+
+/// The same, written to out (b, k, d).
+template <Policy P, Viewable X, Viewable Indices>
+requires(Indices::rank == 2) void gather(const P& policy, TokensView<typename X::value_type> out, const X& x,
+                                         const Indices& indices) {
+    expect_length("x", x.extent(1));
+    const auto flat = detail::flat_indices(indices, x.extent(0));
+    expect_shape("out", out.shape(), detail::picked_shape(indices, x.extent(2)));
+    detail::gather_rows(policy, out, x, flat, {});
 }
 
 /// The mask at the chosen tokens: mask (b, n), indices (b, r, k)  →  (b, r, k), or an empty tensor when there is no

@@ -3,11 +3,13 @@
 
 #include <array>
 
+#include <colt5/module/embedding.hpp>
+#include <colt5/module/layers.hpp>
 #include <colt5/op/cross_entropy.hpp>
 
 #include "../draw.hpp"
 
-/// Cases of op/cross_entropy.hpp.
+/// Cases of op/cross_entropy.hpp and module/embedding.hpp.
 namespace cases {
 
 template <typename T, typename P>
@@ -31,6 +33,22 @@ Results cross_entropy_case(const P& policy, const Setting& setting) {
     record("d_x", result.d_x);
     record("d_weight", d_weight);
     record("d_bias", d_bias);
+    return record.results;
+}
+
+template <typename T, typename P>
+Results embedding_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const Index batch = draw.size(1, 5), dim = draw.size(1, 200), vocabulary = draw.size(1, 400);
+    const Index length = draw.length(4000, batch * dim);
+    Embedding<T, P> embedding;
+    embedding.weight = draw.values(std::array{vocabulary, dim});
+    auto gradients = zeros_like_parameters(policy, embedding);
+    const auto ids = draw.indices(batch, length, vocabulary);
+    record("out", embedding(policy, ids));
+    embedding.backward(policy, draw.values(std::array{batch, length, dim}), ids, gradients);
+    record.in_float("d_weight", gradients.weight);
     return record.results;
 }
 
