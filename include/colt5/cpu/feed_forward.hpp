@@ -31,8 +31,8 @@ void gelu_row_with_slope(const T* x, Index count, T* y, T* slope) {
 
 }  // namespace cpu
 
-/// Each panel of rows goes through norm, linear, GELU and linear before the next one, which keeps its intermediate rows
-/// in caches. Of these only `pre_activation` is stored, if it is given.
+/// Each panel of rows goes through norm, linear, GELU and linear before the next panel begins. So the intermediate rows
+/// of a panel stay in caches. Of them only `pre_activation` is stored, if it is given.
 template <typename T>
 void feed_forward_kernel(const Cpu& policy, TokensView<T> y, TokensView<T> pre_activation, TokensView<const T> x,
                          const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {

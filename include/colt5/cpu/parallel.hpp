@@ -32,9 +32,9 @@ inline bool has_threads() {
 /// Calls body(i) for every i in [0, count), on up to `policy.threads()` threads with a static schedule, or one after
 /// the other when one thread is enough, the compiler has no OpenMP, or this is a child of a process that has used it.
 ///
-/// A loop in a loop makes its calls one after the other. Calls must not depend on each other. If some throw, the
-/// exception of the smallest such i leaves parallel_for, after every thread has finished; which of the other calls were
-/// made is unspecified.
+/// A parallel_for that is called in `body` makes its calls one after the other. Calls must not depend on each other. If
+/// some throw, the exception of the smallest such i leaves parallel_for, after every thread has finished; which of the
+/// other calls were made is unspecified.
 template <typename Body>
 void parallel_for(const Cpu& policy, Index count, Body&& body) {
 #if defined(_OPENMP)
@@ -65,7 +65,8 @@ void parallel_for(const Cpu& policy, Index count, Body&& body) {
 
 namespace cpu {
 
-/// Rows that one task of a row-wise kernel takes. Fixed, so that sums over chunks do not depend on the threads.
+/// Rows that one task of a row-wise kernel takes. Fixed, so that sums over chunks do not depend on the threads. (These
+/// chunks of rows are not the chunks of tokens of schedule/chunks.hpp.)
 inline constexpr Index rows_per_chunk = 128;
 
 inline Index row_chunks(Index rows) {
@@ -79,26 +80,28 @@ void for_each_row_chunk(const Cpu& policy, Index rows, Body&& body) {
     });
 }
 
-/// Whether a BLAS multiplies (see docs/blas.md).
+/// Whether a BLAS computes the matrix products (see docs/blas.md).
 #if defined(COLT5_USE_BLAS)
 inline constexpr bool uses_blas = true;
 #else
 inline constexpr bool uses_blas = false;
 #endif
 
-/// Rows of a result that a product keeps in registers. Panels consist of whole ones.
+/// Rows of a tile, the part of a result that a product keeps in registers. Panels consist of whole tiles.
 inline constexpr int tile_rows = 6;
-/// Rows that one strip of packed weights serves in turn: together they stay in L2.
+/// A product multiplies so many rows by one strip of packed weights (the columns of a tile) before it takes the next
+/// strip. These rows stay in L2.
 inline constexpr Index panel_rows = 32 * tile_rows;
-/// The fewest rows that are worth a task of their own. A product of no more rows shares out columns instead.
+/// The fewest rows that are worth a task of their own. If a product has no more rows in all, its threads share out the
+/// columns of the result instead.
 inline constexpr Index few_rows = 4 * tile_rows;
 inline constexpr Index many_rows = std::numeric_limits<Index>::max();
 
 /// Rows in groups that stay in a cache while one operation after the other works on them.
 ///
-/// How they are cut depends on the length of a sequence alone, so that a BLAS gives a sequence the same bits in any
-/// batch and with any number of threads. Our own products do so however rows are cut, and take a batch whose sequences
-/// lie one after the other as one sequence.
+/// With a BLAS, how rows are cut depends on the length of a sequence alone, so that a sequence gets the same bits in
+/// any batch and with any number of threads. Our own products give the same bits however rows are cut. Without a BLAS,
+/// a batch whose sequences lie one after the other (`contiguous`) is therefore cut as one long sequence.
 class Panels {
 public:
     Panels(Index batch, Index length, Index largest, bool contiguous = true) : batch_(batch), length_(length) {
@@ -120,7 +123,8 @@ public:
     }
 
 private:
-    /// Whole tiles of rows, shared out evenly: threads would wait for the one whose panels are larger.
+    /// The first row of a panel. Panels have whole tiles and nearly the same number of rows: with unequal panels,
+    /// threads would wait for the one with the larger panels.
     Index begin(Index panel) const {
         return std::min(length_, divide_up(length_, tile_rows) * panel / per_sequence_ * tile_rows);
     }
@@ -128,12 +132,12 @@ private:
     Index batch_, length_, per_sequence_;
 };
 
-/// Panels in which tokens go through an operation. Of short sequences they have few rows, so that every thread gets
-/// some; otherwise as many rows as are multiplied by one strip of packed weights before the next strip.
+/// Panels in which tokens go through an operation. Panels of short sequences have few rows, so that every thread gets
+/// some. Others have about panel_rows rows, and not more.
 inline Panels panels(Index batch, Index length, bool contiguous = true) {
     const Index rows = contiguous && !uses_blas ? batch * length : length;
     const Index count = divide_up(rows, std::clamp(divide_up(rows, 16), few_rows, panel_rows));
-    const Index even = count > 1 ? count + count % 2 : 1;  // after an odd last one, the second thread would wait
+    const Index even = count > 1 ? count + count % 2 : 1;  // an odd number leaves one of two threads idle
     return {batch, length, std::max(Index{1}, divide_up(rows, even)), contiguous};
 }
 
@@ -151,7 +155,8 @@ public:
     ScratchBuffer& operator=(const ScratchBuffer&) = delete;
     ~ScratchBuffer() { ::operator delete(data_, alignment); }
 
-    /// Where the compiler looks for stray accesses, exactly so many, and new ones are filled with NaN.
+    /// At least `bytes` bytes. In a build with a sanitizer exactly `bytes`, so that it finds accesses beyond them; new
+    /// memory is then filled with NaN.
     void* of(std::size_t bytes) {
         if (is_sanitized ? bytes != bytes_ : bytes > bytes_) {
             void* const data = ::operator new(bytes, alignment);
@@ -171,7 +176,8 @@ private:
 
 /// Memory of one thread that grows once and is given back when the thread ends: packing buffers and tiles of the
 /// kernels. `Use` is any type; it tells apart buffers that are in use at the same time: thread_scratch<float, struct
-/// Scores>(n). Named so in a function, the type is that function's own, and so is the buffer.
+/// Scores>(n). A struct that is declared in this call is local to the calling function, so no other function gets the
+/// same buffer.
 template <typename T, typename Use>
 T* thread_scratch(Index count) {
     thread_local ScratchBuffer buffer;

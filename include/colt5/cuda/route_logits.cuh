@@ -16,8 +16,8 @@ namespace cuda {
 
 inline constexpr int routes_at_once = 4, route_threads = sum_threads;
 
-/// The offset of the logit of a row of x (b · n, d) in (b, routes, n), for the first route of some; the next route's
-/// logit is n entries further.
+/// The offset in the logits (b, routes, n) of the logit of a row of x (b · n, d) for route `first_route`. The logit of
+/// the next route is n entries further.
 struct LogitPlace {
     Index length, routes, first_route;
     __device__ Index operator()(Index row) const {
@@ -33,7 +33,8 @@ __device__ Sum at_least_floor(Sum norm) {
     return norm < floor ? floor : norm;
 }
 
-/// The norm of a row of x on a warp, where `square` is the sum of its squares.
+/// The norm of a row of x. `square` is the sum of its squares. If that has overflowed, the warp sums the squares of
+/// scaled entries instead.
 template <int width, typename T, typename Sum>
 __device__ Sum norm_of_row(const T* in, Index d, Sum square) {
     if (square <= std::numeric_limits<Sum>::max()) return at_least_floor(std::sqrt(square));
@@ -48,7 +49,7 @@ __device__ Sum norm_of_row(const T* in, Index d, Sum square) {
     return std::sqrt(warp_sum(sum)) / scale_of_large<Sum>;
 }
 
-/// What cosine_logits knows of a row in addition to its inner products; read where the similarity is the cosine alone.
+/// Norms for kernels with `cosine`; other kernels do not read this.
 template <typename Sum>
 struct Cosine {
     Sum* norms = nullptr;              // (b · n), written

@@ -19,7 +19,9 @@
 namespace colt5::cuda {
 
 inline constexpr int histogram_bins = 256;  // not more than a block has threads
-inline constexpr int max_histograms = 12;   // the longest keys have 64 + 31 = 95 bits: 12 digits of 8 bits
+/// Of top_k, which makes one histogram for each digit of its keys. The longest keys are a logit of 64 bits and an index
+/// of 31 bits: 12 digits of 8 bits.
+inline constexpr int max_histograms = 12;
 inline constexpr int max_cluster_blocks = 8, grid_team_threads = 1024;
 
 /// A block's contribution to a reduction over its row: a value and a count.
@@ -34,8 +36,8 @@ struct RowSplit {
     bool on_chip;           ///< a block keeps its chunk in shared memory
 };
 
-/// Global memory for the barriers of the teams of a launch that are no clusters, one barrier for each row. `arrivals`
-/// and `histograms` are zeros at the start.
+/// Global memory for the barriers and exchanges of GridTeam: those of one launch, one barrier for each row. `arrivals`
+/// and `histograms` are zeros at the start. ClusterTeam does not read it.
 struct TeamBarrier {
     Partial* partials;     // (rows, 2, blocks)
     unsigned* arrivals;    // (rows)
@@ -113,8 +115,8 @@ public:
 #endif
     }
 
-    /// Reduces `value` over all threads of the team by `with`, whose identity element is the third argument, sums
-    /// `thread_count`, and returns then({both results}) to every thread.
+    /// Reduces `value` over all threads of the team by `with`, sums `thread_count`, and returns then({both results}) to
+    /// every thread. The third argument is the identity element of `with`, which only GridTeam needs.
     template <typename T, typename Combine, typename Then = Identity>
     __device__ auto combine(T value, unsigned thread_count, double, Combine&& with, Then&& then = {}) {
         const int exchange_index = exchanges_++;
@@ -141,7 +143,7 @@ public:
 
     /// Sums the histograms of all blocks. Each thread gets the count of its bin, or 0 if it has none. Other blocks may
     /// read `histogram` until the next merge returns: do not change it before, and call `wait_for_readers` before the
-    /// kernel ends.
+    /// kernel ends. The second argument is the number of the digit, which only GridTeam needs.
     __device__ unsigned merge_histogram(unsigned* histogram, int) {
         sync();
         unsigned sum = 0;

@@ -12,13 +12,13 @@ namespace colt5 {
 
 namespace detail {
 
-/// dim · mult, or 0 where that is no width.
+/// dim · mult without its fraction, or 0 if the product is less than 1 or more than 2^40.
 constexpr Index hidden_width(Index dim, double mult) {
     const double width = static_cast<double>(dim) * mult;
     return width >= 1 && width <= 0x1p40 ? static_cast<Index>(width) : 0;
 }
 
-/// What Routed is for a configuration of the feedforward.
+/// The RoutedConfig and the two branches of a feedforward with this configuration.
 template <FeedForwardConfig config>
 struct RoutedFeedForward {
     static_assert(config.dim >= 1, "colt5: FeedForwardConfig.dim must be at least 1");
@@ -43,7 +43,7 @@ struct RoutedFeedForward {
     using Heavy = Branch<hidden_width(config.dim, config.heavy_ff_mult), Scalar, P>;
 };
 
-/// The names that the reference gives the branches.
+/// RoutedParts, with the names that the reference (the PyTorch package colt5-attention) gives the branches.
 template <typename Router, typename Light, typename Heavy>
 struct FeedForwardParts {
     static constexpr const char *light_name = "light_ff", *heavy_name = "heavy_ff";
@@ -60,7 +60,7 @@ struct FeedForwardParts {
 ///
 ///     out_i = light(x_i) + score_i · heavy(x_i) [i chosen]
 ///
-/// A router that may choose a token several times gives it the mean of its heavy outputs.
+/// If the router chooses a token several times, the token gets the mean of score · heavy over these choices.
 /// Masked tokens get no heavy output; what is not finite in them counts as 0. The router is that of `router_type`, or
 /// any template that meets Router.
 template <FeedForwardConfig config, typename Scalar, Policy P,

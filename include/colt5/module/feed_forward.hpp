@@ -16,6 +16,7 @@ namespace colt5 {
 /// kernels of op/feed_forward.hpp. A policy that cleans padding as it reads takes the mask to do so.
 template <typename Scalar, Policy P>
 struct FeedForward {
+    // The numbers are the names of these parts in the PyTorch package, where the feedforward is an nn.Sequential.
     RMSNorm<Scalar, P> norm;    // 0
     Linear<Scalar, P> hidden;   // 1: d → hidden
     Linear<Scalar, P> project;  // 3: hidden → d

@@ -66,16 +66,16 @@ private:
     std::uint64_t tokens_ = 0;
 };
 
-/// Tokens whose padding is clean: what is not finite in masked tokens counts as 0, so that neither outputs nor
-/// gradients depend on what padding holds that nobody wrote.
+/// Tokens whose padding is clean: what is not finite in masked tokens counts as 0, so that NaN and infinity in padding
+/// that nobody has initialized reach neither outputs nor gradients.
 template <typename Scalar, Policy P, typename Tokens>
 struct CleanTokens {
     TokensTensor<Scalar, P> copy;  // of the tokens, if they were not clean
     Tokens tokens;                 // (b, n, d)
 };
 
-/// x (b, n, d), mask (b, n) or absent. Reads masked tokens alone, and copies only where one of them is not finite. A
-/// policy that cleans as it reads gets x back.
+/// x (b, n, d), mask (b, n) or absent. Reads masked tokens alone, and copies x only if one of them is not finite. With
+/// a policy that cleans padding as it reads, returns x itself.
 template <Policy P, Viewable X>
 auto clean_padding(const P& policy, const X& x, Mask mask) {
     CleanTokens<typename X::value_type, P, decltype(x.const_view())> clean{{}, x.const_view()};
@@ -128,7 +128,7 @@ public:
         else
             return main_;
     }
-    /// The event behind the side stream's work so far.
+    /// Records an event after the side stream's work so far.
     Event<P> record_event() const {
         if constexpr (HasSideStream<P>)
             return policy().record_event();

@@ -116,10 +116,10 @@ constexpr RouterConfig router_config(const RoutedConfig& config) {
 /// Heavy and Light are any modules that meet TokenModule; without a Light, tokens that are not chosen get 0, or
 /// themselves with Residual::tokens. There is a heavy module for each of num_routes routes, or with shared_heavy one
 /// for all of them. A heavy module sees the chosen tokens of one route as a sequence of their own, (b, k, d), and a
-/// mask of those if it takes one. They come in the router's order, the largest logit first, or with sequence_order as
-/// they stand in the sequence. A route that may choose a token several times gives it the mean of its heavy outputs.
-/// Masked tokens get no heavy output; what is not finite in them counts as 0. The router is that of `router_type`, or
-/// any template that meets Router.
+/// mask of those if it takes one. The chosen tokens come in the order of the router's indices, or with sequence_order
+/// as they stand in the sequence. If a route chooses a token several times, the token gets the mean of score · heavy
+/// over these choices. Masked tokens get no heavy output; what is not finite in them counts as 0. The router is that of
+/// `router_type`, or any template that meets Router.
 template <RoutedConfig config, typename Scalar, Policy P, typename Heavy, typename Light = NoLight<Scalar, P>,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter,
           template <typename, typename, typename> class Parts = RoutedParts>
@@ -161,13 +161,13 @@ public:
     struct Activations {
         Out out;  // (b, n, d)
         TokensView<const Scalar> tokens;
-        Out clean_copy;  // of the tokens, if padding was not finite; `tokens` is then a view of it
+        Out clean_copy;  // of the tokens, if padding had to be cleaned; `tokens` is then a view of it
         Mask mask;
         Residual residual;
         typename Light::Activations light;
         std::array<OfRoute, num_routes> heavy;
         RouterActivations<TokenRouter, Scalar, P> routed;  // indices, scores (b, r, k)
-        Routing<accumulate_t<Scalar>, P> by_route;         // the same (r, b, k), as the heavy modules see it
+        Routing<accumulate_t<Scalar>, P> by_route;         // the same (r, b, k), or empty, see `rearranged`
         ActivationsOrigin origin;
 
         /// Calls f(prefix + the router's name, Routing) for each router.
@@ -208,7 +208,7 @@ public:
         expect_parameters_of(light_of(*this), name_of_light(""));
         for (std::size_t i = 0; i < num_heavy; ++i) expect_parameters_of(heavy_of(*this, i), name_of_heavy("", i));
     }
-    /// Throws ValueError unless forward of this module returned them, and nothing has used them up.
+    /// Throws ValueError unless forward of this module returned `saved`, and nothing has moved from it since.
     void expect_saved(const Activations& saved) const { saved.origin.expect(this->policy(), identity(), saved.tokens); }
     /// Whether gradients have the shapes of those that make_gradients() makes.
     bool fits(const Gradients& gradients) const {
@@ -217,7 +217,8 @@ public:
         return all;
     }
 
-    /// By what saved activations know the module: the address of a parameter, or of the workspace if there is none.
+    /// Saved activations store this address to tell which module they are of: that of the first parameter found, or of
+    /// the workspace if the module has no parameters.
     const void* identity() const {
         const void* address = nullptr;
         const auto look = [&](const std::string&, const auto& parameter) {
@@ -297,7 +298,8 @@ private:
             return is_like<M>(branch, gradients);
     }
 
-    /// Tokens as the branches take them: a light branch without an epilogue gets them clean.
+    /// The tokens that both branches read. A policy that cleans padding as it reads gets the tokens themselves, except
+    /// when the light branch has no epilogue: such a branch expects clean padding, so a copy is made.
     static auto clean(const P& policy, const Tokens& tokens, Mask mask) {
         auto clean = clean_padding(policy, tokens, mask);
         if constexpr (!LightBranch::has_epilogue)
@@ -308,11 +310,13 @@ private:
         return clean;
     }
 
-    /// Whether the heavy modules see something else than what the router says, (b, 1, k).
+    /// Whether indices and scores must be rearranged for the heavy modules. With one route, in the router's order, the
+    /// heavy module reads the router's (b, 1, k).
     static constexpr bool rearranges = num_routes > 1 || config.sequence_order;
     using Logit = accumulate_t<Scalar>;
 
-    /// What the router says (b, r, k), as the heavy modules see it: (r, b, k), or nothing if they see just that.
+    /// The router's indices and scores (b, r, k), rearranged for the heavy modules to (r, b, k), and with
+    /// sequence_order sorted by token. Empty if nothing needs to be rearranged.
     static Routing<Logit, P> rearranged([[maybe_unused]] const P& policy, const Routing<Logit, P>& routing,
                                         [[maybe_unused]] Index length) {
         expect_shape("routing", routing.indices.shape(), {dynamic, config.num_routes, dynamic});
@@ -320,7 +324,8 @@ private:
         if constexpr (config.sequence_order)
             if (const Index picks = indices.extent(2); picks > 0) {
                 const auto ones = pick_scores<Logit>(policy, {}, indices, {});
-                // Of equal numbers, top_k takes those of the lower index first.
+                // Sorts the indices of a row: of numbers that are 1 at chosen tokens and 0 elsewhere, top_k takes the
+                // ones, and of equal numbers that of the lower index first.
                 const auto sorted = top_k(policy, place_scores(policy, ones, indices, {}, length), {}, picks);
                 return {swap_first_axes(policy, sorted),
                         swap_first_axes(policy, moved(policy, scores, indices, sorted, length))};
@@ -330,7 +335,8 @@ private:
         else
             return {};
     }
-    /// Numbers of some picks (b, r, k), in the order of other picks of the same tokens.
+    /// `numbers` (b, r, k) belong to the indices `from`. Returns them in the order of the indices `to`, which name the
+    /// same tokens.
     template <typename Indices>
     static auto moved(const P& policy, const TokensTensor<Logit, P>& numbers, const Indices& from, const Indices& to,
                       Index length) {
@@ -344,7 +350,7 @@ private:
         else
             return single_route(all);
     }
-    /// The gradient of the scores, from as the heavy modules see them to as the router gave them (b, r, k).
+    /// Undoes `rearranged` for the gradient of the scores: from the heavy modules' (r, b, k) to the router's (b, r, k).
     static TokensTensor<Logit, P> restored(const P& policy, TokensTensor<Logit, P> d_scores, const Activations& saved) {
         if constexpr (rearranges) d_scores = swap_first_axes(policy, d_scores);
         if constexpr (config.sequence_order)
@@ -431,7 +437,9 @@ private:
         auto d_scores = tensor_like(side, rearranges ? saved.by_route.scores : routing.scores);  // (r, b, k), (b, 1, k)
         TokensTensor<Logit, P> d_logits;                                                         // (b, r, n)
         GradientEpilogue<Scalar, P, num_updates> epilogue{detail::residual_of(saved.residual, d_out)};
-        detail::release(saved.out);  // d_x takes its memory: what lives longer is allocated above
+        // d_x, allocated below, reuses the memory of saved.out. Large tensors that live until then must not take it, so
+        // they are allocated above.
+        detail::release(saved.out);
 
         for (std::size_t r = 0; r < num_routes; ++r) {
             d_heavy[r] = scatter_vjp(side, scatter_mode, d_out, indices(r));
@@ -446,8 +454,9 @@ private:
             epilogue.ready = side_stream.record_event();
         }
         for (std::size_t r = 0; r < num_routes; ++r) {
+            // From here on, d_heavy is the gradient of what the heavy module returned.
             assign(side, d_heavy[r],
-                   d_heavy[r] * column(of_route(routing.scores, saved.by_route.scores, r)));  // now of its output
+                   d_heavy[r] * column(of_route(routing.scores, saved.by_route.scores, r)));  // (b, k, d)
             HeavyBranch::backward(heavy_of(*this, r), side, saved.heavy[r].heavy, d_picked[r].view(), d_heavy[r],
                                   gather(side, saved.tokens, indices(r), saved.mask), mask_of(saved.heavy[r]),
                                   heavy_of(gradients, r));

@@ -54,7 +54,7 @@ concept MapsMaskedTokens = requires(const BranchArguments<M, Scalar, P>& a) {
     a.branch.backward(a.policy, a.saved, a.out, a.x, a.x, a.mask, a.gradients);
 };
 
-/// Whether a light branch adds a residual to its output and an epilogue, with so many rank-one updates, to its
+/// Whether a light branch adds a residual to its output, and an epilogue with `updates` rank-one updates to its
 /// gradient.
 template <typename M, typename Scalar, typename P, std::size_t updates = 0>
 concept HasEpilogue = requires(const BranchArguments<M, Scalar, P>& a,
@@ -72,14 +72,14 @@ concept HasEpilogue = requires(const BranchArguments<M, Scalar, P>& a,
 /// A module that meets this maps tokens (b, n, d) → (b, n, d), and can be the heavy or the light branch of Routed:
 ///
 ///     M(policy, seeds)                       draws its parameters from the SeedSequence
-///     m.forward(policy, out, x, save)        writes to out (b, n, d) what it makes of x (b, n, d); returns
-///                                            M::Activations, what backward reads, or nothing in them unless `save`
+///     m.forward(policy, out, x, save)        writes its result for x (b, n, d) to out (b, n, d); returns
+///                                            M::Activations: with `save` what backward reads, otherwise empty
 ///     m.backward(policy, saved, d_x, d_out, x, gradients)
 ///                                            writes to d_x (b, n, d); adds the gradients of the parameters
 ///     M::Activations                         default-constructible and movable
 ///     M::Gradients                           default-constructible, with the same members as the parameters of M
-///     M::each_parameter(f, prefix, m...)     calls f(prefix + name, tensor...) for each parameter of the modules or
-///                                            Gradients m..., side by side
+///     M::each_parameter(f, prefix, m...)     m... are modules M or M::Gradients; calls f(prefix + name, tensor...) for
+///                                            each parameter, with that parameter's tensor of every m
 ///
 /// A module that looks at several tokens at a time, such as an attention, takes a mask (b, n) behind x, in both
 /// functions: forward(policy, out, x, mask, save) and backward(policy, saved, d_x, d_out, x, mask, gradients). It is
@@ -87,8 +87,10 @@ concept HasEpilogue = requires(const BranchArguments<M, Scalar, P>& a,
 ///
 /// A light branch may add the residual and the gradients of other branches in its own kernels, as FeedForward and
 /// LightAttention do. Its forward then takes a residual behind the arguments above, and its backward a
-/// GradientEpilogue; a branch without a mask takes one as the last argument, to clean padding by. Such a branch gets
-/// padding as it is, and its backward recomputes what forward was told not to save.
+/// GradientEpilogue. If the branch takes no mask so far, both functions get one as their last argument. On a policy
+/// that cleans padding as it reads (see core/policy.hpp), x then comes with its padding as it is, and the branch must
+/// treat what is not finite in masked tokens as 0. Backward must also accept Activations of a forward without `save`,
+/// and recompute what they lack.
 ///
 /// Work goes to the `policy` of the call, which may be that of a side stream. A module with a policy of its own becomes
 /// a branch by AsBranch.
@@ -194,7 +196,8 @@ public:
     }
 
 private:
-    /// While it lives, the work of `second` runs after what `first` has queued, and `first` goes on behind it.
+    /// The constructor makes `second` wait for what `first` has queued so far; the destructor makes `first` wait for
+    /// what `second` has queued by then.
     class InOrder {
     public:
         InOrder(const P& first, const P& second) : first_(first), second_(second) { after(second_, first_); }
@@ -203,7 +206,7 @@ private:
         ~InOrder() {
             try {
                 after(first_, second_);
-            } catch (const std::exception&) {  // the exception that unwinds the stack says more
+            } catch (const std::exception&) {  // a destructor must not throw
             }
         }
 

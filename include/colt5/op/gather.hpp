@@ -62,7 +62,7 @@ enum class Scatter {
 };
 
 namespace detail {
-/// What gather makes of `indices` (b, k) or (b, r, k): (b, k, d) or (b, r, k, d)
+/// The shape of what gather returns: (b, k, d) for indices (b, k), and (b, r, k, d) for (b, r, k)
 template <typename Indices>
 auto picked_shape(const Indices& indices, Index dim) {
     if constexpr (Indices::rank == 2)
@@ -125,7 +125,7 @@ auto gather(const P& policy, const X& x, const Indices& indices, Mask clean_mask
     return out;
 }
 
-/// The same, written to out (b, k, d).
+/// The same without a clean_mask, written to out (b, k, d).
 template <Policy P, Viewable X, Viewable Indices>
 requires(Indices::rank == 2) void gather(const P& policy, TokensView<typename X::value_type> out, const X& x,
                                          const Indices& indices) {
@@ -168,7 +168,8 @@ requires(Indices::rank == 2) void scatter(const P& policy, Scatter how, TokensVi
 }
 
 /// The same for the rows of several routes, rows (b, r · k, d), one route after the other, indices and scale (b, r, k).
-/// Rows of different routes are added; Scatter::mean takes the mean of those of one route that go to the same place.
+/// With add and mean, rows of different routes are added; mean takes the mean of those of one route that go to the same
+/// place. With overwrite the last row of the last route replaces the others.
 template <Policy P, Viewable Rows, Viewable Indices>
 requires(Indices::rank == 3) void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type> out,
                                           const Rows& rows, const Indices& indices,
@@ -253,8 +254,8 @@ auto straight_through_scores(const P& policy, const L& logits, const Indices& in
 }
 
 /// Vector-Jacobian product of pick_scores: zeros (b, r, n) with the gradients at the chosen tokens that are not masked.
-/// The indices of a row must be distinct. Throws ValueError when `length` is no number of tokens, and on the CPU when
-/// an index is not in [0, length).
+/// The indices of a row must be distinct. Throws ValueError when `length` is negative, or 2^31 or more, and on the CPU
+/// when an index is not in [0, length).
 template <Policy P, Viewable D, Viewable Indices>
 auto place_scores(const P& policy, const D& d_picked, const Indices& indices, Mask mask, Index length) {
     static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");

@@ -15,27 +15,29 @@
 #include <colt5/op/route_logits.hpp>
 #include <colt5/op/sinkhorn.hpp>
 
+/// In these comments, the reference is the PyTorch package colt5-attention, and a real token is one that is not masked.
 namespace colt5 {
 
 /// Settings of CoordinateDescentRouter.
 struct CoordinateDescentKwargs {
     int n_iters = 50;
-    double fetch_k_ratio = 9.0 / 8;  ///< the descent asks for this many times the tokens, "for better learning"
+    /// The k of the descent is the number of heavy tokens times this, "for better learning" as the reference says.
+    double fetch_k_ratio = 9.0 / 8;
     double eps = 1;
     double eps_init = 0;   ///< first ε of ε-scaling; 0: none
-    double eps_decay = 1;  ///< from step to step
+    double eps_decay = 1;  ///< the next step's ε is max(ε · eps_decay, eps)
     DescentStart start = DescentStart::zero;
-    /// Multiplies the logits. At the reference's initialization they have a deviation of about √dim, at which the
-    /// descent saturates and the router has no gradient: 1/√dim is what to train with.
+    /// Multiplies the logits. At the reference's initialization their standard deviation is about √dim. Then the
+    /// descent saturates (chosen tokens score 1), and the router has no gradient. For training set it to 1/√dim.
     double score_scale = 1;
-    /// Solves for the threshold instead of making n_iters steps; see CoordinateDescent. This, too, is what to train
-    /// with. If the logits come to spread widely, all chosen tokens lie above the threshold, where they have no
-    /// gradient, with a fetch_k_ratio above 1; with 1 they do not.
+    /// Solves for the threshold instead of making n_iters steps; see CoordinateDescent. Set this for training, too.
+    /// Scores of tokens above the threshold have no gradient. With a fetch_k_ratio above 1, all chosen tokens lie above
+    /// it once the logits spread widely; with a fetch_k_ratio of 1 they do not.
     bool iterate_to_convergence = false;
     bool cosine_sim_routing = false;  ///< logits are cosines of the angle to the routing token; see cosine_logits
     double cosine_sim_scale = 8;      ///< multiplies the cosines
-    /// A sequence of at most as many real tokens as are asked for is not routed, as in colt5-attention 0.11: all of
-    /// them score 1, and the router has no gradient from them.
+    /// A sequence with at most k real tokens, where k is the number of heavy tokens, is not routed, as in
+    /// colt5-attention 0.11: its real tokens all score 1, and the router gets no gradient from them.
     bool short_rows_score_one = false;
 
     /// The defaults of colt5-attention 0.11: ε-scaling, 20 steps from b = −s, short sequences not routed.
@@ -54,8 +56,8 @@ struct CumulativeSoftmaxKwargs {
     double temperature = 1;
     bool cosine_sim_routing = false;  ///< logits are cosines of the angle to the routing token; see cosine_logits
     double cosine_sim_scale = 8;      ///< multiplies the cosines
-    /// A sequence of at most as many real tokens as are asked for is not routed, as in colt5-attention 0.11: all of
-    /// them score 1, and the router has no gradient from them.
+    /// A sequence with at most k real tokens, where k is the number of heavy tokens, is not routed, as in
+    /// colt5-attention 0.11: its real tokens all score 1, and the router gets no gradient from them.
     bool short_rows_score_one = false;
 };
 
@@ -71,9 +73,9 @@ struct SinkhornKwargs {
 /// Settings of CausalRouter; see CausalTopK.
 struct CausalKwargs {
     double rate = 1.0 / 16;      ///< routed tokens per token
-    double burst = 0;            ///< tokens that may be routed beyond that at any time; 0: twice what a block is worth
-    Index block_size = 256;      ///< tokens from which the price for those behind them comes; a power of two up to 1024
-    double fetch_k_ratio = 1.0;  ///< the descent asks for this many times the tokens
+    double burst = 0;            ///< tokens that may be routed beyond that; 0: max(1, 2 · rate · block_size)
+    Index block_size = 256;      ///< a block of tokens is compared with as many before it; a power of two up to 1024
+    double fetch_k_ratio = 1.0;  ///< multiplies the k of the descent
     double eps = 1;
     double score_scale = 1;           ///< multiplies the logits; see CoordinateDescentKwargs
     bool cosine_sim_routing = false;  ///< logits are cosines of the angle to the routing token; see cosine_logits
@@ -101,7 +103,8 @@ struct RouterConfig {
     RouterKwargs kwargs{};
 };
 
-/// Which tokens go to the heavy branch, and what their output is multiplied by.
+/// Which tokens go to the heavy branch, and what their output is multiplied by. A row is one route of one sample; each
+/// of its k entries, an index and a score, is a pick.
 template <typename Logit, Policy P>
 struct Routing {
     Tensor<TokenIndex, P, dynamic, dynamic, dynamic> indices;  // (b, r, k)
@@ -113,14 +116,14 @@ template <typename R, typename Scalar, typename P>
 using RouterActivations =
     decltype(std::declval<const R&>().forward(std::declval<const P&>(), TokensView<const Scalar>(), Mask(), Index()));
 
-/// What a module reads of a router that evaluates.
+/// The result of a router's `route` in a struct with `.routing`, as `forward` returns one.
 template <typename Logit, Policy P>
 struct Evaluated {
     Routing<Logit, P> routing;
 };
 
-/// `forward` of a router if backward is to follow, otherwise `route`; x (b, n, d), and of a LinearRouter perhaps
-/// routing tokens (b, r, d). Either has `.routing`.
+/// Calls `forward` of a router if backward is to follow, otherwise `route`. Either result has `.routing`. x (b, n, d);
+/// a LinearRouter also takes routing tokens (b, r, d).
 template <bool save, typename R, typename Scalar, Policy P, typename... RoutingTokens>
 auto run_router(const R& router, const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
                 const RoutingTokens&... routing_tokens) {
@@ -161,15 +164,16 @@ struct VisitNothing {
 ///     router.backward(policy, saved, d_scores, x, mask, d_x, gradients)
 ///                                            d_scores (b, r, k); d_x (b, n, d) and the gradients accumulate
 ///     R::Gradients                           default-constructible, with the same members as the parameters of R
-///     R::each_parameter(f, prefix, r...)     calls f(prefix + name, tensor...) for each parameter of the routers or
-///                                            Gradients r..., side by side; a router with a state shows it to an f
-///                                            that asks (see StateVisitor)
+///     R::each_parameter(f, prefix, r...)     r... are routers R or R::Gradients; calls f(prefix + name, tensor...) for
+///                                            each parameter, with that parameter's tensor of every r. A router with a
+///                                            state also calls f.state, if f has it (see StateVisitor)
 ///
 /// A router that may choose fewer than k tokens of a long sequence has a constant R::has_unused_picks = true: the rest
 /// of its indices are any other tokens, with score 0. It goes with heavy branches that map each token alone.
 ///
-/// Indices are distinct within a row unless picks_repeat. With straight_through the score of a real token is exactly 1
-/// and the gradient that of the score. Logits are float or double whatever x is: accumulate_t<Scalar>.
+/// Indices are distinct within a row unless picks_repeat. With straight_through the score of a real token is exactly 1,
+/// and backward uses the gradient of the score that the token would have without straight_through. Logits are float or
+/// double whatever x is: accumulate_t<Scalar>.
 template <typename R, typename Scalar, typename P>
 concept Router = Policy<P> && std::constructible_from<R, const P&, SeedSequence&> &&
     std::default_initializable<typename R::Gradients> &&
@@ -243,7 +247,8 @@ public:
             add(routing_token, gradients.routing_token.view());
     }
 
-    /// Throws ShapeError, which calls it `prefix` + its name, when a parameter does not fit the configuration.
+    /// Throws ShapeError when a parameter does not fit the configuration. The message names the parameter, with
+    /// `prefix` before its name.
     void expect_parameters(std::string_view prefix = "") const {
         expect_shape(prefix, "routing_token", routing_token.shape(), {config.num_routing_tokens, config.dim});
     }
@@ -281,7 +286,8 @@ private:
             return {route_logits(policy, x, tokens, Self::logit_scale), {}};
     }
 
-    /// Where masked tokens take part: of a policy that cleans padding as it reads, the clean tokens; otherwise nothing.
+    /// A copy of x with clean padding, if the router reads masked tokens and the policy leaves the cleaning to kernels
+    /// (cleans_as_it_reads); otherwise empty.
     static TokensTensor<Scalar, P> clean_copy([[maybe_unused]] const P& policy,
                                               [[maybe_unused]] TokensView<const Scalar> x, [[maybe_unused]] Mask mask) {
         if constexpr (cleans_as_it_reads<P> && Self::masked_tokens_take_part)
@@ -315,9 +321,9 @@ template <typename R>
 concept AddsRankOneUpdates = IsLinearRouter<R> && !R::cosine_sim_routing;
 }  // namespace detail
 
-/// The number of routing tokens of some routers of the same tokens, if the backend adds the gradients of all their
-/// logits as rank-one updates in the epilogue of a light branch; otherwise 0, and each router's gradient is a pass over
-/// the tokens of its own.
+/// The number of routing tokens of all Routers together, which route the same tokens, if the backend can add the
+/// gradients of their logits as rank-one updates in the epilogue of a light branch. Otherwise 0, and each router adds
+/// its gradient in a separate pass over the tokens.
 template <typename P, typename... Routers>
 inline constexpr std::size_t rank_one_updates = [] {
     if constexpr ((detail::AddsRankOneUpdates<Routers> && ...)) {

@@ -13,9 +13,9 @@ namespace colt5 {
 /// a part of one.
 struct Chunk {
     Index sequence, sequences, first, tokens;
-    bool is_last;  ///< of its sequences
+    bool is_last;  ///< whether it ends where its sequences end
 
-    /// Its tokens of a tensor (b, n, …), all of whose sequences and tokens are those of the batch.
+    /// The part of a tensor that belongs to this chunk. The tensor (b, n, …) has all sequences and tokens of the batch.
     template <Viewable T>
     auto of(const T& tensor) const {
         return slice(tensor.view());
@@ -52,9 +52,9 @@ private:
     }
 };
 
-/// A batch in chunks of about the policy's tokens_at_a_time, in order: what lies between the layers of a light branch
-/// is then small and stays in caches. No chunk is shorter than `least`, unless it is the last of its sequence. Where
-/// sequences are cut depends on their length alone.
+/// A batch in chunks of about the policy's tokens_at_a_time, in order. One chunk goes through all layers of a light
+/// branch before the next, so that what lies between two layers is small and stays in caches. No chunk is shorter than
+/// `least`, unless it is the last of its sequence. Where sequences are cut depends on their length alone.
 class Chunks {
 public:
     Chunks(const MemoryPlan& plan, Index batch, Index length, Index least = 1) : batch_(batch), length_(length) {

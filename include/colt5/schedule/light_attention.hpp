@@ -30,10 +30,11 @@ struct LightAttentionParameters {
 /// With frequencies inv_freq (dim_head / 2), queries and keys are rotated by their tokens' positions, in place, as soon
 /// as they are projected, and gradients are rotated back just before those of the projection.
 ///
-/// Queries see keys of the next chunk, so forward projects one chunk ahead. A halo is as many tokens as a query can see
-/// to either side (LocalAttention::halo). Every chunk but the last of a sequence is at least three halos long: backward
-/// moves up to two halos of rows to the front of its window, and these must not overlap their new place. (The window of
-/// the first chunk has no halo before it, so it needs all three.)
+/// Queries attend to keys of the next chunk, so forward projects one chunk ahead. A halo is as many tokens as a query
+/// can attend to on either side (LocalAttention::halo). Every chunk but the last of a sequence is at least three halos
+/// long. The reason: backward moves up to two halos of rows from the end of a window to its front, and there they must
+/// not overlap the rows that they are copied from. The window of the first chunk is the shortest: it has no halo before
+/// the chunk and one after it, four halos in all if the chunk has three.
 template <typename Scalar, Policy P, bool has_bias = false, template <typename> class Norm = LayerNormParameters>
 struct LightAttentionSchedule {
     template <typename T>
@@ -175,7 +176,8 @@ private:
         norm.clean_mask = chunk.of(mask);
         return norm;
     }
-    /// The bias of the logits by distance (h, 2 · span + 1), made once a call; NoBias where the logits have none.
+    /// The bias of the logits by distance, see relative_position_bias. Computed once in each call; NoBias where the
+    /// logits have none.
     auto bias_by_distance(const P& policy, const Parameters<const Scalar>& parameters) const {
         if constexpr (has_bias)
             return relative_position_bias(policy, buckets, parameters.relative_attention_bias, attention.reach);
