@@ -109,9 +109,9 @@ public:
     }
 
 private:
-    template <std::size_t... I>
-    Stack(const P& policy, Seeds& seeds, std::index_sequence<I...>)
-        : Base(policy), layers{(static_cast<void>(I), Layer(policy, seeds))...} {}
+    template <std::size_t... i>
+    Stack(const P& policy, Seeds& seeds, std::index_sequence<i...>)
+        : Base(policy), layers{(static_cast<void>(i), Layer(policy, seeds))...} {}
 
     static std::string name_of_layer(std::size_t i) { return "layers." + std::to_string(i) + "."; }
 

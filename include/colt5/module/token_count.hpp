@@ -33,8 +33,8 @@ struct TokenRatio {
 class TokenCount {
 public:
     TokenCount() = default;
-    template <std::integral I>
-    TokenCount(I count)  // NOLINT: converts
+    template <std::integral Integer>
+    TokenCount(Integer count)  // NOLINT: converts
         : of_([count](Index) { return static_cast<Index>(count); }) {}
     template <std::floating_point F>
     TokenCount(F) = delete;  // a part of the tokens is TokenRatio{part}
