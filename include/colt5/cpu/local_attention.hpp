@@ -13,7 +13,7 @@ namespace colt5 {
 
 namespace cpu {
 
-/// to = row, or to += row
+/// to = row, or with `add` to += row
 template <typename T>
 void copy_row(bool add, const T* row, Index dim, T* to) {
     for_each_batch<T>(dim, [&](Index e, Index width) {
@@ -22,14 +22,16 @@ void copy_row(bool add, const T* row, Index dim, T* to) {
     });
 }
 
-/// The number of queries of a segment, which is what one task works on. Does not depend on the number of threads. The
-/// windows of two segments that are not neighbours are disjoint.
+/// The number of queries of a segment; one task computes one segment of one head. It does not depend on the number of
+/// threads. The window of a segment is the keys within reach of its queries. The windows of two segments that are not
+/// neighbours are disjoint.
 template <typename T>
 Index local_segment(Index reach, Index queries) {
     return round_up(std::max(Index{512}, 2 * std::min(reach, queries)), LocalTile<T>::queries);
 }
 
-/// MaskedRows::window_mean for a token that saw no key. What is not finite counts as 0 in masked tokens.
+/// Assigns to `out` the MaskedRows::window_mean of token i, which saw no key. `window` is the reach. In masked tokens,
+/// values that are not finite count as 0.
 template <typename T>
 void window_mean(const LocalHead<T>& head, Index window, Index i, T* out) {
     const WindowSlots slots(i, window, head.length);
@@ -42,8 +44,9 @@ void window_mean(const LocalHead<T>& head, Index window, Index i, T* out) {
     for (Index e = 0; e < head.dim; ++e) out[e] /= static_cast<T>(3 * window);
 }
 
-/// Adds to d_v, the gradient of value j, what comes from the tokens of [first, last) that saw no key. Row i of d_out
-/// and entry i of log_sum_exp are those of token first + i.
+/// The vector-Jacobian product of window_mean. Adds to d_v, the gradient of value j, what comes from the tokens of
+/// [first, last) that saw no key. Rows of d_out are `stride` apart; row i, and entry i of log_sum_exp, are those of
+/// token first + i.
 template <typename T>
 void add_window_mean_gradient(const LocalHead<T>& head, Index window, Index j, Index first, Index last, const T* d_out,
                               Index stride, const T* log_sum_exp, T* d_v) {
@@ -53,7 +56,8 @@ void add_window_mean_gradient(const LocalHead<T>& head, Index window, Index j, I
             for (Index e = 0; e < head.dim; ++e) d_v[e] += d_out[i * stride + e] / static_cast<T>(3 * window);
 }
 
-/// Forward of a tile of queries, whose rows of outputs are `stride` apart.
+/// Forward of a tile of queries. `out` and `log_sum_exp` are those of its first query; rows of `out` are `stride`
+/// apart.
 template <typename T, typename Bias>
 void attend(const LocalAttention& attention, const LocalHead<T>& head, const LocalQueries<T, Bias>& queries, T* out,
             Index stride, T* log_sum_exp) {
@@ -99,8 +103,9 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
 
 namespace cpu {
 
-/// The gradients of queries, keys and values, as local_attention_vjp says. With `recompute`, out and log_sum_exp are
-/// computed here, tile by tile, and backward of a tile reuses the exponentials of its forward; otherwise they are read.
+/// The gradients of queries, keys and values, as local_attention_vjp says. Without `recompute`, out and log_sum_exp are
+/// read. With `recompute` they are written: each tile's forward runs just before its backward, which reuses the
+/// exponentials.
 template <bool recompute, typename T, typename Out, typename LogSumExp, typename Bias, typename DTable>
 void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
                                View<const T, dynamic, dynamic, dynamic, dynamic> d_out, const Out& out,
@@ -120,9 +125,10 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
     const auto is_carried = [&](Index j) { return j < origin + carried; };
     std::conditional_t<has_bias, TokensTensor<T, Cpu>, NoBias> d_bias_of_tasks;
     if constexpr (has_bias) d_bias_of_tasks = {policy, {batch * segments, heads, bias.by_distance.extent(1)}};
-    // Each segment sums the gradients of the keys and values in its window, tile by tile. Windows of segments of one
-    // colour are disjoint, so that no sum depends on the order of threads: the first colour assigns, the second adds
-    // where a window of the first overlaps its own. Both add to rows that are carried.
+    // Each segment sums the gradients of the keys and values in its window, tile by tile, and then writes them to
+    // d_qkv. Segments with even numbers (colour 0) go first, then those with odd numbers (colour 1). The windows of one
+    // colour are disjoint, so that no sum depends on the order of threads. To a row that holds gradients already, a
+    // segment adds: a carried row, or for colour 1 a row in the window of a neighbour. To other rows it assigns.
     for (Index colour = 0; colour < 2; ++colour) {
         const Index of_colour = (segments + 1 - colour) / 2;
         parallel_for(policy, batch * of_colour * heads, [&](Index task) {
@@ -170,7 +176,7 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
         T* const d_k = d_token(b, j, h) + row;
         T* const d_v = d_k + row;
         const bool in_reach = j >= first - attention.reach && j < limit + attention.reach;
-        if (!in_reach && !is_carried(j)) {  // but within the halo
+        if (!in_reach && !is_carried(j)) {  // in the halo of window_mean, where no segment has written
             std::fill_n(d_k, dim, T(0));
             std::fill_n(d_v, dim, T(0));
         }

@@ -6,8 +6,8 @@
 
 namespace colt5::cuda {
 
-/// The sizes of the forward kernel. Each warp owns 16 queries at a time; keys and values are streamed through shared
-/// memory.
+/// The sizes of the forward kernel. Each warp owns 16 queries of a tile of queries; keys and values are streamed
+/// through shared memory in stages. See stream_keys and Staging.
 template <typename Arithmetic_, int width_, Staging staging>
 struct ForwardShape {
     using Arithmetic = Arithmetic_;
@@ -23,7 +23,8 @@ struct ForwardShape {
                                       : large_stage ? window_rows<T>(tile_rows, tile_rows, Tile::stride)
                                                     : pipelined_rows;
     static constexpr int stages = slides ? sliding_stages : large_stage || row_bytes > 256 ? 1 : 2;
-    /// The number of groups of 16 keys in one step of the online softmax; groups that are left over go one at a time.
+    /// The number of groups of 16 keys in one step of the online softmax. Groups that do not fill a step are processed
+    /// one by one.
     static constexpr int groups_at_once = slides ? 2 : large_stage ? 3 : stage_rows / 16;
     static constexpr int blocks_per_multiprocessor = slides ? 3 : row_bytes > 256 ? 1 : row_bytes > 128 ? 2 : 4;
 
@@ -34,8 +35,8 @@ struct ForwardShape {
     };
 };
 
-/// Attention by online softmax over the key range of a tile of queries. A block owns `tiles` tiles, more than one only
-/// with Staging::sliding.
+/// Attention by online softmax over the key range of a tile of queries. A thread block owns `tiles` tiles of one head:
+/// more than one only with Staging::sliding. log_sum_exp may be null.
 template <typename Shape, typename Bias>
 __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocessor)
     attention_forward(const Attention<typename Shape::T> a, const Bias bias, typename Shape::T* out,
@@ -62,7 +63,10 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                               a.queries, a);
     };
 
-    // State of the warp's 16 queries of the current tile.
+    // State of the warp's 16 queries of the current tile. `first` is the number of the first query, `position` its
+    // place among the keys, `own` its row in shared memory. Each thread holds entries of two rows, 8 apart, which
+    // `half` tells apart. `largest`, `total` and `sum` are the running maximum, denominator and numerator of the online
+    // softmax.
     int first = 0, position = 0;
     T* own = nullptr;
     Left<Arithmetic, width, true> q;
@@ -83,7 +87,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             for (int e = 0; e < 4; ++e) sum[j][e] = 0;
         return position;
     };
-    // Called by stream_keys, which says what its arguments are.
+    // Called by stream_keys, which documents the arguments; `at` is its group_at.
     const auto process = [&](const auto& at, const Groups& range, int first_key, bool incomplete) {
         const auto process_groups = [&](auto count, int group) {
             constexpr int groups = decltype(count)::value;
@@ -156,8 +160,11 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             if (log_sum_exp != nullptr && lane_id() % 4 == 0 && query < a.queries)
                 log_sum_exp[block.of_queries(a) + query] = largest[half] * a.scale + ::log(all);
         }
+        // The warp's queries in shared memory are no longer needed: their rows are the staging buffer of the outputs.
         Tile::store(own, sum, factor[0], factor[1], block.rows(a, a.out.with(out)), first, a.queries, a.dim_head,
                     Shape::slides || a.vectors);
+        // 0 · NaN of a hidden key makes a whole row NaN: such rows are recomputed without hidden keys, over the first
+        // result. See attention_rows.cuh.
         unsigned recompute = rows_with_nan(sum);
         if (recompute == 0) return;
         __syncwarp();

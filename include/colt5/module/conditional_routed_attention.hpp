@@ -17,12 +17,17 @@ namespace colt5 {
 ///
 ///     out_i = light(x)_i + Σ_r score_q,r,i · heavy_r(x_q,r, x_kv, score_kv)_i [i chosen as a query by route r]
 ///
-/// Keys and values are routed in num_routed_kv sets, each for its share of the heads. Queries are, in num_routed_q
-/// sets: heavy_r is what the heads of route r alone make of its queries, through their columns of the output
-/// projection. With one route, that is all heads; with as many routes as heads, each head has queries of its own.
-/// Masked tokens are never attended to and get no heavy output; what is not finite in them counts as 0. With
-/// use_null_q_tokens, tokens that no route has chosen get a learned null query token in place of a heavy output. The
-/// router is that of `router_type`, or any template that meets Router.
+/// Keys and values have num_routed_kv routes. Each route chooses its own tokens, for heavy_heads / num_routed_kv of the
+/// heads. Queries have num_routed_q routes, which share the heads in the same way. heavy_r is the output of the heads
+/// of route r alone: their queries are x_q,r, and they use their own columns of the output projection. With one route
+/// all heads have the same queries; with as many routes as heads, each head has queries of its own. If the router may
+/// pick a token more than once in a route, the token gets the mean over these picks.
+///
+/// No query attends to a masked token (MaskedRows::window_mean is an exception of the light branch), and masked tokens
+/// get no heavy output. In masked tokens, values that are not finite count as 0. With use_null_q_tokens, each real
+/// token that no route has chosen as a query gets a learned null query token in place of a heavy output; with
+/// masked_tokens_get_null_q, masked tokens get it, too. The router is that of `router_type`, or an instance of any
+/// template that meets Router and leaves no picks unused.
 template <AttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedAttention : public ModuleBase<ConditionalRoutedAttention<config, Scalar, P, RouterTemplate>, P> {
@@ -103,7 +108,7 @@ public:
     struct Activations {
         Out out;  // (b, n, d)
         TokensView<const Scalar> tokens;
-        Out clean_copy;  // of the tokens, if padding was not finite; `tokens` is then a view of it
+        Out clean_copy;  // a copy of the tokens, if padding was not finite; `tokens` is then a view of the copy
         Mask mask;
         Residual residual;
         typename Light::Activations light;
@@ -165,7 +170,7 @@ public:
         if constexpr (config.use_null_q_tokens) expect_shape("", "null_q_token", null_q_token.shape(), {config.dim});
         heavy_attn.expect_parameters("heavy_attn.", config.dim);
     }
-    /// Throws ValueError unless forward of this module returned them, and nothing has used them up.
+    /// Throws ValueError unless forward of this module returned `saved`, and no backward has used it up since.
     void expect_saved(const Activations& saved) const { saved.origin.expect(this->policy(), identity(), saved.tokens); }
     /// Whether gradients have the shapes of those that make_gradients() makes.
     bool fits(const Gradients& gradients) const {
@@ -207,7 +212,7 @@ private:
     static auto null_queries(const P& policy, const Indices& indices_q, Mask mask, Index length) {
         return unrouted_tokens(policy, indices_q, config.masked_tokens_get_null_q ? Mask() : mask, length);
     }
-    /// What the heavy branch multiplies its queries by: (b, r · q), or absent.
+    /// The factors of the heavy branch's queries: (b, r · q), or absent.
     template <typename Scores>
     static auto query_scores(const Scores& scores_q) {
         using View = typename Heavy::QueryScores;
@@ -226,6 +231,8 @@ private:
         if (given) expect_shape("out", given.shape(), tokens.shape());
         auto [clean_copy, x] = clean_padding(policy, tokens, mask);  // (b, n, d)
 
+        // The side stream routes and computes the heavy branch, at the same time as the light branch on the main
+        // stream.
         SideStream side_stream(policy);
         const P& side = side_stream.policy();
         auto routed_q = run_router<save, QRouter, Scalar>(q_router, side, x, mask, num_q);
@@ -240,6 +247,8 @@ private:
                                {indices_q, indices_kv.const_view()});  // (b, r · q, d)
 
         auto out = detail::result_like(policy, "out", std::move(given), x);  // (b, n, d)
+        // If the memory plan recomputes, the light branch saves only keys and values, and its backward recomputes the
+        // rest.
         auto light = light_attn.forward(policy, out.view(), x, mask, save && !policy.memory_plan().recompute,
                                         detail::residual_of(residual, x));
         side_stream.join();
@@ -288,11 +297,12 @@ private:
         auto d_scores_q = tensor_like(side, routing_q.scores);  // (b, r, q)
         Logits d_logits_q, d_logits_kv;                         // (b, r, n)
         GradientEpilogue<Scalar, P, num_updates> epilogue{detail::residual_of(saved.residual, d_out)};
-        detail::release(saved.out);  // d_x is to take its memory, so d and d_scores_q, which stay, got theirs before
+        // The memory of saved.out is for d_x. So d and d_scores_q, which live as long as d_x, were allocated before.
+        detail::release(saved.out);
 
         auto d_heavy = scatter_vjp(side, scatter_mode, d_out, indices_q);  // (b, r · q, d)
         assign(side, d_scores_q, row_sum(d_heavy * saved.heavy.out));
-        assign(side, d_heavy, d_heavy * column(routing_q.scores));  // now of the heavy branch's output
+        assign(side, d_heavy, d_heavy * column(routing_q.scores));  // now the gradient of heavy.out
         heavy_attn.backward(side, saved.heavy, d, d_heavy, gather(side, saved.tokens, indices_q, saved.mask),
                             gather(side, saved.tokens, routing_kv.indices, saved.mask), saved.kv_mask.const_view(),
                             scores_kv, gradients.heavy_attn, heavy_scores_q,
@@ -328,6 +338,8 @@ private:
         return d_x;
     }
 
+    /// If this is not 0, the light branch's backward adds the gradients of the routers' logits to d_x and to the
+    /// routing tokens, as that many rank-one updates in its epilogue. If it is 0, backward of each router adds them.
     static constexpr std::size_t num_updates = config.has_light_attn ? rank_one_updates<P, QRouter, KVRouter> : 0;
     static constexpr Scatter scatter_mode = QRouter::picks_repeat ? Scatter::mean : Scatter::add;
 };

@@ -13,12 +13,15 @@ namespace colt5 {
 
 /// Conditional cross attention: routed queries attend to the routed tokens of a context.
 ///
-/// Queries are routed if there are more than num_tokens_q of them, the context if it is longer than num_tokens_kv.
-/// Queries that were not chosen get zeros, or with use_null_q_tokens a learned token. Masked queries get zeros. What is
-/// not finite in masked tokens counts as 0. Keys and values come from the context (the reference's 0.2.3 gathers them
-/// from the queries), with kv_routing_tokens routes, each for its share of the heads. Queries are routed in
-/// q_routing_tokens routes, as in ConditionalRoutedAttention. With condition_kv_routing_on_queries, the queries decide
-/// which tokens of the context are routed, see ConditionedRoutingTokens.
+/// Queries are routed if there are more than num_tokens_q of them, the context if it is longer than num_tokens_kv;
+/// otherwise all of them take part. If queries are routed, the output of each is multiplied by its score. Queries that
+/// were not chosen get zeros, or with use_null_q_tokens a learned token. Masked queries get zeros, or this token if
+/// queries are routed with masked_tokens_get_null_q. In masked tokens, values that are not finite count as 0.
+///
+/// Keys and values come from the context. (Version 0.2.3 of the reference gathers them from the queries.) They have
+/// kv_routing_tokens routes, each for heads / kv_routing_tokens of the heads. Queries have q_routing_tokens routes, as
+/// in ConditionalRoutedAttention. With condition_kv_routing_on_queries, the choice of the context's tokens depends on
+/// the queries: see ConditionedRoutingTokens.
 template <CrossAttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedCrossAttention
@@ -72,7 +75,7 @@ public:
     QRouter q_router;
     KVRouter kv_router;
     Heavy heavy_attn;
-    RoutingTokens kv_routing_tokens;  // empty, unless they are conditioned on the queries
+    RoutingTokens kv_routing_tokens;  // without parameters unless condition_kv_routing_on_queries
 
     struct Gradients {
         using Module = ConditionalRoutedCrossAttention;
@@ -83,12 +86,13 @@ public:
         typename RoutingTokens::Gradients kv_routing_tokens;
     };
 
-    /// What there is between the inputs and the output; RoutedQ and RoutedKV have `.routing`.
+    /// The intermediate results and the output. RoutedQ and RoutedKV are what run_router returns: saved activations of
+    /// a router, or its Routing alone.
     template <typename RoutedQ, typename RoutedKV>
     struct ActivationsWith {
         Out out;  // (b, n, d)
         TokensView<const Scalar> x, context;
-        Out clean_x, clean_context;  // copies, if padding was not finite; `x` and `context` are then views of them
+        Out clean_x, clean_context;  // copies with clean padding, or empty; `x` and `context` are views of those made
         Mask mask, context_mask;
         using Logit = accumulate_t<Scalar>;
         std::optional<RoutedQ> routed_q;
@@ -120,7 +124,7 @@ public:
             return routed_kv ? routed_kv->routing.scores.const_view() : TokensView<const Logit>();
         }
 
-        /// f(prefix + the router's name, Routing) for each router that has chosen.
+        /// Calls f(prefix + the router's name, Routing) for each router that has chosen.
         template <typename F>
         void each_routing(F&& f, const std::string& prefix = "") const {
             if (routed_q) f(prefix + "q_router", routed_q->routing);
@@ -187,7 +191,7 @@ public:
         if constexpr (config.use_null_q_tokens) expect_shape("", "null_q_token", null_q_token.shape(), {config.dim});
     }
 
-    /// By what saved activations know the module: the address of a parameter.
+    /// The address of a parameter, by which saved activations know their module.
     const void* identity() const { return heavy_attn.to_out.weight.data(); }
 
     template <typename F, typename... M>
@@ -206,7 +210,7 @@ private:
         return unrouted_tokens(policy, indices_q, config.masked_tokens_get_null_q ? Mask() : mask, length);
     }
 
-    /// With what backward reads, if it is to follow.
+    /// Returns Activations with `save`, and otherwise ActivationsWith the Routing of each router alone.
     template <bool save, Viewable X, Viewable C>
     auto compute(const X& x, const C& context, Mask mask, Mask context_mask, const CrossAttentionCounts& counts,
                  Out given) const {
@@ -327,7 +331,10 @@ private:
         return inputs;
     }
 
-    /// The tokens, or what is put into `copy`: those that are all read are few, and gather cleans the others.
+    /// Returns the tokens with clean padding (see CleanTokens): `copy`, if one is made here, otherwise `tokens`.
+    /// A policy that cleans padding as it reads does so in its router and gather kernels. The heavy attention's kernels
+    /// do not clean. So `all_are_read`, which says that tokens go there without gather, makes a copy if there is a
+    /// mask.
     TokensView<const Scalar> clean(const Tokens& tokens, Mask mask, bool all_are_read, Out& copy) const {
         if (cleans_as_it_reads<P> && mask && all_are_read)
             copy = copy_with_clean_padding(this->policy(), tokens, mask);

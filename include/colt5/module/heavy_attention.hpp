@@ -15,33 +15,37 @@
 
 namespace colt5 {
 
-/// The heavy branch of attention: the routed queries see all the routed keys and values (the reference's Attention).
+/// The heavy branch of attention: the routed queries attend to all the routed keys and values (the reference's
+/// Attention).
 ///
-/// One RMSNorm for queries and context → to_q, to_kv → attention → to_out; no biases. With several routes, each route's
-/// keys and values serve heads / routes of the heads; rows of to_kv are laid out (route, head in route, [key, value]).
-/// Queries may have routes, too, as many as keys or another number. The queries of a route have heads / routes of the
-/// heads, and so the rows of to_q and the columns of to_out of these; each route has outputs of its own.
-/// With a null key, every head has one learned key and value more, which every query sees and no mask hides. With
-/// `has_bias`, the logits get T5's relative position bias, by the positions that queries and keys came from; that of
-/// the null key is 0. With `rotary_emb`, queries and keys are rotated by these positions; the null key is not.
+/// One RMSNorm for queries and context → to_q, to_kv → attention → to_out; no biases in the projections. With several
+/// routes, each route's keys and values serve heads / routes of the heads. The rows of to_kv are in the order (route,
+/// head in route, key or value, dim_head).
+///
+/// Queries may have routes, too, as many as keys or another number. The queries of a route go to heads / routes of the
+/// heads: to the rows of to_q and the columns of to_out that belong to these heads. So each query of each route has an
+/// output of its own. In shapes, r and h / r belong to queries or to keys, whichever the shape is about.
+///
+/// With a null key, every head has one more learned key and value, which every query attends to and no mask hides. With
+/// `has_bias`, the logits get T5's relative position bias for the positions that queries and keys came from; the bias
+/// of the null key is 0. With `rotary_emb`, queries and keys are rotated by these positions; the null key is not.
 template <typename Scalar, Policy P, bool has_bias = false>
 struct HeavyAttention {
-    /// Where queries (b, r, n) and keys (b, r, k) came from: their indices in a sequence. Absent: 0, 1, 2, … Read only
-    /// for the bias and the rotation.
+    /// The positions of queries (b, r, n) and of keys (b, r, k) in the sequences that they were gathered from. If
+    /// absent, they are 0, 1, 2, … They are read only for the bias and the rotation.
     struct Positions {
         TokensView<const TokenIndex> queries, keys;
     };
-    using Scores = TokensView<const accumulate_t<Scalar>>;  // (b, r, k): values are multiplied by them; may be absent
-    using QueryScores =
-        MatrixView<const accumulate_t<Scalar>>;  // (b, r · n): queries are multiplied by them; may be absent
+    using Scores = TokensView<const accumulate_t<Scalar>>;       // (b, r, k): factors of the values; may be absent
+    using QueryScores = MatrixView<const accumulate_t<Scalar>>;  // (b, r · n): factors of the queries; may be absent
 
     RMSNorm<Scalar, P> norm;
     TokensTensor<Scalar, P> null_kv;  // (2, h, dim_head), or empty
     Linear<Scalar, P> to_q, to_kv, to_out;
     RelativeAttentionBias<Scalar, P> relative_attention_bias;  // empty unless has_bias
-    VectorTensor<float, P> inv_freq;                           // (dim_head / 2), of the rotation, or empty
+    VectorTensor<float, P> inv_freq;                           // (dim_head / 2), or empty without rotary_emb
     Index heads, dim_head;
-    bool multiply_keys_by_score;  // as the values
+    bool multiply_keys_by_score;  // whether the scores multiply keys, too, not only values
     RelativePositionBuckets buckets;
 
     struct Gradients {
@@ -51,10 +55,10 @@ struct HeavyAttention {
         RelativeAttentionBias<accumulate_t<Scalar>, P> relative_attention_bias;
     };
     struct Activations {
-        TokensTensor<Scalar, P> out;                               // (b, r · n, d)
-        TokensTensor<Scalar, P> q;                                 // (b, r · n, h / r · dim_head), rotated
+        TokensTensor<Scalar, P> out;  // (b, r · n, d)
+        TokensTensor<Scalar, P> q;    // (b, r · n, h / r · dim_head), rotated, before scores_q
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> kv;  // (b, r, k, h / r · 2 · dim_head), keys rotated
-        DenseAttentionActivations<Scalar, P> attention;            // of rows (b, n, h, dim_head)
+        DenseAttentionActivations<Scalar, P> attention;            // its output is (b, n, h, dim_head)
     };
     struct InputGradients {
         TokensTensor<Scalar, P> d_x;                                      // (b, r · n, d)
@@ -133,7 +137,8 @@ struct HeavyAttention {
         return d;
     }
 
-    /// The same, written to what input_gradients() returned, which a caller allocates before shorter-lived tensors.
+    /// The same, written to `d`, which input_gradients() returned. So a caller can allocate `d` before tensors that
+    /// live less long.
     template <Viewable D, Viewable X, Viewable C>
     void backward(const P& policy, const Activations& saved, InputGradients& d, const D& d_out, const X& x,
                   const C& context, KeyMask mask, Scores scores, Gradients& gradients, QueryScores scores_q = {},
@@ -192,6 +197,7 @@ struct HeavyAttention {
         norm.backward(policy, in_routes(d.d_x.view(), q_routes), d_normed, queries, gradients.norm);
         norm.backward(policy, d.d_context.view(), d_context, context, gradients.norm);
     }
+    /// Allocates the result of backward.
     InputGradients input_gradients(const P& policy, const Activations& saved, Scores scores,
                                    QueryScores scores_q = {}) const {
         const auto [batch, routes, keys, width] = saved.kv.shape();
@@ -217,14 +223,15 @@ struct HeavyAttention {
 private:
     Index inner() const { return heads * dim_head; }
 
-    /// The bias of the logits by distance (h, 2 · span + 1), made once a call; NoBias where the logits have none.
+    /// The bias for each distance from −max_distance to max_distance (h, 2 · max_distance + 1); NoBias without
+    /// has_bias.
     auto bias_by_distance(const P& policy) const {
         if constexpr (has_bias)
             return relative_position_bias(policy, buckets, relative_attention_bias.weight, buckets.max_distance);
         else
             return NoBias{};
     }
-    /// That bias as dense_attention takes it.
+    /// The result of bias_by_distance, in the form that dense_attention takes.
     template <typename ByDistance>
     auto bias_of(const ByDistance& by_distance, const Positions& positions) const {
         if constexpr (has_bias)
@@ -261,10 +268,11 @@ private:
                          routes);
     }
 
-    using Projected = Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>;  // (b, r, k, h / r · 2 · dim_head)
+    /// Projected tokens, such as keys and values (b, r, k, h / r · 2 · dim_head).
+    using Projected = Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>;
 
-    /// Keys and values as queries see them: those of the tokens, or copies that are multiplied by scores or have a null
-    /// key before them.
+    /// The keys and values that attention reads: `kv` is a view of those of the tokens, or of copies that this struct
+    /// owns. `scaled` is multiplied by scores, `with_null` has the null key at its front.
     struct AttendedKeys {
         Projected scaled;
         KeysWithNull<Scalar, P> with_null;
@@ -288,7 +296,8 @@ private:
         }
         return seen;
     }
-    /// Queries as attention takes them: those of the tokens, or copies that are multiplied by scores or sorted by head.
+    /// The queries that attention reads: `q` is a view of those of the tokens, or of copies. `scaled` is multiplied by
+    /// scores. `sorted` has the heads of all routes side by side: (b, n, r, h / r · dim_head).
     struct AttendedQueries {
         TokensTensor<Scalar, P> scaled;
         Projected sorted;
@@ -306,12 +315,13 @@ private:
         seen.q = routes > 1 ? split_q(seen.sorted) : split_q(scaled);
         return seen;
     }
-    /// The columns of to_out that a route's heads have, one route after the other: (r, d, h / r · dim_head)
+    /// to_out with the columns of each route's heads as a matrix of their own: (r, d, h / r · dim_head)
     TokensTensor<Scalar, P> swapped_to_out(const P& policy, Index routes) const {
         return swap_first_axes(
             policy, to_out.weight.const_view().reshape(std::array{to_out.weight.extent(0), routes, inner() / routes}));
     }
-    /// Returns the gradient of `attended`: its elements in the order of (b, n, h, dim_head), under another shape.
+    /// Adds the gradient of to_out to `gradients`. Returns the gradient of `attended`: its elements are in the order of
+    /// (b, n, h, dim_head), its shape is another.
     template <Viewable D>
     Projected to_out_vjp(const P& policy, const D& d_out, const Projected& attended, Index routes,
                          Gradients& gradients) const {
@@ -342,7 +352,7 @@ private:
     static auto in_routes(const TokensView<T>& x, Index routes) {  // (b, r, n, d)
         return x.reshape(std::array<Index, 4>{x.extent(0), routes, x.extent(1) / routes, x.extent(2)});
     }
-    /// Rows of all heads, by the routes of the heads: (b, n, r, h / r · dim_head)
+    /// Rows of all heads, divided among the routes: (b, n, r, h / r · dim_head)
     auto split(const Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>& q, Index routes) const {
         return q.const_view().reshape(std::array<Index, 4>{q.extent(0), q.extent(1), routes, inner() / routes});
     }

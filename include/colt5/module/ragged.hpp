@@ -23,14 +23,14 @@ namespace detail {
 template <typename Scalar, Policy P, std::size_t rank>
 using RaggedTensor = std::conditional_t<rank == 2, MatrixTensor<Scalar, P>, TokensTensor<Scalar, P>>;
 
-/// Checks such tokens, in the memory of policy P. Returns all of their rows.
+/// Checks that tokens are packed or padded ones, in the memory of policy P. Returns all of their rows.
 template <typename Scalar, typename P, Viewable X>
 MatrixView<const Scalar> expect_rows(const char* argument, const X& tokens) {
     using Wanted = std::conditional_t<X::rank == 2, MatrixView<const Scalar>, TokensView<const Scalar>>;
     return expect<Wanted, P>(argument, tokens).rows();
 }
 
-/// The numbers of tokens for sequences of given lengths: `counts`, or what that function returns.
+/// The numbers of routed tokens for sequences of given lengths: `counts`, or if that is a function, what it returns.
 template <typename Counts, typename By, std::same_as<Index>... Lengths>
 Counts counts_for(const By& counts, Lengths... lengths) {
     if constexpr (std::convertible_to<const By&, Counts>) {
@@ -63,7 +63,8 @@ protected:
     explicit RaggedBase(const Module& module) : module_(&module) {}
     const Module& module() const { return *module_; }
 
-    /// Marks saved activations as those of forward, until backward has used them up. The module knows its own.
+    /// Marks saved activations as what forward returned, until backward has used them up. It does not say which module
+    /// they are of: that is checked by the origin of each call's activations.
     ActivationsOrigin origin() const { return {policy(), policy().workspace().get()}; }
 
     /// Checks saved activations and d_out. If `saved` is not const, frees its output.
@@ -85,7 +86,7 @@ private:
     const Module* module_;
 };
 
-/// f(saved) for saved activations that are moved in, f(const saved) for others.
+/// Calls f with `saved`: as a const reference, unless it was moved in.
 template <typename Saved, typename F>
 auto with_saved(std::remove_reference_t<Saved>& saved, F&& f) {
     if constexpr (std::is_lvalue_reference_v<Saved>)
@@ -96,32 +97,37 @@ auto with_saved(std::remove_reference_t<Saved>& saved, F&& f) {
 
 }  // namespace detail
 
-/// A module on sequences of different lengths. It computes each as if it were alone and had no padding: a batch costs
-/// what its real tokens cost, and gives what each sequence gives alone, bit for bit, forward and backward.
+/// A module on sequences of different lengths. It computes each as if it were alone and had no padding, so a batch
+/// costs what its real tokens cost. Outputs and the gradients of tokens are those of each sequence alone, bit for bit,
+/// unless a router draws noise in training.
 ///
 ///     const Ragged ragged(block);                                             // the block must outlive it
 ///     auto out = ragged(tokens, cu_seqlens, {.num_heavy_ff_tokens = TokenRatio{1.0 / 16}});
 ///     auto saved = ragged.forward(tokens, cu_seqlens);
 ///     auto d_tokens = ragged.backward(std::move(saved), d_out, gradients);    // gradients of block.make_gradients()
 ///
-/// Tokens are packed, (total, d), with their cumulative lengths on the host, `cu_seqlens` (0, n_0, n_0 + n_1, …,
-/// total); or padded behind the real ones, (b, n, d), with `lengths` on the host, (n_0, …, n_{b-1}). cumulative_lengths
-/// makes the former of the latter, and lengths_of the latter of a mask. A sequence may be empty. Outputs and gradients
-/// of tokens have the shape of the tokens. At padding they are 0; padding is not read, nor is d_out there.
+/// Tokens are packed or padded. Packed tokens are (total, d), and `lengths` are the cumulative lengths (0, n_0,
+/// n_0 + n_1, …, total), known as cu_seqlens. Padded tokens are (b, n, d), with the padding at the end of each
+/// sequence, and `lengths` are (n_0, …, n_{b-1}). Both kinds of lengths are on the host: cumulative_lengths(lengths)
+/// computes cu_seqlens, and lengths_of(policy, mask) computes lengths. A sequence may be empty. Outputs and gradients
+/// of tokens have the shape of the tokens, with 0 at padding. Neither tokens nor d_out are read at padding.
 ///
-/// `counts` says how many tokens are routed: braces, with a TokenCount under each name that the module has; the struct
-/// that the module takes; or a function from the length of a sequence to that struct, such as config::colt5_tokens,
-/// which may be called several times. Arguments behind it, such as Residual::tokens, go to the module.
+/// `counts` says how many tokens are routed. It is a list in braces, as above, of a TokenCount for each name in the
+/// module's Counts; or the module's Counts; or a function from the length of a sequence to the module's Counts, such as
+/// config::colt5_tokens, which may be called several times. Arguments after `counts`, such as Residual::tokens, go to
+/// the module.
 ///
-/// Sequences of one length that follow each other in memory are one call of the module, with as many samples. The
-/// workspace is that of the largest such call; saved activations add up. Gradients of parameters are added call by
-/// call, in order. Routers that draw noise in training count these calls and number the samples of each; an empty
-/// sequence is not counted. On a GPU a call takes the time of its launches at least, which is more than that of a few
-/// thousand tokens: put sequences of one length side by side.
+/// Sequences of equal length that follow each other in memory, with no padding between them, are the batch of one call
+/// of the module. The workspace is that of the largest such call; the saved activations of all calls are kept.
+/// Gradients of parameters are added call by call, in order. A router that draws noise in training counts these calls,
+/// and numbers the samples within each; an empty sequence is in no call. On a GPU each call costs at least the time to
+/// launch its kernels, which exceeds the time to compute a few thousand tokens: so put sequences of equal length next
+/// to each other.
 ///
-/// The module is routed attention, routed feedforward, a block, Routed, or one of your own with the same policy(),
-/// types Out, Counts and Activations, and functions module(x, mask, counts, out), forward and backward, which are given
-/// the tensors that they write to, and no mask. Cross attention has a form of its own.
+/// The module is routed attention, routed feedforward, a block, Routed, or one of your own. Yours needs policy(), the
+/// types Out, Counts and Activations, and the functions module(x, mask, counts, out), module.forward(x, mask, counts,
+/// out) and module.backward(activations, d_out, gradients, d_x). Ragged passes an absent mask, and as the last argument
+/// the tensor to write to. Cross attention has a specialization, below.
 template <typename Module>
 class Ragged : public detail::RaggedBase<Module> {
     using Base = detail::RaggedBase<Module>;
@@ -132,7 +138,7 @@ class Ragged : public detail::RaggedBase<Module> {
 public:
     using typename Base::Counts;
 
-    /// One call of the module; its output is in that of all.
+    /// What one call of the module saved. Its output is not here: it is a range of rows of Activations::out.
     struct Call {
         SequenceRun run;
         typename Module::Activations activations;
@@ -172,8 +178,8 @@ public:
         return saved;
     }
 
-    /// The same, into an object that other activations may have been in, even if backward has used them up. A second
-    /// call with the same lengths asks the system for no memory.
+    /// The same, into `saved`, whose former activations are freed; backward may have used them up before. A second call
+    /// with the same lengths asks the system for no memory.
     template <std::size_t rank, typename X, typename By = Counts, typename... Options>
     void forward_into(Activations<rank>& saved, X&& tokens, std::span<const Index> lengths, const By& counts = {},
                       const Options&... options) const {
@@ -219,7 +225,7 @@ private:
     static constexpr bool takes_residual = std::is_invocable_v<const Module&, TokensView<const Scalar>, Mask,
                                                                ModuleCounts, Residual, typename Module::Out>;
 
-    /// f(run, counts) for each call of the module. Checks everything before the first.
+    /// Calls f(run, counts) for each call of the module. Before the first, checks the lengths and the counts of all.
     template <std::size_t rank, typename By, typename F>
     static void each_call(const std::array<Index, rank>& shape, std::span<const Index> lengths, const By& counts,
                           F&& f) {
@@ -236,15 +242,15 @@ private:
     }
 };
 
-/// Cross attention on sequences of different lengths, each with a context of a length of its own. x and the context are
-/// packed or padded, each as it likes; counts depend on both lengths:
+/// Cross attention on sequences of different lengths, each with a context of a length of its own. x may be packed and
+/// the context padded, or the reverse. A function `counts` takes both lengths:
 ///
 ///     const Ragged ragged(cross);
 ///     auto out = ragged(x, cu_seqlens, context, context_cu_seqlens, {.num_tokens_kv = TokenRatio{1.0 / 8}});
 ///     auto saved = ragged.forward(x, cu_seqlens, context, context_cu_seqlens);
 ///     auto [d_x, d_context] = ragged.backward(std::move(saved), d_out, gradients);
 ///
-/// A sequence of no queries gives its context no gradient.
+/// If a sequence of x is empty, the gradient of its context is 0.
 template <typename Module>
 requires requires {
     typename Module::InputGradients;
@@ -302,7 +308,7 @@ public:
         return saved;
     }
 
-    /// The same, into an object that other activations may have been in.
+    /// The same, into `saved`, whose former activations are freed.
     template <std::size_t rank, std::size_t context_rank, typename X, typename C, typename By = Counts>
     void forward_into(Activations<rank, context_rank>& saved, X&& x, std::span<const Index> lengths, C&& context,
                       std::span<const Index> context_lengths, const By& counts = {}) const {
@@ -352,7 +358,8 @@ private:
         return InputGradients<D::rank, context_rank>{d_x.finish(), d_context.finish()};
     }
 
-    /// f(run, run of the context, counts) for each call of the module. Checks everything before the first.
+    /// Calls f(run, run of the context, counts) for each call of the module. Before the first, checks the lengths and
+    /// the counts of all.
     template <std::size_t rank, std::size_t context_rank, typename By, typename F>
     static void each_call(const std::array<Index, rank>& shape, std::span<const Index> lengths,
                           const std::array<Index, context_rank>& context_shape, std::span<const Index> context_lengths,

@@ -16,11 +16,11 @@ namespace colt5 {
 /// What a Stack saves for backward.
 enum class Checkpoints {
     none,   ///< the activations of all layers
-    layers  ///< the output of each layer; backward computes its activations again, which takes another forward pass
+    layers  ///< the output of each layer; backward recomputes the activations, which costs one more forward pass
 };
 
-/// Layers of one type, one behind the other:  x = layer(x), such as blocks. The compiler sees one layer, however many
-/// there are. Parameters are named layers.0., layers.1. and so on.
+/// Layers of one type, such as blocks, applied one after the other:  x = layer(x). The compiler instantiates the code
+/// of one layer, whatever the depth. The names of parameters begin with layers.0., layers.1. and so on.
 template <typename Layer, std::size_t depth>
 class Stack : public ModuleBase<Stack<Layer, depth>, typename Layer::Out::PolicyType> {
     using P = typename Layer::Out::PolicyType;
@@ -33,7 +33,7 @@ public:
     using Counts = typename Layer::Counts;  // of each layer
 
     std::array<Layer, depth> layers;
-    Checkpoints checkpoints = Checkpoints::none;  // what forward saves
+    Checkpoints checkpoints = Checkpoints::none;  // what forward saves; may change between calls
 
     struct Gradients {
         using Module = Stack;
@@ -43,21 +43,21 @@ public:
     /// What backward reads. The tokens and the mask must outlive it.
     struct Activations {
         Out out;                                            // (b, n, d)
-        std::vector<typename Layer::Activations> layers;    // of each layer, or none with checkpoints
+        std::vector<typename Layer::Activations> layers;    // of each layer; empty with checkpoints
         std::vector<Out> outs;                              // with checkpoints: of each layer but the last
-        std::vector<std::vector<std::uint64_t>> states;     // with checkpoints: of the layers' noise before each ran
+        std::vector<std::vector<std::uint64_t>> states;     // with checkpoints: state_of each layer before it ran
         TokensView<const typename Out::value_type> tokens;  // (b, n, d)
         Mask mask;
         Counts counts;
         ActivationsOrigin origin;
 
-        /// Calls f(prefix + the router's name, Routing) for each router; of layers that are to be computed again, none.
+        /// Calls f(prefix + the router's name, Routing) for each router. With checkpoints no Routing is saved, and f is
+        /// not called.
         template <typename F>
         void each_routing(F&& f, const std::string& prefix = "") const {
             for (std::size_t i = 0; i < layers.size(); ++i) layers[i].each_routing(f, prefix + name_of_layer(i));
         }
-        /// Calls f(prefix + the router's name, RouterView) for each router; of layers that are to be computed again,
-        /// none.
+        /// Calls f(prefix + the router's name, RouterView) for each router. With checkpoints f is not called.
         template <typename F>
         void each_router(F&& f, const std::string& prefix = "") const {
             for (std::size_t i = 0; i < layers.size(); ++i) layers[i].each_router(f, prefix + name_of_layer(i));
@@ -126,7 +126,8 @@ private:
         return first;
     }
 
-    /// The numbers that training noise is drawn by.
+    /// The state that a layer's training noise depends on, such as the number of calls. With the same state the layer
+    /// draws the same noise.
     static std::vector<std::uint64_t> state_of(const Layer& layer) {
         std::vector<std::uint64_t> numbers;
         each_state<Layer>([&](const std::string&, std::uint64_t number) { numbers.push_back(number); }, "", layer);
@@ -137,8 +138,8 @@ private:
         each_state<Layer>([&](const std::string&, auto& number) { number = numbers[i++]; }, "", layer);
     }
 
-    /// Forward of a layer on what the one before it has saved.
-    /// The last one writes to `given`, if that is not empty.
+    /// Forward of layer i, whose input is the saved output of layer i − 1, or the tokens. The last layer writes to
+    /// `given`, if that is not empty.
     template <typename Saved>
     typename Layer::Activations run(const Saved& saved, std::size_t i, Out& given) const {
         Out to = i + 1 == depth ? std::move(given) : Out();
@@ -171,6 +172,7 @@ private:
                     d_x = layers[i].backward(std::forward<Saved>(of_layer), d_x, gradients.layers[i], std::move(into));
             };
             if (saved.layers.empty()) {
+                // Recomputes the layer with the noise of its forward.
                 const auto now = state_of(layers[i]);
                 set_state(layers[i], saved.states[i]);
                 auto again = run(saved, i, none);

@@ -20,9 +20,10 @@ void causal_top_k_kernel(const P&, ...) {
                   "colt5: no `causal_top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
-/// The blocks in which causal_top_k goes through a sequence: the tokens 0, 1, 2 … 3, 4 … 7 and so on, until blocks have
-/// `size` tokens, a power of two, and then one such block after the other. The history of a block is what it may look
-/// at: the `size` tokens before it, or all of them where there are fewer.
+/// The blocks of tokens into which causal_top_k divides a sequence. The first ones are [0, 1), [1, 2), [2, 4), [4, 8)
+/// and so on; from token `size` on, a power of two, each block has `size` tokens. The last block ends with the
+/// sequence. The history of a block is the `size` tokens before the block, or all of them if there are fewer. `history`
+/// returns the first token of it.
 struct CausalBlocks {
     Index length, size;
 
@@ -39,18 +40,18 @@ struct CausalBlocks {
     }
 };
 
-/// Which tokens to choose when no later token may have a say; see causal_top_k.
+/// Settings of causal_top_k.
 struct CausalTopK {
     double rate;             ///< chosen tokens per token, in (0, 1]
-    double burst = 0;        ///< tokens that may be chosen beyond that at any time; 0: twice what a block is worth
-    Index block_size = 256;  ///< a power of two up to 1024
-    double fetch_k_ratio = 1;
-    double eps = 1;
-    bool straight_through = false;  ///< scores are 1, with the gradient of what they would be
+    double burst = 0;        ///< tokens that may be chosen beyond that, at any time; 0: max(1, 2 · rate · block_size)
+    Index block_size = 256;  ///< the `size` of CausalBlocks, a power of two up to 1024
+    double fetch_k_ratio = 1;       ///< multiplies the k of the coordinate descent
+    double eps = 1;                 ///< the ε of the descent
+    bool straight_through = false;  ///< scores of chosen tokens are 1; gradients are as without it
 
     static constexpr Index largest_block = 1024;
 
-    /// Tokens are counted in units of 2⁻³², so that all backends count alike.
+    /// `rate` and `burst` as integers, in units of 2⁻³² tokens, so that all backends get the same sums.
     static constexpr std::int64_t one = std::int64_t{1} << 32;
     constexpr std::int64_t rate_in_units() const { return static_cast<std::int64_t>(rate * static_cast<double>(one)); }
     constexpr std::int64_t burst_in_units() const {
@@ -60,12 +61,12 @@ struct CausalTopK {
     }
     /// ⌈rate · count⌉
     constexpr Index share(Index count) const { return (count * rate_in_units() + one - 1) / one; }
-    /// At most so many of any `length` first tokens are chosen: burst + rate · length.
+    /// An upper bound of how many of the first `length` tokens are chosen: ⌊burst + rate · length⌋, at most `length`.
     constexpr Index capacity(Index length) const {
         return std::min(length, static_cast<Index>((burst_in_units() + length * rate_in_units()) / one));
     }
 
-    /// What a chosen token gets for such a score: a NaN stays one.
+    /// The score that a chosen token gets: with straight_through 1, unless `score` is NaN, which stays NaN.
     template <typename T>
     COLT5_HOST_DEVICE T value_of(T score) const {
         return straight_through && score == score ? T(1) : score;
@@ -78,13 +79,14 @@ struct CausalTopK {
     }
 };
 
-/// What a row may still choose, in units of CausalTopK and in picks.
+/// How many tokens a row may still choose: its budget, in units of 2⁻³² tokens, and the number of picks left.
 class CausalBudget {
 public:
     COLT5_HOST_DEVICE CausalBudget(const CausalTopK& how, Index picks)
         : rate_(how.rate_in_units()), burst_(how.burst_in_units()), saved_(burst_), picks_(picks) {}
 
-    /// How many of the candidates of the next block are chosen, which has so many real tokens.
+    /// Returns how many of the next block's candidates are chosen, and pays for them. `real` is the number of real
+    /// tokens of the block; what they earn counts from the block after it on. Call it once for each block, in order.
     COLT5_HOST_DEVICE Index take(Index candidates, Index real) {
         Index taken = saved_ / CausalTopK::one;
         if (candidates < taken) taken = candidates;
@@ -100,7 +102,7 @@ private:
     Index picks_;
 };
 
-/// The score of a logit at a price, min(1, e^((s + a) / ε)), and its derivative with respect to the logit.
+/// The score of a logit s at a price a, min(1, e^((s + a) / ε)), and its derivative with respect to the logit.
 template <typename T>
 struct ScoreAtPrice {
     T score, slope;
@@ -113,8 +115,9 @@ struct ScoreAtPrice {
     }
 };
 
-/// What causal_top_k chooses. The first live picks of a row are in the order of the sequence. The rest, of which there
-/// are as many as the row chooses fewer than k, are other tokens of the sequence: distinct, with score and slope 0.
+/// The result of causal_top_k. The chosen tokens of a row are its first picks, in the order of the sequence; `live` is
+/// true for them. If they are fewer than k, the other picks are tokens of the sequence that were not chosen: distinct,
+/// with score and slope 0.
 template <typename T, Policy P>
 struct CausalPicks {
     Tensor<TokenIndex, P, dynamic, dynamic, dynamic> indices;  // (b, r, k)
@@ -123,22 +126,24 @@ struct CausalPicks {
     Tensor<bool, P, dynamic, dynamic, dynamic> live;           // (b, r, k)
 };
 
-/// Top-k in which a choice depends on the token and those before it alone, so that a sequence can be continued: what
-/// was chosen stays so, whatever comes.
+/// Top-k in which the choice of a token depends only on the token and those before it. So when a sequence is continued,
+/// the choices in its earlier part do not change.
 ///
 ///     logits (b, r, n), mask (b, n) or absent  →  k = min(num_tokens, capacity(n)) picks a row
 ///
-/// Block by block (see CausalBlocks), a token is chosen if its logit is at least the ⌈rate · m⌉-th largest of the m
-/// real tokens of the block's history, as long as the budget lasts: a row starts with `burst`, earns `rate` for every
-/// real token behind it, and never has more than `burst`; whoever comes first is chosen. So at most capacity(i) of the
-/// first i tokens are chosen, for all i, and about rate · n of all if the logits keep their distribution.
+/// The candidates of a block (see CausalBlocks) are its real tokens whose logit is at least the ⌈rate · m⌉-th largest
+/// of the logits in the block's history, which has m real tokens. Ties with that logit are candidates, and so is NaN.
+/// Without a history (m = 0), every real token is a candidate. Candidates are chosen in the order of the sequence, as
+/// long as the row's budget lasts. The budget is `burst` at first. A chosen token costs 1; after each block, every real
+/// token of the block adds `rate`, up to a budget of `burst`. So at most capacity(i) of the first i tokens are chosen,
+/// for all i, and about rate · n of all if the logits keep their distribution.
 ///
-/// The score is that of converged coordinate descent at the price a of the history: min(1, e^((s + a) / ε)), where the
-/// scores of the history add up to min(m, rate · m · fetch_k_ratio). Without a history, every real token is a
-/// candidate, with score 1. The price counts as a constant for gradients: through it, they would go to other tokens.
+/// The score of a chosen token is min(1, e^((s + a) / ε)), where a is the price of the history: the value that
+/// converged coordinate descent would find for it. At this price, the scores of the history's tokens would add up to
+/// min(m, rate · m · fetch_k_ratio). Without a history, the score is 1. Gradients treat the price as a constant, and so
+/// do not reach the logits of other tokens.
 ///
-/// Ties at the threshold are candidates, and so is NaN. Throws ValueError when num_tokens < 1, n is 2^31 or more, or
-/// `how` is not valid.
+/// Throws ValueError when num_tokens < 1, n is 2^31 or more, or `how` is not valid.
 template <Policy P, Viewable L>
 auto causal_top_k(const P& policy, const CausalTopK& how, const L& logits, Mask mask, Index num_tokens) {
     using T = typename L::value_type;

@@ -12,12 +12,13 @@
 
 namespace colt5 {
 
-/// How linear_cross_entropy computes.
+/// Settings of linear_cross_entropy.
 struct CrossEntropy {
-    Index logits_at_a_time = Index{1} << 22;  ///< how many are in memory at once, but at least those of one token
+    /// The number of logits of a chunk of tokens, which are in memory at once. A chunk has at least one token.
+    Index logits_at_a_time = Index{1} << 22;
 };
 
-/// Losses, and the gradient of x.
+/// The losses, and the gradient of x.
 template <typename Scalar, Policy P>
 struct CrossEntropyGradients {
     MatrixTensor<accumulate_t<Scalar>, P> losses;  // (b, n)
@@ -26,7 +27,7 @@ struct CrossEntropyGradients {
 
 namespace detail {
 
-/// Cross-entropy of one chunk of tokens after the other, whose logits share their memory.
+/// Cross-entropy of one chunk of tokens after the other. The memory of a chunk's logits is free again for the next.
 template <Policy P, typename Scalar>
 class LinearCrossEntropy {
     using Logit = accumulate_t<Scalar>;
@@ -49,11 +50,16 @@ public:
         expect_value(classes() >= 1 && classes() < (1 << 24), "weight", "of 1 to 2^24 - 1 classes", classes());
         expect_value(how.logits_at_a_time >= 1, "logits_at_a_time", ">= 1", how.logits_at_a_time);
         rows_at_a_time_ = std::clamp(how.logits_at_a_time / classes(), Index{1}, std::max(Index{1}, x_.extent(0)));
-        if constexpr (!cleans_as_it_reads<P>) expect_targets();  // elsewhere the host would have to wait for them
+        // Only on the CPU: for targets on a GPU, the host would have to wait.
+        if constexpr (!cleans_as_it_reads<P>) expect_targets();
     }
 
-    /// body(first row, rows, logits (1, rows, V), targets (rows), log of the sum of exponentials (rows)) for each
-    /// chunk. The body may write the logits.
+    /// Assigns the losses, and calls for each chunk
+    ///
+    ///     body(first row, rows, logits (1, rows, V), targets (rows), log of the sum of exponentials (rows), is_target)
+    ///
+    /// is_target is an expression (rows, V), true at the column of each target. Targets are numbers of type Logit here:
+    /// classes are fewer than 2^24, so that float holds each exactly.
     template <typename Body>
     void each_chunk(MatrixView<Logit> losses, const Body& body) const {
         for (Index first = 0; first < x_.extent(0); first += rows_at_a_time_) {
@@ -72,7 +78,7 @@ public:
     }
 
     Index classes() const { return weight_.extent(0); }
-    /// Rows of tokens or of their gradients, as a batch of one sequence.
+    /// The rows [first, first + rows) of tokens or of their gradients, seen as a batch of one sequence.
     template <typename T>
     static TokensView<T> tokens(MatrixView<T> all, Index first, Index rows) {
         return all.range(first, rows).reshape(std::array{Index{1}, rows, all.extent(1)});
@@ -97,13 +103,14 @@ private:
 
 }  // namespace detail
 
-/// The loss of each token of a language model or classifier, cross-entropy behind a linear map:
+/// The loss of each token of a language model or classifier: a linear map to logits z, then cross-entropy.
 ///
 ///     losses = log Σ_v exp(z_v) − z_target     z = x · weightᵀ + bias
 ///     x (b, n, d), weight (V, d), targets (b, n), bias (V) or absent  →  (b, n), in accumulate_t<Scalar>
 ///
-/// A negative target is none, as the −100 of PyTorch: its loss is 0. A target of V or more is an error: a ValueError on
-/// the CPU, and a loss of NaN on a GPU. The logits of all tokens are never in memory at once.
+/// A token with a negative target, such as PyTorch's −100, is ignored: its loss is 0. A target of V or more is an
+/// error. On the CPU it throws ValueError; on a GPU the loss is NaN, but the vjp's gradients are not. Of all logits,
+/// only those of one chunk of tokens are in memory at once; see CrossEntropy.
 template <Policy P, Viewable X, Viewable W, Viewable T>
 MatrixTensor<accumulate_t<typename X::value_type>, P> linear_cross_entropy(
     const P& policy, const X& x, const W& weight, const T& targets, VectorView<const typename X::value_type> bias = {},
@@ -115,9 +122,10 @@ MatrixTensor<accumulate_t<typename X::value_type>, P> linear_cross_entropy(
     return losses;
 }
 
-/// The same with its vector-Jacobian product, for which logits need not be computed again:
+/// Losses and vector-Jacobian product in one pass, which computes the logits once. A chunk's gradient of the logits
+/// takes as much memory as its logits do. d_bias may be absent.
 ///
-///     d_losses (b, n), such as 1 / (b · n) for the mean  →  d_x,  d_weight += …,  d_bias += …, which may be absent
+///     d_losses (b, n), such as 1 / (b · n) for the mean  →  losses, d_x,  d_weight += …,  d_bias += …
 template <Policy P, Viewable D, Viewable X, Viewable W, Viewable T>
 CrossEntropyGradients<typename X::value_type, P> linear_cross_entropy_vjp(
     const P& policy, const D& d_losses, const X& x, const W& weight, const T& targets,

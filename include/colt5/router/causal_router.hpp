@@ -10,13 +10,13 @@
 
 namespace colt5 {
 
-/// Strictly causal routing: a token's choice and score depend on itself and earlier tokens alone, so that a sequence
-/// can be continued, or sampled, without another outcome for what is there. Routers that choose the top k of a sequence
-/// see its future. See causal_top_k for how it chooses.
+/// Strictly causal routing: whether a token is chosen, and its score, depend only on the token itself and on earlier
+/// ones. So when a sequence is continued, as in sampling, the routing of its earlier tokens does not change. (The top k
+/// of a whole sequence depend on its future.) See causal_top_k for how tokens are chosen.
 ///
-/// `rate` of router_kwargs.causal says how many tokens are routed; num_tokens is a limit: where a sequence has used it
-/// up, nothing more is routed. So give a module num_heavy_tokens of at least the capacity of its longest sequence, with
-/// room for a burst. Picks that are not used have score 0.
+/// `rate` of router_kwargs.causal says which fraction of the tokens is routed, and num_tokens limits their number: once
+/// a sequence has that many, none of its later tokens is routed. So num_heavy_tokens should be at least
+/// CausalTopK::capacity of the longest sequence, which includes the burst. Picks that are not used have score 0.
 template <RouterConfig config, typename Scalar, typename P>
 class CausalRouter : public LinearRouter<CausalRouter<config, Scalar, P>, config, Scalar, P> {
     using Base = LinearRouter<CausalRouter, config, Scalar, P>;
@@ -50,7 +50,7 @@ public:
 
     struct Activations {
         Routing<Logit, P> routing;
-        Tensor<Logit, P, dynamic, dynamic, dynamic> slopes;  // (b, r, k): of the scores, by the logits
+        Tensor<Logit, P, dynamic, dynamic, dynamic> slopes;  // (b, r, k): derivatives of scores by logits
         Tensor<bool, P, dynamic, dynamic, dynamic> live;     // (b, r, k): which picks are used
         TokensTensor<Logit, P> logits;                       // (b, r, n)
         MatrixTensor<Logit, P> norms;                        // (b, n), of cosine routing
