@@ -17,7 +17,7 @@
 // expect: colt5: router_kwargs.coor_descent.cosine_sim_scale must be in [1e-6, 1e6]
 // expect: colt5: router_kwargs.cum_softmax.cosine_sim_scale must be in [1e-6, 1e6]
 // expect: colt5: router_kwargs.sinkhorn.cosine_sim_scale must be in [1e-6, 1e6]
-// expect: colt5: router_kwargs.causal.rate must be in (0, 1]
+// expect: colt5: router_kwargs.causal.rate must be in [1e-9, 1]
 // expect: colt5: router_kwargs.causal.burst must be 0 or in [1, 1e6]
 // expect: colt5: router_kwargs.causal.block_size must be a power of two up to 1024
 // expect: colt5: router_kwargs.causal.fetch_k_ratio must be in [1, 1e6]
@@ -50,7 +50,7 @@ constexpr RouterConfig small_sinkhorn{.dim = 8, .kwargs = {.sinkhorn = {.tempera
 constexpr RouterConfig cosine{.dim = 8, .kwargs = {.coor_descent = {.cosine_sim_scale = wrong(0.0, 8.0)}}};
 constexpr RouterConfig cosine_softmax{.dim = 8, .kwargs = {.cum_softmax = {.cosine_sim_scale = wrong(-8.0, 8.0)}}};
 constexpr RouterConfig cosine_sinkhorn{.dim = 8, .kwargs = {.sinkhorn = {.cosine_sim_scale = wrong(endless, 8.0)}}};
-constexpr RouterConfig causal_rate{.dim = 8, .kwargs = {.causal = {.rate = wrong(0.0, 0.5)}}};
+constexpr RouterConfig causal_rate{.dim = 8, .kwargs = {.causal = {.rate = wrong(1e-10, 1e-9)}}};
 constexpr RouterConfig causal_burst{.dim = 8, .kwargs = {.causal = {.burst = wrong(0.5, 1.0)}}};
 constexpr RouterConfig causal_block_size{.dim = 8, .kwargs = {.causal = {.block_size = wrong(24, 32)}}};
 constexpr RouterConfig causal_fetch_k_ratio{.dim = 8, .kwargs = {.causal = {.fetch_k_ratio = wrong(0.5, 1.0)}}};

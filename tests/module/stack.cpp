@@ -2,6 +2,7 @@
 #include <colt5/module/stack.hpp>
 
 #include <algorithm>
+#include <cstdint>
 #include <set>
 #include <string>
 #include <vector>
@@ -135,6 +136,35 @@ TEST_CASE("Stack: layers draw parameters of their own, under names of their own"
     CHECK(tokens == 9);
     CHECK(firsts.size() == 9);
     CHECK(count_parameters(stack) == 3 * count_parameters(stack.layers[0]));
+}
+
+TEST_CASE(
+    "Stack: with checkpoints, a failed backward leaves the noise where it was, and one that is handed over frees") {
+    const Cpu policy(1);
+    Stack<Noisy, 4> stack(policy, Seed{4});
+    stack.checkpoints = Checkpoints::layers;
+    const auto x = normal<double>(policy, std::array<Index, 3>{2, 40, 6}, 0);
+    const auto calls = [&] {
+        std::uint64_t sum = 0;
+        each_state<Stack<Noisy, 4>>(
+            [&](const std::string& name, std::uint64_t number) { sum += name.ends_with("calls") ? number : 0; }, "",
+            stack);
+        return sum;
+    };
+    auto saved = stack.forward(x);
+    const auto before = calls();
+    CHECK(before == 12);
+    auto gradients = stack.make_gradients();
+    const auto mask = random_mask(policy, std::array<Index, 2>{2, 39}, 2);
+    saved.mask = mask.const_view();  // does not fit
+    CHECK_THROWS_WITH_AS(stack.backward(saved, x, gradients), "colt5: `mask` must have shape (2, 40), but has (2, 39)",
+                         ShapeError);
+    CHECK(calls() == before);
+    saved.mask = {};
+    const auto in_use = policy.workspace()->statistics().in_use;
+    const auto d_x = stack.backward(std::move(saved), x, gradients);
+    CHECK(policy.workspace()->statistics().in_use < in_use - 2 * static_cast<std::size_t>(x.size()) * sizeof(double));
+    CHECK(calls() == before);
 }
 
 TEST_CASE("Stack: errors name the argument") {

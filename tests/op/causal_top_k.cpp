@@ -225,6 +225,18 @@ TEST_CASE("causal_top_k: straight_through gives live picks 1, and keeps the slop
     for (Index i = 0; i < soft.live.size(); ++i) CHECK(straight.scores.data()[i] == (soft.live.data()[i] ? 1 : 0));
 }
 
+TEST_CASE("causal_top_k: the capacity of the longest sequences, and the least rate") {
+    constexpr Index longest = (Index{1} << 31) - 1;
+    CHECK(CausalTopK{.rate = 1}.capacity(longest) == longest);
+    CHECK(CausalTopK{.rate = 1, .burst = 1e6, .block_size = 1024}.capacity(longest) == longest);
+    CHECK(CausalTopK{.rate = 0.5, .burst = 3}.capacity(longest) == longest / 2 + 3);
+    CHECK(CausalTopK{.rate = 0.5, .burst = 3}.capacity(4) == 4);
+    const Cpu policy(1);
+    const auto logits = normal<double>(policy, std::array<Index, 3>{1, 1, 40}, 4);
+    const CausalTopK how{.rate = CausalTopK::least_rate};
+    CHECK(causal_top_k(policy, how, logits, {}, 40).indices.size() == how.capacity(40));
+}
+
 TEST_CASE("causal_top_k: what it does not take") {
     const Cpu policy(1);
     const auto logits = normal<double>(policy, std::array<Index, 3>{2, 1, 9}, 4);
@@ -233,8 +245,9 @@ TEST_CASE("causal_top_k: what it does not take") {
     CHECK_THROWS_WITH_AS(causal_top_k(policy, how, logits, mask.const_view(), 3),
                          "colt5: `mask` must have shape (2, 9), but has (2, 8)", ShapeError);
     CHECK_THROWS_AS(causal_top_k(policy, how, logits, {}, 0), ValueError);
-    for (const CausalTopK& bad : {CausalTopK{.rate = 0}, CausalTopK{.rate = 1.5}, CausalTopK{.rate = 0.5, .burst = 0.5},
-                                  CausalTopK{.rate = 0.5, .block_size = 3}, CausalTopK{.rate = 0.5, .block_size = 2048},
+    for (const CausalTopK& bad : {CausalTopK{.rate = 0}, CausalTopK{.rate = 1e-10}, CausalTopK{.rate = 1.5},
+                                  CausalTopK{.rate = 0.5, .burst = 0.5}, CausalTopK{.rate = 0.5, .block_size = 3},
+                                  CausalTopK{.rate = 0.5, .block_size = 2048},
                                   CausalTopK{.rate = 0.5, .fetch_k_ratio = 0.5}, CausalTopK{.rate = 0.5, .eps = 0}})
         CHECK_THROWS_AS(causal_top_k(policy, bad, logits, {}, 3), ValueError);
 }

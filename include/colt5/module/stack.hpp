@@ -99,7 +99,7 @@ public:
             for (std::size_t i = 0; i < depth; ++i) saved.layers.push_back(run(saved, i, given));
             saved.out = std::move(saved.layers.back().out);
         }
-        saved.origin = {this->policy(), identity()};
+        saved.origin = {this->policy(), identity(), saved.tokens};
         return saved;
     }
 
@@ -133,10 +133,25 @@ private:
         each_state<Layer>([&](const std::string&, std::uint64_t number) { numbers.push_back(number); }, "", layer);
         return numbers;
     }
-    static void set_state(const Layer& layer, const std::vector<std::uint64_t>& numbers) {
-        std::size_t i = 0;
-        each_state<Layer>([&](const std::string&, auto& number) { number = numbers[i++]; }, "", layer);
-    }
+    /// Gives a layer the state of an earlier call, while it lives.
+    class StateOfCall {
+    public:
+        StateOfCall(const Layer& layer, const std::vector<std::uint64_t>& numbers)
+            : layer_(layer), now_(state_of(layer)) {
+            set(numbers);
+        }
+        StateOfCall(const StateOfCall&) = delete;
+        StateOfCall& operator=(const StateOfCall&) = delete;
+        ~StateOfCall() { set(now_); }
+
+    private:
+        void set(const std::vector<std::uint64_t>& numbers) const {
+            std::size_t i = 0;
+            each_state<Layer>([&](const std::string&, auto& number) { number = numbers[i++]; }, "", layer_);
+        }
+        const Layer& layer_;
+        std::vector<std::uint64_t> now_;
+    };
 
     /// Forward of layer i, whose input is the saved output of layer i − 1, or the tokens. The last layer writes to
     /// `given`, if that is not empty.
@@ -150,7 +165,7 @@ private:
 
     template <Viewable D>
     void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
-        saved.origin.expect(this->policy(), identity());
+        saved.origin.expect(this->policy(), identity(), saved.tokens);
         if (!is_like<Stack>(*this, gradients)) expect_like<Stack>("gradients", *this, gradients);
         expect<TokensView<const typename Out::value_type>, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), saved.tokens.shape());
@@ -172,13 +187,13 @@ private:
                     d_x = layers[i].backward(std::forward<Saved>(of_layer), d_x, gradients.layers[i], std::move(into));
             };
             if (saved.layers.empty()) {
-                // Recomputes the layer with the noise of its forward.
-                const auto now = state_of(layers[i]);
-                set_state(layers[i], saved.states[i]);
-                auto again = run(saved, i, none);
-                set_state(layers[i], now);
+                auto again = [&] {  // with the noise of its forward
+                    const StateOfCall state(layers[i], saved.states[i]);
+                    return run(saved, i, none);
+                }();
                 detail::release(again.out);
                 through(std::move(again));
+                if (i > 0) detail::release(saved.outs[i - 1]);
             } else {
                 through(detail::forward_part(saved.layers[i]));
             }

@@ -60,7 +60,12 @@ private:
 /// The numbers of tokens of a call, each a TokenCount, under the names that they have in Counts: a function of the
 /// length of a sequence that returns a Counts, the struct that a module takes.
 template <typename Counts>
-struct CountsByLength;
+struct CountsByLength {  // of a module of your own: what is configured
+    template <std::same_as<Index>... Lengths>
+    Counts operator()(Lengths...) const {
+        return {};
+    }
+};
 
 template <>
 struct CountsByLength<RoutedCounts> {

@@ -42,7 +42,7 @@ struct CausalBlocks {
 
 /// Settings of causal_top_k.
 struct CausalTopK {
-    double rate;             ///< chosen tokens per token, in (0, 1]
+    double rate;             ///< chosen tokens per token, in [1e-9, 1]
     double burst = 0;        ///< tokens that may be chosen beyond that, at any time; 0: max(1, 2 · rate · block_size)
     Index block_size = 256;  ///< the `size` of CausalBlocks, a power of two up to 1024
     double fetch_k_ratio = 1;       ///< multiplies the k of the coordinate descent
@@ -50,6 +50,7 @@ struct CausalTopK {
     bool straight_through = false;  ///< scores of chosen tokens are 1; gradients are as without it
 
     static constexpr Index largest_block = 1024;
+    static constexpr double least_rate = 1e-9;
 
     /// `rate` and `burst` as integers, in units of 2⁻³² tokens, so that all backends get the same sums.
     static constexpr std::int64_t one = std::int64_t{1} << 32;
@@ -63,7 +64,8 @@ struct CausalTopK {
     constexpr Index share(Index count) const { return (count * rate_in_units() + one - 1) / one; }
     /// An upper bound of how many of the first `length` tokens are chosen: ⌊burst + rate · length⌋, at most `length`.
     constexpr Index capacity(Index length) const {
-        return std::min(length, static_cast<Index>((burst_in_units() + length * rate_in_units()) / one));
+        if (burst_in_units() >= length * (one - rate_in_units())) return length;  // else the sum fits in 63 bits
+        return (burst_in_units() + length * rate_in_units()) / one;
     }
 
     /// The score that a chosen token gets: with straight_through 1, unless `score` is NaN, which stays NaN.
@@ -73,9 +75,10 @@ struct CausalTopK {
     }
 
     constexpr bool is_valid() const {
-        return rate > 0 && rate <= 1 && burst >= 0 && burst <= 1e6 && (burst == 0 || burst >= 1) && block_size >= 1 &&
-               block_size <= largest_block && std::has_single_bit(static_cast<std::uint64_t>(block_size)) &&
-               fetch_k_ratio >= 1 && fetch_k_ratio <= 1e6 && is_divisor(eps);
+        return rate >= least_rate && rate <= 1 && burst >= 0 && burst <= 1e6 && (burst == 0 || burst >= 1) &&
+               block_size >= 1 && block_size <= largest_block &&
+               std::has_single_bit(static_cast<std::uint64_t>(block_size)) && fetch_k_ratio >= 1 &&
+               fetch_k_ratio <= 1e6 && is_divisor(eps);
     }
 };
 

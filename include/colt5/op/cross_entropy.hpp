@@ -109,7 +109,7 @@ private:
 ///     x (b, n, d), weight (V, d), targets (b, n), bias (V) or absent  →  (b, n), in accumulate_t<Scalar>
 ///
 /// A token with a negative target, such as PyTorch's −100, is ignored: its loss is 0. A target of V or more is an
-/// error. On the CPU it throws ValueError; on a GPU the loss is NaN, but the vjp's gradients are not. Of all logits,
+/// error. On the CPU it throws ValueError; on a GPU the loss and its gradients are NaN. Of all logits,
 /// only those of one chunk of tokens are in memory at once; see CrossEntropy.
 template <Policy P, Viewable X, Viewable W, Viewable T>
 MatrixTensor<accumulate_t<typename X::value_type>, P> linear_cross_entropy(
@@ -146,7 +146,9 @@ CrossEntropyGradients<typename X::value_type, P> linear_cross_entropy_vjp(
         const VectorView<const Logit> d(d_all + first, {rows});
         assign(policy, d_logits,
                select(column(target) < Logit(0), Logit(0),
-                      (exp(cast<Logit>(logits) - column(log_sum)) - cast<Logit>(is_target)) * column(d)));
+                      select(column(target) < static_cast<Logit>(chunks.classes()),
+                             (exp(cast<Logit>(logits) - column(log_sum)) - cast<Logit>(is_target)) * column(d),
+                             std::numeric_limits<Logit>::quiet_NaN())));
         detail::linear_vjp_into(policy, Loss::tokens(result.d_x.view().rows(), first, rows), d_logits,
                                 Loss::tokens(x.const_view().rows(), first, rows), weight, d_weight, d_bias);
     });

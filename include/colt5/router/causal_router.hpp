@@ -27,7 +27,8 @@ class CausalRouter : public LinearRouter<CausalRouter<config, Scalar, P>, config
                                     .fetch_k_ratio = kwargs.fetch_k_ratio,
                                     .eps = kwargs.eps,
                                     .straight_through = config.straight_through};
-    static_assert(kwargs.rate > 0 && kwargs.rate <= 1, "colt5: router_kwargs.causal.rate must be in (0, 1]");
+    static_assert(kwargs.rate >= CausalTopK::least_rate && kwargs.rate <= 1,
+                  "colt5: router_kwargs.causal.rate must be in [1e-9, 1]");
     static_assert(kwargs.burst == 0 || (kwargs.burst >= 1 && kwargs.burst <= 1e6),
                   "colt5: router_kwargs.causal.burst must be 0 or in [1, 1e6]");
     static_assert(kwargs.block_size >= 1 && kwargs.block_size <= CausalTopK::largest_block &&
