@@ -170,10 +170,12 @@ TEST_CASE("tensor: adopted memory is read and written in place, moved along, and
         CHECK(moved.data() == values.data());
         moved = Matrix(policy, {1, 1});  // takes its place, not its memory
         moved.data()[0] = 9;
+        const auto of_one = policy.workspace()->statistics().in_use;
         Matrix own(policy, {4, 4});
         own = Matrix::adopt(values.data(), {3, 2});  // what was here goes back to the policy
         CHECK(own.data() == values.data());
-        CHECK(policy.workspace()->statistics().in_use == 256);
+        CHECK(of_one > 0);
+        CHECK(policy.workspace()->statistics().in_use == of_one);
     }
     CHECK(values == std::vector<float>{0, 7, 2, 3, 4, 5});
     CHECK(policy.workspace()->statistics().in_use == 0);
