@@ -176,4 +176,27 @@ inline Row part(const Row& x, Index first, Index count) {
     return Row(x.begin() + first, x.begin() + first + count);
 }
 
+/// Gradients of cross attention by finite differences: padding in x and context or none, queries routed or not.
+template <typename Module>
+void check_cross_gradients(const Cpu& policy, Module& module, Index dim) {
+    auto x = normal<double>(policy, std::array<Index, 3>{2, 7, dim}, 0, 0.7);
+    auto context = normal<double>(policy, std::array<Index, 3>{2, 9, dim}, 1, 0.7);
+    const auto some = mask_of_lengths(policy, {7, 2}, 7), some_context = mask_of_lengths(policy, {0, 6}, 9);
+    for (const bool masked : {false, true})
+        for (const colt5::CrossAttentionCounts counts :
+             {colt5::CrossAttentionCounts{}, colt5::CrossAttentionCounts{.num_tokens_q = 7, .num_tokens_kv = 9}}) {
+            const Mask mask = masked ? some.const_view() : Mask(),
+                       context_mask = masked ? some_context.const_view() : Mask();
+            const auto d_out = normal<double>(policy, x.shape(), 99);
+            const auto saved = module.forward(x, context, mask, context_mask, counts);
+            CHECK(same_bits(saved.out, module(x, context, mask, context_mask, counts)));
+            auto gradients = module.make_gradients();
+            const auto d = module.backward(saved, d_out, gradients);
+            const auto loss = [&] { return inner(d_out, module(x, context, mask, context_mask, counts)); };
+            CHECK(gradient_error(d.d_x, finite_differences(policy, x, loss)) <= gradient_tolerance);
+            CHECK(gradient_error(d.d_context, finite_differences(policy, context, loss)) <= gradient_tolerance);
+            check_parameter_gradients(policy, module, gradients, loss);
+        }
+}
+
 }  // namespace support

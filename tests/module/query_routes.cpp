@@ -293,24 +293,7 @@ TEST_CASE("query routes: routes that choose alike are one route") {
 TEST_CASE_TEMPLATE("query routes: gradients of cross attention, queries routed or not", Module, Cross, CrossOfUser) {
     const Cpu policy(1);
     auto module = drawn<Module>(policy);
-    auto x = normal<double>(policy, std::array<Index, 3>{2, 7, dim}, 0, 0.7);
-    auto context = normal<double>(policy, std::array<Index, 3>{2, 9, dim}, 1, 0.7);
-    const auto some = mask_of_lengths(policy, {7, 2}, 7), some_context = mask_of_lengths(policy, {0, 6}, 9);
-    for (const bool masked : {false, true})
-        for (const CrossAttentionCounts counts :
-             {CrossAttentionCounts{}, CrossAttentionCounts{.num_tokens_q = 7, .num_tokens_kv = 9}}) {
-            const Mask mask = masked ? some.const_view() : Mask(),
-                       context_mask = masked ? some_context.const_view() : Mask();
-            const auto d_out = normal<double>(policy, x.shape(), 99);
-            const auto saved = module.forward(x, context, mask, context_mask, counts);
-            CHECK(same_bits(saved.out, module(x, context, mask, context_mask, counts)));
-            auto gradients = module.make_gradients();
-            const auto d = module.backward(saved, d_out, gradients);
-            const auto loss = [&] { return inner(d_out, module(x, context, mask, context_mask, counts)); };
-            CHECK(gradient_error(d.d_x, finite_differences(policy, x, loss)) <= gradient_tolerance);
-            CHECK(gradient_error(d.d_context, finite_differences(policy, context, loss)) <= gradient_tolerance);
-            check_parameter_gradients(policy, module, gradients, loss);
-        }
+    check_cross_gradients(policy, module, dim);
 }
 
 TEST_CASE("query routes: in cross attention, a head's queries are those of its route") {

@@ -17,7 +17,7 @@ namespace colt5 {
 ///     out[b, i] = weight[ids[b, i]]     ids (b, n) in [0, vocabulary)  →  (b, n, d)
 ///
 /// A head of the same weight is linear_cross_entropy(policy, x, embedding.weight, targets), with its gradient added to
-/// that of the embedding. Throws ValueError when an id is out of its range, on a GPU it is undefined what happens then.
+/// that of the embedding. Throws ValueError when an id is out of its range; on a GPU that is undefined.
 template <typename Scalar, Policy P>
 struct Embedding {
     using Sum = accumulate_t<Scalar>;
