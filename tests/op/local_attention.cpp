@@ -86,7 +86,8 @@ HostTensor<double, 4> naive(const Cpu& policy, const LocalAttention& attention, 
             for (Index i = 0; i < length; ++i) {
                 double largest = -1e300, sum = 0;
                 std::vector<double> score(static_cast<std::size_t>(length), -1e300);
-                for (Index j = std::max(Index{0}, i - reach); j <= std::min(length - 1, i + reach); ++j) {
+                for (Index j = std::max(Index{0}, i - reach);
+                     j <= std::min(length - 1, attention.causal ? i : i + reach); ++j) {
                     if (c.mask && !c.mask(b, j)) continue;
                     double& s = score[static_cast<std::size_t>(j)] = 0;
                     for (Index e = 0; e < dim; ++e) s += c.qkv.view()(b, i, 0, h, e) * c.qkv.view()(b, j, 1, h, e);
@@ -128,7 +129,18 @@ std::string describe(const Problem& p) {
     return shape_string(std::array{p.batch, p.length, p.heads, p.dim_head}) + " reach " + std::to_string(p.reach);
 }
 
-constexpr std::array modes{MaskedRows::zero, MaskedRows::window_mean};
+struct Kind {
+    const char* name;
+    MaskedRows masked_rows = MaskedRows::zero;
+    bool causal = false;
+
+    LocalAttention operator()(Index reach) const {
+        return {.reach = reach, .masked_rows = masked_rows, .causal = causal};
+    }
+};
+constexpr Kind kinds[] = {{.name = "zero"},
+                          {.name = "window_mean", .masked_rows = MaskedRows::window_mean},
+                          {.name = "causal", .causal = true}};
 
 }  // namespace
 
@@ -136,12 +148,12 @@ TEST_CASE("local_attention: agrees with a loop over all pairs, in double and flo
     const Cpu policy(2);
     for (const Problem& p : problems)
         for (const bool masked : {false, true})
-            for (const MaskedRows masked_rows : modes) {
+            for (const Kind kind : kinds) {
                 CAPTURE(describe(p));
                 CAPTURE(masked);
-                CAPTURE(static_cast<int>(masked_rows));
+                CAPTURE(kind.name);
                 if (masked && p.batch == 0) continue;
-                const LocalAttention attention{p.reach, masked_rows};
+                const LocalAttention attention = kind(p.reach);
                 const Case<double> c(policy, p.batch, p.length, p.heads, p.dim_head, masked);
                 const Case<float> f(policy, p.batch, p.length, p.heads, p.dim_head, masked);
                 const auto expected = naive(policy, attention, c);
@@ -156,12 +168,12 @@ TEST_CASE("local_attention: the widest reach sees all, a wider one is refused") 
     const Cpu policy(1);
     const Case<double> c(policy, 2, 40, 2, 4, true);
     const auto all = forward(policy, LocalAttention{40}, c.qkv, c.mask);
-    for (const MaskedRows masked_rows : modes) {
-        const LocalAttention widest{LocalAttention::most_reach, masked_rows};
+    for (const Kind kind : kinds) {
+        const LocalAttention widest = kind(LocalAttention::most_reach);
         const auto saved = forward(policy, widest, c.qkv, c.mask);
         const auto d_qkv = vjp(policy, widest, saved, c.d_out, c.qkv, c.mask);
         for (const double d : to_host(policy, d_qkv)) CHECK(std::isfinite(d));
-        if (masked_rows == MaskedRows::zero) CHECK(same_bits(saved.out, all.out));
+        if (kind.masked_rows == MaskedRows::zero && !kind.causal) CHECK(same_bits(saved.out, all.out));
     }
     CHECK_THROWS_WITH_AS(attend(policy, LocalAttention{std::numeric_limits<Index>::max()}, c.qkv, c.mask),
                          "colt5: `reach` must be at most 2^31, but is 9223372036854775807", ValueError);
@@ -171,9 +183,9 @@ TEST_CASE("local_attention: every reach from 1 to 100") {
     const Cpu policy(1);
     const Case<double> c(policy, 1, 97, 1, 3, true);
     for (Index reach = 1; reach <= 100; ++reach)
-        for (const MaskedRows masked_rows : modes) {
+        for (const Kind kind : kinds) {
             CAPTURE(reach);
-            const LocalAttention attention{reach, masked_rows};
+            const LocalAttention attention = kind(reach);
             CHECK(relative_error(attend(policy, attention, c.qkv, c.mask), naive(policy, attention, c)) <= 1e-13);
         }
 }
@@ -204,12 +216,12 @@ TEST_CASE("local_attention: the gradient is that of finite differences") {
     const Cpu policy(1);
     for (const Problem& p : problems)
         for (const bool masked : {false, true})
-            for (const MaskedRows masked_rows : modes) {
+            for (const Kind kind : kinds) {
                 CAPTURE(describe(p));
                 CAPTURE(masked);
-                CAPTURE(static_cast<int>(masked_rows));
+                CAPTURE(kind.name);
                 if (masked && p.batch == 0) continue;
-                const LocalAttention attention{p.reach, masked_rows};
+                const LocalAttention attention = kind(p.reach);
                 Case<double> c(policy, p.batch, p.length, p.heads, p.dim_head, masked);
                 const auto saved = forward(policy, attention, c.qkv, c.mask);
                 const auto d_qkv = vjp(policy, attention, saved, c.d_out, c.qkv, c.mask);
@@ -228,10 +240,10 @@ TEST_CASE("local_attention: the gradient is that of finite differences") {
 TEST_CASE("local_attention: the gradient over several segments of both colours") {
     const Cpu policy(1);
     for (const auto& sizes : {std::array<Index, 2>{1024, 5}, {1025, 64}, {3333, 30}, {5000, 300}})
-        for (const MaskedRows masked_rows : modes) {
+        for (const Kind kind : kinds) {
             const Index length = sizes[0], reach = sizes[1];
             CAPTURE(length);
-            const LocalAttention attention{reach, masked_rows};
+            const LocalAttention attention = kind(reach);
             Case<double> c(policy, 1, length, 1, 2, true);
             // Padding across the border of two segments: window_mean reaches further back than attention does.
             for (Index i = 950; i < std::min(length, Index{1100}); ++i) c.mask_tensor.view()(0, i) = false;
@@ -264,8 +276,8 @@ TEST_CASE("local_attention: rows that see no key are zeros without a gradient") 
 TEST_CASE_TEMPLATE("local_attention: what padding holds changes no bit of a real token", T, float, double) {
     const Cpu policy(2);
     for (const Index reach : {1, 9, 64, 300})
-        for (const MaskedRows masked_rows : modes) {
-            const LocalAttention attention{reach, masked_rows};
+        for (const Kind kind : kinds) {
+            const LocalAttention attention = kind(reach);
             Case<T> c(policy, 2, 333, 2, 5, true);
             const auto d_padding_is_zero = [&] {  // padding's own outputs count for nothing
                 for (Index b = 0; b < 2; ++b)
@@ -329,55 +341,58 @@ TEST_CASE_TEMPLATE("local_attention: what is not finite reaches what sees it and
          {std::array<Index, 3>{1, 1, 1}, {70, 1, 1}, {131, 9, 1}, {150, 64, 7}, {1100, 5, 97}, {1300, 300, 173}}) {
         if (is_sanitized && problem[0] > 150) continue;  // they take minutes
         for (const bool masked : {false, true})
-            for (Index at = 0; at < problem[0]; at += problem[2])
-                for (const int part : {query, key, value, out_gradient}) {
-                    const Index length = problem[0], reach = problem[1];
-                    CAPTURE(length);
-                    CAPTURE(reach);
-                    CAPTURE(masked);
-                    CAPTURE(at);
-                    CAPTURE(part);
-                    const LocalAttention attention{reach};
-                    Case<T> c(policy, 1, length, 1, 3, masked);
-                    T* const entries =
-                        part == out_gradient ? &c.d_out.view()(0, at, 0, 0) : &c.qkv.view()(0, at, part, 0, 0);
-                    std::fill_n(entries, 3, T(0));
-                    const Gradients<T> expected(policy, attention, c);
-                    const bool is_infinite = part != query && at % 2 == 1;  // logits of −∞ are legitimate
-                    entries[at % 3] =
-                        is_infinite ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::quiet_NaN();
-                    const Gradients<T> actual(policy, attention, c);
-                    const auto sees = [&](Index i, Index j) {
-                        return std::abs(i - j) <= reach && (!c.mask || c.mask(0, j));
-                    };
-                    const bool of_keys = part == key || part == value;
-                    const auto is_reached = [&](Index i) { return of_keys ? sees(i, at) : i == at; };
-                    bool same = true, nan = true;
-                    for (Index i = 0; i < length; ++i) {
-                        bool sees_any = false, reached = false;  // by what this query sees, as a key by queries
-                        for (Index j = std::max(Index{0}, i - reach); j <= std::min(length - 1, i + reach); ++j) {
-                            sees_any = sees_any || sees(i, j);
-                            reached = reached || (is_reached(j) && sees(j, i));
-                        }
-                        const auto check = [&](bool is_nan, const auto& a, const auto& e) {
-                            if (is_nan)
-                                nan = nan && all_nan(a);
-                            else
-                                same = same && same_bits(a, e);
+            for (const Kind kind : {kinds[0], kinds[2]})
+                for (Index at = 0; at < problem[0]; at += problem[2])
+                    for (const int part : {query, key, value, out_gradient}) {
+                        const Index length = problem[0], reach = problem[1];
+                        CAPTURE(length);
+                        CAPTURE(reach);
+                        CAPTURE(masked);
+                        CAPTURE(kind.name);
+                        CAPTURE(at);
+                        CAPTURE(part);
+                        const LocalAttention attention = kind(reach);
+                        Case<T> c(policy, 1, length, 1, 3, masked);
+                        T* const entries =
+                            part == out_gradient ? &c.d_out.view()(0, at, 0, 0) : &c.qkv.view()(0, at, part, 0, 0);
+                        std::fill_n(entries, 3, T(0));
+                        const Gradients<T> expected(policy, attention, c);
+                        const bool is_infinite = part != query && at % 2 == 1;  // logits of −∞ are legitimate
+                        entries[at % 3] =
+                            is_infinite ? -std::numeric_limits<T>::infinity() : std::numeric_limits<T>::quiet_NaN();
+                        const Gradients<T> actual(policy, attention, c);
+                        const auto sees = [&](Index i, Index j) {
+                            return std::abs(i - j) <= reach && (i >= j || !attention.causal) &&
+                                   (!c.mask || c.mask(0, j));
                         };
-                        const bool query_is_nan = is_reached(i) && sees_any;
-                        check(query_is_nan && part != out_gradient, actual.saved.out.view()[0][i],
-                              expected.saved.out.view()[0][i]);
-                        for (const auto gradients : {&Gradients<T>::from_saved, &Gradients<T>::computed_again}) {
-                            const auto a = (actual.*gradients).view()[0][i], e = (expected.*gradients).view()[0][i];
-                            check(query_is_nan, a[0], e[0]);
-                            check(reached, a[1], e[1]);
-                            check(reached, a[2], e[2]);
+                        const bool of_keys = part == key || part == value;
+                        const auto is_reached = [&](Index i) { return of_keys ? sees(i, at) : i == at; };
+                        bool same = true, nan = true;
+                        for (Index i = 0; i < length; ++i) {
+                            bool sees_any = false, reached = false;  // by what this query sees, as a key by queries
+                            for (Index j = std::max(Index{0}, i - reach); j <= std::min(length - 1, i + reach); ++j) {
+                                sees_any = sees_any || sees(i, j);
+                                reached = reached || (is_reached(j) && sees(j, i));
+                            }
+                            const auto check = [&](bool is_nan, const auto& a, const auto& e) {
+                                if (is_nan)
+                                    nan = nan && all_nan(a);
+                                else
+                                    same = same && same_bits(a, e);
+                            };
+                            const bool query_is_nan = is_reached(i) && sees_any;
+                            check(query_is_nan && part != out_gradient, actual.saved.out.view()[0][i],
+                                  expected.saved.out.view()[0][i]);
+                            for (const auto gradients : {&Gradients<T>::from_saved, &Gradients<T>::computed_again}) {
+                                const auto a = (actual.*gradients).view()[0][i], e = (expected.*gradients).view()[0][i];
+                                check(query_is_nan, a[0], e[0]);
+                                check(reached, a[1], e[1]);
+                                check(reached, a[2], e[2]);
+                            }
                         }
+                        CHECK(same);
+                        CHECK(nan);
                     }
-                    CHECK(same);
-                    CHECK(nan);
-                }
     }
 }
 
@@ -385,9 +400,9 @@ TEST_CASE_TEMPLATE("local_attention: what is not finite in masked tokens counts 
                    double) {
     const Cpu policy(2);
     for (const Index reach : {1, 9, 64, 300})
-        for (const MaskedRows masked_rows : modes) {
+        for (const Kind kind : kinds) {
             CAPTURE(reach);
-            const LocalAttention attention{reach, masked_rows};
+            const LocalAttention attention = kind(reach);
             Case<T> c(policy, 2, 333, 2, 5, true);
             const auto fill_keys_and_values = [&](T value) {
                 for (Index b = 0; b < 2; ++b)
@@ -405,7 +420,7 @@ TEST_CASE_TEMPLATE("local_attention: what is not finite in masked tokens counts 
                 CHECK(same_bits(actual.from_saved, expected.from_saved));
                 CHECK(same_bits(actual.computed_again, expected.computed_again));
             }
-            if (masked_rows == MaskedRows::window_mean) continue;
+            if (kind.masked_rows == MaskedRows::window_mean) continue;
             fill_keys_and_values(std::numeric_limits<T>::max());
             const Gradients<T> large(policy, attention, c);
             CHECK(same_bits(large.saved.out, expected.saved.out));
@@ -462,6 +477,58 @@ TEST_CASE("local_attention: with attends_to_padding, what it gives with zeros be
     }
 }
 
+/// Tokens [first, first + count) of a batch of one.
+template <Viewable V>
+auto tokens(const V& tensor, Index first, Index count) {
+    auto shape = tensor.shape();
+    const Index stride = tensor.const_view().size() / shape[1];
+    shape[1] = count;
+    return decltype(tensor.const_view())(tensor.const_view().data() + first * stride, shape);
+}
+
+TEST_CASE_TEMPLATE("local_attention: causal outputs do not depend on what comes after them", T, float, double) {
+    const Cpu policy(2);
+    for (const Index reach : {1, 40, 700})
+        for (const bool masked : {false, true}) {
+            CAPTURE(reach);
+            CAPTURE(masked);
+            const LocalAttention attention{.reach = reach, .causal = true};
+            Case<T> c(policy, 2, 1111, 2, 5, masked);
+            const auto saved = forward(policy, attention, c.qkv, c.mask);
+            for (const Index future : {1, 33, 600, 1110}) {
+                const auto noise = normal<T>(policy, c.qkv.shape(), 99, 1e4);
+                for (Index b = 0; b < 2; ++b)
+                    std::copy_n(noise.view()[b][future].data(), (1111 - future) * 30, c.qkv.view()[b][future].data());
+                c.qkv.view()(0, 1110, 1, 0, 0) = std::numeric_limits<T>::quiet_NaN();
+                const auto changed = forward(policy, attention, c.qkv, c.mask);
+                bool same = true;
+                for (Index b = 0; b < 2; ++b)
+                    for (Index i = 0; i < future; ++i)
+                        same = same && same_bits(changed.out.view()[b][i], saved.out.view()[b][i]);
+                CHECK(same);
+                if (!masked) CHECK(!same_bits(changed.out.view()[0][future], saved.out.view()[0][future]));
+                c.qkv = normal<T>(policy, c.qkv.shape(), 20);
+            }
+        }
+}
+
+TEST_CASE("local_attention: causal attention of a chunk reads no key after it") {
+    const Cpu policy(2);
+    for (const Index reach : {3, 64, 300}) {
+        const LocalAttention attention{.reach = reach, .causal = true};
+        Case<float> c(policy, 1, 900, 2, 5, false);
+        Split<float> s(policy, c.qkv);
+        const auto whole = local_attention(policy, attention, s.q, s.kv, {});
+        std::fill_n(s.kv.view()[0][500].data(), 400 * 20, NAN);
+        const auto part = local_attention(policy, attention, tokens(s.q, 160, 340), s.kv, {}, 160);
+        CHECK(same_bits(part, tokens(whole, 160, 340)));
+    }
+    const Case<float> c(policy, 1, 4, 1, 2, true);
+    CHECK_THROWS_WITH_AS(
+        attend(policy, LocalAttention{.reach = 1, .masked_rows = MaskedRows::window_mean, .causal = true}, c.qkv, {}),
+        "colt5: `masked_rows` must be MaskedRows::zero with causal, but is window_mean", ValueError);
+}
+
 TEST_CASE("local_attention: large logits do not overflow") {
     const Cpu policy(1);
     auto qkv = normal<float>(policy, std::array<Index, 5>{1, 300, 3, 1, 4}, 0, 300);  // logits of some 1e5
@@ -475,8 +542,8 @@ TEST_CASE("local_attention: large logits do not overflow") {
 TEST_CASE("local_attention: the same bits with 1 and 2 threads, run to run, and for each sequence alone") {
     const Cpu one(1), two(2);
     for (const auto& [length, reach] : {std::array<Index, 2>{333, 70}, {2500, 17}})
-        for (const MaskedRows masked_rows : modes) {
-            const LocalAttention attention{reach, masked_rows};
+        for (const Kind kind : kinds) {
+            const LocalAttention attention = kind(reach);
             const Case<float> c(one, 2, length, 3, 5, true);
             const auto saved = forward(one, attention, c.qkv, c.mask);
             const auto d_qkv = vjp(one, attention, saved, c.d_out, c.qkv, c.mask);
@@ -496,15 +563,6 @@ TEST_CASE("local_attention: the same bits with 1 and 2 threads, run to run, and 
         }
 }
 
-/// Tokens [first, first + count) of a batch of one.
-template <Viewable V>
-auto tokens(const V& tensor, Index first, Index count) {
-    auto shape = tensor.shape();
-    const Index stride = tensor.const_view().size() / shape[1];
-    shape[1] = count;
-    return decltype(tensor.const_view())(tensor.const_view().data() + first * stride, shape);
-}
-
 TEST_CASE("local_attention: a sequence in parts") {
     const Cpu policy(2);
     for (const auto& sizes : {std::array<Index, 3>{1, 1, 1},
@@ -518,14 +576,14 @@ TEST_CASE("local_attention: a sequence in parts") {
                               {2500, 64, 1280},
                               {2500, 300, 640}})
         for (const bool masked : {false, true})
-            for (const MaskedRows masked_rows : modes) {
+            for (const Kind kind : kinds) {
                 const Index length = sizes[0], reach = sizes[1], part = sizes[2];
                 CAPTURE(length);
                 CAPTURE(reach);
                 CAPTURE(part);
                 CAPTURE(masked);
-                CAPTURE(static_cast<int>(masked_rows));
-                const LocalAttention attention{reach, masked_rows};
+                CAPTURE(kind.name);
+                const LocalAttention attention = kind(reach);
                 const Case<double> c(policy, 1, length, 2, 3, masked);
                 const Split<double> s(policy, c.qkv);
                 const auto whole = local_attention_forward(policy, attention, s.q, s.kv, c.mask);
@@ -563,14 +621,14 @@ TEST_CASE("local_attention_vjp: adds to the keys and values of the rows that are
     const auto q = tokens(s.q, first, count), d_out = tokens(c.d_out, first, count);
     auto identity = filled<double>(policy, std::array<Index, 2>{6, 6}, 0);
     for (Index e = 0; e < 6; ++e) identity.view()(e, e) = 1;
-    for (const MaskedRows masked_rows : modes) {
-        const LocalAttention attention{20, masked_rows};
+    for (const Kind kind : kinds) {
+        const LocalAttention attention = kind(20);
         const auto saved = local_attention_forward(policy, attention, q, s.kv, c.mask, first);
         const Index before = first - attention.window_begin(first), window = attention.window(first, count, length);
         const std::array<Index, 5> shape{1, window, 3, 2, 3};
         // Whatever the distance to the queries: none, those within the halo and out of reach, some queries, all rows.
         for (const Index carried : {Index{0}, Index{1}, before, before + 40, before + 519, window}) {
-            CAPTURE(static_cast<int>(masked_rows));
+            CAPTURE(kind.name);
             CAPTURE(carried);
             const auto run = [&](auto&& vjp) {
                 // Where nothing is carried there is NaN, which may not be read.

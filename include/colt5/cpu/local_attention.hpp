@@ -62,7 +62,7 @@ template <typename T, typename Bias>
 void attend(const LocalAttention& attention, const LocalHead<T>& head, const LocalQueries<T, Bias>& queries, T* out,
             Index stride, T* log_sum_exp) {
     queries.forward(out, log_sum_exp);
-    if (attention.attends_to_padding && head.mask == nullptr)
+    if (attention.attends_to_padding && !attention.causal && head.mask == nullptr)
         for (Index i = 0; i < queries.count; ++i)
             if (const Index keys = LocalAttention::padding_seen(queries.first + i, head.length, attention.reach);
                 keys > 0)
@@ -87,7 +87,7 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
     parallel_for(policy, batch * segments * heads, [&](Index task) {
         const Index b = task / (heads * segments), h = task / segments % heads;
         const Index begin = first + task % segments * segment, end = std::min(limit, begin + segment);
-        const cpu::LocalHead<T> head(kv, mask, b, h, attention.reach);
+        const cpu::LocalHead<T> head(kv, mask, b, h, attention);
         const cpu::LocalWindow<T> window(head, begin, end);
         const auto bias_of_head = cpu::local_bias(bias, h, head.reach);
         for (Index i = begin; i < end; i += tile) {
@@ -135,7 +135,7 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
             const Index b = task / (heads * of_colour), h = task / of_colour % heads;
             const Index number = 2 * (task % of_colour) + colour, begin = first + number * segment;
             const Index end = std::min(limit, begin + segment);
-            const LocalHead<T> head(kv, mask, b, h, attention.reach);
+            const LocalHead<T> head(kv, mask, b, h, attention);
             const LocalWindow<T> window(head, begin, end);
             const auto bias_of_head = local_bias(bias, h, head.reach);
             const auto d_bias = local_bias_gradient(bias_of_head);
@@ -161,7 +161,7 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
                                          bias.by_distance.extent(1) / 2);
             for (Index j = std::max(Index{0}, begin - head.reach); j < window.last; ++j) {
                 const bool is_assigned =
-                    colour == 1 && (j < begin + head.reach || (end < limit && j >= end - head.reach));
+                    colour == 1 && (j < begin + head.ahead || (end < limit && j >= end - head.reach));
                 const bool add = is_assigned || is_carried(j);
                 copy_row(add, d_k + (j - window.first) * window.stride, dim, d_token(b, j, h) + row);
                 copy_row(add, d_v + (j - window.first) * window.stride, dim, d_token(b, j, h) + 2 * row);
@@ -181,7 +181,7 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
             std::fill_n(d_v, dim, T(0));
         }
         if (!mask) return;
-        add_window_mean_gradient(LocalHead<T>(kv, mask, b, h, attention.reach), attention.reach, j, first, limit,
+        add_window_mean_gradient(LocalHead<T>(kv, mask, b, h, attention), attention.reach, j, first, limit,
                                  &d_out(b, 0, h, 0), row, &log_sum_exp(b, h, 0), d_v);
     });
 }

@@ -24,7 +24,7 @@ public:
         : first(first_query),
           count(std::min(Tile::queries, limit - first_query)),
           begin(std::max(Index{0}, first - head.reach) / block_rows * block_rows),
-          end(std::min(head.length, first + count + head.reach)),
+          end(std::min(head.length, first + count + head.ahead)),
           head_(head),
           window_(window),
           bias_(bias),
@@ -175,7 +175,7 @@ private:
     static constexpr T infinity = std::numeric_limits<T>::infinity();
 
     /// Whether the keys of any tile fit into one block.
-    bool one_block() const { return 2 * head_.reach + Tile::queries + block_rows <= Tile::keys; }
+    bool one_block() const { return head_.reach + head_.ahead + Tile::queries + block_rows <= Tile::keys; }
     /// The end of the block of keys that begins at `key`. Where one block does not hold all keys, blocks end at
     /// multiples of Tile::keys wherever the tile is, so that sums have the same order.
     Index block_end(Index key) const { return one_block() ? end : std::min(end, (key / Tile::keys + 1) * Tile::keys); }
@@ -212,7 +212,7 @@ private:
     /// The keys in [key, until) that some query of [i, i + size) sees.
     Keys seen_by(Index i, Index size, Index key, Index until) const {
         const Index low = std::max(key, first + i - head_.reach);
-        return {low, std::max(low, std::min(until, first + i + size + head_.reach))};
+        return {low, std::max(low, std::min(until, first + i + size + head_.ahead))};
     }
     /// The same, widened to whole blocks of block_rows keys.
     Keys blocks_seen_by(Index i, Index size, Index key, Index until) const {
@@ -233,7 +233,7 @@ private:
     }
     /// The groups of queries that see some key of the block from j on.
     Keys groups_that_see(Index j) const {
-        const Index low = j - head_.reach - first, high = j + block_rows - 1 + head_.reach - first;
+        const Index low = j - head_.ahead - first, high = j + block_rows - 1 + head_.reach - first;
         const Index begin_group = std::clamp(low / Tile::group, Index{0}, Tile::groups);
         return {begin_group, std::clamp(high / Tile::group + 1, begin_group, Tile::groups)};
     }
@@ -254,7 +254,7 @@ private:
         const Batch<T> lane = load(positions.data()), hidden(value);
         const Index query = first + c * lanes<T>;
         for_each_key(c, key, until, scores, [&](Index j, T* entry) {
-            const Index low = j - head_.reach - query, high = j + head_.reach - query;  // lanes that see key j
+            const Index low = j - head_.ahead - query, high = j + head_.reach - query;  // lanes that see key j
             Batch<T> score = load(entry);
             if constexpr (add_bias) store(entry, score += bias_.at(query - j));
             if (window_.is_nonfinite(j)) store(entry, score = Batch<T>(std::numeric_limits<T>::quiet_NaN()));

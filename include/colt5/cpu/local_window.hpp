@@ -6,6 +6,7 @@
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/simd.hpp>
 #include <colt5/cpu/tile_product.hpp>
+#include <colt5/op/local_attention.hpp>
 
 /// Local attention: the keys and values that a segment of queries sees.
 namespace colt5::cpu {
@@ -14,15 +15,17 @@ namespace colt5::cpu {
 template <typename T>
 struct LocalHead {
     LocalHead(View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask key_mask, Index b, Index h,
-              Index reach_)
+              const LocalAttention& attention)
         : length(kv.extent(1)),
           dim(kv.extent(4)),
           stride(2 * kv.extent(3) * dim),
-          reach(std::min(reach_, length)),
+          reach(std::min(attention.reach, length)),
+          ahead(attention.causal ? 0 : reach),
           k(kv.data() + b * length * stride + h * dim),
           v(k + kv.extent(3) * dim),
           mask(key_mask ? key_mask[b].data() : nullptr) {}
-    Index length, dim, stride, reach;
+    Index length, dim, stride;
+    Index reach, ahead;  // how many tokens before and after itself a query sees
     const T *k, *v;
     const bool* mask;  // (length) or null
 };
@@ -59,7 +62,7 @@ class LocalWindow {
 public:
     LocalWindow(const LocalHead<T>& head, Index begin, Index end)
         : first(std::max(Index{0}, begin - head.reach) / block_rows * block_rows),
-          last(std::min(head.length, end + head.reach)),
+          last(std::min(head.length, end + head.ahead)),
           rows(round_up(last - first, block_rows)),
           stride(LocalTile<T>::row(head.dim)),
           k(pack(head.k, head, thread_scratch<T, struct WindowKeys>(rows * stride))),

@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const Rows<const T> q_rows = block.rows(a, a.q);
     const HeadBias<T, Bias> head_bias(a, block, bias);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
+    const Reach reach = Reach::of_query(a);
     const auto load_queries = [&](int tile) {
         load_tile_rows<Shape>(shared.q[tile % Shape::tile_buffers], q_rows, block.first + tile * Shape::tile_rows,
                               a.queries, a);
@@ -101,9 +102,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             for (int c = 0; c < groups; ++c) {
                 const int columns = first_key + 16 * (group + c);
                 head_bias.add_to_queries(score[c], first, columns);
-                if (!all_in_reach(position, columns, a.reach))
+                if (!reach.has_all(position, columns))
                     for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_out_of_reach(columns + column - position - row, a.reach)) score[c][j][e] = -infinity;
+                        if (reach.excludes(columns + column - position - row)) score[c][j][e] = -infinity;
                     });
                 if (!incomplete) continue;
                 const std::uint32_t visible = at(group + c).stage.visible.of_group(at(group + c).row);
@@ -172,7 +173,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             const int row = __ffs(static_cast<int>(recompute)) - 1;
             if (first + row < a.queries)
                 attend_row(block.rows(a, a.out.with(out))[first + row], q_rows[first + row], block.rows(a, a.k),
-                           block.rows(a, a.v), MaskedKeyRange(position + row, a.reach, a.keys, block.mask(a)),
+                           block.rows(a, a.v), MaskedKeyRange(position + row, reach, a.keys, block.mask(a)),
                            block.value_scale(a), to_log2, a.dim_head, head_bias.of_query(first + row));
         }
     };

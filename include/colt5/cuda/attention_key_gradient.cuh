@@ -33,6 +33,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const Rows<const T> k_rows = block.rows(a, a.k), v_rows = block.rows(a, a.v);
     const Rows<const T> q_rows = block.rows(a, a.q), d_out_rows = block.rows(a, a.out.with(d.d_out));
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
+    const Reach reach = Reach::of_key(a);
     const bool vectors = Shape::slides || a.vectors, has_value_scale = !Shape::slides && a.value_scale != nullptr;
     // The mask of the next tile's keys, in registers: read as bytes and compared later, so as not to wait for the load.
     unsigned next_visible[2] = {1, 1};
@@ -110,9 +111,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 });
                 // Queries out of reach have weight 0. Rows that still become NaN, by 0 · NaN in the product, are
                 // recomputed in `end`.
-                if (!all_in_reach(position, columns, a.reach))
+                if (!reach.has_all(position, columns))
                     for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_out_of_reach(columns + column - position - row, a.reach)) p[c][j][e] = d_p[c][j][e] = 0;
+                        if (reach.excludes(columns + column - position - row)) p[c][j][e] = d_p[c][j][e] = 0;
                     });
                 if constexpr (BiasGradient<Shape, Bias>::is_present) {
                     Sum d_s[2][4];
@@ -166,7 +167,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             if (key >= a.keys) continue;
             const Sum d_scale = key_gradient_row(
                 block.rows(a, d.d_k)[key], block.rows(a, d.d_v)[key], k_rows[key], v_rows[key], q_rows, d_out_rows,
-                MaskedKeyRange(position + row, a.reach, a.queries, nullptr), numbers.shift + block.of_queries(a),
+                MaskedKeyRange(position + row, reach, a.queries, nullptr), numbers.shift + block.of_queries(a),
                 numbers.dot + block.of_queries(a), scale, a.scale, a.dim_head, head_bias.of_key(key));
             if (has_value_scale && d.d_value_scale != nullptr && lane_id() == 0)
                 d.d_value_scale[(static_cast<Index>(block.b) * a.heads() + block.h) * a.keys + key] = d_scale;
@@ -188,12 +189,12 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             },
             [](int) {}, begin,
             [&](int t, bool rest) {
-                const SlidingWindow window(t, rest, first_row(t - 1), position, a.reach, a.queries);
+                const SlidingWindow window(t, rest, first_row(t - 1), position, reach, a.queries);
                 process(window.groups_of(shared.stage), window, window.first);
             },
             end);
     } else {
-        const KeyRange range(block.first - a.first, Shape::tile_rows, a.reach, a.queries);
+        const KeyRange range(block.first - a.first, Shape::tile_rows, reach, a.queries);
         const auto load = [&](int i) {
             Stage& stage = shared.stage[i % Shape::stages];
             const int at = range.begin + i * Shape::stage_rows;
@@ -216,7 +217,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                                         [&](int group) {
                                             return Group<Stage>{stage, 16 * group};
                                         },
-                                        Groups(position, at, Shape::stage_rows, range.end, a.reach), at);
+                                        Groups(position, at, Shape::stage_rows, range.end, reach), at);
                                 });
         end();
     }

@@ -30,8 +30,8 @@ inline constexpr int sliding_rows = 64, sliding_stages = 3;
 struct KeyRange {
     int begin, end;
 
-    __device__ KeyRange(int first, int rows, int reach, int limit)
-        : begin(::max(0, first - reach) / 16 * 16), end(::min(limit, first + rows + reach)) {}
+    __device__ KeyRange(int first, int rows, Reach reach, int limit)
+        : begin(::max(0, first - reach.before) / 16 * 16), end(::min(limit, first + rows + reach.after)) {}
 };
 
 /// The key range of 16 rows, from `first` on, within one stage, in groups of 16 streamed rows. The stage starts at row
@@ -39,9 +39,9 @@ struct KeyRange {
 struct Groups {
     int begin, end;
 
-    __device__ Groups(int first, int stage_first, int size, int limit, int reach)
-        : begin(::max(0, first - reach - stage_first) / 16),
-          end(::min(::min(size, limit - stage_first) + 15, first + reach - stage_first + 31) / 16) {}
+    __device__ Groups(int first, int stage_first, int size, int limit, Reach reach)
+        : begin(::max(0, first - reach.before - stage_first) / 16),
+          end(::min(::min(size, limit - stage_first) + 15, first + reach.after - stage_first + 31) / 16) {}
 };
 
 /// A group of 16 streamed rows: its stage, and its first row in it.
@@ -162,7 +162,7 @@ __device__ void slide_window(int tiles, const LoadTile& load_tile, const LoadSta
 struct SlidingWindow : Groups {
     static constexpr int groups_per_tile = sliding_rows / 16;
 
-    __device__ SlidingWindow(int t, bool rest, int first_row, int position, int reach, int limit)
+    __device__ SlidingWindow(int t, bool rest, int first_row, int position, Reach reach, int limit)
         : Groups(position, first_row, sliding_stages * sliding_rows, limit, reach), first(first_row), streamed(t - 1) {
         if (rest)
             begin = ::max(begin, groups_per_tile);
@@ -213,6 +213,7 @@ __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& bloc
     using Tile = typename Shape::Tile;
     using Sum = typename Shape::Sum;
     const int thread = static_cast<int>(threadIdx.x);
+    const Reach reach = Reach::of_query(a);
     const Rows<const T> k = block.rows(a, a.k), v = block.rows(a, a.v);
     // The mask is read as bytes. A sliding window compares it in finish_stage, so as not to wait for the load here.
     const std::uint8_t* const mask = reinterpret_cast<const std::uint8_t*>(a.mask) + block.of_keys(a);
@@ -240,13 +241,13 @@ __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& bloc
             },
             [&](int t) { position = begin(t); },
             [&](int t, bool rest) {
-                const SlidingWindow window(t, rest, first_key(t - 1), position, a.reach, a.keys);
+                const SlidingWindow window(t, rest, first_key(t - 1), position, reach, a.keys);
                 process(window.groups_of(stages), window, window.first,
                         a.mask != nullptr || window.is_incomplete(a.keys));
             },
             end);
     } else {
-        const KeyRange range(a.first + block.first, Shape::tile_rows, a.reach, a.keys);
+        const KeyRange range(a.first + block.first, Shape::tile_rows, reach, a.keys);
         const auto is_incomplete = [&](int i) {
             return a.mask != nullptr || range.begin + (i + 1) * Shape::stage_rows > range.end;
         };
@@ -277,7 +278,7 @@ __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& bloc
                     [&](int group) {
                         return Group<Stage>{stage, 16 * group};
                     },
-                    Groups(position, at, Shape::stage_rows, range.end, a.reach), at, is_incomplete(i));
+                    Groups(position, at, Shape::stage_rows, range.end, reach), at, is_incomplete(i));
             });
         end();
     }

@@ -71,8 +71,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const Index of_queries = block.of_queries(a);
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     const bool vectors = Shape::slides || a.vectors, has_value_scale = !Shape::slides && a.value_scale != nullptr;
+    const Reach reach = Reach::of_query(a);
     // Otherwise every query attends to at least two keys.
-    const bool may_have_one_key = a.mask != nullptr || a.keys == 1;
+    const bool may_have_one_key = a.mask != nullptr || a.keys == 1 || a.ahead == 0;
     const auto* const mask = reinterpret_cast<const std::uint8_t*>(block.mask(a));
     // What the next tile needs in registers, not in shared memory.
     Half next_out;
@@ -134,9 +135,12 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         }
         if (may_have_one_key) {
             // Without a window, two visible keys among the first 32 rule it out; with a window, the visible keys at the
-            // queries' own positions do.
+            // queries' own positions do, but not in causal attention for the first of the 16, whose other key is before
+            // them.
             const unsigned visible = __ballot_sync(0xffffffffu, next_visible != 0);
-            few = a.reach == Attention<T>::everything ? __popc(visible) < 2 : visible != 0xffffffffu;
+            few = a.reach == Attention<T>::everything
+                      ? __popc(visible) < 2
+                      : visible != 0xffffffffu || (a.ahead == 0 && (position == 0 || a.mask != nullptr));
             key_count[0] = key_count[1] = 0;
             d_p_of_last_key[0] = d_p_of_last_key[1] = 0;
         }
@@ -167,8 +171,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     incomplete ? at(group + c).stage.visible.of_group(at(group + c).row) : whole_group;
                 if (few)
                     for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_out_of_reach(columns + column - position - row, a.reach) || (visible >> column & 1) == 0)
-                            return;
+                        if (reach.excludes(columns + column - position - row) || (visible >> column & 1) == 0) return;
                         ++key_count[e / 2];
                         d_p_of_last_key[e / 2] = d_p[c][j][e];
                     });
@@ -177,9 +180,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     d_p[c][j][e] = weight * (d_p[c][j][e] - out_dot[e / 2]);
                 });
                 // Keys out of reach and masked keys contribute nothing, even if their values are not finite.
-                if (!all_in_reach(position, columns, a.reach))
+                if (!reach.has_all(position, columns))
                     for_each_entry([&](int j, int e, int row, int column) {
-                        if (is_out_of_reach(columns + column - position - row, a.reach)) d_p[c][j][e] = 0;
+                        if (reach.excludes(columns + column - position - row)) d_p[c][j][e] = 0;
                     });
                 if (visible != whole_group)
                     for_each_entry([&](int j, int e, int, int column) {
@@ -216,7 +219,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             if (first + row < a.queries)
                 query_gradient_row(block.rows(a, d.d_q)[first + row], q_rows[first + row], d_out_rows[first + row],
                                    block.rows(a, a.k), block.rows(a, a.v),
-                                   MaskedKeyRange(position + row, a.reach, a.keys, block.mask(a)), block.value_scale(a),
+                                   MaskedKeyRange(position + row, reach, a.keys, block.mask(a)), block.value_scale(a),
                                    of_row, dot, a.scale, a.dim_head, head_bias.of_query(first + row));
         }
     };

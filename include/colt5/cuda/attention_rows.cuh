@@ -46,8 +46,8 @@ struct MaskedKeyRange {
     int begin, end;
     const bool* mask;  // or null
 
-    __device__ MaskedKeyRange(int position, int reach, int limit, const bool* mask_)
-        : begin(::max(0, position - reach)), end(::min(limit, position + reach + 1)), mask(mask_) {}
+    __device__ MaskedKeyRange(int position, Reach reach, int limit, const bool* mask_)
+        : begin(::max(0, position - reach.before)), end(::min(limit, position + reach.after + 1)), mask(mask_) {}
     __device__ bool operator[](int i) const { return mask == nullptr || mask[i]; }
 };
 

@@ -45,7 +45,8 @@ struct Attention {
 
     Heads<const T> q, k, v, out;
     int batch, routes, per_route, queries, keys, dim_head;
-    int reach;               // query i attends to key j if |first + i − j| <= reach
+    // Query i attends to key j if −reach <= j − (first + i) <= ahead; `ahead` is `reach`, or 0 for causal attention.
+    int reach, ahead;
     int first;               // position of the first query among the keys; 0 for dense attention
     const bool* mask;        // (batch, routes, keys) or null
     const Sum* value_scale;  // (batch, routes, keys) or null
@@ -108,14 +109,29 @@ struct AttentionBlock {
     }
 };
 
-/// Whether 16 queries from position `rows` on, and 16 keys from `columns` on, are all in reach of each other.
-__device__ inline bool all_in_reach(int rows, int columns, int reach) {
-    return ::abs(columns - rows) <= reach - 15;
-}
+/// How many positions before and after its own a row attends to: a query to keys, or for the key gradient a key to
+/// queries, which is the other way round.
+struct Reach {
+    int before, after;
 
-__device__ inline bool is_out_of_reach(int distance, int reach) {
-    return static_cast<unsigned>(distance + reach) > static_cast<unsigned>(2 * reach);
-}
+    template <typename T>
+    __device__ static Reach of_query(const Attention<T>& a) {
+        return {a.reach, a.ahead};
+    }
+    template <typename T>
+    __device__ static Reach of_key(const Attention<T>& a) {
+        return {a.ahead, a.reach};
+    }
+    /// Whether 16 rows from position `rows` on all attend to the 16 columns from `columns` on.
+    __device__ bool has_all(int rows, int columns) const {
+        const int distance = columns - rows;
+        return distance >= 15 - before && distance <= after - 15;
+    }
+    /// Whether a row does not attend to the column at this distance after it.
+    __device__ bool excludes(int distance) const {
+        return static_cast<unsigned>(distance + before) > static_cast<unsigned>(before + after);
+    }
+};
 
 /// Shared memory that a block can have on every architecture from sm_80 on.
 inline constexpr int shared_bytes = 99 * 1024;

@@ -19,9 +19,10 @@ namespace cuda {
 template <typename T>
 Attention<T> local_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
                            View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
-                           Index key, Index keys, Index reach) {
+                           Index key, Index keys, const LocalAttention& attention) {
     using Sum = accumulate_t<T>;
     const Index batch = q.extent(0), queries = q.extent(1), heads = q.extent(2), dim = q.extent(3), all = heads * dim;
+    const int reach = static_cast<int>(std::min(attention.reach, Index{Attention<T>::everything}));
     const auto of_queries = [&](const T* data) { return Heads<const T>{data, queries * all, 0, dim, all}; };
     const auto of_keys = [&](Index part) {
         return Heads<const T>{kv.data() + (2 * key + part) * all, kv.extent(1) * 2 * all, 0, dim, 2 * all};
@@ -36,7 +37,8 @@ Attention<T> local_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
             .queries = attention_extent<T>("queries", queries),
             .keys = attention_extent<T>("keys", keys),
             .dim_head = attention_extent<T>("dim_head", dim),
-            .reach = static_cast<int>(std::min(reach, Index{Attention<T>::everything})),
+            .reach = reach,
+            .ahead = attention.causal ? 0 : reach,
             .first = attention_extent<T>("first", first - key),
             .mask = mask ? mask.data() + key : nullptr,  // key is 0 unless there is one sequence
             .value_scale = nullptr,
@@ -148,7 +150,9 @@ void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
         log_sum_exp_memory = {policy, {q.extent(0), q.extent(2), q.extent(1)}};
         log_sum_exp = log_sum_exp_memory.view();
     }
-    auto problem = cuda::local_problem(q, kv, mask, first, 0, kv.extent(1), attention.reach);
+    // Causal attention has no keys after its last query.
+    const Index keys = attention.causal ? first + q.extent(1) : kv.extent(1);
+    auto problem = cuda::local_problem(q, kv, mask, first, 0, keys, attention);
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
     cuda::run_attention_forward<true>(policy, problem, cuda::window_bias(bias, q.extent(3)), out.data(),
                                       log_sum_exp.data());
@@ -175,7 +179,7 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
     // before carried_end hold gradients of keys and values.
     const Index origin = attention.window_begin(first), last = origin + d_qkv.extent(1);
     const Index key = std::max(Index{0}, first - attention.reach);
-    const Index key_end = std::min(length, first + queries + attention.reach);
+    const Index key_end = std::min(length, first + queries + (attention.causal ? 0 : attention.reach));
     const Index carried_end = origin + carried;
     const auto row_of = [&](Index token) { return d_qkv.data() + (token - origin) * row; };
     const auto part = [&](Index token, Index i) {
@@ -204,7 +208,7 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
         set_zero(policy, rest);
     }
 
-    auto problem = cuda::local_problem(q, kv, mask, first, key, key_end - key, attention.reach);
+    auto problem = cuda::local_problem(q, kv, mask, first, key, key_end - key, attention);
     problem.vectors = problem.vectors && cuda::is_aligned(d_qkv.data()) && cuda::is_aligned(d_out.data()) &&
                       cuda::is_aligned(out.data());
     cuda::run_attention_backward<true, T>(policy, problem, cuda::window_bias(bias, q.extent(3)),
@@ -220,7 +224,7 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
         cuda::launch(policy, "add_keys_and_values", cuda::add_keys_and_values<T>, cuda::blocks_for(earlier.size(), 256),
                      256, 0, row_of(key), earlier.data(), earlier.extent(0), all);
     if (attention.masked_rows == MaskedRows::zero || !mask) return;
-    const auto whole = cuda::local_problem(q, kv, mask, first, 0, length, attention.reach);
+    const auto whole = cuda::local_problem(q, kv, mask, first, 0, length, attention);
     cuda::launch(policy, "window_mean_gradient", cuda::window_mean_gradient<T>,
                  cuda::attention_grid(whole, d_qkv.extent(1), 1), cuda::warp_size, 0, whole, log_sum_exp.data(),
                  d_out.data(), part(origin, 2), cuda::attention_extent<T>("first", origin));

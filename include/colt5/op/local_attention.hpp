@@ -43,9 +43,9 @@ struct WindowSlots {
     Index begin, end, out_of_grid;
 };
 
-/// Each token attends to the real tokens at distance `reach` or less:
+/// Each token attends to the real tokens at distance `reach` or less, and with `causal` to none after itself:
 ///
-///     out[i] = Σ_j softmax_j(q[i]·k[j] / √dim_head) v[j]   over |i − j| ≤ reach, mask[j]
+///     out[i] = Σ_j softmax_j(q[i]·k[j] / √dim_head) v[j]   over |i − j| ≤ reach, mask[j]; with `causal`, j ≤ i
 ///
 ///     q (b, n, h, dim_head), kv (b, n, 2, h, dim_head): keys and values, mask (b, n) or absent
 ///     →  out (b, n, h, dim_head)
@@ -53,17 +53,21 @@ struct WindowSlots {
 /// With a RelativePositionBias the logits are q[i]·k[j] / √dim_head + bias(j − i); by default there is NoBias.
 ///
 /// Nothing of size n × reach is stored. A long sequence may come in chunks, in order: q then holds the m queries from
-/// token `first` on, and b is 1; keys, values and mask are those of the whole sequence.
+/// token `first` on, and b is 1; keys, values and mask are those of the whole sequence. With `causal`, keys and values
+/// after the last query are not read: they need not exist yet.
 struct LocalAttention {
     /// The largest reach that is allowed. Every sequence is shorter than this, so a larger reach would see no more.
     static constexpr Index most_reach = Index{1} << 31;
 
-    Index reach;  ///< tokens to either side; the reference's light_window_size / 2
+    Index reach;  ///< tokens to either side, or with `causal` before; the reference's light_window_size / 2
     MaskedRows masked_rows = MaskedRows::zero;
     /// Without a mask, queries also attend to keys and values of 0 behind the sequence, those that pad it up to a
     /// multiple of reach, as local-attention 1.8.6 does: each such key adds exp(0) to the denominator of the softmax
     /// of the queries that reach it.
     bool attends_to_padding = false;
+    /// A token sees itself and the `reach` tokens before it. Goes with MaskedRows::zero; padding behind the sequence is
+    /// then never seen.
+    bool causal = false;
 
     /// The number of such keys that query i of a sequence of `length` tokens sees.
     COLT5_HOST_DEVICE static Index padding_seen(Index i, Index length, Index reach) {
@@ -72,16 +76,18 @@ struct LocalAttention {
     }
     /// Whether some query of [.., limit) sees such keys.
     bool sees_padding(Mask mask, Index limit, Index length) const {
-        return attends_to_padding && !mask && padding_seen(limit - 1, length, reach) > 0;
+        return attends_to_padding && !causal && !mask && padding_seen(limit - 1, length, reach) > 0;
     }
 
     /// No token whose key or value a query reads is further from the query than this.
     Index halo() const { return std::min(reach, most_reach) * (masked_rows == MaskedRows::window_mean ? 2 : 1); }
+    /// The same after the query.
+    Index halo_after() const { return causal ? 0 : halo(); }
     /// The queries [first, first + m) give gradients to the keys and values of the `window` tokens from `window_begin`
     /// on.
     Index window_begin(Index first) const { return std::max(Index{0}, first - halo()); }
     Index window(Index first, Index m, Index length) const {
-        return std::min(length, first + m + halo()) - window_begin(first);
+        return std::min(length, first + m + halo_after()) - window_begin(first);
     }
 };
 
@@ -100,6 +106,8 @@ void check_local_attention(const LocalAttention& attention, const Q& q, const KV
     expect_shape("kv", kv.shape(), {dynamic, dynamic, 2, dynamic, dynamic});
     expect_value(attention.reach >= 1, "reach", ">= 1", attention.reach);
     expect_value(attention.reach <= LocalAttention::most_reach, "reach", "at most 2^31", attention.reach);
+    expect_value(!attention.causal || attention.masked_rows == MaskedRows::zero, "masked_rows",
+                 "MaskedRows::zero with causal", "window_mean");
     if (!is_range_of(first, 0, length))
         expect_value(false, "first", colt5::detail::concat({"in [0, ", std::to_string(length), "], the tokens of kv"}),
                      first);

@@ -30,11 +30,12 @@ struct LightAttentionParameters {
 /// With frequencies inv_freq (dim_head / 2), queries and keys are rotated by their tokens' positions, in place, as soon
 /// as they are projected, and gradients are rotated back just before those of the projection.
 ///
-/// Queries attend to keys of the next chunk, so forward projects one chunk ahead. A halo is as many tokens as a query
-/// can attend to on either side (LocalAttention::halo). Every chunk but the last of a sequence is at least three halos
-/// long. The reason: backward moves up to two halos of rows from the end of a window to its front, and there they must
-/// not overlap the rows that they are copied from. The window of the first chunk is the shortest: it has no halo before
-/// the chunk and one after it, four halos in all if the chunk has three.
+/// Queries attend to keys of the next chunk, so forward projects one chunk ahead; causal attention needs no next chunk.
+/// A halo is as many tokens as a query can attend to on either side (LocalAttention::halo). Every chunk but the last of
+/// a sequence is at least three halos long. The reason: backward moves up to two halos of rows from the end of a window
+/// to its front, and there they must not overlap the rows that they are copied from. The window of the first chunk is
+/// the shortest: it has no halo before the chunk and one after it, four halos in all if the chunk has three. (Causal
+/// attention has no halo after the chunk, and moves one halo of rows.)
 template <typename Scalar, Policy P, bool has_bias = false, template <typename> class Norm = LayerNormParameters>
 struct LightAttentionSchedule {
     template <typename T>
@@ -82,14 +83,15 @@ struct LightAttentionSchedule {
         auto q = project(0);
         for (Index i = 0; i < chunks.count(); ++i) {
             const Chunk chunk = chunks[i];
-            auto next = project(i + 1);
+            TokensTensor<Scalar, P> next;
+            if (!attention.causal) next = project(i + 1);
             auto attended = local_attention_forward(policy, attention, split_heads(q), kv_of(saved, chunk),
                                                     chunk.sequences_of(mask), chunk.first,
                                                     bias_of(by_distance));  // (b, n, h, dim_head)
             linear(policy, chunk.of(out), merge_heads(attended.out), parameters.to_out, {},
                    chunk.of(residual));  // (b, n, d)
             if (save) saved.chunks.push_back({std::move(q), std::move(attended)});
-            q = std::move(next);
+            q = attention.causal ? project(i + 1) : std::move(next);
         }
         return saved;
     }
@@ -114,8 +116,9 @@ struct LightAttentionSchedule {
                   const GradientEpilogue<Scalar, P, updates>& epilogue) const {
         const Chunks chunks = chunks_of(policy, x);
         const Index length = x.extent(1), halo = std::min(attention.halo(), length);
-        TokensTensor<Scalar, P> d_qkv(policy,
-                                      {chunks.sequences(), std::min(length, chunks.tokens() + 2 * halo), 3 * inner()});
+        const Index halo_after = attention.causal ? 0 : halo;
+        TokensTensor<Scalar, P> d_qkv(
+            policy, {chunks.sequences(), std::min(length, chunks.tokens() + halo + halo_after), 3 * inner()});
         const auto by_distance = bias_by_distance(policy, parameters);
         Index carried = 0;  // rows at the front of the window that hold gradients of the chunk before
         for (Index i = 0; i < chunks.count(); ++i) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <utility>
 
 #include <colt5/op/local_attention.hpp>
 #include <colt5/op/zero.hpp>
@@ -23,10 +24,11 @@ Results local_attention_of(const P& policy, Draw<T, P>& draw, Index batch, Index
     const auto kv = draw.values(std::array{batch, length, Index{2}, heads, dim_head});
     const auto d_out = draw.values(q.shape());
     const Index part = draw.size(length / 5 + 1, length);
-    for (const MaskedRows rows : {MaskedRows::zero, MaskedRows::window_mean}) {
-        const bool as_reference = rows == MaskedRows::window_mean;  // and without a mask, it attends to padding
-        const LocalAttention attention{reach, rows, as_reference};
-        const std::string name = as_reference ? " as the reference" : "";
+    // As the reference: without a mask, it attends to padding.
+    for (const auto& [name, attention] :
+         {std::pair{std::string(), LocalAttention{reach}},
+          {" as the reference", {.reach = reach, .masked_rows = MaskedRows::window_mean, .attends_to_padding = true}},
+          {" causal", {.reach = reach, .causal = true}}}) {
         const auto saved = local_attention_forward(policy, attention, q, kv, mask);
         record("out" + name, saved.out);
         record("out alone" + name, local_attention(policy, attention, q, kv, mask));
@@ -82,7 +84,7 @@ Results many_heads_case(const P& policy, const Setting& setting) {
 /// With a bias: out and gradients, those of the first sequence in parts, and the same bits on a second run.
 template <typename T, typename P>
 Results local_bias_of(const P& policy, Draw<T, P>& draw, Index batch, Index length, Index heads, Index dim_head,
-                      Index reach, const RelativePositionBuckets& buckets) {
+                      const LocalAttention& attention, const RelativePositionBuckets& buckets) {
     using Sum = accumulate_t<T>;
     Recorder record(policy);
     const auto with_mask = draw.optional_mask(batch, length);
@@ -91,10 +93,9 @@ Results local_bias_of(const P& policy, Draw<T, P>& draw, Index batch, Index leng
     const auto kv = draw.values(std::array{batch, length, Index{2}, heads, dim_head});
     const auto d_out = draw.values(q.shape());
     const auto table = draw.values(std::array{buckets.num_buckets, heads});
-    const auto by_distance = relative_position_bias(policy, buckets, table, reach);
+    const auto by_distance = relative_position_bias(policy, buckets, table, attention.reach);
     record.in_float("by distance", by_distance);
     const RelativePositionBias<Sum> bias{buckets, by_distance.const_view()};
-    const LocalAttention attention{reach};
     const auto zero_table = [&] {
         auto zeros = draw.sums(table.shape());
         set_zero(policy, zeros);
@@ -144,7 +145,8 @@ Results local_bias_case(const P& policy, const Setting& setting) {
     const Index batch = draw.size(1, 9), heads = draw.size(1, 16), dim_head = draw.dim_head();
     const Index length = draw.length(5000, batch * heads * dim_head), reach = draw.length(200);
     const RelativePositionBuckets buckets{2 * draw.size(2, 20), draw.size(11, 150)};
-    return local_bias_of(policy, draw, batch, length, heads, dim_head, reach, buckets);
+    return local_bias_of(policy, draw, batch, length, heads, dim_head, {.reach = reach, .causal = draw.size(0, 1) == 1},
+                         buckets);
 }
 
 /// Several tiles of a head in each block, as in many_heads_case.
@@ -152,7 +154,7 @@ template <typename T, typename P>
 Results local_bias_of_many_heads_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
     const Index length = draw.size(257, 450), dim_head = 8 * draw.size(1, 8), reach = draw.size(1, 64);
-    return local_bias_of(policy, draw, 9, length, 16, dim_head, reach, {});
+    return local_bias_of(policy, draw, 9, length, 16, dim_head, {.reach = reach, .causal = draw.size(0, 1) == 1}, {});
 }
 
 }  // namespace cases
