@@ -18,6 +18,7 @@
 #include <colt5/io/npy.hpp>
 #include <colt5/io/parameters.hpp>
 #include <colt5/io/safetensors.hpp>
+#include <colt5/io/training.hpp>
 
 #include <filesystem>
 #include <utility>

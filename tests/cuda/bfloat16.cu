@@ -43,6 +43,9 @@ TEST_CASE("cuda: out of memory in bfloat16" * doctest::skip(!cases::has_gpu())) 
 TEST_CASE("cuda: a clone in bfloat16" * doctest::skip(!cases::has_gpu())) {
     cases::check_clone<colt5::bfloat16>();
 }
+TEST_CASE("cuda: training in bfloat16 goes on from a file bit for bit" * doctest::skip(!cases::has_gpu())) {
+    cases::check_resumed_training<colt5::bfloat16>();
+}
 TEST_CASE("cuda: parameters of 16 bits that are written between steps" * doctest::skip(!cases::has_gpu())) {
     cases::check_written_parameters<colt5::bfloat16>();
     cases::check_written_parameters<colt5::float16>();

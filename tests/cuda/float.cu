@@ -112,6 +112,9 @@ TEST_CASE("cuda: NaN logits in float" * doctest::skip(!cases::has_gpu())) {
 TEST_CASE("cuda: routers in float at the ends of their range" * doctest::skip(!cases::has_gpu())) {
     cases::check_ends_of_routers<float>();
 }
+TEST_CASE("cuda: training in float goes on from a file bit for bit" * doctest::skip(!cases::has_gpu())) {
+    cases::check_resumed_training<float>();
+}
 TEST_CASE("cuda: optimizers at the ends of their range" * doctest::skip(!cases::has_gpu())) {
     cases::check_ends_of_optimizers();
 }

@@ -5,12 +5,40 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/core/view.hpp>
 
 /// Visitors and checks of the parameters of modules and of their gradients (see module/layers.hpp).
 namespace colt5 {
+
+namespace detail {
+/// A visitor that does nothing.
+struct VisitNothing {
+    template <typename... T>
+    void operator()(const std::string&, T&...) const {}
+};
+}  // namespace detail
+
+/// What an optimizer, a loader and a saver need of a module M: its parameters and their names, and its gradients. All
+/// modules of the library meet it; a model of one's own meets it with
+///
+///     M::each_parameter(f, prefix, m...)   static; m... are modules M, or anything with the same members. Calls
+///                                          f(prefix + name, tensor...) for each parameter, with that parameter's
+///                                          tensor of every m, in the same order each time. A part that is a module
+///                                          itself: Part::each_parameter(f, prefix + "part.", m.part...), which also
+///                                          visits its state (see StateVisitor)
+///     m.make_gradients()                   zeros for each parameter, float for those of 16 bits, in a type with the
+///                                          same members: return zeros_like_parameters(policy, m)
+///
+/// Such a type of gradients says whose they are with `using Module = M;`.
+template <typename M>
+concept TrainableModule = requires(M& module, const M& same,
+                                   decltype(std::declval<const M&>().make_gradients())& gradients) {
+    M::each_parameter(detail::VisitNothing(), std::string(), module);
+    M::each_parameter(detail::VisitNothing(), std::string(), same, gradients);
+};
 
 namespace detail {
 
@@ -44,18 +72,11 @@ requires(!requires { typename Gradients::Module; }) struct ModuleOf<void, Gradie
 
 }  // namespace detail
 
-namespace detail {
-struct PassOver {
-    template <typename... T>
-    void operator()(const std::string&, T&...) const {}
-};
-}  // namespace detail
-
 /// A visitor of parameters that sees the state of a module, too. Of a call Module::each_parameter(f, prefix, m...)
 /// where `f` has a function `state`, every part of the module that has a state calls f.state(prefix + name, number...)
 /// for each of its numbers, std::uint64_t: what a run needs beside parameters to go on as if it had not stopped.
 /// Likewise f.buffer(prefix + name, tensor...) for each of its buffers: tensors that are not trained.
-template <typename OnParameter, typename OnState, typename OnBuffer = detail::PassOver>
+template <typename OnParameter, typename OnState, typename OnBuffer = detail::VisitNothing>
 struct StateVisitor {
     OnParameter on_parameter;
     OnState on_state;

@@ -3,7 +3,8 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <vector>
+#include <string>
+#include <type_traits>
 
 #include <colt5/io/parameters.hpp>
 #include <colt5/optim/adamw.hpp>
@@ -13,16 +14,26 @@ namespace colt5 {
 // The state of AdamW in a safetensors file: `step`, and for each parameter `exp_avg.NAME` and `exp_avg_sq.NAME`, in
 // torch's words, and `master.NAME` if there is a master copy. Options are not saved.
 
+namespace detail {
+/// Names the state to a ParameterSaver or a ParameterLoader.
+template <typename File, typename Module, Policy P, typename State>
+void add_optimizer(File& file, const AdamW<Module, P>& optimizer, State& state, const std::string& prefix = "") {
+    if constexpr (std::is_const_v<State>)
+        file.add_number(joined_name(prefix, "step"), static_cast<std::int64_t>(state.steps));  // torch knows I64
+    else
+        file.add_number(joined_name(prefix, "step"), state.steps);
+    file.template add<Module>(state.mean, joined_name(prefix, "exp_avg"));
+    file.template add<Module>(state.square, joined_name(prefix, "exp_avg_sq"));
+    if (optimizer.keeps_master()) file.template add<Module>(state.master, joined_name(prefix, "master"));
+}
+}  // namespace detail
+
 /// Saves the state of an optimizer atomically (see SafetensorsWriter).
 template <typename Module, Policy P>
 void save_optimizer(const P& policy, const std::filesystem::path& path, const AdamW<Module, P>& optimizer,
                     const SafetensorsMetadata& metadata = {}) {
-    const auto& state = optimizer.state();
     detail::ParameterSaver<P> saver(policy);
-    saver.add_number("step", static_cast<std::int64_t>(state.steps));
-    saver.template add<Module>(state.mean, "exp_avg");
-    saver.template add<Module>(state.square, "exp_avg_sq");
-    if (optimizer.keeps_master()) saver.template add<Module>(state.master, "master");
+    detail::add_optimizer(saver, optimizer, optimizer.state());
     saver.save(path, metadata);
 }
 
@@ -31,13 +42,8 @@ void save_optimizer(const P& policy, const std::filesystem::path& path, const Ad
 template <typename Module, Policy P>
 void load_optimizer(const P& policy, const std::filesystem::path& path, AdamW<Module, P>& optimizer) {
     const SafetensorsFile file(path);
-    auto& state = optimizer.state();
     detail::ParameterLoader<P> loader(policy, file);
-    loader.template add_values<std::uint64_t>(
-        "step", {}, [&](const std::vector<std::uint64_t>& values) { state.steps = values[0]; });
-    loader.template add<Module>(state.mean, "exp_avg");
-    loader.template add<Module>(state.square, "exp_avg_sq");
-    if (optimizer.keeps_master()) loader.template add<Module>(state.master, "master");
+    detail::add_optimizer(loader, optimizer, optimizer.state());
     loader.finish();
 }
 

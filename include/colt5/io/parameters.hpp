@@ -14,6 +14,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -41,13 +42,20 @@ inline std::string joined_name(const std::string& prefix, const std::string& nam
     return prefix.empty() || prefix.ends_with('.') ? prefix + name : prefix + "." + name;
 }
 
+/// What a ParameterLoader accepts.
+enum class Loading {
+    convert,  ///< other floating-point types; state and buffers may be missing. Messages list all that is wrong
+    resume    ///< exactly what was saved. Messages have one line
+};
+
 /// Loads several objects from one file, all of them or none: `add` and `add_values` check names and shapes, `finish`
-/// reports everything that is wrong at once, or reads all data and only then assigns. What stands in the file beside
-/// an object, under its prefix, must be named by one of the calls, in any order.
+/// reports what is wrong, or reads all data and only then assigns. What stands in the file beside an object, under its
+/// prefix, must be named by one of the calls, in any order.
 template <Policy P>
 class ParameterLoader {
 public:
-    ParameterLoader(const P& policy, const SafetensorsFile& file) : policy_(policy), file_(file) {}
+    ParameterLoader(const P& policy, const SafetensorsFile& file, Loading loading = Loading::convert)
+        : policy_(policy), file_(file), loading_(loading) {}
 
     /// `Module` visits the parameters of `object`: a module, or something of the same structure such as gradients.
     template <typename Module, typename Object>
@@ -56,14 +64,36 @@ public:
         Module::each_parameter(
             StateVisitor{
                 [&](const std::string& name, auto& tensor) { add_tensor(joined_name(prefix, name), tensor); },
-                [&](const std::string& name, std::uint64_t& number) { add_number(joined_name(prefix, name), number); },
+                [&](const std::string& name, std::uint64_t& number) { add_state(joined_name(prefix, name), number); },
                 [&](const std::string& name, auto& buffer) { add_buffer(joined_name(prefix, name), buffer); }},
             "", object);
+    }
+
+    /// A number that must be there.
+    template <typename Number>
+    void add_number(const std::string& name, Number& number) {
+        add_number(name, number, "", [](Number) { return true; });
+    }
+    /// The same, and unless `is_valid(number)` finish throws a FileError, which says that it must be `valid`.
+    template <typename Number, typename IsValid>
+    void add_number(const std::string& name, Number& number, std::string_view valid, IsValid is_valid) {
+        const auto check = [this, name, valid, is_valid](const std::vector<Number>& values) {
+            if (!is_valid(values[0]))
+                throw_file_error(file_.path(), concat({"tensor ", backquoted(name), " must be ", valid, ", but is ",
+                                                       value_string(values[0])}));
+        };
+        add_values<Number>(
+            name, {}, [&number](const std::vector<Number>& values) { number = values[0]; }, check);
     }
 
     /// One tensor of the file, to be handed to `assign` as a vector of T.
     template <typename T, typename Assign>
     void add_values(const std::string& name, const std::vector<Index>& shape, Assign assign) {
+        add_values<T>(name, shape, assign, [](const std::vector<T>&) {});
+    }
+    /// The same after `check`, which gets the vector and may throw.
+    template <typename T, typename Assign, typename Check>
+    void add_values(const std::string& name, const std::vector<Index>& shape, Assign assign, Check check) {
         expected_.insert(name);
         if (!file_.contains(name)) {
             add_problem({"tensor ", backquoted(name), " is missing"});
@@ -76,18 +106,30 @@ public:
         else if (!dtype_converts_to<T>(entry.dtype))
             add_problem({"tensor ", backquoted(name), " must convert to ", dtype_name(dtype_of<T>()), ", but holds ",
                          printable(entry.dtype_text)});
+        else if (loading_ == Loading::resume && is_file_float<T> && entry.dtype != dtype_of<T>())
+            add_problem({"tensor ", backquoted(name), " must be ", dtype_name(dtype_of<T>()), ", but is ",
+                         printable(entry.dtype_text)});
         else
-            readers_.push_back([this, name, assign]() -> Assignment {
-                return [assign, values = file_.read<T>(name)] { assign(values); };
+            readers_.push_back([this, name, assign, check]() -> Assignment {
+                auto read = file_.read<T>(name);
+                check(read);
+                return [assign, values = std::move(read)] { assign(values); };
             });
     }
 
     void finish() {
         for (const auto& named : file_.entries()) {
             const std::string& name = named.first;
-            if (!expected_.contains(name) && std::any_of(beginnings_.begin(), beginnings_.end(),
-                                                         [&](const std::string& b) { return name.starts_with(b); }))
+            if (expected_.contains(name)) continue;
+            if (loading_ == Loading::resume)
+                add_problem({"tensor ", backquoted(name), " is unexpected: no part of the run has it"});
+            else if (std::any_of(beginnings_.begin(), beginnings_.end(),
+                                 [&](const std::string& b) { return name.starts_with(b); }))
                 add_problem({"tensor ", backquoted(name), " is unexpected: the module has no such parameter"});
+        }
+        if (problems_ > 0 && loading_ == Loading::resume) {
+            const std::string more = problems_ > 1 ? concat({", and ", std::to_string(problems_ - 1), " more"}) : "";
+            throw_file_error(file_.path(), problem_list_.substr(3, problem_list_.find('\n', 3) - 3) + more);
         }
         if (problems_ > 0) {
             if (problems_ > most_problems)
@@ -110,16 +152,14 @@ private:
         if (++problems_ <= most_problems) problem_list_.append("\n  ").append(concat(what));
     }
 
-    /// Of a state: it stays as it is where the file has none.
-    void add_number(const std::string& name, std::uint64_t& number) {
-        if (!file_.contains(name)) return;
-        add_values<std::uint64_t>(name, {},
-                                  [&number](const std::vector<std::uint64_t>& values) { number = values[0]; });
+    /// Unless a run is resumed, a number stays as it is where the file has none.
+    void add_state(const std::string& name, std::uint64_t& number) {
+        if (loading_ == Loading::resume || file_.contains(name)) add_number(name, number);
     }
-    /// As a number of a state.
+    /// Likewise.
     template <typename Buffer>
     void add_buffer(const std::string& name, Buffer& buffer) {
-        if (file_.contains(name)) add_tensor(name, buffer);
+        if (loading_ == Loading::resume || file_.contains(name)) add_tensor(name, buffer);
     }
     template <typename T, Index... Extents>
     void add_tensor(const std::string& name, Tensor<T, P, Extents...>& tensor) {
@@ -131,6 +171,7 @@ private:
 
     const P& policy_;
     const SafetensorsFile& file_;
+    Loading loading_;
     std::vector<std::string> beginnings_;  // of the names that belong to the objects
     std::set<std::string> expected_;
     std::size_t problems_ = 0;
@@ -154,7 +195,8 @@ public:
             "", object);
     }
 
-    template <std::integral Number>
+    template <typename Number>
+    requires std::is_arithmetic_v<Number>
     void add_number(const std::string& name, Number number) {
         specs_.push_back({name, dtype_of<Number>(), {}});
         writes_.push_back(

@@ -48,6 +48,10 @@ struct AdamWOptions {
 /// The results do not depend on the number of threads. To save and restore the state, see <colt5/io/adamw.hpp>.
 template <typename Module, Policy P = Cpu>
 class AdamW {
+    static_assert(TrainableModule<Module>,
+                  "colt5: AdamW needs a module with a static each_parameter(f, prefix, m...) and with make_gradients() "
+                  "(see TrainableModule)");
+
 public:
     using Gradients = decltype(std::declval<const Module&>().make_gradients());
 

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include <colt5/core/parameters.hpp>
 #include <colt5/core/random.hpp>
 #include <colt5/op/clean_padding.hpp>
 #include <colt5/op/coordinate_descent.hpp>
@@ -145,13 +146,6 @@ template <typename T>
 auto all_routes(const T& tensor) {
     return tensor.const_view().reshape(std::array<Index, 2>{tensor.extent(0), tensor.extent(1) * tensor.extent(2)});
 }
-
-namespace detail {
-struct VisitNothing {
-    template <typename... T>
-    void operator()(const std::string&, T&...) const {}
-};
-}  // namespace detail
 
 /// A class template over <RouterConfig, Scalar, Policy> whose instances meet this can be the router of every module:
 ///

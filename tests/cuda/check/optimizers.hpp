@@ -4,9 +4,13 @@
 #include <doctest/doctest.h>
 
 #include <colt5/cuda.cuh>
+#include <colt5/io/training.hpp>
 
 #include <cmath>
 #include <cstddef>
+#include <filesystem>
+#include <random>
+#include <string>
 #include <vector>
 
 #include "block_once.hpp"
@@ -62,6 +66,30 @@ void check_written_parameters() {
     }
     CHECK(wrong == 0);
     CHECK(finer > values.size() / 4);
+}
+
+/// A run that is saved and loaded goes on bit for bit.
+template <typename T>
+void check_resumed_training() {
+    const auto path = std::filesystem::temp_directory_path() /
+                      ("colt5-training-" + std::to_string(sizeof(T)) + "-" + std::to_string(std::random_device()()));
+    BlockOnce<T> first, second;
+    AdamW optimizer(first.policy, first.block), another(second.policy, second.block);
+    TrainingPosition position{1, 2, 3}, loaded;
+    const auto step = [](BlockOnce<T>& once, auto& of_once) {
+        std::vector<double> values = once.run();
+        of_once.step(once.block, once.gradients);
+        return values;
+    };
+    step(first, optimizer);
+    save_training(first.policy, path, {{"dim", small_block.dim}}, first.block, optimizer, position);
+    fill(second.policy, second.block.conditional_ff.light_ff.hidden.weight, 1);
+    load_training(second.policy, path, {{"dim", small_block.dim}}, second.block, another, loaded);
+    std::filesystem::remove(path);
+    CHECK(loaded.stream == 3);
+    step(first, optimizer);
+    step(second, another);
+    CHECK(step(first, optimizer) == step(second, another));
 }
 
 }  // namespace cases

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// A whole training run in one safetensors file, so that it can stop at any moment and go on bit for bit.
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include <nlohmann/json.hpp>
+
+#include <colt5/core/parameters.hpp>
+#include <colt5/core/policy.hpp>
+#include <colt5/io/adamw.hpp>
+#include <colt5/io/parameters.hpp>
+#include <colt5/io/safetensors.hpp>
+#include <colt5/optim/adamw.hpp>
+
+namespace colt5 {
+
+/// Where a run stands. Only the program that trains changes it.
+struct TrainingPosition {
+    std::uint64_t step = 0;    ///< steps that are done: where a schedule of the learning rate goes on
+    std::uint64_t data = 0;    ///< where the data go on, in what the program counts: bytes, batches, epochs
+    std::uint64_t stream = 0;  ///< the next stream of random numbers that the program draws (see core/random.hpp)
+};
+
+/// How a type stands in the file of a run. A TrainableModule has the names of its parameters after `model.`, with the
+/// state of its noise; AdamW stands after `optimizer.`, and TrainingPosition after `position.`. A type of one's own has
+/// a specialization with
+///
+///     prefix                    constant, std::string_view
+///     add(file, prefix, part)   calls file.add<Module>(something with the parameters of a Module, prefix) and
+///                               file.add_number(prefix + ".name", number). To save, `part` is const
+template <typename Part>
+struct TrainingPart {
+    static_assert(TrainableModule<Part>,
+                  "colt5: a part of a training run is a module with each_parameter(f, prefix, m...) and "
+                  "make_gradients(), an AdamW, a TrainingPosition, or a type with a TrainingPart of its own");
+    static constexpr std::string_view prefix = "model";
+    template <typename File, typename M>
+    static void add(File& file, const std::string& prefix, M& module) {
+        file.template add<Part>(module, prefix);
+    }
+};
+template <typename Module, typename P>
+struct TrainingPart<AdamW<Module, P>> {
+    static constexpr std::string_view prefix = "optimizer";
+    template <typename File, typename Optimizer>
+    static void add(File& file, const std::string& prefix, Optimizer& optimizer) {
+        detail::add_optimizer(file, optimizer, optimizer.state(), prefix);
+    }
+};
+template <>
+struct TrainingPart<TrainingPosition> {
+    static constexpr std::string_view prefix = "position";
+    template <typename File, typename Position>
+    static void add(File& file, const std::string& prefix, Position& position) {
+        file.add_number(prefix + ".step", position.step);
+        file.add_number(prefix + ".data", position.data);
+        file.add_number(prefix + ".stream", position.stream);
+    }
+};
+
+namespace detail {
+
+inline constexpr std::string_view configuration_key = "configuration";
+
+inline std::string json_text(const nlohmann::json& value) {
+    try {
+        return value.dump();
+    } catch (const nlohmann::json::exception& error) {
+        throw ValueError(concat({"colt5: the configuration must be UTF-8: ", error.what()}));
+    }
+}
+
+/// Throws FileError unless the file has the same configuration.
+inline void expect_configuration(const SafetensorsFile& file, const nlohmann::json& configuration) {
+    const auto found = file.metadata().find(std::string(configuration_key));
+    if (found == file.metadata().end()) throw_file_error(file.path(), "is not a file of save_training");
+    const auto saved = nlohmann::json::parse(found->second, nullptr, false);
+    if (!saved.is_object()) throw_file_error(file.path(), "has a configuration that is not a JSON object");
+    const auto text_of = [](const nlohmann::json& object, const std::string& name) {
+        const auto value = object.find(name);
+        return value == object.end() ? "absent" : printable(json_text(*value));
+    };
+    const auto expect_same = [&](const std::string& name) {
+        const std::string wanted = text_of(configuration, name), is = text_of(saved, name);
+        if (wanted != is)
+            throw_file_error(file.path(),
+                             concat({"configuration ", backquoted(name), " must be ", wanted, ", but is ", is}));
+    };
+    for (const auto& item : configuration.items()) expect_same(item.key());
+    for (const auto& item : saved.items()) expect_same(item.key());
+}
+
+inline nlohmann::json expect_object(const nlohmann::json& configuration) {
+    if (configuration.is_null()) return nlohmann::json::object();
+    expect_value(configuration.is_object(), "configuration", "a JSON object", json_text(configuration));
+    return configuration;
+}
+
+template <typename File, typename... Parts>
+void add_parts(File& file, Parts&... parts) {
+    const auto add = [&](auto& part) {
+        using Part = TrainingPart<std::remove_cvref_t<decltype(part)>>;
+        Part::add(file, std::string(Part::prefix), part);
+    };
+    (add(parts), ...);
+}
+
+}  // namespace detail
+
+/// Saves a run: one module or several parts, each of another type (see TrainingPart). The file appears as a whole or
+/// not at all: a process that is killed at any moment leaves the file that was there before (see SafetensorsWriter).
+///
+///     const nlohmann::json configuration{{"text", "bible"}, {"batch", 8}};
+///     TrainingPosition position;
+///     if (std::filesystem::exists(path)) load_training(policy, path, configuration, model, optimizer, position);
+///     while (position.step < steps) {
+///         optimizer.set_learning_rate(warmup_cosine(position.step, schedule));
+///         …                                                             // one step
+///         ++position.step;
+///         if (position.step % 100 == 0) save_training(policy, path, configuration, model, optimizer, position);
+///     }
+///
+/// `configuration` is what must be the same when the run goes on and what the shapes of parameters do not tell. It is
+/// a JSON object in the metadata of the file, under `configuration`. The options of an optimizer, such as its learning
+/// rate, are not saved. The parameters alone: load_parameters(policy, path, model, {.prefix = "model"}).
+///
+/// Throws FileError if the system refuses, and ValueError for two parts of one prefix.
+template <Policy P, typename... Parts>
+void save_training(const P& policy, const std::filesystem::path& path, const nlohmann::json& configuration,
+                   const Parts&... parts) {
+    detail::ParameterSaver<P> saver(policy);
+    detail::add_parts(saver, parts...);
+    saver.save(path,
+               {{std::string(detail::configuration_key), detail::json_text(detail::expect_object(configuration))}});
+}
+
+/// Restores a run, which then goes on bit for bit as if it had not stopped: parameters, the state of their noise, and
+/// the other parts. They and the configuration must be those that were saved, in the same scalar types. Otherwise
+/// throws FileError, of one line that names both values, and all parts stay as they were.
+template <Policy P, typename... Parts>
+void load_training(const P& policy, const std::filesystem::path& path, const nlohmann::json& configuration,
+                   Parts&... parts) {
+    const SafetensorsFile file(path);
+    detail::expect_configuration(file, detail::expect_object(configuration));
+    detail::ParameterLoader<P> loader(policy, file, detail::Loading::resume);
+    detail::add_parts(loader, parts...);
+    loader.finish();
+}
+
+}  // namespace colt5
