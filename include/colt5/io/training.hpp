@@ -27,19 +27,20 @@ struct TrainingPosition {
     std::uint64_t stream = 0;  ///< the next stream of random numbers that the program draws (see core/random.hpp)
 };
 
-/// How a type stands in the file of a run. A TrainableModule has the names of its parameters after `model.`, with the
-/// state of its noise; AdamW stands after `optimizer.`, and TrainingPosition after `position.`. A type of one's own has
-/// a specialization with
+/// How a part of a run stands in the file. The parameters of a TrainableModule, and the state of its noise, have their
+/// names after `model.`; AdamW stands after `optimizer.` and TrainingPosition after `position.`. A type of one's own
+/// has a specialization with
 ///
-///     prefix                    constant, std::string_view
-///     add(file, prefix, part)   calls file.add<Module>(something with the parameters of a Module, prefix) and
-///                               file.add_number(prefix + ".name", number). To save, `part` is const
+///     name                      constant, std::string_view: what stands before the dot
+///     add(file, prefix, part)   where prefix is name. Calls file.add<Module>(object, prefix), whose object has the
+///                               parameters of Module, and file.add_number(prefix + ".number", number). To save, `part`
+///                               is const
 template <typename Part>
 struct TrainingPart {
     static_assert(TrainableModule<Part>,
                   "colt5: a part of a training run is a module with each_parameter(f, prefix, m...) and "
                   "make_gradients(), an AdamW, a TrainingPosition, or a type with a TrainingPart of its own");
-    static constexpr std::string_view prefix = "model";
+    static constexpr std::string_view name = "model";
     template <typename File, typename M>
     static void add(File& file, const std::string& prefix, M& module) {
         file.template add<Part>(module, prefix);
@@ -47,7 +48,7 @@ struct TrainingPart {
 };
 template <typename Module, typename P>
 struct TrainingPart<AdamW<Module, P>> {
-    static constexpr std::string_view prefix = "optimizer";
+    static constexpr std::string_view name = "optimizer";
     template <typename File, typename Optimizer>
     static void add(File& file, const std::string& prefix, Optimizer& optimizer) {
         detail::add_optimizer(file, optimizer, optimizer.state(), prefix);
@@ -55,7 +56,7 @@ struct TrainingPart<AdamW<Module, P>> {
 };
 template <>
 struct TrainingPart<TrainingPosition> {
-    static constexpr std::string_view prefix = "position";
+    static constexpr std::string_view name = "position";
     template <typename File, typename Position>
     static void add(File& file, const std::string& prefix, Position& position) {
         file.add_number(prefix + ".step", position.step);
@@ -106,7 +107,7 @@ template <typename File, typename... Parts>
 void add_parts(File& file, Parts&... parts) {
     const auto add = [&](auto& part) {
         using Part = TrainingPart<std::remove_cvref_t<decltype(part)>>;
-        Part::add(file, std::string(Part::prefix), part);
+        Part::add(file, std::string(Part::name), part);
     };
     (add(parts), ...);
 }
@@ -130,7 +131,7 @@ void add_parts(File& file, Parts&... parts) {
 /// a JSON object in the metadata of the file, under `configuration`. The options of an optimizer, such as its learning
 /// rate, are not saved. The parameters alone: load_parameters(policy, path, model, {.prefix = "model"}).
 ///
-/// Throws FileError if the system refuses, and ValueError for two parts of one prefix.
+/// Throws FileError if the system refuses, and ValueError for two parts of one name.
 template <Policy P, typename... Parts>
 void save_training(const P& policy, const std::filesystem::path& path, const nlohmann::json& configuration,
                    const Parts&... parts) {
