@@ -17,6 +17,7 @@
 #include <colt5/cpu/cumulative_softmax.hpp>
 #include <colt5/cpu/dense_attention.hpp>
 #include <colt5/cpu/eigen.hpp>
+#include <colt5/cpu/embedding.hpp>
 #include <colt5/cpu/expr.hpp>
 #include <colt5/cpu/feed_forward.hpp>
 #include <colt5/cpu/gather.hpp>

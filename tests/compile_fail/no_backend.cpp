@@ -11,6 +11,8 @@
 // expect: colt5: no `cumulative_softmax` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `dense_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `dense_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `embedding_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `embedding` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `feed_forward_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `feed_forward` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `gather_mask` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -68,6 +70,7 @@
 #include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/cumulative_softmax.hpp>
 #include <colt5/op/dense_attention.hpp>
+#include <colt5/op/embedding.hpp>
 #include <colt5/op/feed_forward.hpp>
 #include <colt5/op/gather.hpp>
 #include <colt5/op/global_norm.hpp>
@@ -152,7 +155,8 @@ void routing(const Cpu& policy, const Tokens& x, Tokens& d_x, const Matrix& toke
 }
 
 void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<TokenIndex, Cpu>& indices,
-             const MatrixTensor<TokenIndex, Cpu>& flat, Mask mask, Vector& d_null_token) {
+             const MatrixTensor<TokenIndex, Cpu>& flat, Mask mask, Vector& d_null_token, Matrix& weight) {
+    embedding_vjp(policy, weight.view(), embedding(policy, weight, flat), flat);
     gather(policy, x, indices);
     swap_first_axes(policy, indices);
     gather_mask(policy, mask, indices);

@@ -45,6 +45,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("expressions", expressions_case<T, P>);
     add("cross-entropy", cross_entropy_case<T, P>);
     add("embedding", embedding_case<T, P>);
+    add("embedding of many tokens", long_embedding_case<T, P>, 4);
     add("gather", gather_case<T, P>);
     add("routing", routing_case<T, P>);
     add("causal routing", causal_case<T, P>);

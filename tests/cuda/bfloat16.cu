@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "check/attention.hpp"
 #include "check/batch.hpp"
+#include "check/embedding.hpp"
 #include "check/gelu.hpp"
 #include "check/norms.hpp"
 #include "check/optimizers.hpp"
@@ -42,6 +43,9 @@ TEST_CASE("cuda: out of memory in bfloat16" * doctest::skip(!cases::has_gpu())) 
 }
 TEST_CASE("cuda: a clone in bfloat16" * doctest::skip(!cases::has_gpu())) {
     cases::check_clone<colt5::bfloat16>();
+}
+TEST_CASE("cuda: embedding in bfloat16 of ids that are out of range" * doctest::skip(!cases::has_gpu())) {
+    cases::check_embedding<colt5::bfloat16>();
 }
 TEST_CASE("cuda: training in bfloat16 goes on from a file bit for bit" * doctest::skip(!cases::has_gpu())) {
     cases::check_resumed_training<colt5::bfloat16>();

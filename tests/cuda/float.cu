@@ -9,6 +9,7 @@
 #include "check/attention.hpp"
 #include "check/batch.hpp"
 #include "check/dlpack.hpp"
+#include "check/embedding.hpp"
 #include "check/gelu.hpp"
 #include "check/norms.hpp"
 #include "check/optimizers.hpp"
@@ -111,6 +112,9 @@ TEST_CASE("cuda: NaN logits in float" * doctest::skip(!cases::has_gpu())) {
 }
 TEST_CASE("cuda: routers in float at the ends of their range" * doctest::skip(!cases::has_gpu())) {
     cases::check_ends_of_routers<float>();
+}
+TEST_CASE("cuda: embedding in float of ids that are out of range" * doctest::skip(!cases::has_gpu())) {
+    cases::check_embedding<float>();
 }
 TEST_CASE("cuda: training in float goes on from a file bit for bit" * doctest::skip(!cases::has_gpu())) {
     cases::check_resumed_training<float>();

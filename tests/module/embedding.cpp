@@ -66,8 +66,11 @@ TEST_CASE("Embedding: an id outside of the vocabulary, and shapes that do not fi
         "colt5: `d_out` must have shape (2, 9, 4), but has (2, 8, 4)", ShapeError);
     for (const TokenIndex wrong : {256, -1}) {
         ids.data()[3] = wrong;
-        CHECK_THROWS_WITH_AS(embedding(policy, ids),
-                             ("colt5: `ids` must be in a vocabulary of 256, but is " + std::to_string(wrong)).c_str(),
-                             ValueError);
+        const std::string message = "colt5: `ids` must be in a vocabulary of 256, but is " + std::to_string(wrong);
+        CHECK_THROWS_WITH_AS(embedding(policy, ids), message.c_str(), ValueError);
+        CHECK_THROWS_WITH_AS(expect_ids(policy, ids, 256), message.c_str(), ValueError);
+        const auto d_out = normal<float>(policy, std::array<Index, 3>{2, 9, 4}, 0);
+        CHECK_THROWS_WITH_AS(embedding.backward(policy, d_out, ids, gradients), message.c_str(), ValueError);
+        CHECK(all_zero(gradients.weight));
     }
 }

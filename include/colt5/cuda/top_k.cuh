@@ -108,17 +108,17 @@ __device__ TokenIndex index_of_key(Key key, int index_bits) {
     return static_cast<TokenIndex>(key & ((Key{1} << index_bits) - 1));
 }
 
-/// The length of a run of keys that sort_runs sorts.
+/// The length of the runs of keys that top_k sorts by sort_runs.
 inline constexpr Index sorted_run = 4096;
 
 /// Sorts each run of distinct keys by counting: a warp counts the smaller keys of one key, which is the key's place.
 /// Writes keys, or their indices if `indices` is not null.
-template <typename Key>
+template <typename Key, Index run_length = sorted_run>
 __global__ void sort_runs(Key* sorted, TokenIndex* indices, const Key* keys, Index rows, Index k, int index_bits) {
     const Index key_index = global_thread() / warp_size, row = key_index / k, i = key_index % k;
     if (row >= rows) return;
-    const Index start = row * k + i / sorted_run * sorted_run;
-    const int size = static_cast<int>(::min(sorted_run, (row + 1) * k - start));
+    const Index start = row * k + i / run_length * run_length;
+    const int size = static_cast<int>(::min(run_length, (row + 1) * k - start));
     const Key* const run = keys + start;
     const Key mine = keys[key_index];
     unsigned smaller = 0;

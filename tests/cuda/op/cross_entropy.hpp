@@ -2,6 +2,8 @@
 #pragma once
 
 #include <array>
+#include <cmath>
+#include <cstddef>
 
 #include <colt5/module/embedding.hpp>
 #include <colt5/module/layers.hpp>
@@ -49,6 +51,25 @@ Results embedding_case(const P& policy, const Setting& setting) {
     record("out", embedding(policy, ids));
     embedding.backward(policy, draw.values(std::array{batch, length, dim}), ids, gradients);
     record.in_float("d_weight", gradients.weight);
+    return record.results;
+}
+
+/// The gradient of 65,536 tokens, in a vocabulary of bytes or of a tokenizer, some of whose ids are much more frequent
+/// than others.
+template <typename T, typename P>
+Results long_embedding_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const Index length = sanitized() ? 2000 : 65536, dim = setting.seed % 2 == 0 ? 40 : 9;
+    const Index vocabulary = setting.seed % 4 < 2 ? 256 : 32768;
+    MatrixTensor<TokenIndex, P> ids(policy, {2, length / 2});
+    const Random random(Seed{setting.seed}, 77);
+    fill_with(policy, ids, [&](std::size_t i) {
+        return std::floor(std::pow(random.uniform(i), 4) * static_cast<double>(vocabulary));
+    });
+    auto d_weight = draw.sums(std::array{vocabulary, dim});
+    embedding_vjp(policy, d_weight.view(), draw.values(std::array{Index{2}, length / 2, dim}), ids);
+    record.in_float("d_weight", d_weight);
     return record.results;
 }
 
