@@ -58,4 +58,6 @@
 
 #include <colt5/optim/adamw.hpp>
 #include <colt5/optim/clip.hpp>
+#include <colt5/optim/loss_scale.hpp>
+#include <colt5/optim/moving_average.hpp>
 #include <colt5/optim/schedule.hpp>

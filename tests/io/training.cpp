@@ -41,7 +41,7 @@ static_assert(!TrainableModule<int>);
 /// A run whose steps depend on the noise of routing, on a schedule, and on where the data stand.
 template <typename Trained = Model<>>
 struct Run {
-    explicit Run(std::uint64_t seed) : model(policy, Seed{seed}), optimizer(policy, model) {}
+    explicit Run(std::uint64_t seed) : model(policy, Seed{seed}), optimizer(policy, model), average(policy, model) {}
 
     void step() {
         using T = typename Trained::Out::value_type;
@@ -49,10 +49,13 @@ struct Run {
         TokensTensor<T, Cpu> x(policy, {2, 12, 8}), d_out(policy, {2, 12, 8});
         fill_normal(policy, x, Random(Seed{3}, position.stream++));
         const auto saved = model.forward(x);
-        assign(policy, d_out, saved.out - T(0.1) * static_cast<T>(position.data));
+        assign(policy, d_out,
+               static_cast<T>(loss_scale.scale()) * (saved.out - T(0.1) * static_cast<T>(position.data)));
         auto gradients = model.make_gradients();
         model.backward(saved, d_out, gradients);
-        optimizer.step(model, gradients);
+        if (position.step == 4) gradients.layers[0].conditional_ff.light_ff.hidden.weight.data()[0] = INFINITY;
+        if (loss_scale.unscale(policy, gradients)) optimizer.step(model, gradients);
+        average.update(model);
         position.data = (position.data + 3) % 7;
         ++position.step;
     }
@@ -60,28 +63,36 @@ struct Run {
         while (position.step < last) step();
     }
     std::vector<double> numbers() const {
-        std::vector<double> all{static_cast<double>(position.step), static_cast<double>(position.data),
-                                static_cast<double>(position.stream), static_cast<double>(optimizer.state().steps)};
+        std::vector<double> all{static_cast<double>(position.step),
+                                static_cast<double>(position.data),
+                                static_cast<double>(position.stream),
+                                static_cast<double>(optimizer.state().steps),
+                                loss_scale.scale(),
+                                static_cast<double>(loss_scale.state().finite_steps),
+                                static_cast<double>(loss_scale.state().skipped)};
         const auto add = [&](const std::string&, const auto& tensor) {
             all.insert(all.end(), tensor.data(), tensor.data() + tensor.size());
         };
         Trained::each_parameter(add, "", model);
         Trained::each_parameter(add, "", optimizer.state().mean);
         Trained::each_parameter(add, "", optimizer.state().square);
+        Trained::each_parameter(add, "", average.state().average);
         each_state<Trained>(
             [&](const std::string&, std::uint64_t number) { all.push_back(static_cast<double>(number)); }, "", model);
         return all;
     }
     void save(const std::filesystem::path& path, const nlohmann::json& configuration = {{"dim", 8}}) const {
-        save_training(policy, path, configuration, model, optimizer, position);
+        save_training(policy, path, configuration, model, optimizer, average, loss_scale, position);
     }
     void load(const std::filesystem::path& path, const nlohmann::json& configuration = {{"dim", 8}}) {
-        load_training(policy, path, configuration, model, optimizer, position);
+        load_training(policy, path, configuration, model, optimizer, average, loss_scale, position);
     }
 
     Cpu policy{1};
     Trained model;
     AdamW<Trained> optimizer;
+    MovingAverage<Trained> average;
+    LossScale loss_scale{{.initial = 64, .growth_interval = 6}};
     TrainingPosition position;
 };
 
@@ -179,15 +190,18 @@ TEST_CASE("training: what does not fit is one line, and nothing changes") {
     run.save(path);
     Run<Model<6>> narrow(1);
     CHECK(complaint(narrow, {{"dim", 8}}) ==
-          "tensor `model.layers.0.conditional_ff.router.routing_token` must have shape (1, 6), but has (1, 8), and 125 "
+          "tensor `model.layers.0.conditional_ff.router.routing_token` must have shape (1, 6), but has (1, 8), and 167 "
           "more");
     Run<Model<8, double>> in_double(1);
     CHECK(complaint(in_double, {{"dim", 8}})
               .starts_with("tensor `model.layers.0.conditional_ff.router.routing_token` must "
                            "be F64, but is F32, and "));
 
-    save_training(run.policy, path, {}, run.model, run.optimizer);
+    save_training(run.policy, path, {}, run.model, run.optimizer, run.average, run.loss_scale);
     CHECK(complaint(other, {}) == "tensor `position.step` is missing, and 2 more");
+    LossScale small({.initial = 0.25, .least = 0.25});
+    save_training(run.policy, path, {}, run.model, run.optimizer, run.average, small, run.position);
+    CHECK(complaint(other, {}) == "tensor `loss_scale.scale` must be in the bounds of the options, but is 0.25");
     save_training(run.policy, path, {}, run.model, run.optimizer, run.position);
     const auto before = other.numbers();
     CHECK(message_of<FileError>([&] { load_training(other.policy, path, {}, other.model, other.optimizer); }) ==
@@ -214,6 +228,9 @@ TEST_CASE("training: misuse") {
                          ValueError);
     CHECK_THROWS_WITH_AS(save_training(run.policy, folder / "run", {}, run.position, run.position),
                          "colt5: two tensors are called `position.step`", ValueError);
+    run.average.swap_in(run.model);
+    CHECK_THROWS_WITH_AS(run.save(folder / "run"), "colt5: `average` must be swapped out, but is swapped in",
+                         ValueError);
     CHECK_THROWS_AS(run.save(folder / "run", {{"text", "\xff"}}), ValueError);
     CHECK(folder.number_of_files() == 0);
 }

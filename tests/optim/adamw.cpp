@@ -331,3 +331,18 @@ TEST_CASE_TEMPLATE("adamw: parameters of 16 bits follow a master copy in float",
     const auto expected = to_host(policy, reference.gamma);
     for (std::size_t i = 0; i < rounded.size(); ++i) CHECK(rounded[i].bits() == T(expected[i]).bits());
 }
+
+TEST_CASE("adamw: decays_matrices leaves out vectors and what is named") {
+    const Cpu policy{1};
+    TinyModule<> module(policy, 2, 3);
+    const auto decays = decays_matrices(module);
+    CHECK(decays("to_q.weight"));
+    CHECK(!decays("norm.gamma"));
+    CHECK(!decays("unknown"));
+    CHECK(!decays_matrices(module, {"to_q"})("to_q.weight"));
+    AdamW<TinyModule<>> optimizer(policy, module, {.lr = 0.5, .weight_decay = 0.5, .decays = decays});
+    const auto weight = to_host(policy, module.weight), gamma = to_host(policy, module.gamma);
+    optimizer.step(module, module.make_gradients());
+    CHECK(to_host(policy, module.gamma) == gamma);
+    for (std::size_t i = 0; i < weight.size(); ++i) CHECK(to_host(policy, module.weight)[i] == 0.75f * weight[i]);
+}

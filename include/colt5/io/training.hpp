@@ -17,6 +17,8 @@
 #include <colt5/io/parameters.hpp>
 #include <colt5/io/safetensors.hpp>
 #include <colt5/optim/adamw.hpp>
+#include <colt5/optim/loss_scale.hpp>
+#include <colt5/optim/moving_average.hpp>
 
 namespace colt5 {
 
@@ -39,7 +41,8 @@ template <typename Part>
 struct TrainingPart {
     static_assert(TrainableModule<Part>,
                   "colt5: a part of a training run is a module with each_parameter(f, prefix, m...) and "
-                  "make_gradients(), an AdamW, a TrainingPosition, or a type with a TrainingPart of its own");
+                  "make_gradients(), an AdamW, a TrainingPosition, a MovingAverage, a LossScale, or a type with a "
+                  "TrainingPart of its own");
     static constexpr std::string_view name = "model";
     template <typename File, typename M>
     static void add(File& file, const std::string& prefix, M& module) {
@@ -62,6 +65,33 @@ struct TrainingPart<TrainingPosition> {
         file.add_number(prefix + ".step", position.step);
         file.add_number(prefix + ".data", position.data);
         file.add_number(prefix + ".stream", position.stream);
+    }
+};
+
+template <typename Module, typename P>
+struct TrainingPart<MovingAverage<Module, P>> {
+    static constexpr std::string_view name = "average";
+    template <typename File, typename Average>
+    static void add(File& file, const std::string& prefix, Average& average) {
+        average.expect_swapped(false);
+        file.add_number(prefix + ".updates", average.state().updates);
+        file.template add<Module>(average.state().average, prefix);
+    }
+};
+template <>
+struct TrainingPart<LossScale> {
+    static constexpr std::string_view name = "loss_scale";
+    template <typename File, typename Scale>
+    static void add(File& file, const std::string& prefix, Scale& scale) {
+        auto& state = scale.state();
+        if constexpr (std::is_const_v<Scale>)
+            file.add_number(prefix + ".scale", state.scale);
+        else
+            file.add_number(prefix + ".scale", state.scale, "in the bounds of the options", [&scale](double value) {
+                return value >= scale.options().least && value <= scale.options().most;
+            });
+        file.add_number(prefix + ".finite_steps", state.finite_steps);
+        file.add_number(prefix + ".skipped", state.skipped);
     }
 };
 

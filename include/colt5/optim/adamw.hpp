@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <concepts>
 #include <cstdint>
 #include <functional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -30,6 +32,23 @@ struct AdamWOptions {
     /// Which parameters decay, by name; without it, all do.
     std::function<bool(std::string_view name)> decays = {};
 };
+
+/// The usual choice of what decays: matrices, such as the weights of linear layers. Not vectors, such as biases and the
+/// gains of norms, and nothing whose name contains one of the words `without`.
+///
+///     AdamW optimizer(policy, model, {.weight_decay = 0.1, .decays = decays_matrices(model)});
+template <typename Module>
+std::function<bool(std::string_view)> decays_matrices(const Module& module, const std::vector<std::string>& without = {
+                                                                                "embedding", "bias", "null"}) {
+    std::set<std::string, std::less<>> names;
+    Module::each_parameter(
+        [&]<typename Parameter>(const std::string& name, const Parameter&) {
+            const auto occurs = [&](const std::string& word) { return name.find(word) != std::string::npos; };
+            if (Parameter::rank >= 2 && std::none_of(without.begin(), without.end(), occurs)) names.insert(name);
+        },
+        "", module);
+    return [names = std::move(names)](std::string_view name) { return names.contains(name); };
+}
 
 /// AdamW: Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019). In step t = 1, 2, …, with gradient g:
 ///

@@ -35,4 +35,27 @@ inline double warmup_cosine(Index step, const WarmupCosine& schedule) {
     return schedule.floor + (schedule.peak - schedule.floor) * cosine;
 }
 
+struct WarmupInverseSqrt {
+    double peak = 1e-2;  // the largest learning rate, reached after `warmup` steps
+    Index warmup = 10000;
+    bool linear = true;  // up in a line during the warm-up; otherwise at the peak all along, as T5 does
+};
+
+/// The learning rate of step 0, 1, …: linear from peak / warmup to peak, then falling as one over the root of the step,
+/// without an end:
+///
+///     peak · √(warmup / max(step + 1, warmup))
+///
+///     optimizer.set_learning_rate(warmup_inverse_sqrt(step, {.peak = 1e-2, .warmup = 10000}));
+///
+/// Throws ValueError unless warmup >= 1, the step is not negative, and the peak is in [0, 1e6].
+inline double warmup_inverse_sqrt(Index step, const WarmupInverseSqrt& schedule) {
+    expect_value(schedule.warmup >= 1, "warmup", ">= 1", schedule.warmup);
+    expect_value(step >= 0, "step", ">= 0", step);
+    expect_value(schedule.peak >= 0 && schedule.peak <= 1e6, "peak", "in [0, 1e6]", schedule.peak);
+    const auto done = static_cast<double>(step) + 1, warmup = static_cast<double>(schedule.warmup);
+    if (done < warmup) return schedule.linear ? schedule.peak * done / warmup : schedule.peak;
+    return schedule.peak * std::sqrt(warmup / done);
+}
+
 }  // namespace colt5

@@ -75,21 +75,29 @@ void check_resumed_training() {
                       ("colt5-training-" + std::to_string(sizeof(T)) + "-" + std::to_string(std::random_device()()));
     BlockOnce<T> first, second;
     AdamW optimizer(first.policy, first.block), another(second.policy, second.block);
+    MovingAverage average(first.policy, first.block), other_average(second.policy, second.block);
+    LossScale scale({.initial = 256}), other_scale;
     TrainingPosition position{1, 2, 3}, loaded;
-    const auto step = [](BlockOnce<T>& once, auto& of_once) {
+    const auto step = [](BlockOnce<T>& once, auto& of_once, auto& average_of_once, LossScale& scale_of_once) {
         std::vector<double> values = once.run();
+        CHECK(scale_of_once.unscale(once.policy, once.gradients));
         of_once.step(once.block, once.gradients);
+        average_of_once.update(once.block);
+        average_of_once.swap_in(once.block);
+        for (const double value : once.values(once.infer())) values.push_back(value);
+        average_of_once.swap_out(once.block);
         return values;
     };
-    step(first, optimizer);
-    save_training(first.policy, path, {{"dim", small_block.dim}}, first.block, optimizer, position);
+    step(first, optimizer, average, scale);
+    const nlohmann::json configuration{{"dim", small_block.dim}};
+    save_training(first.policy, path, configuration, first.block, optimizer, average, scale, position);
     fill(second.policy, second.block.conditional_ff.light_ff.hidden.weight, 1);
-    load_training(second.policy, path, {{"dim", small_block.dim}}, second.block, another, loaded);
+    load_training(second.policy, path, configuration, second.block, another, other_average, other_scale, loaded);
     std::filesystem::remove(path);
     CHECK(loaded.stream == 3);
-    step(first, optimizer);
-    step(second, another);
-    CHECK(step(first, optimizer) == step(second, another));
+    CHECK(other_scale.scale() == 256);
+    for (int count = 0; count < 2; ++count)
+        CHECK(step(first, optimizer, average, scale) == step(second, another, other_average, other_scale));
 }
 
 }  // namespace cases
