@@ -12,6 +12,7 @@
 
 #include <colt5/cpu/adamw.hpp>
 #include <colt5/cpu/causal_top_k.hpp>
+#include <colt5/cpu/causal_top_k_next.hpp>
 #include <colt5/cpu/clean_padding.hpp>
 #include <colt5/cpu/coordinate_descent.hpp>
 #include <colt5/cpu/cumulative_softmax.hpp>

@@ -12,6 +12,7 @@
 
 #include <colt5/cuda/adamw.cuh>
 #include <colt5/cuda/causal_top_k.cuh>
+#include <colt5/cuda/causal_top_k_next.cuh>
 #include <colt5/cuda/coordinate_descent.cuh>
 #include <colt5/cuda/coordinate_descent_vjp.cuh>
 #include <colt5/cuda/cumulative_softmax.cuh>

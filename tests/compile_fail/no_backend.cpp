@@ -2,6 +2,7 @@
 // expect: colt5: no `adamw` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `add_sincos_positions` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `assign` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `causal_top_k_next` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `causal_top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `coordinate_descent_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `coordinate_descent` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -66,6 +67,7 @@
 #include <colt5/cpu/policy.hpp>
 #include <colt5/op/adamw.hpp>
 #include <colt5/op/causal_top_k.hpp>
+#include <colt5/op/causal_top_k_next.hpp>
 #include <colt5/op/clean_padding.hpp>
 #include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/cumulative_softmax.hpp>
@@ -145,6 +147,8 @@ void routing(const Cpu& policy, const Tokens& x, Tokens& d_x, const Matrix& toke
     const auto cosine = cosine_logits(policy, x, token, 8);
     cosine_logits_vjp(policy, d_x, d_token, logits, cosine.logits, cosine.norms, x, token, 8);
     causal_top_k(policy, {.rate = 0.5}, logits, mask, 2);
+    CausalTopKState<float, Cpu> state;
+    causal_top_k_next(policy, {.rate = 0.5}, state, logits, mask, 2);
     const auto indices = top_k(policy, logits, mask, 2);
     const auto descent = coordinate_descent_forward(policy, {}, 2, logits, mask);
     coordinate_descent_vjp(policy, {}, 2, descent, logits, logits, mask);

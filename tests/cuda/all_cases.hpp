@@ -3,6 +3,7 @@
 
 #include "module/block.hpp"
 #include "module/cross_attention.hpp"
+#include "module/decode.hpp"
 #include "module/image.hpp"
 #include "module/ragged.hpp"
 #include "module/routed.hpp"
@@ -49,6 +50,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("gather", gather_case<T, P>);
     add("routing", routing_case<T, P>);
     add("causal routing", causal_case<T, P>);
+    add("causal routing of next tokens", next_causal_case<T, P>);
     add("long rows", long_rows_case<T, P>, 3);
     add("sinkhorn", sinkhorn_case<T, P>);
     add("local attention", local_attention_case<T, P>);
@@ -95,6 +97,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("ragged halves of a block", ragged_case<by_descent_of_one_route, T, P>);
     add_of_modules("ragged cross attention", ragged_cross_case<cross_config, T, P>);
     add_of_modules("stack", stack_case<T, P>);
+    add_of_modules("decode", decode_case<T, P>);
     add_of_modules("training", training_case<T, P>);
     return all;
 }

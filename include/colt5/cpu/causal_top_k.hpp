@@ -29,29 +29,14 @@ T price_of(const T* logits, Index top, Index count, T k, T eps) {
     return eps * std::log((k - static_cast<T>(m)) / below[m]) - logits[m];
 }
 
-/// The price of a token in one block, and its candidates.
+/// Which logits make a token of one block a candidate, and their price.
 template <typename T>
-struct CausalBlock {
-    T threshold, price;
-    Index candidates = 0, real = 0;
+struct CausalPrice {
+    T threshold = -std::numeric_limits<T>::infinity(), price = std::numeric_limits<T>::infinity();
 
-    CausalBlock(const CausalTopK& how, const CausalBlocks& blocks, Index block, const T* logits, const bool* mask)
-        : threshold(-std::numeric_limits<T>::infinity()), price(std::numeric_limits<T>::infinity()) {
-        T* const history = thread_scratch<T, struct History>(how.block_size);
-        Index count = 0;
-        for (Index i = blocks.history(block); i < blocks.begin(block); ++i)
-            if (mask == nullptr || mask[i]) history[count++] = logits[i];
-        if (count > 0) set_price(how, history, count);
-        const auto least = LogitRank<T>::of(threshold);
-        for (Index i = blocks.begin(block); i < blocks.end(block); ++i)
-            if (mask == nullptr || mask[i]) {
-                ++real;
-                candidates += LogitRank<T>::of(logits[i]) <= least;
-            }
-    }
-
-private:
-    void set_price(const CausalTopK& how, T* history, Index count) {
+    /// `history` (count) are the logits before the block, which this sorts.
+    CausalPrice(const CausalTopK& how, T* history, Index count) {
+        if (count == 0) return;
         const auto before = [](T a, T b) { return LogitRank<T>::of(a) < LogitRank<T>::of(b); };
         const Index chosen = how.share(count);
         const double k = how.rate * static_cast<double>(count) * how.fetch_k_ratio;
@@ -64,6 +49,32 @@ private:
             price = -*std::max_element(history, history + count, before);
         else
             price = price_of(history, top, count, static_cast<T>(k), static_cast<T>(how.eps));
+    }
+};
+
+/// The price of a token in one block, and its candidates.
+template <typename T>
+struct CausalBlock : CausalPrice<T> {
+    Index candidates = 0, real = 0;
+
+    CausalBlock(const CausalTopK& how, const CausalBlocks& blocks, Index block, const T* logits, const bool* mask)
+        : CausalPrice<T>(price_before(how, blocks, block, logits, mask)) {
+        const auto least = LogitRank<T>::of(this->threshold);
+        for (Index i = blocks.begin(block); i < blocks.end(block); ++i)
+            if (mask == nullptr || mask[i]) {
+                ++real;
+                candidates += LogitRank<T>::of(logits[i]) <= least;
+            }
+    }
+
+private:
+    static CausalPrice<T> price_before(const CausalTopK& how, const CausalBlocks& blocks, Index block, const T* logits,
+                                       const bool* mask) {
+        T* const history = thread_scratch<T, struct History>(how.block_size);
+        Index count = 0;
+        for (Index i = blocks.history(block); i < blocks.begin(block); ++i)
+            if (mask == nullptr || mask[i]) history[count++] = logits[i];
+        return {how, history, count};
     }
 };
 

@@ -67,6 +67,31 @@ __device__ T price_of(const typename LogitRank<T>::type* ranks, int count, T k, 
     return eps * ::log((k - static_cast<T>(saturated)) / from[saturated]) - logit(saturated);
 }
 
+/// Which logits make a token of one block a candidate, and their price.
+template <typename T>
+struct CausalPrice {
+    T threshold, price;
+};
+
+/// That of a block whose history has `count` real tokens. `ranks` are those of its how.block_size tokens, in shared
+/// memory, with LogitRank::masked for those that do not count; this sorts them. `below` as for price_of.
+template <typename T>
+__device__ CausalPrice<T> price_of_history(const CausalTopK& how, typename LogitRank<T>::type* ranks, int count,
+                                           T* below) {
+    CausalPrice<T> of{-std::numeric_limits<T>::infinity(), std::numeric_limits<T>::infinity()};
+    if (count == 0) return of;
+    sort_shared(ranks, static_cast<int>(how.block_size));
+    of.threshold = LogitRank<T>::logit(ranks[how.share(count) - 1]);
+    const double k = how.rate * static_cast<double>(count) * how.fetch_k_ratio;
+    if (ranks[0] == 0)
+        of.price = LogitRank<T>::logit(0);
+    else if (k >= static_cast<double>(count))
+        of.price = -LogitRank<T>::logit(ranks[count - 1]);
+    else
+        of.price = price_of(ranks, count, static_cast<T>(k), static_cast<T>(how.eps), below);
+    return of;
+}
+
 /// One block of threads for each block of tokens of each row.
 template <typename T>
 __global__ void __launch_bounds__(causal_threads)
@@ -87,19 +112,7 @@ __global__ void __launch_bounds__(causal_threads)
         ranks[i] = counts ? LogitRank<T>::of(s[first + i]) : LogitRank<T>::masked;
         mine += counts;
     }
-    const int count = block_sum(mine);
-    T threshold = -std::numeric_limits<T>::infinity(), price = std::numeric_limits<T>::infinity();
-    if (count > 0) {
-        sort_shared(ranks, size);
-        threshold = LogitRank<T>::logit(ranks[how.share(count) - 1]);
-        const double k = how.rate * static_cast<double>(count) * how.fetch_k_ratio;
-        if (ranks[0] == 0)
-            price = LogitRank<T>::logit(0);
-        else if (k >= static_cast<double>(count))
-            price = -LogitRank<T>::logit(ranks[count - 1]);
-        else
-            price = price_of(ranks, count, static_cast<T>(k), static_cast<T>(how.eps), below);
-    }
+    const auto [threshold, price] = price_of_history(how, ranks, block_sum(mine), below);
     const auto least = LogitRank<T>::of(threshold);
     int candidates = 0, reals = 0;
     for (Index i = begin + threadIdx.x; i < blocks.end(block); i += causal_threads)

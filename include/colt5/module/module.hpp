@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <cstring>
 #include <exception>
+#include <initializer_list>
 #include <optional>
+#include <span>
 #include <type_traits>
 #include <utility>
 
@@ -13,6 +15,7 @@
 #include <colt5/core/random.hpp>
 #include <colt5/core/tensor.hpp>
 #include <colt5/core/view.hpp>
+#include <colt5/module/cache.hpp>
 #include <colt5/module/layers.hpp>
 #include <colt5/op/clean_padding.hpp>
 
@@ -216,9 +219,19 @@ decltype(auto) forward_part(T& part) {
 ///     self.expect_backward(saved, d_out, gradients)     throws before anything is touched
 ///     self.compute_gradients(saved, d_out, gradients)   backward; if saved is not const, it may free parts of it once
 ///                                                       they are read
+///
+/// One that decodes also has
+///
+///     Self::DecodeState                                 the tensors of its cache; its each_tensor(f, prefix, state...)
+///                                                       calls f(prefix + name, tensor...) for each of them
+///     Self::cache_bytes(batch, max_length)              what they take
+///     self.make_decode_state(batch, max_length)         those of sequences without a token
+///     self.decode_next(state, next, x, out)             computes the NextTokens x, and adds them to the state
 template <typename Self, Policy P>
 class ModuleBase {
 public:
+    using DecodeCache = Cache<Self>;
+
     const P& policy() const { return policy_; }
 
     /// Gradients of all parameters, filled with zeros.
@@ -245,6 +258,35 @@ public:
             auto taken = std::move(saved);
             return self().compute_gradients(taken, d_out, gradients, std::move(into)...);
         }
+    }
+
+    /// A cache to decode `batch` sequences with, of up to max_length tokens each. Its tensors take
+    /// Self::cache_bytes(batch, max_length) bytes.
+    DecodeCache make_cache(Index batch, Index max_length) const { return {self(), batch, max_length}; }
+
+    /// Computes the next tokens of the sequences of a cache: tokens (b, m, d)  →  (b, m, d). Of sequence b, the first
+    /// lengths[b] tokens are its next ones, the others are padding; without lengths, all m are. Outputs at padding are
+    /// meaningless. `out` may hold the tensor to return, which is then written to.
+    ///
+    /// The outputs are those that the module gives at these tokens for whole sequences without a mask: on the CPU bit
+    /// for bit, on a GPU in float bit for bit and in other types up to rounding, whatever the number of tokens of a
+    /// call, and whatever the other sequences are. (But where products are by a BLAS, up to rounding.)
+    ///
+    /// Throws ValueError, before anything is written, when a sequence gets more than max_length tokens. If an exception
+    /// comes later, such as OutOfMemory, the cache is half-written, and further calls throw.
+    template <Viewable X, typename M = Self, typename Out = typename M::Out>
+    Out decode(DecodeCache& cache, const X& tokens, std::span<const Index> lengths = {}, Out out = {}) const {
+        const auto x = expect<TokensView<const typename Out::value_type>, P>("tokens", tokens);
+        expect_shape("tokens", x.shape(), {cache.batch(), dynamic, Self::model_dim});
+        if (out) expect_shape("out", out.shape(), x.shape());
+        self().expect_parameters();
+        const auto next = cache.next(policy_, x.extent(1), lengths);
+        return cache.go_on(next, [&] { return self().decode_next(cache.state, next, x, std::move(out)); });
+    }
+    /// The same with lengths in braces.
+    template <Viewable X>
+    auto decode(DecodeCache& cache, const X& tokens, std::initializer_list<Index> lengths) const {
+        return decode(cache, tokens, std::span(lengths.begin(), lengths.size()));
     }
 
 protected:

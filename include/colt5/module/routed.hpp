@@ -230,6 +230,26 @@ public:
         return address != nullptr ? address : this->policy().workspace().get();
     }
 
+    /// What decode reads of earlier tokens: the routers' logits of the last ones and their budget.
+    using DecodeState = RouterState<TokenRouter>;
+    static constexpr Index model_dim = config.dim;
+    /// b · r · ((block_size + 2) · sizeof(float, or double of double) + 32), whatever max_length
+    static constexpr Index cache_bytes(Index batch, Index) { return TokenRouter::state_bytes(batch); }
+    DecodeState make_decode_state(Index batch, Index) const {
+        static_assert(RoutesNext<TokenRouter>, "colt5: decode needs a causal router, such as RouterType::causal");
+        static_assert(std::same_as<Light, NoLight<Scalar, P>> || !detail::MapsMaskedTokens<Light, Scalar, P>,
+                      "colt5: decode needs a light branch that maps each token alone");
+        return this->router.make_state(this->policy(), batch, config.num_heavy_tokens);
+    }
+    Out decode_next(DecodeState& state, const NextTokens<P>& next, const Tokens& x, Out out,
+                    Residual residual = Residual::none) const {
+        return compute<false>(x, next.mask(), residual, std::move(out), [&](const P& policy, const auto& tokens) {
+            auto picks =
+                this->router.route_next(policy, state, tokens, next.mask(), config.num_heavy_tokens);  // (b, r, k)
+            return Evaluated<accumulate_t<Scalar>, P>{{std::move(picks.indices), std::move(picks.scores)}};
+        });
+    }
+
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         TokenRouter::each_parameter(f, prefix + "router.", m.router...);
@@ -378,14 +398,21 @@ private:
     auto compute(const Tokens& tokens, Mask mask, const RoutedCounts& counts, Residual residual, Out given) const {
         const Index k = detail::token_count("num_heavy_tokens", counts.num_heavy_tokens, config.num_heavy_tokens);
         expect_parameters();
+        return compute<save>(tokens, mask, residual, std::move(given), [&](const P& policy, const auto& x) {
+            return run_router<save, TokenRouter, Scalar>(this->router, policy, x, mask, k);
+        });
+    }
+    /// The same with the result of route(policy, x), which has `.routing` with indices and scores (b, r, k).
+    template <bool save, typename Route>
+    auto compute(const Tokens& tokens, Mask mask, Residual residual, Out given, const Route& route) const {
         const P& policy = this->policy();
         if (given) expect_shape("out", given.shape(), tokens.shape());
         auto [clean_copy, x] = clean(policy, tokens, mask);  // (b, n, d)
 
         SideStream side_stream(policy);
         const P& side = side_stream.policy();
-        auto routed = run_router<save, TokenRouter, Scalar>(this->router, side, x, mask, k);  // (b, r, k)
-        auto by_route = rearranged(side, routed.routing, x.extent(1));                        // (r, b, k)
+        auto routed = route(side, x);                                   // (b, r, k)
+        auto by_route = rearranged(side, routed.routing, x.extent(1));  // (r, b, k)
         const auto indices = [&](std::size_t r) { return of_route(routed.routing.indices, by_route.indices, r); };
         std::array<OfRoute, num_routes> of_heavy;
         for (std::size_t r = 0; r < num_routes; ++r)

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include <colt5/expr/expr.hpp>
 #include <colt5/op/causal_top_k.hpp>
+#include <colt5/op/causal_top_k_next.hpp>
 #include <colt5/op/gather.hpp>
 #include <colt5/router/router.hpp>
 
@@ -74,6 +76,25 @@ public:
                 std::move(picks.live),
                 std::move(logits),
                 std::move(norms)};
+    }
+
+    /// What routing of later tokens reads of earlier ones.
+    using State = CausalTopKState<Logit, P>;
+    State make_state(const P& policy, Index batch, Index num_tokens) const {
+        return {policy, how, batch, config.num_routing_tokens, num_tokens};
+    }
+    static constexpr Index state_bytes(Index batch) {
+        return State::bytes(batch, config.num_routing_tokens, kwargs.block_size);
+    }
+    /// How many of the first `length` tokens are chosen at most, of no more than num_tokens.
+    static constexpr Index capacity(Index length, Index num_tokens) {
+        return std::min(num_tokens, how.capacity(length));
+    }
+    /// Routes the next tokens x (b, m, d) of sequences whose earlier tokens `state` knows, as route does those of the
+    /// whole sequence. See causal_top_k_next.
+    NextCausalPicks<Logit, P> route_next(const P& policy, State& state, TokensView<const Scalar> x, Mask mask,
+                                         Index num_tokens) const {
+        return causal_top_k_next(policy, how, state, this->logits(policy, x, mask, {}), mask, num_tokens);
     }
 
     auto d_logits(const P& policy, const Activations& saved, TokensView<const Logit> d_scores, Mask mask) const {

@@ -304,6 +304,30 @@ inline constexpr bool has_unused_picks = [] {
         return false;
 }();
 
+/// A router that can route a sequence a few tokens at a time. R::State is what it has to know of earlier tokens:
+/// router.make_state(policy, batch, num_tokens) makes that of sequences without a token, and
+/// router.route_next(policy, state, x, mask, num_tokens) returns the NextCausalPicks of the next tokens x.
+template <typename R>
+concept RoutesNext = requires {
+    typename R::State;
+};
+
+namespace detail {
+struct NoRouterState {};
+template <typename R>
+struct StateOfRouter {
+    using type = NoRouterState;
+};
+template <RoutesNext R>
+struct StateOfRouter<R> {
+    using type = typename R::State;
+};
+}  // namespace detail
+
+/// The state of a router, empty for one that does not go on.
+template <typename R>
+using RouterState = typename detail::StateOfRouter<R>::type;
+
 template <typename R>
 concept IsLinearRouter = requires(const R& router) {
     detail::derives_from_linear_router(router);

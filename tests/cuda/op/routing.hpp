@@ -4,8 +4,11 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <colt5/op/causal_top_k.hpp>
+#include <colt5/op/causal_top_k_next.hpp>
 #include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/cumulative_softmax.hpp>
 #include <colt5/op/gather.hpp>
@@ -17,7 +20,8 @@
 #include "../draw.hpp"
 
 /// Cases of the operations of a router, from tokens to scores: op/route_logits.hpp, op/top_k.hpp, op/topk.hpp, picking
-/// of op/gather.hpp, op/coordinate_descent.hpp, op/cumulative_softmax.hpp and op/causal_top_k.hpp.
+/// of op/gather.hpp, op/coordinate_descent.hpp, op/cumulative_softmax.hpp, op/causal_top_k.hpp
+/// and op/causal_top_k_next.hpp.
 namespace cases {
 
 /// Top-k and the scores of two routers, with their gradients, for logits (b, r, n).
@@ -126,6 +130,53 @@ Results causal_case(const P& policy, const Setting& setting) {
         record("live" + of, picks.live);
         record.in_float("scores" + of, picks.scores);
         record.in_float("slopes" + of, picks.slopes);
+    }
+    return record.results;
+}
+
+/// The picks of causal_top_k_next, chunk by chunk, are those of causal_top_k for each sequence.
+template <typename T, typename P>
+Results next_causal_case(const P& policy, const Setting& setting) {
+    using Logit = accumulate_t<T>;
+    using Picks = std::vector<std::pair<Index, Logit>>;  // positions and scores
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const Index batch = draw.size(1, 5), routes = draw.size(1, 3), length = draw.length(3000), rows = batch * routes;
+    const auto with_mask = draw.mask(batch, length);
+    const auto real = to_host(policy, with_mask);
+    const auto logits = draw.sums(std::array{batch, routes, length}, 2.0);
+    const auto all = to_host(policy, logits);
+    for (const CausalTopK& how : {CausalTopK{.rate = 1.0 / 16}, CausalTopK{.rate = 0.25, .burst = 7, .block_size = 32},
+                                  CausalTopK{.rate = 0.5, .block_size = 1024, .fetch_k_ratio = 1.1, .eps = 0.3},
+                                  CausalTopK{.rate = 1, .block_size = 1, .straight_through = true}}) {
+        const Index limit = draw.size(1, length + 9), most = draw.length(length);
+        std::vector<Picks> expected(static_cast<std::size_t>(rows)), actual(static_cast<std::size_t>(rows));
+        const auto add = [&](std::vector<Picks>& to, const auto& positions, const auto& scores, const auto& live) {
+            const auto p = to_host(policy, positions);
+            const auto s = to_host(policy, scores);
+            const auto l = to_host(policy, live);
+            for (std::size_t i = 0; i < p.size(); ++i)
+                if (l[i]) to[i / (p.size() / to.size())].emplace_back(p[i], s[i]);
+        };
+        const auto picks = causal_top_k(policy, how, logits, with_mask.const_view(), limit);
+        add(expected, picks.indices, picks.scores, picks.live);
+        CausalTopKState<Logit, P> state(policy, how, batch, routes, limit);
+        for (Index first = 0, count; first < length; first += count) {
+            count = std::min(draw.size(1, most), length - first);
+            Tensor<bool, P, dynamic, dynamic> mask(policy, {batch, count});
+            fill_with(policy, mask, [&](std::size_t i) {
+                const auto at = static_cast<Index>(i);
+                return real[static_cast<std::size_t>(at / count * length + first + at % count)];
+            });
+            TokensTensor<Logit, P> part(policy, {batch, routes, count});
+            fill_with(policy, part, [&](std::size_t i) {
+                const auto at = static_cast<Index>(i);
+                return static_cast<double>(all[static_cast<std::size_t>(at / count * length + first + at % count)]);
+            });
+            const auto next = causal_top_k_next(policy, how, state, part, mask.const_view(), limit);
+            add(actual, next.positions, next.scores, next.live);
+        }
+        record.holds("the same picks in blocks of " + std::to_string(how.block_size), actual == expected);
     }
     return record.results;
 }

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <colt5/core/tensor.hpp>
+
+/// Decoding: a causal module computes sequences a few tokens at a time. What later tokens read of earlier ones is in a
+/// cache, so that no token is computed twice.
+///
+///     auto cache = module.make_cache(batch, max_length);
+///     const auto out = module.decode(cache, tokens);         // (b, m, d): the next m tokens of each sequence
+///     const auto more = module.decode(cache, some, {3, 0});  // 3 tokens of the first sequence, none of the second
+///
+/// Together the outputs are those of the module for the whole sequences: see `decode` of ModuleBase.
+namespace colt5 {
+
+/// What a call of decode gets: the next tokens of each sequence of a cache.
+template <Policy P>
+struct NextTokens {
+    std::vector<Index> past, counts;         ///< of each sequence: how many tokens it has, and how many come now
+    Tensor<bool, P, dynamic, dynamic> real;  ///< (b, m): true for those; empty if all m are
+
+    Index batch() const { return static_cast<Index>(past.size()); }
+    Index past_of(Index b) const { return past[static_cast<std::size_t>(b)]; }
+    Index count_of(Index b) const { return counts[static_cast<std::size_t>(b)]; }
+    Mask mask() const { return real ? Mask(real) : Mask(); }
+};
+
+/// The cache of a module: what decode keeps of the tokens so far. Its tensors take bytes(), which `cache_bytes` of the
+/// module says beforehand, and do not grow. Move-only.
+template <typename Module>
+class Cache {
+    using P = typename Module::Out::PolicyType;
+
+public:
+    typename Module::DecodeState state;
+
+    /// Of sequences without a token. Throws ValueError when `batch` or `max_length` is less than 1.
+    Cache(const Module& module, Index batch, Index max_length) : max_length_(max_length) {
+        expect_value(batch >= 1, "batch", ">= 1", batch);
+        expect_value(max_length >= 1, "max_length", ">= 1", max_length);
+        expect_length("max_length", max_length);
+        lengths_.assign(static_cast<std::size_t>(batch), 0);
+        state = module.make_decode_state(batch, max_length);
+    }
+    Cache(Cache&&) noexcept = default;
+    Cache& operator=(Cache&&) noexcept = default;
+
+    Index batch() const { return static_cast<Index>(lengths_.size()); }
+    /// The tokens that a sequence can have.
+    Index max_length() const { return max_length_; }
+    /// The tokens that each sequence has.
+    const std::vector<Index>& lengths() const { return lengths_; }
+    Index bytes() const { return Module::cache_bytes(batch(), max_length_); }
+
+    /// The tokens of a call, of which there is room for `width` in each sequence, and lengths[b] are real; without
+    /// lengths all are. Throws ValueError, and changes nothing, if they do not fit.
+    NextTokens<P> next(const P& policy, Index width, std::span<const Index> lengths) const {
+        expect_value(is_whole_, "cache", "as a call of decode left it", "half-written: that call threw an exception");
+        expect_value(lengths.empty() || std::ssize(lengths) == batch(), "lengths",
+                     detail::concat({"one number a sequence, ", value_string(batch())}), std::ssize(lengths));
+        NextTokens<P> next{lengths_, {lengths.begin(), lengths.end()}, {}};
+        if (lengths.empty()) next.counts.assign(lengths_.size(), width);
+        bool all_real = true;
+        for (Index b = 0; b < batch(); ++b) {
+            const Index count = next.count_of(b), length = next.past_of(b) + count;
+            if (count < 0 || count > width)
+                expect_value(false, element("lengths", b),
+                             detail::concat({"between 0 and the ", value_string(width), " tokens that are given"}),
+                             count);
+            if (length > max_length_)
+                expect_value(false, element("length of sequence", b),
+                             detail::concat({"at most ", value_string(max_length_), ", for which the cache was made"}),
+                             length);
+            all_real = all_real && count == width;
+        }
+        if (all_real) return next;
+        const auto size = static_cast<std::size_t>(batch() * width);
+        const auto real = std::make_unique<bool[]>(size);
+        for (Index b = 0; b < batch(); ++b)
+            for (Index i = 0; i < width; ++i) real[static_cast<std::size_t>(b * width + i)] = i < next.count_of(b);
+        next.real = {policy, {batch(), width}};
+        upload(policy, next.real.data(), real.get(), size);
+        return next;
+    }
+    /// Calls body(), which computes these tokens and adds them to the state. If it throws, the cache cannot be used any
+    /// more: the error says so.
+    template <typename Body>
+    auto go_on(const NextTokens<P>& next, const Body& body) {
+        is_whole_ = false;
+        auto out = body();
+        for (Index b = 0; b < batch(); ++b) lengths_[static_cast<std::size_t>(b)] += next.count_of(b);
+        is_whole_ = true;
+        return out;
+    }
+    /// What a file has: see io/cache.hpp.
+    void set_lengths(std::vector<Index> lengths) {
+        lengths_ = std::move(lengths);
+        is_whole_ = true;
+    }
+
+private:
+    static std::string element(const char* argument, Index i) {
+        return detail::concat({argument, "[", value_string(i), "]"});
+    }
+
+    std::vector<Index> lengths_;
+    Index max_length_;
+    bool is_whole_ = true;
+};
+
+namespace detail {
+/// The bytes of the tensors of a state, which has each_tensor.
+template <typename State>
+Index bytes_of(const State& state) {
+    Index bytes = 0;
+    State::each_tensor([&](const std::string&,
+                           const auto& tensor) { bytes += tensor.size() * static_cast<Index>(sizeof(*tensor.data())); },
+                       "", state);
+    return bytes;
+}
+}  // namespace detail
+
+/// Modules with decode: those that are causal.
+template <typename Module>
+concept Decodes = requires {
+    typename Module::DecodeState;
+};
+
+}  // namespace colt5
