@@ -11,6 +11,7 @@
 #include <colt5/expr/expr.hpp>
 
 #include <colt5/cpu/adamw.hpp>
+#include <colt5/cpu/causal_key_counts.hpp>
 #include <colt5/cpu/causal_top_k.hpp>
 #include <colt5/cpu/causal_top_k_next.hpp>
 #include <colt5/cpu/clean_padding.hpp>

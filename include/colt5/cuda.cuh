@@ -11,6 +11,7 @@
 #include <colt5/expr/expr.hpp>
 
 #include <colt5/cuda/adamw.cuh>
+#include <colt5/cuda/causal_key_counts.cuh>
 #include <colt5/cuda/causal_top_k.cuh>
 #include <colt5/cuda/causal_top_k_next.cuh>
 #include <colt5/cuda/coordinate_descent.cuh>

@@ -13,6 +13,8 @@
 // expect: colt5: AttentionConfig.light_dim_head must be even for light_rotary_emb
 // expect: colt5: AttentionConfig.use_relative_position_bias and light_rotary_emb are not for light_in_windows
 // expect: colt5: AttentionConfig.masked_rows and attends_to_padding are not for light_in_windows
+// expect: colt5: attention in windows is not causal: it does not take RouterType::causal
+// expect: colt5: AttentionConfig.masked_rows and attends_to_padding are not for RouterType::causal
 // expect: colt5: ImageAttentionConfig.light_window_size must be at least 2 and at most 2^15
 #include "wrong.hpp"
 
@@ -56,6 +58,16 @@ constexpr Config padded_windows{.dim = 8,
                                 .num_heavy_tokens_kv = 2,
                                 .attends_to_padding = wrong(true, false),
                                 .light_in_windows = true};
+constexpr Config causal_windows{.dim = 8,
+                                .num_heavy_tokens_q = 2,
+                                .num_heavy_tokens_kv = 2,
+                                .router_type = colt5::RouterType::causal,
+                                .light_in_windows = wrong(true, false)};
+constexpr Config causal_padding{.dim = 8,
+                                .num_heavy_tokens_q = 2,
+                                .num_heavy_tokens_kv = 2,
+                                .router_type = colt5::RouterType::causal,
+                                .attends_to_padding = wrong(true, false)};
 constexpr colt5::ImageAttentionConfig image{
     .dim = 8, .num_heavy_tokens_q = 2, .num_heavy_tokens_kv = 2, .light_window_size = wrong(0, 4)};
 
@@ -65,4 +77,5 @@ static_assert(complete<Module<routed>> && complete<Module<routed_q>> && complete
 static_assert(complete<Module<odd>> && complete<Module<near>>);
 static_assert(complete<Module<odd_heavy>> && complete<Module<odd_light>>);
 static_assert(complete<Module<padded_windows>>);
+static_assert(complete<Module<causal_windows>> && complete<Module<causal_padding>>);
 static_assert(complete<Module<windows>> && complete<colt5::ConditionalRoutedImageAttention<image, float, colt5::Cpu>>);

@@ -3,6 +3,7 @@
 // expect: colt5: no `add_sincos_positions` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `assign` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `causal_top_k_next` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `causal_key_counts` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `causal_top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `coordinate_descent_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `coordinate_descent` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -66,6 +67,7 @@
 // Without the header of a backend no operation compiles, and each says which kernel it lacks.
 #include <colt5/cpu/policy.hpp>
 #include <colt5/op/adamw.hpp>
+#include <colt5/op/causal_key_counts.hpp>
 #include <colt5/op/causal_top_k.hpp>
 #include <colt5/op/causal_top_k_next.hpp>
 #include <colt5/op/clean_padding.hpp>
@@ -150,6 +152,7 @@ void routing(const Cpu& policy, const Tokens& x, Tokens& d_x, const Matrix& toke
     CausalTopKState<float, Cpu> state;
     causal_top_k_next(policy, {.rate = 0.5}, state, logits, mask, 2);
     const auto indices = top_k(policy, logits, mask, 2);
+    causal_key_counts(policy, {indices.const_view(), {}}, {indices.const_view(), {}});
     const auto descent = coordinate_descent_forward(policy, {}, 2, logits, mask);
     coordinate_descent_vjp(policy, {}, 2, descent, logits, logits, mask);
     cumulative_softmax_vjp(policy, 1, cumulative_softmax(policy, 1, logits, indices, mask), logits, indices, mask);

@@ -59,6 +59,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("local attention with a bias", local_bias_case<T, P>, 12);
     add("local attention with a bias, of many heads", local_bias_of_many_heads_case<T, P>, 3);
     add("dense attention with a bias", dense_bias_case<T, P>, 12);
+    add("dense attention to the first keys", first_keys_case<T, P>, 12);
     add("null tokens", null_tokens_case<T, P>);
     add("rotary", rotary_case<T, P>);
     add("windows", windows_case<T, P>);
@@ -81,6 +82,10 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("routes of queries, cumulative softmax", attention_case<query_routes_by_softmax, T, P>);
     add_of_modules("routes of queries, Sinkhorn", attention_case<query_routes_by_sinkhorn, T, P>);
     add_of_modules("routes of queries with a relative position bias", attention_case<query_routes_with_bias, T, P>);
+    add_of_modules("causal attention", attention_case<causal_attention, T, P>);
+    add_of_modules("causal attention with all options", attention_case<causal_attention_with_all, T, P>);
+    add_of_modules("causal block", block_case<causal_block, T, P>);
+    add_of_modules("causal block with another future", another_future_case<causal_block, T, P>);
     add_of_modules("cross attention", cross_case<cross_config, T, P>);
     add_of_modules("cross attention with routes of queries", cross_case<cross_with_query_routes, T, P>);
     add_of_modules("cross attention with a relative position bias", cross_case<cross_with_bias, T, P>);

@@ -90,6 +90,11 @@ constexpr TransformerBlockConfig by_sinkhorn = [] {
     config.router_kwargs.sinkhorn.cosine_sim_routing = true;
     return config;
 }();
+constexpr TransformerBlockConfig causal = [] {
+    TransformerBlockConfig config = with(RouterType::causal);
+    config.use_null_kv = config.use_null_q_tokens = config.use_relative_position_bias = true;
+    return config;
+}();
 constexpr TransformerBlockConfig gated = [] {
     TransformerBlockConfig config = with(RouterType::coor_descent);
     config.feed_forward = FeedForwardType::gated;
@@ -139,6 +144,7 @@ TEST_CASE("allocation: requests to the system are counted") {
 TEST_CASE_TEMPLATE("allocation: a second call of a block allocates nothing, inference keeps nothing", Block,
                    ConditionalRoutedTransformerBlock<by_descent, float, Cpu>,
                    ConditionalRoutedTransformerBlock<by_sinkhorn, double, Cpu>,
+                   ConditionalRoutedTransformerBlock<causal, float, Cpu>,
                    ConditionalRoutedTransformerBlock<gated, float, Cpu>) {
     using Scalar = typename Block::Out::value_type;
     for (const int threads : {1, 2}) {

@@ -27,14 +27,17 @@ TEST_CASE("unrouted_tokens: the real tokens that no index names") {
         CAPTURE(shape[2]);
         const auto indices = indices_of(policy, batch, picks, length);
         const auto some = random_mask(policy, std::array{batch, length}, 1);
-        for (const Mask mask : {Mask(), some.const_view()}) {
-            auto expected = filled<bool>(policy, std::array{batch, length}, true);
-            for (Index b = 0; b < batch; ++b) {
-                for (Index i = 0; i < length; ++i) expected.view()(b, i) = !mask || mask(b, i);
-                for (Index i = 0; i < picks; ++i) expected.view()(b, indices.const_view()(b, i)) = false;
+        const auto some_live = random_mask(policy, std::array{batch, picks}, 2);
+        for (const Mask mask : {Mask(), some.const_view()})
+            for (const Mask live : {Mask(), some_live.const_view()}) {
+                auto expected = filled<bool>(policy, std::array{batch, length}, true);
+                for (Index b = 0; b < batch; ++b) {
+                    for (Index i = 0; i < length; ++i) expected.view()(b, i) = !mask || mask(b, i);
+                    for (Index i = 0; i < picks; ++i)
+                        if (!live || live(b, i)) expected.view()(b, indices.const_view()(b, i)) = false;
+                }
+                CHECK(same_bits(unrouted_tokens(policy, indices, mask, length, live), expected));
             }
-            CHECK(same_bits(unrouted_tokens(policy, indices, mask, length), expected));
-        }
     }
     const auto indices = indices_of(policy, 2, 3, 9);
     const auto mask = random_mask(policy, std::array<Index, 2>{2, 8}, 1);

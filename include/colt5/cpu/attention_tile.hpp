@@ -47,6 +47,7 @@ struct AttentionHead {
     // and their logits become NaN.
     const bool *nonfinite_keys = nullptr, *nonfinite_queries = nullptr;
     AttentionHeadBias<T> bias = {};
+    const TokenIndex* key_counts = nullptr;  // (queries), or null: each sees that many keys, the first ones
 };
 
 template <typename T>
@@ -73,7 +74,7 @@ public:
         std::array<T, query_tile> largest, sum;
         largest.fill(-infinity);
         sum.fill(T(0));
-        for (Index key = 0; key < head_.keys; key += key_tile) {
+        for (Index key = 0, end = most_keys(); key < end; key += key_tile) {
             const Index keys = std::min(key_tile, head_.keys - key);
             load_scores(key, keys);
             for (Index i = 0; i < queries_; ++i) {
@@ -105,7 +106,7 @@ public:
             out_dot[static_cast<std::size_t>(i)] = dot(out + i * out_stride, d_out + i * d_out_stride, dim);
             std::fill_n(d.d_q + (first_ + i) * d.q_stride, dim, T(0));
         }
-        for (Index key = 0; key < head_.keys; key += key_tile) {
+        for (Index key = 0, end = most_keys(); key < end; key += key_tile) {
             const Index keys = std::min(key_tile, head_.keys - key);
             const Index at = key * head_.kv_stride, d_at = key * d.kv_stride;
             load_scores(key, keys);
@@ -119,7 +120,7 @@ public:
                     std::fill_n(p, keys, T(0));
                 else
                     exponentiate(p, keys, log_sum_exp[i]);
-                if (head_.nonfinite_queries) set_weights(p, key, keys, head_.nonfinite_queries[first_ + i]);
+                if (head_.nonfinite_queries) set_weights(p, i, key, keys);
                 finish_d_scores(d_scores + i * key_tile, p, key, keys, out_dot[static_cast<std::size_t>(i)]);
                 if (d.d_bias) add_bias_gradient(i, key, keys, d_scores + i * key_tile, d.d_bias);
             }
@@ -134,6 +135,18 @@ public:
 
 private:
     static constexpr T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+
+    /// How many of the `keys` keys from `key` on query i may see.
+    Index keys_seen(Index i, Index key, Index keys) const {
+        if (!head_.key_counts) return keys;
+        return std::clamp(Index{head_.key_counts[first_ + i]} - key, Index{0}, keys);
+    }
+    /// The most keys that a query of the tile may see.
+    Index most_keys() const {
+        if (!head_.key_counts) return head_.keys;
+        return std::min(head_.keys,
+                        Index{*std::max_element(head_.key_counts + first_, head_.key_counts + first_ + queries_)});
+    }
 
     const TokenIndex* bias_entries(Index i, Index key, Index keys) const {
         TokenIndex* const entries = thread_scratch<TokenIndex, struct BiasEntries>(key_tile);
@@ -162,6 +175,7 @@ private:
                 for (Index j = 0; j < keys; ++j) row[j] = head_.nonfinite_keys[key + j] ? nan : row[j];
             if (head_.mask)
                 for (Index j = 0; j < keys; ++j) row[j] = head_.mask[key + j] ? row[j] : -infinity;
+            std::fill(row + keys_seen(i, key, keys), row + keys, -infinity);
         }
     }
     static T row_max(const T* row, Index count) {
@@ -183,9 +197,13 @@ private:
         });
         return reduce_add(total);
     }
-    /// Weights of masked keys become 0 even if others are NaN; all others become NaN if the query is not finite.
-    void set_weights(T* p, Index key, Index keys, bool nonfinite) const {
-        for (Index j = 0; j < keys; ++j) p[j] = head_.mask && !head_.mask[key + j] ? T(0) : nonfinite ? nan : p[j];
+    /// Weights of keys that query i does not see become 0 even if others are NaN; all others become NaN if the query is
+    /// not finite.
+    void set_weights(T* p, Index i, Index key, Index keys) const {
+        const bool nonfinite = head_.nonfinite_queries[first_ + i];
+        const Index seen = keys_seen(i, key, keys);
+        for (Index j = 0; j < keys; ++j)
+            p[j] = j >= seen || (head_.mask && !head_.mask[key + j]) ? T(0) : nonfinite ? nan : p[j];
     }
     /// d_scores, which holds d_out · vᵀ, becomes scale · p ∘ (value_scale ∘ d_scores − D): exactly 0 for a key of
     /// weight 0, whatever its value, and for one of weight 1, the only key that a query sees.

@@ -38,7 +38,7 @@ struct DenseHead {
                mask ? mask[b][route].data() : nullptr,
                value_scale ? value_scale[b][route].data() : nullptr,
                T(1) / std::sqrt(static_cast<T>(dim_head))} {
-        if constexpr (!std::is_same_v<Bias, NoBias>) {
+        if constexpr (!std::is_base_of_v<NoBias, Bias>) {
             const Index distances = bias.by_distance.extent(1);
             T* const of_entry = thread_scratch<T, struct BiasOfEntry>(distances + 1);
             std::copy_n(bias.by_distance[h].data(), distances, of_entry);
@@ -49,18 +49,28 @@ struct DenseHead {
                              : nullptr,
                          bias.key_positions ? bias.key_positions[b][route].data() : nullptr};
         }
+        if constexpr (requires { bias.counts; })
+            if (bias.counts) head.key_counts = bias.counts[b][h * bias.counts.extent(1) / heads].data();
     }
     Index heads, per_route, dim_head, route, q_offset, kv_offset;
     AttentionHead<T> head;
 };
 
 /// The same head where something is not finite, which then reaches what sees it and nothing else: rows with such
-/// entries, a key's and its value's together, become zeros that are marked, in copies.
+/// entries, those of a key, its value and its value's scale together, become zeros that are marked, in copies.
 template <typename T>
 class MarkedHead {
 public:
     explicit MarkedHead(const AttentionHead<T>& of) : head(of) {
         bool* const marks = mark<struct KeyMarks>(of.keys, {of.k, of.v}, of.kv_stride);
+        if (of.value_scale) {
+            T* const scales = thread_scratch<T, struct ValueScales>(of.keys);
+            for (Index j = 0; j < of.keys; ++j) {
+                marks[j] = marks[j] || !std::isfinite(of.value_scale[j]);
+                scales[j] = marks[j] ? T(0) : of.value_scale[j];
+            }
+            head.value_scale = scales;
+        }
         head.nonfinite_keys = marks;
         head.kv_stride = of.dim_head;
         head.k = finite_rows<struct Keys>(marks, of.keys, of.k, of.kv_stride);
@@ -136,7 +146,7 @@ void dense_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
                                 TokensView<const T> value_scale, const Bias& bias,
                                 [[maybe_unused]] const DTable& d_table) {
-    constexpr bool has_bias = !std::is_same_v<Bias, NoBias>;
+    constexpr bool has_bias = !std::is_base_of_v<NoBias, Bias>;
     const Index batch = q.extent(0), length = q.extent(1), heads = q.extent(2), dim = q.extent(3);
     const Index keys = kv.extent(2), per_route = kv.extent(3);
     Tensor<T, Cpu, dynamic, dynamic, dynamic> d_scale_of_head(policy, {batch, heads, value_scale ? keys : 0});

@@ -12,14 +12,15 @@
 namespace colt5 {
 
 inline void unrouted_tokens_kernel(const Cpu&, View<bool, dynamic, dynamic> unrouted,
-                                   MatrixView<const TokenIndex> indices, Mask mask) {
+                                   MatrixView<const TokenIndex> indices, Mask mask, Mask live) {
     cpu::check_indices(indices, unrouted.extent(1));
     if (mask)
         std::copy_n(mask.data(), mask.size(), unrouted.data());
     else
         std::fill_n(unrouted.data(), unrouted.size(), true);
     for (Index b = 0; b < indices.extent(0); ++b)
-        for (Index i = 0; i < indices.extent(1); ++i) unrouted(b, indices(b, i)) = false;
+        for (Index i = 0; i < indices.extent(1); ++i)
+            if (!live || live(b, i)) unrouted(b, indices(b, i)) = false;
 }
 
 template <typename T>

@@ -46,6 +46,15 @@ void with_bias_parts(const Cuda& policy, const Attention<T>& a, Index parts, Pos
     launch_sum_bias_parts<true>(policy, d_table.data(), memory.data(), a.batch, a.heads(), parts, columns, columns);
 }
 
+template <typename Shape, typename T, typename Inner, typename DTable, typename Run>
+void with_bias_parts(const Cuda& policy, const Attention<T>& a, Index parts, LimitedBias<Inner> bias,
+                     const DTable& d_table, const RelativePositionBuckets& buckets, const Run& run) {
+    with_bias_parts<Shape>(policy, a, parts, bias.inner, d_table, buckets, [&](const Inner& with_parts) {
+        bias.inner = with_parts;
+        run(bias);
+    });
+}
+
 /// Assigns what d.d_q, d.d_k, d.d_v and, unless it is null, d.d_value_scale point to. Adds to d_table, of those
 /// buckets, if there is a bias.
 template <bool window, typename T, typename Bias, typename DTable>

@@ -6,7 +6,7 @@
 
 /// The bias of the logits of attention by the positions of query and key, in the kernels, and its gradient. Kernels
 /// take NoBias, WindowBias or PositionBias; a bias divided by the scale is added to the products q·k, so that all that
-/// follows is as without.
+/// follows is as without. LimitedBias is one of them, and says in addition which keys a query sees.
 namespace colt5::cuda {
 
 /// Of local attention: by the distance within the sequence.
@@ -33,6 +33,14 @@ struct PositionBias {
     Sum* parts = nullptr;
 };
 
+/// Of dense attention: query i sees the keys before counts[i] alone. Their logits get `inner`.
+template <typename Inner>
+struct LimitedBias {
+    Inner inner;
+    const TokenIndex* counts;  // (batch, groups, queries), or null: all keys
+    int groups;
+};
+
 /// The warp's part of the gradient.
 template <typename T>
 __device__ Index part_of_warp(const Attention<T>& a, const AttentionBlock<T>& block, int warps) {
@@ -47,8 +55,32 @@ __device__ Index part_of_warp(const Attention<T>& a, const AttentionBlock<T>& bl
 ///     add_to_queries(products, query, key)  of 16 queries (rows) and 16 keys (columns), from these on
 ///     add_to_keys(products, key, query)     of 16 keys (rows) and 16 queries (columns)
 ///     of_query(i), of_key(j)                f(product, j) and f(product, i), of one pair
+///
+/// and which pairs of the head are hidden, from SeesAll or as LimitedBias says:
+///
+///     hides                                 constant: some may be
+///     keys_seen(i, keys)                    of `keys` keys, those before this number are what query i sees
+///     most_keys_seen(i, count, keys, stage) the largest keys_seen of `count` queries from i on, rounded up to whole
+///     stages
+///                                           of so many keys, or all keys. All lanes call it
+///     is_hidden(i, j)                       whether query i does not see key j
+///     clip(range, j)                        leaves out queries at both ends that see no key from j on. All lanes call
+///     it for_each_hidden_of_queries(query, key, run), for_each_hidden_of_keys(key, query, run)
+///                                           run(j, e) for the hidden pairs of 16 queries and 16 keys
 template <typename T, typename Bias>
 struct HeadBias;
+
+struct SeesAll {
+    static constexpr bool hides = false;
+    __device__ int keys_seen(int, int keys) const { return keys; }
+    __device__ int most_keys_seen(int, int, int keys, int) const { return keys; }
+    __device__ bool is_hidden(int, int) const { return false; }
+    __device__ void clip(KeyRange&, int) const {}
+    template <typename Run>
+    __device__ void for_each_hidden_of_queries(int, int, const Run&) const {}
+    template <typename Run>
+    __device__ void for_each_hidden_of_keys(int, int, const Run&) const {}
+};
 
 /// The pairs of one query, or of one key.
 template <typename Bias>
@@ -68,8 +100,10 @@ struct KeyBias {
     __device__ Sum operator()(Sum product, int query) const {
         return product + bias.of_pair(query, key);
     }
+    __device__ bool hides(int query) const { return bias.is_hidden(query, key); }
 };
 struct NoRowBias {
+    __device__ bool hides(int) const { return false; }
     template <typename Sum>
     __device__ Sum operator()(Sum product, int) const {
         return product;
@@ -77,7 +111,7 @@ struct NoRowBias {
 };
 
 template <typename T>
-struct HeadBias<T, NoBias> {
+struct HeadBias<T, NoBias> : SeesAll {
     using Sum = accumulate_t<T>;
     __device__ HeadBias(const Attention<T>&, const AttentionBlock<T>&, NoBias) {}
     __device__ void add_to_queries(Sum (&)[2][4], int, int) const {}
@@ -87,7 +121,7 @@ struct HeadBias<T, NoBias> {
 };
 
 template <typename T>
-struct HeadBias<T, WindowBias<accumulate_t<T>>> {
+struct HeadBias<T, WindowBias<accumulate_t<T>>> : SeesAll {
     using Sum = accumulate_t<T>;
     const Sum* center;
     int span, first;
@@ -129,7 +163,7 @@ private:
 };
 
 template <typename T>
-struct HeadBias<T, PositionBias<accumulate_t<T>>> {
+struct HeadBias<T, PositionBias<accumulate_t<T>>> : SeesAll {
     using Sum = accumulate_t<T>;
     const Sum* by_distance;
     int span, null_keys, queries, keys;
@@ -179,6 +213,70 @@ struct HeadBias<T, PositionBias<accumulate_t<T>>> {
     __device__ Sum of_pair(int query, int key) const { return at(query_position(query), key_position(key)); }
     __device__ QueryBias<HeadBias> of_query(int query) const { return {*this, query}; }
     __device__ KeyBias<HeadBias> of_key(int key) const { return {*this, key}; }
+};
+
+template <typename T, typename Inner>
+struct HeadBias<T, LimitedBias<Inner>> : HeadBias<T, Inner> {
+    static constexpr bool hides = true;
+    const TokenIndex* counts;  // of the head's queries, or null
+    int all_queries;
+
+    __device__ HeadBias(const Attention<T>& a, const AttentionBlock<T>& block, const LimitedBias<Inner>& bias)
+        : HeadBias<T, Inner>(a, block, bias.inner),
+          counts(bias.counts == nullptr ? nullptr
+                                        : bias.counts + (static_cast<Index>(block.b) * bias.groups +
+                                                         static_cast<Index>(block.h) * bias.groups / a.heads()) *
+                                                            a.queries),
+          all_queries(a.queries) {}
+    /// Queries beyond the end see nothing.
+    __device__ int count(int query) const {
+        if (counts == nullptr) return Attention<T>::everything;
+        return query < all_queries ? ::max(0, __ldg(counts + query)) : 0;
+    }
+    __device__ int keys_seen(int query, int keys) const { return ::min(keys, count(query)); }
+    __device__ int most_keys_seen(int query, int queries, int keys, int stage) const {
+        if (counts == nullptr) return keys;
+        int most = 0;
+        for (int i = lane_id(); i < queries; i += warp_size) most = ::max(most, count(query + i));
+        return ::min(keys, (__reduce_max_sync(0xffffffffu, most) + stage - 1) / stage * stage);
+    }
+    __device__ bool is_hidden(int query, int key) const { return key >= count(query); }
+    __device__ void clip(KeyRange& range, int key) const {
+        if (counts == nullptr) return;
+        int begin = range.end, end = 0;
+#pragma unroll 4
+        for (int i = range.begin + lane_id(); i < range.end; i += warp_size)
+            if (!is_hidden(i, key)) {
+                begin = ::min(begin, i);
+                end = i + 1;
+            }
+        end = __reduce_max_sync(0xffffffffu, end);
+        range.begin = end == 0 ? 0 : __reduce_min_sync(0xffffffffu, begin) / 16 * 16;
+        range.end = end;
+    }
+    __device__ auto of_pair(int query, int key) const {
+        if constexpr (std::is_same_v<Inner, NoBias>)
+            return 0;
+        else
+            return HeadBias<T, Inner>::of_pair(query, key);
+    }
+    __device__ KeyBias<HeadBias> of_key(int key) const {
+        return {*this, key};
+    }
+    template <typename Run>
+    __device__ void for_each_hidden_of_queries(int query, int key, const Run& run) const {
+        const int row = query + accumulator_row(), seen[2] = {count(row) - key, count(row + 8) - key};
+        if (::min(seen[0], seen[1]) >= 16) return;
+        for_each_entry([&](int j, int e, int, int column) {
+            if (column >= seen[e / 2]) run(j, e);
+        });
+    }
+    template <typename Run>
+    __device__ void for_each_hidden_of_keys(int key, int query, const Run& run) const {
+        for_each_entry([&](int j, int e, int row, int column) {
+            if (is_hidden(query + column, key + row)) run(j, e);
+        });
+    }
 };
 
 /// The gradient of the bias, which a warp of the kernel of d_k and d_v sums over its keys:
@@ -321,6 +419,16 @@ private:
     int buckets_;
     Sum* sums_;
     Sum behind_ = 0, ahead_ = 0;
+};
+
+/// Hidden pairs have d_s = 0.
+template <typename Shape, typename Inner>
+class BiasGradient<Shape, LimitedBias<Inner>> : public BiasGradient<Shape, Inner> {
+public:
+    using T = typename Shape::T;
+    __device__ BiasGradient(const Attention<T>& a, const AttentionBlock<T>& block, const LimitedBias<Inner>& bias,
+                            unsigned char* memory)
+        : BiasGradient<Shape, Inner>(a, block, bias.inner, memory) {}
 };
 
 }  // namespace colt5::cuda

@@ -106,6 +106,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     for_each_entry([&](int j, int e, int row, int column) {
                         if (reach.excludes(columns + column - position - row)) score[c][j][e] = -infinity;
                     });
+                head_bias.for_each_hidden_of_queries(first, columns, [&](int j, int e) { score[c][j][e] = -infinity; });
                 if (!incomplete) continue;
                 const std::uint32_t visible = at(group + c).stage.visible.of_group(at(group + c).row);
                 if (visible != whole_group)
@@ -121,7 +122,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             for (int half = 0; half < 2; ++half) {
                 top[half] = row_reduce(top[half], Greater());
                 shift[half] = top[half] == -infinity ? Sum(0) : top[half] * to_log2;
-                const Sum shrink = fast_exp2(largest[half] * to_log2 - shift[half]);
+                Sum shrink = fast_exp2(largest[half] * to_log2 - shift[half]);
+                // Exactly 1, whatever the product was rounded to: hidden keys change no bit.
+                if (HeadBias<T, Bias>::hides && top[half] == largest[half]) shrink = 1;
                 largest[half] = top[half];
                 total[half] *= shrink;
 #pragma unroll
@@ -172,13 +175,16 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         for (; recompute != 0; recompute &= recompute - 1) {
             const int row = __ffs(static_cast<int>(recompute)) - 1;
             if (first + row < a.queries)
-                attend_row(block.rows(a, a.out.with(out))[first + row], q_rows[first + row], block.rows(a, a.k),
-                           block.rows(a, a.v), MaskedKeyRange(position + row, reach, a.keys, block.mask(a)),
-                           block.value_scale(a), to_log2, a.dim_head, head_bias.of_query(first + row));
+                attend_row(
+                    block.rows(a, a.out.with(out))[first + row], q_rows[first + row], block.rows(a, a.k),
+                    block.rows(a, a.v),
+                    MaskedKeyRange(position + row, reach, head_bias.keys_seen(first + row, a.keys), block.mask(a)),
+                    block.value_scale(a), to_log2, a.dim_head, head_bias.of_query(first + row));
         }
     };
 
-    stream_keys<Shape>(a, block, shared.stage, tiles, load_queries, begin, process, end);
+    const int keys = head_bias.most_keys_seen(block.first, Shape::tile_rows, a.keys, Shape::stage_rows);
+    stream_keys<Shape>(a, block, shared.stage, tiles, keys, load_queries, begin, process, end);
 }
 
 /// Assigns `out`, which has the layout of a.out, and log_sum_exp (batch, heads, queries) unless it is null.

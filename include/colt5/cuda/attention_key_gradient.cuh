@@ -115,6 +115,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     for_each_entry([&](int j, int e, int row, int column) {
                         if (reach.excludes(columns + column - position - row)) p[c][j][e] = d_p[c][j][e] = 0;
                     });
+                head_bias.for_each_hidden_of_keys(first, columns, [&](int j, int e) { p[c][j][e] = d_p[c][j][e] = 0; });
                 if constexpr (BiasGradient<Shape, Bias>::is_present) {
                     Sum d_s[2][4];
                     for_each_entry([&](int j, int e, int row, int) {
@@ -194,7 +195,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             },
             end);
     } else {
-        const KeyRange range(block.first - a.first, Shape::tile_rows, reach, a.queries);
+        KeyRange range(block.first - a.first, Shape::tile_rows, reach, a.queries);
+        head_bias.clip(range, block.first);
         const auto load = [&](int i) {
             Stage& stage = shared.stage[i % Shape::stages];
             const int at = range.begin + i * Shape::stage_rows;

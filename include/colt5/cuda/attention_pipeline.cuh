@@ -203,12 +203,13 @@ __device__ void load_tile_rows(typename Shape::T* tile, const Rows<const typenam
 ///                        accumulates over the groups with numbers in `groups`, each of 16 keys of one stage
 ///     end()              all keys in reach have been processed
 ///
-/// group_at(i) finds group i, the 16 keys from first_key + 16 i on. If `incomplete`, some keys of the groups are masked
-/// or beyond the sequence, and Visibility says which.
+/// Only the first `keys` keys are streamed, unless the window slides. group_at(i) finds group i, the 16 keys from
+/// first_key + 16 i on. If `incomplete`, some keys of the groups are masked or beyond the sequence, and Visibility says
+/// which.
 template <typename Shape, typename T, typename LoadQueries, typename Begin, typename Process, typename End>
 __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& block, typename Shape::Stage* stages,
-                            int tiles, const LoadQueries& load_queries, const Begin& begin, const Process& process,
-                            const End& end) {
+                            int tiles, int keys, const LoadQueries& load_queries, const Begin& begin,
+                            const Process& process, const End& end) {
     using Stage = typename Shape::Stage;
     using Tile = typename Shape::Tile;
     using Sum = typename Shape::Sum;
@@ -247,7 +248,7 @@ __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& bloc
             },
             end);
     } else {
-        const KeyRange range(a.first + block.first, Shape::tile_rows, reach, a.keys);
+        const KeyRange range(a.first + block.first, Shape::tile_rows, reach, keys);
         const auto is_incomplete = [&](int i) {
             return a.mask != nullptr || range.begin + (i + 1) * Shape::stage_rows > range.end;
         };

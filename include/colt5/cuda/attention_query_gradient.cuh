@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const bool vectors = Shape::slides || a.vectors, has_value_scale = !Shape::slides && a.value_scale != nullptr;
     const Reach reach = Reach::of_query(a);
     // Otherwise every query attends to at least two keys.
-    const bool may_have_one_key = a.mask != nullptr || a.keys == 1 || a.ahead == 0;
+    const bool may_have_one_key = a.mask != nullptr || a.keys == 1 || a.ahead == 0 || HeadBias<T, Bias>::hides;
     const auto* const mask = reinterpret_cast<const std::uint8_t*>(block.mask(a));
     // What the next tile needs in registers, not in shared memory.
     Half next_out;
@@ -137,7 +137,12 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             // Without a window, two visible keys among the first 32 rule it out; with a window, the visible keys at the
             // queries' own positions do, but not in causal attention for the first of the 16, whose other key is before
             // them.
-            const unsigned visible = __ballot_sync(0xffffffffu, next_visible != 0);
+            unsigned visible = __ballot_sync(0xffffffffu, next_visible != 0);
+            if constexpr (HeadBias<T, Bias>::hides) {
+                const int query = first + lane_id() % 16, seen = head_bias.keys_seen(query, a.keys);
+                const int least = __reduce_min_sync(0xffffffffu, query < a.queries ? seen : a.keys);
+                if (least < warp_size) visible &= (1u << least) - 1;
+            }
             few = a.reach == Attention<T>::everything
                       ? __popc(visible) < 2
                       : visible != 0xffffffffu || (a.ahead == 0 && (position == 0 || a.mask != nullptr));
@@ -171,7 +176,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     incomplete ? at(group + c).stage.visible.of_group(at(group + c).row) : whole_group;
                 if (few)
                     for_each_entry([&](int j, int e, int row, int column) {
-                        if (reach.excludes(columns + column - position - row) || (visible >> column & 1) == 0) return;
+                        if (reach.excludes(columns + column - position - row) || (visible >> column & 1) == 0 ||
+                            head_bias.is_hidden(first + row, columns + column))
+                            return;
                         ++key_count[e / 2];
                         d_p_of_last_key[e / 2] = d_p[c][j][e];
                     });
@@ -184,6 +191,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     for_each_entry([&](int j, int e, int row, int column) {
                         if (reach.excludes(columns + column - position - row)) d_p[c][j][e] = 0;
                     });
+                head_bias.for_each_hidden_of_queries(first, columns, [&](int j, int e) { d_p[c][j][e] = 0; });
                 if (visible != whole_group)
                     for_each_entry([&](int j, int e, int, int column) {
                         if ((visible >> column & 1) == 0) d_p[c][j][e] = 0;
@@ -217,14 +225,16 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             const Sum of_row = __shfl_sync(0xffffffffu, row < 8 ? shift[0] : shift[1], row % 8 * 4);
             const Sum dot = __shfl_sync(0xffffffffu, row < 8 ? out_dot[0] : out_dot[1], row % 8 * 4);
             if (first + row < a.queries)
-                query_gradient_row(block.rows(a, d.d_q)[first + row], q_rows[first + row], d_out_rows[first + row],
-                                   block.rows(a, a.k), block.rows(a, a.v),
-                                   MaskedKeyRange(position + row, reach, a.keys, block.mask(a)), block.value_scale(a),
-                                   of_row, dot, a.scale, a.dim_head, head_bias.of_query(first + row));
+                query_gradient_row(
+                    block.rows(a, d.d_q)[first + row], q_rows[first + row], d_out_rows[first + row], block.rows(a, a.k),
+                    block.rows(a, a.v),
+                    MaskedKeyRange(position + row, reach, head_bias.keys_seen(first + row, a.keys), block.mask(a)),
+                    block.value_scale(a), of_row, dot, a.scale, a.dim_head, head_bias.of_query(first + row));
         }
     };
 
-    stream_keys<Shape>(a, block, shared.stage, tiles, load_queries, begin, process, end);
+    const int keys = head_bias.most_keys_seen(block.first, Shape::tile_rows, a.keys, Shape::stage_rows);
+    stream_keys<Shape>(a, block, shared.stage, tiles, keys, load_queries, begin, process, end);
 }
 
 }  // namespace colt5::cuda

@@ -70,7 +70,7 @@ __device__ unsigned rows_with_nan(const Sum (&acc)[blocks][4]) {
 }
 
 /// Assigns out = Σ softmax(q · k) value_scale v. In these functions `add_bias(product, i)` gives a product q·k and the
-/// bias of key i, or of query i.
+/// bias of key i, or of query i; for a key, add_bias.hides(i) says whether query i does not see it.
 template <typename T, typename Sum, typename AddBias>
 __device__ __noinline__ void attend_row(T* out, const T* q_row, Rows<const T> k, Rows<const T> v, MaskedKeyRange range,
                                         const Sum* value_scale, Sum to_log2, int dim, AddBias add_bias) {
@@ -123,6 +123,7 @@ __device__ __noinline__ Sum key_gradient_row(T* d_k, T* d_v, const T* k_row, con
     const Sum to_log2 = scale * static_cast<Sum>(log2_e);
     LaneEntries<Sum> of_k, of_v;
     for (int i = range.begin; i < range.end; ++i) {
+        if (add_bias.hides(i)) continue;
         const LaneEntries<Sum> query(q[i], dim), d_o(d_out[i], dim);
         const Sum p = fast_exp2(add_bias(query.dot(k), i) * to_log2 - shifts[i]);
         of_v.add(p, d_o);

@@ -59,6 +59,13 @@ PositionBias<Sum> position_bias(const RoutedPositionBias<Sum>& bias, Index dim_h
             static_cast<int>(bias.query_positions.extent(1))};
 }
 
+template <typename Bias>
+auto position_bias(const FirstKeys<Bias>& bias, Index dim_head) {
+    const auto inner = position_bias(static_cast<const Bias&>(bias), dim_head);
+    return LimitedBias<std::remove_const_t<decltype(inner)>>{inner, bias.counts.data(),
+                                                             static_cast<int>(bias.counts.extent(1))};
+}
+
 /// d_value_scale (batch, routes, keys) = Σ of `shares` (batch, heads, keys) over the heads of a route, in their order.
 template <typename Sum>
 __global__ void sum_over_heads(Sum* to, const Sum* shares, Index routes, Index per_route, Index keys) {

@@ -17,8 +17,10 @@ __global__ void all_tokens(Bool* unrouted, const Bool* mask, Index count) {
 }
 /// unrouted = false at the chosen tokens
 template <typename Bool>
-__global__ void mark_routed(Bool* unrouted, const TokenIndex* indices, Index picks, Index length, Index count) {
-    for (Index i = global_thread(); i < count; i += grid_threads()) unrouted[i / picks * length + indices[i]] = false;
+__global__ void mark_routed(Bool* unrouted, const TokenIndex* indices, const Bool* live, Index picks, Index length,
+                            Index count) {
+    for (Index i = global_thread(); i < count; i += grid_threads())
+        if (live == nullptr || live[i]) unrouted[i / picks * length + indices[i]] = false;
 }
 
 /// partial[block, column] = Σ over a block's unrouted rows of d_out. A block covers `lanes` packs of columns, and
@@ -51,12 +53,12 @@ __global__ void __launch_bounds__(sum_threads)
 
 /// Indices are not checked: those out of range write out of bounds.
 inline void unrouted_tokens_kernel(const Cuda& policy, View<bool, dynamic, dynamic> unrouted,
-                                   MatrixView<const TokenIndex> indices, Mask mask) {
+                                   MatrixView<const TokenIndex> indices, Mask mask, Mask live) {
     constexpr int threads = 256;
     cuda::launch(policy, "all_tokens", cuda::all_tokens<bool>, cuda::blocks_for(unrouted.size(), threads), threads, 0,
                  unrouted.data(), mask.data(), unrouted.size());
     cuda::launch(policy, "mark_routed", cuda::mark_routed<bool>, cuda::blocks_for(indices.size(), threads), threads, 0,
-                 unrouted.data(), indices.data(), indices.extent(1), unrouted.extent(1), indices.size());
+                 unrouted.data(), indices.data(), live.data(), indices.extent(1), unrouted.extent(1), indices.size());
 }
 
 template <typename T>

@@ -27,7 +27,13 @@ namespace colt5 {
 /// get no heavy output. In masked tokens, values that are not finite count as 0. With use_null_q_tokens, each real
 /// token that no route has chosen as a query gets a learned null query token in place of a heavy output; with
 /// masked_tokens_get_null_q, masked tokens get it, too. The router is that of `router_type`, or an instance of any
-/// template that meets Router and leaves no picks unused.
+/// template that meets Router and leaves no picks unused, or is causal.
+///
+/// With a causal router, such as RouterType::causal, the whole module is causal: in the heavy branch a query attends
+/// only to chosen keys at its own position or before, in the light branch to no later token than itself. So an output
+/// depends on its token and those before it alone: whatever later tokens hold changes no bit of it. On the CPU the
+/// outputs for the first tokens of a sequence alone are also those for the whole sequence, bit for bit; on a GPU up to
+/// rounding. A query that sees no chosen key gets a heavy output of 0, or that of the null key.
 template <AttentionConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedAttention : public ModuleBase<ConditionalRoutedAttention<config, Scalar, P, RouterTemplate>, P> {
@@ -81,13 +87,19 @@ public:
     using QRouter = RouterOfRoutes<config.num_routed_q>;
     using KVRouter = RouterOfRoutes<config.num_routed_kv>;
     static_assert(Router<QRouter, Scalar, P>, "colt5: the router template does not meet the Router concept");
-    static_assert(!has_unused_picks<QRouter>,
-                  "colt5: attention does not take a router that leaves picks unused, such as RouterType::causal");
+    /// Whether no output depends on later tokens.
+    static constexpr bool is_causal = is_causal_router<QRouter>;
+    static_assert(!has_unused_picks<QRouter> || is_causal,
+                  "colt5: attention takes a router that leaves picks unused only if it is causal");
+    static_assert(!is_causal || !config.has_light_attn || !config.light_in_windows,
+                  "colt5: attention in windows is not causal: it does not take RouterType::causal");
+    static_assert(!is_causal || (config.masked_rows == MaskedRows::zero && !config.attends_to_padding),
+                  "colt5: AttentionConfig.masked_rows and attends_to_padding are not for RouterType::causal");
 
     using LightOrWindows = std::conditional_t<config.light_in_windows, WindowAttention<Scalar, P>,
                                               LightAttention<Scalar, P, config.use_relative_position_bias>>;
     using Light = std::conditional_t<config.has_light_attn, LightOrWindows, NoLight<Scalar, P>>;
-    using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias>;
+    using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias, is_causal>;
 
     Light light_attn;
     VectorTensor<Scalar, P> null_q_token;  // (d), or empty
@@ -114,7 +126,7 @@ public:
         typename Light::Activations light;
         RouterActivations<QRouter, Scalar, P> routed_q;      // indices, scores (b, r, q)
         RouterActivations<KVRouter, Scalar, P> routed_kv;    // indices, scores (b, r, kv)
-        Tensor<bool, P, dynamic, dynamic, dynamic> kv_mask;  // (b, r, kv), if there is a mask
+        Tensor<bool, P, dynamic, dynamic, dynamic> kv_mask;  // (b, r, kv), if there is a mask that hides keys
         typename Heavy::Activations heavy;
         ActivationsOrigin origin;
 
@@ -200,17 +212,31 @@ private:
             return Light(policy, seeds, config.dim, config.light_heads, config.light_dim_head,
                          config.light_window_size);
         else if constexpr (config.has_light_attn)
-            return Light(policy, seeds, config.dim, config.light_heads, config.light_dim_head,
-                         LocalAttention{config.light_window_size / 2, config.masked_rows, config.attends_to_padding},
-                         detail::buckets_of(config), config.light_rotary_emb);
+            return Light(
+                policy, seeds, config.dim, config.light_heads, config.light_dim_head,
+                LocalAttention{config.light_window_size / 2, config.masked_rows, config.attends_to_padding, is_causal},
+                detail::buckets_of(config), config.light_rotary_emb);
         else
             return {};
     }
 
     /// The tokens that get the null query token (b, n).
-    template <typename Indices>
-    static auto null_queries(const P& policy, const Indices& indices_q, Mask mask, Index length) {
-        return unrouted_tokens(policy, indices_q, config.masked_tokens_get_null_q ? Mask() : mask, length);
+    template <typename Routed>
+    static auto null_queries(const P& policy, const Routed& routed_q, Mask mask, Index length) {
+        Mask live;
+        if constexpr (is_causal) live = all_routes(routed_q.live);
+        return unrouted_tokens(policy, all_routes(routed_q.routing.indices),
+                               config.masked_tokens_get_null_q ? Mask() : mask, length, live);
+    }
+    /// Where the picks come from, and which are used.
+    template <typename RoutedQ, typename RoutedKV>
+    static typename Heavy::Positions positions_of(const RoutedQ& q, const RoutedKV& kv) {
+        typename Heavy::Positions positions{q.routing.indices.const_view(), kv.routing.indices.const_view()};
+        if constexpr (is_causal) {
+            positions.live_queries = q.live.const_view();
+            positions.live_keys = kv.live.const_view();
+        }
+        return positions;
     }
     /// The factors of the heavy branch's queries: (b, r · q), or absent.
     template <typename Scores>
@@ -235,16 +261,18 @@ private:
         // stream.
         SideStream side_stream(policy);
         const P& side = side_stream.policy();
-        auto routed_q = run_router<save, QRouter, Scalar>(q_router, side, x, mask, num_q);
-        auto routed_kv = run_router<save, KVRouter, Scalar>(kv_router, side, x, mask, num_kv);
+        constexpr bool run_forward = save || is_causal;  // forward says which picks are live
+        auto routed_q = run_router<run_forward, QRouter, Scalar>(q_router, side, x, mask, num_q);
+        auto routed_kv = run_router<run_forward, KVRouter, Scalar>(kv_router, side, x, mask, num_kv);
         const auto indices_q = routed_q.routing.indices.const_view();  // (b, r, q)
         const auto& [indices_kv, scores_kv] = routed_kv.routing;
-        auto kv_mask = gather_mask(side, mask, indices_kv);  // (b, r, kv)
+        // (b, r, kv); live picks are no masked tokens
+        auto kv_mask = gather_mask(side, is_causal ? Mask() : mask, indices_kv);
         auto heavy =
             heavy_attn.forward(side, gather(side, x, indices_q, mask),  // (b, r, q, d)
                                gather(side, x, indices_kv, mask),       // (b, r, kv, d)
                                kv_mask.const_view(), scores_kv.const_view(), query_scores(routed_q.routing.scores),
-                               {indices_q, indices_kv.const_view()});  // (b, r · q, d)
+                               positions_of(routed_q, routed_kv));  // (b, r · q, d)
 
         auto out = detail::result_like(policy, "out", std::move(given), x);  // (b, n, d)
         // If the memory plan recomputes, the light branch saves only keys and values, and its backward recomputes the
@@ -254,7 +282,7 @@ private:
         side_stream.join();
         if constexpr (config.use_null_q_tokens)
             add_null_query(policy, out.view(), null_q_token,
-                           null_queries(policy, all_routes(indices_q), mask, x.extent(1)).const_view());
+                           null_queries(policy, routed_q, mask, x.extent(1)).const_view());
         scatter(policy, scatter_mode, out.view(), heavy.out, indices_q, routed_q.routing.scores);  // (b, n, d)
         if constexpr (save)
             return Activations{std::move(out),
@@ -306,7 +334,7 @@ private:
         heavy_attn.backward(side, saved.heavy, d, d_heavy, gather(side, saved.tokens, indices_q, saved.mask),
                             gather(side, saved.tokens, routing_kv.indices, saved.mask), saved.kv_mask.const_view(),
                             scores_kv, gradients.heavy_attn, heavy_scores_q,
-                            {indices_q, routing_kv.indices.const_view()});
+                            positions_of(saved.routed_q, saved.routed_kv));
         if constexpr (config.multiply_queries_by_score)
             assign(side, d_scores_q, d_scores_q + d.d_scores_q.const_view().reshape(d_scores_q.shape()));
         if constexpr (num_updates > 0) {
@@ -326,7 +354,7 @@ private:
         side_stream.join();
         if constexpr (config.use_null_q_tokens)
             null_query_vjp(policy, gradients.null_q_token.view(), d_out,
-                           null_queries(policy, all_routes(indices_q), saved.mask, d_out.extent(1)).const_view());
+                           null_queries(policy, saved.routed_q, saved.mask, d_out.extent(1)).const_view());
         gather_vjp(policy, d_x.view(), d.d_x, all_routes(indices_q));
         gather_vjp(policy, d_x.view(), d.d_context, routing_kv.indices);
         if constexpr (num_updates == 0) {

@@ -7,6 +7,9 @@
 namespace colt5 {
 
 /// A CoLT5 encoder block:  x = attn(x) + x;  x = ff(x) + x
+///
+/// With RouterType::causal it is a decoder block: an output depends on its token and those before it alone, see
+/// ConditionalRoutedAttention.
 template <TransformerBlockConfig config, typename Scalar, Policy P,
           template <RouterConfig, typename, typename> class RouterTemplate = ConfiguredRouter>
 class ConditionalRoutedTransformerBlock

@@ -4,9 +4,11 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include <colt5/module/layers.hpp>
+#include <colt5/op/causal_key_counts.hpp>
 #include <colt5/op/dense_attention.hpp>
 #include <colt5/op/null_key.hpp>
 #include <colt5/op/rotary.hpp>
@@ -28,13 +30,16 @@ namespace colt5 {
 ///
 /// With a null key, every head has one more learned key and value, which every query attends to and no mask hides. With
 /// `has_bias`, the logits get T5's relative position bias for the positions that queries and keys came from; the bias
-/// of the null key is 0. With `rotary_emb`, queries and keys are rotated by these positions; the null key is not.
-template <typename Scalar, Policy P, bool has_bias = false>
+/// of the null key is 0. With `rotary_emb`, queries and keys are rotated by these positions; the null key is not. If it
+/// is causal, a query attends to the null key and to the keys at its own position or before, see causal_key_counts.
+template <typename Scalar, Policy P, bool has_bias = false, bool is_causal = false>
 struct HeavyAttention {
     /// The positions of queries (b, r, n) and of keys (b, r, k) in the sequences that they were gathered from. If
-    /// absent, they are 0, 1, 2, … They are read only for the bias and the rotation.
+    /// absent, they are 0, 1, 2, … They are read only for the bias, the rotation and causal attention. For the last,
+    /// they must be given; a query that is not live attends to nothing, and no query to a key that is not.
     struct Positions {
         TokensView<const TokenIndex> queries, keys;
+        TokensView<const bool> live_queries{}, live_keys{};  // of their shapes; absent: all
     };
     using Scores = TokensView<const accumulate_t<Scalar>>;       // (b, r, k): factors of the values; may be absent
     using QueryScores = MatrixView<const accumulate_t<Scalar>>;  // (b, r · n): factors of the queries; may be absent
@@ -117,8 +122,9 @@ struct HeavyAttention {
         const auto attended_q = attended_queries(policy, q, scores_q, routes);
         const auto seen = attended_keys(policy, kv, mask, scores);
         const auto by_distance = bias_by_distance(policy);
+        const auto counts = key_counts(policy, positions);
         auto attended = dense_attention_forward(policy, attended_q.q, seen.kv, seen.mask, seen.value_scale,
-                                                bias_of(by_distance, positions));  // (b, n, h, dim_head)
+                                                bias_of(by_distance, positions, counts));  // (b, n, h, dim_head)
         TokensTensor<Scalar, P> out(policy, {batch, routes * length, dim});
         if (routes == 1)
             linear(policy, out.view(), merge_q(attended.out), to_out.weight);
@@ -161,9 +167,10 @@ struct HeavyAttention {
         const auto attended_q = attended_queries(policy, saved.q, scores_q, q_routes);
         const auto seen = attended_keys(policy, saved.kv, mask, scores);
         const auto by_distance = bias_by_distance(policy);
+        const auto counts = key_counts(policy, positions);
         auto d_attention = dense_attention_vjp(
             policy, saved.attention, d_attended.view().reshape(saved.attention.out.shape()), attended_q.q, seen.kv,
-            seen.mask, seen.value_scale, bias_of(by_distance, positions), bias_gradient(gradients));
+            seen.mask, seen.value_scale, bias_of(by_distance, positions, counts), bias_gradient(gradients));
         if (null_kv) {
             auto [d_kv, d_value_scale] = null_key_vjp(policy, gradients.null_kv.view(), d_attention.d_kv,
                                                       d_attention.d_value_scale.const_view());
@@ -231,14 +238,30 @@ private:
         else
             return NoBias{};
     }
-    /// The result of bias_by_distance, in the form that dense_attention takes.
-    template <typename ByDistance>
-    auto bias_of(const ByDistance& by_distance, const Positions& positions) const {
-        if constexpr (has_bias)
-            return RoutedPositionBias<accumulate_t<Scalar>>{
-                {buckets, by_distance.const_view()}, positions.queries, positions.keys, null_kv ? 1 : 0};
+    /// The keys that each query attends to, if it is causal.
+    TokensTensor<TokenIndex, P> key_counts([[maybe_unused]] const P& policy,
+                                           [[maybe_unused]] const Positions& positions) const {
+        if constexpr (is_causal)
+            return causal_key_counts(policy, {positions.queries, positions.live_queries},
+                                     {positions.keys, positions.live_keys}, null_kv ? 1 : 0);
         else
-            return by_distance;
+            return {};
+    }
+    /// The results of bias_by_distance and key_counts, in the form that dense_attention takes.
+    template <typename ByDistance>
+    auto bias_of(const ByDistance& by_distance, const Positions& positions,
+                 [[maybe_unused]] const TokensTensor<TokenIndex, P>& counts) const {
+        const auto bias = [&] {
+            if constexpr (has_bias)
+                return RoutedPositionBias<accumulate_t<Scalar>>{
+                    {buckets, by_distance.const_view()}, positions.queries, positions.keys, null_kv ? 1 : 0};
+            else
+                return by_distance;
+        }();
+        if constexpr (is_causal)
+            return FirstKeys<std::remove_const_t<decltype(bias)>>{bias, counts.const_view()};
+        else
+            return bias;
     }
     /// Where dense_attention_vjp adds the gradient of the bias's table.
     static auto bias_gradient(Gradients& gradients) {
@@ -259,6 +282,7 @@ private:
         if (scores) expect_shape("scores", scores.shape(), {batch, routes, keys});
         if (scores_q) expect_shape("scores_q", scores_q.shape(), {batch, q_routes * length});
         if (positions.queries) expect_shape("positions.queries", positions.queries.shape(), {batch, q_routes, length});
+        if constexpr (is_causal) expect_shape("positions.keys", positions.keys.shape(), {batch, routes, keys});
         expect_routes("routes of x", q_routes);
         expect_routes("routes of context", routes);
     }

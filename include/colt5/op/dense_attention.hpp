@@ -32,6 +32,14 @@ struct RoutedPositionBias : RelativePositionBias<T> {
     Index null_keys = 0;                         // at the front, without a position: their bias is 0
 };
 
+/// Queries that see no more than their first keys: query i attends to the first counts[i] of the keys of its head's
+/// route. The logits get `Bias`, as without.
+template <typename Bias = NoBias>
+struct FirstKeys : Bias {
+    /// (b, g, n), each of g groups for its share of the heads, h / g; negative counts as 0. Absent: all keys
+    TokensView<const TokenIndex> counts;
+};
+
 /// What the vector-Jacobian product reads.
 template <typename Scalar, Policy P>
 struct DenseAttentionActivations {
@@ -77,6 +85,16 @@ void check_routed_bias(const Q& q, const KV& kv, const RoutedPositionBias<T>& bi
 }
 template <typename Q, typename KV>
 void check_routed_bias(const Q&, const KV&, NoBias) {}
+template <typename Q, typename KV, typename Bias>
+void check_routed_bias(const Q& q, const KV& kv, const FirstKeys<Bias>& bias) {
+    check_routed_bias(q, kv, static_cast<const Bias&>(bias));
+    if (!bias.counts) return;
+    expect_shape("counts", bias.counts.shape(), {q.extent(0), dynamic, q.extent(1)});
+    const Index groups = bias.counts.extent(1);
+    if (groups < 1 || q.extent(2) % groups != 0)
+        expect_value(false, "groups of counts",
+                     colt5::detail::concat({"a divisor of ", std::to_string(q.extent(2)), " heads"}), groups);
+}
 }  // namespace detail
 
 /// Every query attends to every real key of its head's route; values are multiplied by a scale per key:
@@ -86,7 +104,8 @@ void check_routed_bias(const Q&, const KV&, NoBias) {}
 ///     q (b, n, h, dim_head), kv (b, r, k, h / r, 2, dim_head): keys and values, head = route · (h / r) + head in
 ///     route, mask and value_scale (b, r, k), each may be absent  →  out (b, n, h, dim_head)
 ///
-/// With a RoutedPositionBias the logits are q[i]·k[j] / √dim_head + bias(position of j − position of i).
+/// With a RoutedPositionBias the logits are q[i]·k[j] / √dim_head + bias(position of j − position of i). With FirstKeys
+/// the sum is over j < counts[i].
 ///
 /// A query that sees no key gets zeros and no gradient. Nothing of size n × k is stored. Throws ShapeError when the
 /// inputs do not fit together, ValueError when n or k is 2^31 or more.

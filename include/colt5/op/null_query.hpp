@@ -19,14 +19,17 @@ void null_query_vjp_kernel(const P&, ...) {
 
 /// Which real tokens were not chosen: indices (b, k), each in [0, n), mask (b, n) or absent  →  (b, n)
 ///
+/// Picks whose `live` (b, k) is false choose no token; it may be absent.
+///
 /// Throws ValueError on the CPU when an index is out of its range.
 template <Policy P, Viewable Indices>
-auto unrouted_tokens(const P& policy, const Indices& indices, Mask mask, Index length) {
+auto unrouted_tokens(const P& policy, const Indices& indices, Mask mask, Index length, Mask live = {}) {
     static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     if (mask) expect_shape("mask", mask.shape(), {indices.extent(0), length});
+    if (live) expect_shape("live", live.shape(), indices.shape());
     expect_length("tokens", length);
     Tensor<bool, P, dynamic, dynamic> unrouted(policy, {indices.extent(0), length});
-    unrouted_tokens_kernel(policy, unrouted.view(), indices.const_view(), mask);
+    unrouted_tokens_kernel(policy, unrouted.view(), indices.const_view(), mask, live);
     return unrouted;
 }
 

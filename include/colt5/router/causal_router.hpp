@@ -48,6 +48,7 @@ public:
     using typename Base::Logit;
     static constexpr bool picks_repeat = false;
     static constexpr bool has_unused_picks = true;
+    static constexpr bool is_causal = true;
     static constexpr bool cosine_sim_routing = kwargs.cosine_sim_routing;
     static constexpr double logit_scale = kwargs.score_scale * (cosine_sim_routing ? kwargs.cosine_sim_scale : 1);
 

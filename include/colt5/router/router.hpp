@@ -163,7 +163,9 @@ auto all_routes(const T& tensor) {
 ///                                            state also calls f.state, if f has it (see StateVisitor)
 ///
 /// A router that may choose fewer than k tokens of a long sequence has a constant R::has_unused_picks = true: the rest
-/// of its indices are any other tokens, with score 0. It goes with heavy branches that map each token alone.
+/// of its indices are any other tokens, with score 0. It goes with heavy branches that map each token alone. Attention
+/// takes it if its constant R::is_causal is true, too: a token's choice and score depend on no later token, the chosen
+/// ones are the first picks, in the order of the sequence, and forward also gives `.live` (b, r, k), true for them.
 ///
 /// Indices are distinct within a row unless picks_repeat. With straight_through the score of a real token is exactly 1,
 /// and backward uses the gradient of the score that the token would have without straight_through. Logits are float or
@@ -300,6 +302,15 @@ template <typename R>
 inline constexpr bool has_unused_picks = [] {
     if constexpr (requires { R::has_unused_picks; })
         return R::has_unused_picks;
+    else
+        return false;
+}();
+
+/// Whether a router is causal, see Router.
+template <typename R>
+inline constexpr bool is_causal_router = [] {
+    if constexpr (requires { R::is_causal; })
+        return R::is_causal;
     else
         return false;
 }();

@@ -201,6 +201,56 @@ inline constexpr AttentionConfig query_routes_with_bias = [] {
     return config;
 }();
 
+/// Strictly causal: plain and with all options.
+inline constexpr RouterKwargs causal_kwargs{.causal = {.rate = 0.25, .block_size = 32, .score_scale = 0.2}};
+inline constexpr AttentionConfig causal_attention = [] {
+    AttentionConfig config = with_null_tokens(true);
+    config.use_null_kv = config.use_null_q_tokens = false;
+    config.multiply_keys_by_score = config.multiply_queries_by_score = false;
+    config.num_heavy_tokens_q = config.num_heavy_tokens_kv = 200;
+    config.router_type = RouterType::causal;
+    config.router_kwargs = causal_kwargs;
+    return config;
+}();
+inline constexpr AttentionConfig causal_attention_with_all = [] {
+    AttentionConfig config = with_null_tokens(true);
+    config.num_routed_q = 4;
+    config.num_heavy_tokens_q = config.num_heavy_tokens_kv = 200;
+    config.router_type = RouterType::causal;
+    config.router_kwargs = causal_kwargs;
+    config.rotary_emb = config.light_rotary_emb = config.use_relative_position_bias = true;
+    return config;
+}();
+inline constexpr TransformerBlockConfig causal_block = [] {
+    TransformerBlockConfig config = block_config(RouterType::causal, 1);
+    config.num_heavy_attn_tokens_q = config.num_heavy_attn_tokens_kv = config.num_heavy_ff_tokens = 200;
+    config.router_kwargs = causal_kwargs;
+    return config;
+}();
+
+/// Later tokens change no bit of an output.
+template <TransformerBlockConfig config, typename T, typename P>
+Results another_future_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const BlockInput<config, T, P> in(draw);
+    const auto other = draw.values(in.x.shape());
+    const auto block = draw.template made<ConditionalRoutedTransformerBlock<config, T, P>>();
+    const auto out = to_host(policy, block(in.x, in.mask));
+    const auto first = to_host(policy, in.x), second = to_host(policy, other);
+    bool same = true;
+    for (const Index from : {Index{1}, in.length / 2, in.length - 1}) {
+        const auto is_before = [&](std::size_t i) { return static_cast<Index>(i) / config.dim % in.length < from; };
+        auto x = tensor_like(policy, in.x);
+        fill_with(policy, x, [&](std::size_t i) { return static_cast<double>(is_before(i) ? first[i] : second[i]); });
+        const auto moved = to_host(policy, block(x, in.mask));
+        for (std::size_t i = 0; i < out.size(); ++i)
+            same = same && (!is_before(i) || static_cast<double>(moved[i]) == static_cast<double>(out[i]));
+    }
+    record.holds("the same bits whatever follows", same);
+    return record.results;
+}
+
 template <AttentionConfig config, typename T, typename P>
 Results attention_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);

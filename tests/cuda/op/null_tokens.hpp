@@ -42,7 +42,13 @@ Results null_tokens_case(const P& policy, const Setting& setting) {
 
     const Index dim = draw.size(1, 200), length = draw.length(5000, batch * dim), k = draw.length(400);
     const auto mask = draw.optional_mask(batch, length);
-    const auto unrouted = unrouted_tokens(policy, draw.indices(batch, k, length), mask.const_view(), length);
+    const auto indices = draw.indices(batch, k, length);
+    const auto live = draw.mask(batch, k);
+    auto some_live_as_numbers = draw.sums(std::array{batch, length});
+    assign(policy, some_live_as_numbers,
+           cast<accumulate_t<T>>(unrouted_tokens(policy, indices, mask.const_view(), length, live.const_view())));
+    record("unrouted, of live picks", some_live_as_numbers, Kind::exact);
+    const auto unrouted = unrouted_tokens(policy, indices, mask.const_view(), length);
     auto unrouted_as_numbers = draw.sums(unrouted.shape());
     assign(policy, unrouted_as_numbers, cast<accumulate_t<T>>(unrouted));
     record("unrouted", unrouted_as_numbers, Kind::exact);
