@@ -18,6 +18,7 @@
 #include <colt5/cpu/coordinate_descent.hpp>
 #include <colt5/cpu/cumulative_softmax.hpp>
 #include <colt5/cpu/dense_attention.hpp>
+#include <colt5/cpu/dropout.hpp>
 #include <colt5/cpu/eigen.hpp>
 #include <colt5/cpu/embedding.hpp>
 #include <colt5/cpu/expr.hpp>

@@ -18,6 +18,7 @@
 #include <colt5/cuda/coordinate_descent_vjp.cuh>
 #include <colt5/cuda/cumulative_softmax.cuh>
 #include <colt5/cuda/dense_attention.cuh>
+#include <colt5/cuda/dropout.cuh>
 #include <colt5/cuda/embedding.cuh>
 #include <colt5/cuda/expr.cuh>
 #include <colt5/cuda/feed_forward.cuh>

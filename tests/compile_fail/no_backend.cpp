@@ -13,6 +13,7 @@
 // expect: colt5: no `cumulative_softmax` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `dense_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `dense_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `dropout` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `embedding_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `embedding` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `feed_forward_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -74,6 +75,7 @@
 #include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/cumulative_softmax.hpp>
 #include <colt5/op/dense_attention.hpp>
+#include <colt5/op/dropout.hpp>
 #include <colt5/op/embedding.hpp>
 #include <colt5/op/feed_forward.hpp>
 #include <colt5/op/gather.hpp>
@@ -128,6 +130,7 @@ void rows(const Cpu& policy, const Tokens& x, Tokens& y, const Vector& gamma, Ve
     sum_of_squares(policy, x);
     scale(policy, y, 2);
     set_zero(policy, y);
+    dropout(policy, y.view(), x, {Random(Seed{0}), 0.5});
     adamw_update(policy, y, {}, x, y, y, {});
 }
 

@@ -11,6 +11,7 @@
 #include "module/training.hpp"
 #include "op/cross_entropy.hpp"
 #include "op/dense_attention.hpp"
+#include "op/dropout.hpp"
 #include "op/expressions.hpp"
 #include "op/feed_forward.hpp"
 #include "op/gather.hpp"
@@ -47,6 +48,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("cross-entropy", cross_entropy_case<T, P>);
     add("embedding", embedding_case<T, P>);
     add("embedding of many tokens", long_embedding_case<T, P>, 4);
+    add("dropout", dropout_case<T, P>);
     add("gather", gather_case<T, P>);
     add("routing", routing_case<T, P>);
     add("causal routing", causal_case<T, P>);

@@ -44,16 +44,22 @@ class Random {
 public:
     COLT5_HOST_DEVICE explicit Random(Seed seed, std::uint64_t stream = 0) : seed_(seed.value), stream_(stream) {}
 
+    /// Four words of 32 random bits each.
+    COLT5_HOST_DEVICE std::array<std::uint32_t, 4> bits(std::uint64_t block) const {
+        return philox({static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32),
+                       static_cast<std::uint32_t>(stream_), static_cast<std::uint32_t>(stream_ >> 32)},
+                      seed_);
+    }
     /// Uniform in (0, 1).
     COLT5_HOST_DEVICE double uniform(std::uint64_t i) const {
-        const auto bits = draw(i / 2);
-        return i % 2 == 0 ? to_unit_interval(bits[0], bits[1]) : to_unit_interval(bits[2], bits[3]);
+        const auto words = bits(i / 2);
+        return i % 2 == 0 ? to_unit_interval(words[0], words[1]) : to_unit_interval(words[2], words[3]);
     }
     /// Standard normal (Box–Muller).
     COLT5_HOST_DEVICE double normal(std::uint64_t i) const {
-        const auto bits = draw(i / 2);
-        const double radius = std::sqrt(-2.0 * std::log(to_unit_interval(bits[0], bits[1])));
-        const double angle = 2.0 * std::numbers::pi * to_unit_interval(bits[2], bits[3]);
+        const auto words = bits(i / 2);
+        const double radius = std::sqrt(-2.0 * std::log(to_unit_interval(words[0], words[1])));
+        const double angle = 2.0 * std::numbers::pi * to_unit_interval(words[2], words[3]);
         return radius * (i % 2 == 0 ? std::cos(angle) : std::sin(angle));
     }
     /// Standard Gumbel: −log(−log u).
@@ -65,11 +71,6 @@ public:
     std::uint64_t stream() const { return stream_; }
 
 private:
-    COLT5_HOST_DEVICE std::array<std::uint32_t, 4> draw(std::uint64_t block) const {
-        return philox({static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(block >> 32),
-                       static_cast<std::uint32_t>(stream_), static_cast<std::uint32_t>(stream_ >> 32)},
-                      seed_);
-    }
     std::uint64_t seed_, stream_;
 };
 

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <string>
+#include <type_traits>
+#include <utility>
+
 #include <colt5/module/conditional_routed_attention.hpp>
 #include <colt5/module/conditional_routed_feed_forward.hpp>
+#include <colt5/module/dropout.hpp>
 
 namespace colt5 {
 
-/// A CoLT5 encoder block:  x = attn(x) + x;  x = ff(x) + x
+/// A CoLT5 encoder block:  x = attn(x) + x;  x = ff(x) + x.  In training, with dropout of attn(x) and ff(x) if the
+/// configuration has it.
 ///
 /// With RouterType::causal it is a decoder block: an output depends on its token and those before it alone, see
 /// ConditionalRoutedAttention.
@@ -23,6 +29,8 @@ class ConditionalRoutedTransformerBlock
                   "colt5: TransformerBlockConfig.num_heavy_attn_tokens_kv must be at least 1");
     static_assert(config.num_heavy_ff_tokens >= 1,
                   "colt5: TransformerBlockConfig.num_heavy_ff_tokens must be at least 1");
+    static_assert(config.dropout >= 0 && config.dropout < 1, "colt5: TransformerBlockConfig.dropout must be in [0, 1)");
+    static constexpr bool has_dropout = config.dropout > 0;
 
 public:
     using Out = TokensTensor<Scalar, P>;
@@ -67,8 +75,11 @@ public:
                                                        .router_kwargs = config.router_kwargs},
                                      Scalar, P, RouterTemplate>;
 
+    using BranchDropout = std::conditional_t<has_dropout, Dropout, NoDropout>;
+
     FeedForward conditional_ff;
     Attention conditional_attn;
+    [[no_unique_address]] BranchDropout ff_dropout, attn_dropout;
 
     struct Gradients {
         using Module = ConditionalRoutedTransformerBlock;
@@ -81,6 +92,7 @@ public:
         Out out;                               // (b, n, d)
         typename Attention::Activations attn;  // its `out` is attn(x) + x
         typename FeedForward::Activations ff;
+        typename BranchDropout::Activations attn_dropout, ff_dropout;
 
         /// f(prefix + the router's name, Routing) for each router.
         template <typename F>
@@ -97,7 +109,11 @@ public:
     };
 
     explicit ConditionalRoutedTransformerBlock(const P& policy, Seeds seeds = {})
-        : Base(policy), conditional_ff(policy, seeds), conditional_attn(policy, seeds) {}
+        : Base(policy),
+          conditional_ff(policy, seeds),
+          conditional_attn(policy, seeds),
+          ff_dropout(seeds, config.dropout),
+          attn_dropout(seeds, config.dropout) {}
 
     /// tokens (b, n, d), mask (b, n) or absent  →  (b, n, d). Saves nothing. `out` may hold the tensor to return, which
     /// is then written to.
@@ -113,10 +129,12 @@ public:
     template <typename X>
     Activations forward(X&& tokens, Kept<Mask, P> mask = {}, TransformerBlockCounts counts = {}, Out given = {}) const {
         const auto [of_attn, of_ff] = expect_counts(counts);
-        auto attn = conditional_attn.forward(std::forward<X>(tokens), mask, of_attn, Residual::tokens);
-        auto ff = conditional_ff.forward(attn.out, mask, of_ff, Residual::tokens, std::move(given));
+        auto attn = conditional_attn.forward(std::forward<X>(tokens), mask, of_attn, residual_of(attn_dropout));
+        const auto of_attn_dropout = drop(attn_dropout, attn, mask);  // attn.out is drop(attn(x)) + x
+        auto ff = conditional_ff.forward(attn.out, mask, of_ff, residual_of(ff_dropout), std::move(given));
+        const auto of_ff_dropout = drop(ff_dropout, ff, mask);
         auto out = std::move(ff.out);  // (b, n, d)
-        return {std::move(out), std::move(attn), std::move(ff)};
+        return {std::move(out), std::move(attn), std::move(ff), of_attn_dropout, of_ff_dropout};
     }
 
     /// Whether gradients have the shapes of those that make_gradients() makes.
@@ -128,6 +146,10 @@ public:
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         FeedForward::each_parameter(f, prefix + "conditional_ff.", m.conditional_ff...);
         Attention::each_parameter(f, prefix + "conditional_attn.", m.conditional_attn...);
+        if constexpr (has_dropout && (requires { m.ff_dropout; } && ...)) {
+            Dropout::each_parameter(f, prefix + "ff_dropout.", m.ff_dropout...);
+            Dropout::each_parameter(f, prefix + "attn_dropout.", m.attn_dropout...);
+        }
     }
 
 private:
@@ -159,10 +181,39 @@ private:
     template <typename SomeActivations, Viewable D>
     Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients, Out given = {}) const {
         detail::release(saved.out);
-        const auto d_x =
-            conditional_ff.backward(detail::forward_part(saved.ff), d_out, gradients.conditional_ff);  // (b, n, d)
-        return conditional_attn.backward(detail::forward_part(saved.attn), d_x, gradients.conditional_attn,
-                                         std::move(given));
+        const auto d_x = through(ff_dropout, saved.ff_dropout, d_out, [&](const auto& d) {
+            return conditional_ff.backward(detail::forward_part(saved.ff), d, gradients.conditional_ff);
+        });  // (b, n, d)
+        return through(attn_dropout, saved.attn_dropout, d_x, [&](const auto& d) {
+            return conditional_attn.backward(detail::forward_part(saved.attn), d, gradients.conditional_attn,
+                                             std::move(given));
+        });
+    }
+
+    /// With dropout, the halves add no residual themselves.
+    static Residual residual_of(const BranchDropout& dropout) {
+        return dropout.is_on() ? Residual::none : Residual::tokens;
+    }
+    /// Dropout of what a half has computed, and its residual.
+    template <typename OfHalf>
+    auto drop(const BranchDropout& dropout, OfHalf& half, Mask mask) const {
+        if constexpr (has_dropout)
+            if (dropout.is_on())
+                return dropout.forward(this->policy(), half.out.view(), TokensView<const Scalar>(half.tokens), mask);
+        return typename BranchDropout::Activations();
+    }
+    /// The gradient of a half's input, where backward_of(d) is that through the half alone or, without dropout, with
+    /// its residual.
+    template <Viewable D, typename BackwardOf>
+    Out through(const BranchDropout& dropout, const typename BranchDropout::Activations& saved, const D& d_out,
+                const BackwardOf& backward_of) const {
+        if constexpr (has_dropout)
+            if (saved.is_on) {
+                Out d_x = backward_of(dropout.backward(this->policy(), saved, d_out));
+                assign(this->policy(), d_x, d_x + d_out);
+                return d_x;
+            }
+        return backward_of(d_out);
     }
 };
 

@@ -185,6 +185,9 @@ struct TransformerBlockConfig {
     Index relative_position_max_distance = 128;
     bool rotary_emb = false;
     bool light_rotary_emb = false;
+    /// In training, this share of the outputs of attention and of feedforward is 0 and the others are multiplied by
+    /// 1 / (1 − dropout), before the residual is added.
+    double dropout = 0;
 };
 
 namespace detail {

@@ -21,7 +21,8 @@ inline constexpr TransformerBlockConfig stacked_config{.dim = 32,
                                                        .light_window_size = 16,
                                                        .heavy_dim_head = 16,
                                                        .heavy_heads = 2,
-                                                       .router_type = RouterType::sinkhorn};
+                                                       .router_type = RouterType::sinkhorn,
+                                                       .dropout = 0.2};
 
 /// With checkpoints, no bit is another one. What a layer computes is for the cases of blocks.
 template <typename T, typename P>

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include <colt5/core/random.hpp>
+#include <colt5/core/tensor.hpp>
+#include <colt5/op/dropout.hpp>
+
+namespace colt5 {
+
+/// Where dropout takes its random numbers from.
+struct DropoutNoise {
+    enum class Source { seeded, none };
+
+    Source source = Source::seeded;
+    Seed seed{};
+    std::uint64_t calls = 0;  ///< in training so far; with the seed, the state that files hold
+    bool evaluates = false;   ///< nothing is dropped in training, either
+
+    bool is_on() const { return source == Source::seeded && !evaluates; }
+    /// The numbers of the next call.
+    Random random() const { return Random(Seed{seed.value + (calls >> 32)}, calls & 0xFFFFFFFF); }
+};
+
+/// Dropout of a residual branch, in training alone:  out = x + branch · keep / (1 − rate). It has no parameters. Its
+/// state, in files that hold that of routers (see io/parameters.hpp), is a seed and the number of calls; without_noise
+/// switches it off.
+class Dropout {
+public:
+    /// What backward needs: where the random numbers start.
+    struct Activations {
+        Random random{Seed{}};
+        bool is_on = false;
+    };
+
+    /// Every call of forward adds 1 to noise.calls: threads must not call it at the same time.
+    mutable DropoutNoise noise;
+    double rate;
+
+    Dropout(SeedSequence& seeds, double rate_) : noise{.seed = seeds.next_seed()}, rate(rate_) {}
+
+    /// Whether anything is to be dropped; otherwise `forward` is not to be called.
+    bool is_on() const { return noise.is_on() && rate > 0; }
+
+    /// out = x + dropped out, where `out` (b, n, d) is that of the branch, and x (b, n, d) its input. Masked tokens of
+    /// x may hold anything.
+    template <Policy P, typename T>
+    Activations forward(const P& policy, TokensView<T> out, TokensView<const T> x, Mask mask = {}) const {
+        const Activations saved{noise.random(), true};
+        dropout(policy, out, out, DropoutMask{saved.random, rate}, x, mask);
+        ++noise.calls;
+        return saved;
+    }
+    /// The gradient of the branch's output, from that of the sum, d_out (b, n, d).
+    template <Policy P, Viewable D>
+    auto backward(const P& policy, const Activations& saved, const D& d_out) const {
+        using T = typename D::value_type;
+        TokensTensor<T, P> d_branch(policy, {d_out.extent(0), d_out.extent(1), d_out.extent(2)});
+        dropout(policy, d_branch.view(), d_out, DropoutMask{saved.random, rate});
+        return d_branch;
+    }
+
+    template <typename F, typename... D>
+    static void each_parameter(F&& f, const std::string& prefix, D&... dropouts) {
+        if constexpr (requires { f.state(prefix, dropouts.noise.calls...); }) {
+            f.state(prefix + "noise.seed", dropouts.noise.seed.value...);
+            f.state(prefix + "noise.calls", dropouts.noise.calls...);
+        }
+        if constexpr (requires { f.noise(prefix, dropouts.noise...); }) f.noise(prefix + "noise", dropouts.noise...);
+    }
+};
+
+/// In the place of Dropout where the configuration has none.
+struct NoDropout {
+    struct Activations {
+        static constexpr bool is_on = false;
+    };
+    static constexpr bool is_on() { return false; }
+
+    NoDropout(SeedSequence&, double) {}
+
+    template <typename F, typename... D>
+    static void each_parameter(F&&, const std::string&, D&...) {}
+};
+
+}  // namespace colt5
