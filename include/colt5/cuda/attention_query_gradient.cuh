@@ -59,6 +59,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     using Half = HalfRow<T, Shape::width>;
     static_assert(sizeof(typename Shape::Shared) <= shared_bytes);
     constexpr int width = Shape::width;
+    constexpr bool has_bias = !std::is_same_v<Bias, NoBias>;
     extern __shared__ __align__(16) unsigned char memory[];
     auto& shared = *reinterpret_cast<typename Shape::Shared*>(memory);
 
@@ -103,6 +104,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     T* own = nullptr;
     Left<Arithmetic, width, Shape::left_is_resident> q, d_out;
     Sum shift[2], out_dot[2], sum[width / 8][4];
+    Sum d_s_sum[2];    // with a bias
     bool few = false;  // some query may have a single key: then keys are counted and the last dp is stored
     int key_count[2];
     Sum d_p_of_last_key[2];
@@ -149,6 +151,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             key_count[0] = key_count[1] = 0;
             d_p_of_last_key[0] = d_p_of_last_key[1] = 0;
         }
+        d_s_sum[0] = d_s_sum[1] = 0;
         q = decltype(q)(own);
         d_out = decltype(d_out)(own_d_out);
 #pragma unroll
@@ -196,6 +199,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     for_each_entry([&](int j, int e, int, int column) {
                         if ((visible >> column & 1) == 0) d_p[c][j][e] = 0;
                     });
+                if constexpr (has_bias) for_each_entry([&](int j, int e, int, int) { d_s_sum[e / 2] += d_p[c][j][e]; });
             }
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
@@ -207,6 +211,13 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     };
     const auto end = [&] {
         Sum factor[2] = {a.scale, a.scale};
+        if constexpr (has_bias)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int query = first + accumulator_row() + 8 * half;
+                const Sum rest = row_reduce(d_s_sum[half], Plus());
+                if (lane_id() % 4 == 0 && query < a.queries) numbers.dot[of_queries + query] = out_dot[half] + rest;
+            }
         if (few)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {

@@ -118,6 +118,8 @@ auto cast(const A& a) {
     const auto operand = as_expression(a);
     if constexpr (std::is_same_v<typename decltype(operand)::value_type, bool>)
         return select(operand, expr::Constant<To>(To(1)), expr::Constant<To>(To(0)));
+    else if constexpr (std::is_same_v<typename decltype(operand)::value_type, To>)
+        return operand;
     else
         return expr::unary<expr::Convert<To>>(operand);
 }

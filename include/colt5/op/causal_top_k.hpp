@@ -24,20 +24,31 @@ void causal_top_k_kernel(const P&, ...) {
 /// and so on; from token `size` on, a power of two, each block has `size` tokens. The last block ends with the
 /// sequence. The history of a block is the `size` tokens before the block, or all of them if there are fewer. `history`
 /// returns the first token of it.
-struct CausalBlocks {
-    Index length, size;
+///
+/// The constructor counts bits, which device code cannot: there, nvcc makes nothing of std::countr_zero, without a
+/// warning.
+class CausalBlocks {
+public:
+    constexpr CausalBlocks(Index tokens, Index block_size)
+        : length(tokens),
+          size(block_size),
+          doublings_(std::countr_zero(static_cast<std::uint64_t>(size))),
+          count_(length > size ? doublings_ + (length + size - 1) / size
+                 : length > 0  ? 1 + static_cast<Index>(std::bit_width(static_cast<std::uint64_t>(length - 1)))
+                               : 0) {}
 
     COLT5_HOST_DEVICE Index begin(Index block) const {
-        const Index doublings = std::countr_zero(static_cast<std::uint64_t>(size));
-        if (block > doublings) return (block - doublings) * size;
+        if (block > doublings_) return (block - doublings_) * size;
         return block == 0 ? 0 : Index{1} << (block - 1);
     }
     COLT5_HOST_DEVICE Index end(Index block) const { return begin(block + 1) < length ? begin(block + 1) : length; }
     COLT5_HOST_DEVICE Index history(Index block) const { return begin(block) > size ? begin(block) - size : 0; }
-    COLT5_HOST_DEVICE Index count() const {
-        if (length > size) return std::countr_zero(static_cast<std::uint64_t>(size)) + (length + size - 1) / size;
-        return length <= 0 ? 0 : 1 + static_cast<Index>(std::bit_width(static_cast<std::uint64_t>(length - 1)));
-    }
+    COLT5_HOST_DEVICE Index count() const { return count_; }
+
+    Index length, size;
+
+private:
+    Index doublings_, count_;
 };
 
 /// Settings of causal_top_k.
