@@ -54,16 +54,16 @@ void add_weight_gradient(const Cuda& policy, Index rows, Index in, Index out, ac
 
 }  // namespace cuda
 
-template <typename T>
-void linear_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> y,
+template <typename Y, typename T>
+void linear_kernel(const Cuda& policy, View<Y, dynamic, dynamic, dynamic, dynamic> y,
                    View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight,
                    VectorView<const T> bias) {
     const Index batch = x.extent(0), routes = x.extent(1), length = x.extent(2), in = x.extent(3), out = y.extent(3);
     for (Index r = 0; r < routes; ++r)
-        cuda::matmul<T>(policy, length, out, in, {y.data() + r * length * out, out, false, routes * length * out},
-                        {x.data() + r * length * in, in, false, routes * length * in},
-                        {weight.data() + r * out * in, in, true}, bias ? bias.data() + r * out : nullptr, nullptr,
-                        batch);
+        cuda::matmul<T, Y>(policy, length, out, in, {y.data() + r * length * out, out, false, routes * length * out},
+                           {x.data() + r * length * in, in, false, routes * length * in},
+                           {weight.data() + r * out * in, in, true}, bias ? bias.data() + r * out : nullptr, nullptr,
+                           batch);
 }
 
 template <typename T>

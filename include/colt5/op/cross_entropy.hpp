@@ -64,17 +64,29 @@ public:
     void each_chunk(MatrixView<Logit> losses, const Body& body) const {
         for (Index first = 0; first < x_.extent(0); first += rows_at_a_time_) {
             const Index rows = std::min(rows_at_a_time_, x_.extent(0) - first);
-            const auto logits = linear(policy_, tokens(x_, first, rows), weight_, bias_);
+            const auto logits = logits_of(tokens(x_, first, rows));
             VectorTensor<Logit, P> target(policy_, {rows}), log_sum(policy_, {rows});
             assign(policy_, target, cast<Logit>(VectorView<const TokenIndex>(targets_.data() + first, {rows})));
-            assign(policy_, log_sum, row_log_sum_exp(cast<Logit>(logits)));
+            assign(policy_, log_sum, row_log_sum_exp(logits));
             const auto is_target = column_numbers<Logit>() == column(target);
-            const auto loss = column(log_sum) - row_sum(select(is_target, cast<Logit>(logits), Logit(0)));
+            const auto loss = column(log_sum) - row_sum(select(is_target, logits, Logit(0)));
             assign(policy_, VectorView<Logit>(losses.data() + first, {rows}),
                    select(column(target) < Logit(0), Logit(0),
                           select(column(target) < static_cast<Logit>(classes()), loss, nan_)));
             body(first, rows, logits, target, log_sum, is_target);
         }
+    }
+
+    /// In Logit: rounding a large logit to 16 bits would change its exponential by some per cent.
+    TokensTensor<Logit, P> logits_of(TokensView<const Scalar> x) const {
+        TokensTensor<Logit, P> logits(policy_, {x.extent(0), x.extent(1), classes()});
+        if constexpr (std::same_as<Logit, Scalar>) {
+            linear(policy_, logits.view(), x, weight_, bias_);
+        } else {
+            linear(policy_, logits.view(), x, weight_);
+            if (bias_) assign(policy_, logits, logits + row(bias_));
+        }
+        return logits;
     }
 
     Index classes() const { return weight_.extent(0); }
@@ -142,12 +154,12 @@ CrossEntropyGradients<typename X::value_type, P> linear_cross_entropy_vjp(
     const Logit* const d_all = d_losses.const_view().data();
     chunks.each_chunk(result.losses.view(), [&](Index first, Index rows, const auto& logits, const auto& target,
                                                 const auto& log_sum, const auto& is_target) {
-        auto d_logits = tensor_like(policy, logits);
+        TokensTensor<Scalar, P> d_logits(policy, logits.shape());
         const VectorView<const Logit> d(d_all + first, {rows});
         assign(policy, d_logits,
                select(column(target) < Logit(0), Logit(0),
                       select(column(target) < static_cast<Logit>(chunks.classes()),
-                             (exp(cast<Logit>(logits) - column(log_sum)) - cast<Logit>(is_target)) * column(d),
+                             (exp(logits - column(log_sum)) - cast<Logit>(is_target)) * column(d),
                              std::numeric_limits<Logit>::quiet_NaN())));
         detail::linear_vjp_into(policy, Loss::tokens(result.d_x.view().rows(), first, rows), d_logits,
                                 Loss::tokens(x.const_view().rows(), first, rows), weight, d_weight, d_bias);

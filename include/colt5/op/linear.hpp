@@ -112,18 +112,27 @@ auto routed_linear_vjp(const P& policy, const Y& d_y, Tensor<Scalar, P, dynamic,
 /// y = x · weightᵀ + bias + add, as torch.nn.Linear with something added, such as a residual:
 ///
 ///     x (b, n, in), weight (out, in), bias (out) and add (b, n, out), which may be absent
-/// The result goes to y (b, n, out).
+/// The result goes to y (b, n, out). Where x is of 16 bits, y may be of float, without bias and add: sums that are not
+/// rounded.
 template <Policy P, Viewable Y, Viewable X, Viewable W>
 requires(W::rank == 2) void linear(const P& policy, const Y& y, const X& x, const W& weight,
                                    VectorView<const typename X::value_type> bias = {},
                                    TokensView<const typename X::value_type> add = {}) {
     static_assert(is_output<Y>, "colt5: `y` must be a view to write to, such as tensor.view()");
-    static_assert(same_scalar<X, W, Y>, "colt5: `weight` and `y` must have the scalar type of `x`");
+    using Scalar = typename X::value_type;
+    constexpr bool in_sums = !same_scalar<X, Y> && std::same_as<typename Y::value_type, accumulate_t<Scalar>>;
+    static_assert(same_scalar<X, W> && (same_scalar<X, Y> || in_sums),
+                  "colt5: `weight` and `y` must have the scalar type of `x`");
     const auto [batch, length, in] = x.shape();
     expect_shape("weight", weight.shape(), {dynamic, in});
     expect_shape("y", y.shape(), {batch, length, weight.extent(0)});
     if (bias) expect_shape("bias", bias.shape(), {weight.extent(0)});
-    if (add) {
+    if constexpr (in_sums) {
+        expect_value(!bias, "bias", "absent for a float `y` of 16-bit `x`", "given");
+        expect_value(!add, "add", "absent for a float `y` of 16-bit `x`", "given");
+        linear_kernel(policy, detail::one_route(y.view()), detail::one_route(x.const_view()), weight.const_view(),
+                      bias);
+    } else if (add) {
         expect_shape("add", add.shape(), y.shape());
         linear_add_kernel(policy, y.view(), x.const_view(), weight.const_view(), bias, add);
     } else {

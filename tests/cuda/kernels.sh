@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# kernels.sh OBJECT...: whether every kernel that the host code of an object can launch is in its device code. nvcc 13.0
+# leaves out a kernel whose template it instantiates for the host alone, and says nothing; to launch it is an "invalid
+# device function". Needs cuobjdump and nm.
+set -euo pipefail
+export LC_ALL=C
+code=0
+for object; do
+    # The host's stub of a kernel template has the kernel's name, but is static, which adds an L to one part of it.
+    missing=$(comm -23 \
+        <(nm "$object" | sed -nE 's/.* [a-zA-Z] (_ZN5colt5.*4cuda)L([^ ]*)$/\1\2/p' | grep -v '\.cold$' | sort -u) \
+        <(cuobjdump -symbols "$object" | grep -o '_ZN5colt5[^ ]*' | sort -u) | c++filt)
+    [ -z "$missing" ] && continue
+    printf '%s: no device code for\n%s\n' "$object" "$missing" >&2
+    code=1
+done
+exit $code
