@@ -141,7 +141,8 @@ private:
         std::string beginning(static_cast<std::size_t>(std::min(longest, file_.size())), '\0');
         file_.read_at(0, std::as_writable_bytes(std::span(beginning)));
         const std::string_view kind = detail::other_file_kind(beginning, header_bytes);
-        kind.empty() ? fail(what) : fail({kind});
+        if (kind.empty()) fail(what);
+        fail({kind});
     }
 
     template <typename T>
