@@ -5,6 +5,7 @@
 #include "module/cross_attention.hpp"
 #include "module/decode.hpp"
 #include "module/image.hpp"
+#include "module/language_model.hpp"
 #include "module/ragged.hpp"
 #include "module/routed.hpp"
 #include "module/stack.hpp"
@@ -104,6 +105,8 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("ragged halves of a block", ragged_case<by_descent_of_one_route, T, P>);
     add_of_modules("ragged cross attention", ragged_cross_case<cross_config, T, P>);
     add_of_modules("stack", stack_case<T, P>);
+    add_of_modules("head", head_case<T, P>);
+    add_of_modules("language model", language_model_case<T, P>);
     add_of_modules("decode", decode_case<T, P>);
     add_of_modules("training", training_case<T, P>);
     return all;

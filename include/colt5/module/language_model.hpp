@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <utility>
+
+#include <colt5/module/embedding.hpp>
+#include <colt5/module/head.hpp>
+#include <colt5/module/module.hpp>
+
+namespace colt5 {
+
+struct LanguageModelConfig {
+    Index vocabulary;  ///< 256 for bytes
+    Index dim;         ///< that of the layers
+    bool tied = true;  ///< the head has the embedding's weight, otherwise one of its own
+};
+
+/// Embedding, layers and head. `Layers` is a Stack of blocks, or any module (b, n, d) → (b, n, d). Whether it is a
+/// language model that predicts the next token or a masked one depends on the layers and the targets: with
+/// RouterType::causal, blocks see no later token.
+///
+///     LanguageModel<Stack<Block, 6>> model(policy, {.vocabulary = 256, .dim = 512});
+///     const auto losses = model.add_gradients(ids, targets, d_losses, gradients);   // (b, n), and a step's gradients
+///     const auto logits = model.logits(ids);                                        // (b, n, V)
+///
+/// Ids are in [0, V), as Embedding says; a token without a target has a negative one, and no loss. Names of parameters:
+/// `embedding.weight`, those of the layers, `head.norm.gamma` and, if it is not tied, `head.weight`.
+template <typename Layers>
+class LanguageModel {
+public:
+    using Out = typename Layers::Out;
+    using Scalar = typename Out::value_type;
+    using P = typename Out::PolicyType;
+    using Counts = typename Layers::Counts;
+    using Sum = accumulate_t<Scalar>;
+
+    Embedding<Scalar, P> embedding;
+    Layers layers;
+    Head<Scalar, P> head;
+
+    struct Gradients {
+        using Module = LanguageModel;
+        typename Embedding<Scalar, P>::Gradients embedding;
+        typename Layers::Gradients layers;
+        typename Head<Scalar, P>::Gradients head;
+    };
+
+    /// A tied weight starts with deviation 1 / √dim, so that logits start with deviation 1; otherwise that of the
+    /// embedding starts with deviation 1.
+    LanguageModel(const P& policy, const LanguageModelConfig& config, Seeds seeds = {})
+        : embedding(policy, seeds, config.vocabulary, config.dim,
+                    config.tied ? 1 / std::sqrt(static_cast<double>(config.dim)) : 1),
+          layers(policy, seeds),
+          head(config.tied ? Head<Scalar, P>(policy, config.dim)
+                           : Head<Scalar, P>(policy, seeds, config.vocabulary, config.dim)),
+          policy_(policy) {}
+
+    const P& policy() const { return policy_; }
+    Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
+
+    /// ids (b, n)  →  (b, n, V), for evaluation: without dropout and training noise.
+    template <Viewable Ids>
+    auto logits(const Ids& ids, Mask mask = {}, const Counts& counts = {}) const {
+        return head.logits(policy_, layers(embedding(policy_, ids), mask, counts), tied_weight());
+    }
+    /// ids and targets (b, n)  →  (b, n), for evaluation.
+    template <Viewable Ids, Viewable Targets>
+    auto losses(const Ids& ids, const Targets& targets, Mask mask = {}, const Counts& counts = {}) const {
+        return head.losses(policy_, layers(embedding(policy_, ids), mask, counts), targets.const_view(), tied_weight());
+    }
+    /// Forward and backward of a training step: returns the losses (b, n), and adds the gradients of
+    /// Σ d_losses ∘ losses.
+    template <Viewable Ids, Viewable Targets, Viewable D>
+    MatrixTensor<Sum, P> add_gradients(const Ids& ids, const Targets& targets, const D& d_losses, Gradients& gradients,
+                                       Mask mask = {}, const Counts& counts = {}) const {
+        expect_like<LanguageModel>("gradients", *this, gradients);
+        const auto x = embedding(policy_, ids);  // (b, n, d)
+        auto saved = layers.forward(x, mask, counts);
+        const Out out = std::move(saved.out);  // (b, n, d)
+        auto result = head.backward(policy_, d_losses, out, targets.const_view(), gradients.head, tied_weight(),
+                                    is_tied() ? gradients.embedding.weight.view() : MatrixView<Sum>());
+        const Out d_x = layers.backward(std::move(saved), result.d_x, gradients.layers);  // (b, n, d)
+        embedding.backward(policy_, d_x, ids, gradients.embedding);
+        return std::move(result.losses);
+    }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        Embedding<Scalar, P>::each_parameter(f, prefix + "embedding.", m.embedding...);
+        Layers::each_parameter(f, prefix, m.layers...);
+        Head<Scalar, P>::each_parameter(f, prefix + "head.", m.head...);
+    }
+
+private:
+    bool is_tied() const { return !head.weight; }
+    MatrixView<const Scalar> tied_weight() const {
+        return is_tied() ? embedding.weight.const_view() : MatrixView<const Scalar>();
+    }
+
+    P policy_;
+};
+
+}  // namespace colt5
