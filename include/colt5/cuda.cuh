@@ -16,6 +16,7 @@
 #include <colt5/cuda/causal_top_k_next.cuh>
 #include <colt5/cuda/coordinate_descent.cuh>
 #include <colt5/cuda/coordinate_descent_vjp.cuh>
+#include <colt5/cuda/copy_sequences.cuh>
 #include <colt5/cuda/cumulative_softmax.cuh>
 #include <colt5/cuda/dense_attention.cuh>
 #include <colt5/cuda/dropout.cuh>

@@ -20,6 +20,7 @@
 // expect: colt5: no `feed_forward` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `gather_mask` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `gather` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `gather_sequences` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `gumbel_noise` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `layer_norm_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `layer_norm` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -50,6 +51,7 @@
 // expect: colt5: no `route_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `scale` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `scatter_mean_weights` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `scatter_sequences` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `scatter` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `short_rows` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `sinkhorn_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -73,6 +75,7 @@
 #include <colt5/op/causal_top_k_next.hpp>
 #include <colt5/op/clean_padding.hpp>
 #include <colt5/op/coordinate_descent.hpp>
+#include <colt5/op/copy_sequences.hpp>
 #include <colt5/op/cumulative_softmax.hpp>
 #include <colt5/op/dense_attention.hpp>
 #include <colt5/op/dropout.hpp>
@@ -169,6 +172,8 @@ void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<T
     embedding_vjp(policy, weight.view(), embedding(policy, weight, flat), flat);
     gather(policy, x, indices);
     swap_first_axes(policy, indices);
+    gather_sequences(policy, y.view(), weight.const_view(), {});
+    scatter_sequences(policy, weight.view(), x.const_view(), {});
     gather_mask(policy, mask, indices);
     scatter(policy, Scatter::add, y, x, flat);
     scatter_vjp(policy, Scatter::mean, x, flat);

@@ -314,6 +314,83 @@ TEST_CASE("ragged: sequences of one length are one batch, with its noise and its
     CHECK_FALSE(same_bits(ragged(rows, Lengths{0, 50, 50, 120}), saved.out));
 }
 
+TEST_CASE_TEMPLATE("ragged: one call for each length, wherever its sequences are", Module, DescentBlock<float>,
+                   Block<double, of_later_versions>, Block<float, in_blocks>, DescentBlock<float>::Attention,
+                   Experts<float>) {
+    using T = ScalarOf<Module>;
+    const Cpu policy(2);
+    const Module module(policy, Seed{1});
+    const Ragged ragged(module);
+    const Lengths lengths{40, 17, 40, 0, 17, 3, 40, 40, 0, 17}, offsets = cumulative_lengths(lengths);
+    const auto x = normal<T>(policy, std::array{offsets.back(), dim}, 0), d_out = normal<T>(policy, x.shape(), 1);
+    auto saved = ragged.forward(x, offsets);
+    CHECK(saved.calls.size() == 3);
+    CHECK(same_bits(ragged(x, offsets), saved.out));
+    auto gradients = module.make_gradients(), others = module.make_gradients(), sorted = module.make_gradients();
+    const auto d_x = ragged.backward(saved, d_out, gradients);
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+        CAPTURE(i);
+        const auto [call, sample] = saved.call_of(static_cast<Index>(i));
+        REQUIRE((call != nullptr) == (lengths[i] > 0));
+        if (call == nullptr) continue;
+        CHECK(call->sequences.numbers[static_cast<std::size_t>(sample)] == static_cast<Index>(i));
+        const auto of = [&](const auto& all) { return packed_part(all, offsets[i], lengths[i]); };
+        const auto x_alone = support::copy_of(policy, of(x)), d_alone = support::copy_of(policy, of(d_out));
+        const auto alone = module.forward(x_alone);
+        CHECK(same_bits(alone.out, of(saved.out)));
+        CHECK(same_bits(module.backward(alone, d_alone, others), of(d_x)));
+    }
+    // Gradients of parameters are those of the sequences sorted by length, which follow each other in memory.
+    std::vector<std::size_t> order{0, 2, 6, 7, 1, 4, 9, 5};
+    HostTensor<T, 2> sorted_x(policy, x.shape()), sorted_d(policy, x.shape());
+    Lengths sorted_offsets{0};
+    for (const std::size_t i : order) {
+        const Index count = lengths[i] * dim;
+        std::copy_n(x.data() + offsets[i] * dim, count, sorted_x.data() + sorted_offsets.back() * dim);
+        std::copy_n(d_out.data() + offsets[i] * dim, count, sorted_d.data() + sorted_offsets.back() * dim);
+        sorted_offsets.push_back(sorted_offsets.back() + lengths[i]);
+    }
+    const auto of_sorted = ragged.forward(sorted_x, sorted_offsets);
+    CHECK(of_sorted.calls.size() == 3);
+    ragged.backward(of_sorted, sorted_d, sorted);
+    check_same_gradients<Module>(gradients, sorted);
+    auto moved = module.make_gradients();
+    CHECK(same_bits(ragged.backward(std::move(saved), d_out, moved), d_x));
+    check_same_gradients<Module>(moved, gradients);
+    CHECK_THROWS_WITH_AS(of_sorted.call_of(8), "colt5: `sequence` must be one of the batch, but is 8", ValueError);
+}
+
+TEST_CASE("ragged: cross attention makes one call for each pair of lengths") {
+    const Cpu policy(2);
+    const Cross<float> cross(policy, Seed{1});
+    const Ragged ragged(cross);
+    const Lengths lengths{30, 8, 30, 30, 8}, context_lengths{40, 12, 40, 7, 12};
+    const auto offsets = cumulative_lengths(lengths), context_offsets = cumulative_lengths(context_lengths);
+    const auto x = normal<float>(policy, std::array{offsets.back(), dim}, 0),
+               d_out = normal<float>(policy, x.shape(), 1);
+    const auto context = normal<float>(policy, std::array{context_offsets.back(), dim}, 2);
+    auto saved = ragged.forward(x, offsets, context, context_offsets);
+    CHECK(saved.calls.size() == 3);
+    CHECK(same_bits(ragged(x, offsets, context, context_offsets), saved.out));
+    auto gradients = cross.make_gradients(), others = cross.make_gradients();
+    const auto d = ragged.backward(saved, d_out, gradients);
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+        CAPTURE(i);
+        const auto of = [&](const auto& all) { return packed_part(all, offsets[i], lengths[i]); };
+        const auto of_context = [&](const auto& all) {
+            return packed_part(all, context_offsets[i], context_lengths[i]);
+        };
+        const auto alone = cross.forward(of(x), of_context(context));
+        CHECK(same_bits(alone.out, of(saved.out)));
+        const auto d_alone = cross.backward(alone, of(d_out), others);
+        CHECK(same_bits(d_alone.d_x, of(d.d_x)));
+        CHECK(same_bits(d_alone.d_context, of_context(d.d_context)));
+    }
+    auto moved = cross.make_gradients();
+    CHECK(same_bits(ragged.backward(std::move(saved), d_out, moved).d_context, d.d_context));
+    check_same_gradients<Cross<float>>(moved, gradients);
+}
+
 TEST_CASE("ragged: options behind the counts go to the module") {
     const Cpu policy(1);
     const DescentBlock<double>::Attention attention(policy, Seed{1});

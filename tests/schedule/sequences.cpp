@@ -10,55 +10,64 @@ namespace {
 
 using Lengths = std::vector<Index>;
 
-/// Of each run: the number of the first sequence, how many, how long, and the first row.
-template <std::size_t rank, typename... Others>
-std::vector<Lengths> runs(const Lengths& numbers, const std::array<Index, rank>& shape, const Others&... others) {
-    std::vector<Lengths> all;
-    each_run(
-        [&](const SequenceRun& run, const auto&...) {
-            all.push_back({run.first, run.count, run.length, run.first_row});
-        },
-        SequenceRows("", numbers, shape), others...);
+/// Of each group and side: the length, the numbers of its sequences, their first rows, and whether they are contiguous.
+template <typename... Rows>
+std::vector<std::vector<Lengths>> groups(const Rows&... rows) {
+    std::vector<std::vector<Lengths>> all;
+    for (const auto& group : groups_of(rows...))
+        for (const SequenceGroup& side : group)
+            all.push_back({{side.length, side.contiguous ? 1 : 0}, side.numbers, side.first_rows});
     return all;
 }
+using Packed = std::array<Index, 2>;
+using Padded = std::array<Index, 3>;
 
 }  // namespace
 
-TEST_CASE("sequences: those of one length that follow each other in memory are one run") {
-    using Packed = std::array<Index, 2>;
-    using Padded = std::array<Index, 3>;
-    using Runs = std::vector<Lengths>;
-    CHECK(runs(Lengths{0}, Packed{0, 4}).empty());
-    CHECK(runs(Lengths{0, 5, 10, 10, 10, 15, 17}, Packed{17, 4}) ==
-          Runs{{0, 2, 5, 0}, {2, 2, 0, 10}, {4, 1, 5, 10}, {5, 1, 2, 15}});
-    CHECK(runs(Lengths{5, 5, 3, 3, 5}, Padded{5, 5, 4}) ==
-          Runs{{0, 2, 5, 0}, {2, 1, 3, 10}, {3, 1, 3, 15}, {4, 1, 5, 20}});
-    CHECK(runs(Lengths{}, Padded{0, 5, 4}).empty());
+TEST_CASE("sequences: those of one length are one group, in the order of their first ones") {
+    using Found = std::vector<std::vector<Lengths>>;
+    const auto packed = [](const Lengths& numbers) { return SequenceRows("", numbers, Packed{numbers.back(), 4}); };
+    CHECK(groups(packed(Lengths{0})).empty());
+    const Lengths mixed{0, 5, 10, 10, 10, 15, 17};
+    CHECK(groups(packed(mixed)) ==
+          Found{{{5, 1}, {0, 1, 4}, {0, 5, 10}}, {{0, 1}, {2, 3}, {10, 10}}, {{2, 1}, {5}, {15}}});
+    const Lengths scattered{0, 2, 5, 7, 10, 12};
+    CHECK(groups(packed(scattered)) == Found{{{2, 0}, {0, 2, 4}, {0, 5, 10}}, {{3, 0}, {1, 3}, {2, 7}}});
+    const Lengths padded{5, 5, 3, 3, 5};
+    CHECK(groups(SequenceRows("", padded, Padded{5, 5, 4})) ==
+          Found{{{5, 0}, {0, 1, 4}, {0, 5, 20}}, {{3, 0}, {2, 3}, {10, 15}}});
+    CHECK(groups(SequenceRows("", Lengths{}, Padded{0, 5, 4})).empty());
 
-    // A run has the same sequences of all that are given.
-    const Lengths other{0, 1, 2, 3, 6};
-    CHECK(runs(Lengths{0, 5, 10, 15, 20}, Packed{20, 4}, SequenceRows("", other, Packed{6, 4})) ==
-          Runs{{0, 3, 5, 0}, {3, 1, 5, 15}});
+    // Sequences of a group are equally long on every side.
+    const Lengths five{0, 5, 10, 15, 20}, other{0, 1, 2, 3, 6};
+    CHECK(groups(packed(five), packed(other)) == Found{{{5, 1}, {0, 1, 2}, {0, 5, 10}},
+                                                       {{1, 1}, {0, 1, 2}, {0, 1, 2}},
+                                                       {{5, 1}, {3}, {15}},
+                                                       {{3, 1}, {3}, {3}}});
 }
 
-TEST_CASE("sequences: rows that no run writes become 0") {
-    const Cpu policy(1, Cpu::usual_plan, Allocations::separate_with_nan);
-    const std::array<Index, 3> shape{3, 4, 2};
-    RowsInOrder<TokensTensor<double, Cpu>> rows(policy, shape);
-    const Lengths lengths{2, 0, 3};
-    each_run(
-        [&](const SequenceRun& run) {
-            auto part = rows.next(run);
-            CHECK(part.shape() == std::array<Index, 3>{1, run.length, 2});
-            fill(policy, part, static_cast<double>(run.first + 1));
-        },
-        SequenceRows("", lengths, shape));
+TEST_CASE("sequences: rows of groups go where they belong, and those of none become 0") {
+    const Cpu policy(2, Cpu::usual_plan, Allocations::separate_with_nan);
+    const Padded shape{5, 4, 2};
+    const Lengths lengths{2, 0, 3, 2, 4};
+    const auto groups = groups_of(SequenceRows("", lengths, shape));
+    const auto x = normal<double>(policy, shape, 0);
+    RowsOfGroups<TokensTensor<double, Cpu>> rows(policy, shape, 11);
+    for (const auto& [group] : groups) {
+        TokensTensor<double, Cpu> copy;
+        const auto part = group.of(policy, x.const_view().rows(), copy);
+        REQUIRE(part.shape() == Padded{group.count(), group.length, 2});
+        CHECK((copy.size() > 0) == (group.length == 2));
+        auto to = rows.part(group);
+        assign(policy, to, as_expression(part) + 1.0);
+        rows.put(group, to);
+    }
     const auto tensor = rows.finish();
-    for (Index b = 0; b < 3; ++b)
-        for (Index i = 0; i < 4; ++i)
-            for (Index j = 0; j < 2; ++j)
+    for (Index b = 0; b < shape[0]; ++b)
+        for (Index i = 0; i < shape[1]; ++i)
+            for (Index j = 0; j < shape[2]; ++j)
                 CHECK(tensor.const_view()(b, i, j) ==
-                      (i < lengths[static_cast<std::size_t>(b)] ? static_cast<double>(b + 1) : 0.0));
+                      (i < lengths[static_cast<std::size_t>(b)] ? x.const_view()(b, i, j) + 1.0 : 0.0));
 }
 
 TEST_CASE("sequences: lengths of a mask") {

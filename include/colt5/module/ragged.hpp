@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <concepts>
 #include <cstddef>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -41,6 +44,53 @@ Counts counts_for(const By& counts, Lengths... lengths) {
                       "them for the length of a sequence (for cross attention, for the lengths of x and context)");
         return counts(lengths...);
     }
+}
+
+/// What the calls of the module have saved, each for the sequences of one length.
+template <typename Call>
+struct RaggedCalls {
+    std::vector<Call> calls;
+
+    /// The call that computed a sequence, and which sample of that call's batch the sequence is. The call is null if
+    /// the sequence is empty. Throws ValueError if there is no such sequence.
+    std::pair<const Call*, Index> call_of(Index sequence) const {
+        expect_value(sequence >= 0 && sequence < sequences, "sequence", "one of the batch", sequence);
+        for (const Call& call : calls) {
+            const auto& numbers = call.sequences.numbers;
+            const auto found = std::lower_bound(numbers.begin(), numbers.end(), sequence);
+            if (found != numbers.end() && *found == sequence) return {&call, found - numbers.begin()};
+        }
+        return {nullptr, 0};
+    }
+    /// Calls f(prefix + "calls.0." + the router's name, Routing) for each router of each call.
+    template <typename F>
+    void each_routing(F&& f, const std::string& prefix = "") const {
+        for (std::size_t i = 0; i < calls.size(); ++i) calls[i].activations.each_routing(f, prefix + name_of(i));
+    }
+    /// Calls f(prefix + "calls.0." + the router's name, RouterView) for each router of each call.
+    template <typename F>
+    void each_router(F&& f, const std::string& prefix = "") const {
+        for (std::size_t i = 0; i < calls.size(); ++i) calls[i].activations.each_router(f, prefix + name_of(i));
+    }
+
+    Index sequences = 0;  // of the batch, with those that are empty
+
+private:
+    static std::string name_of(std::size_t i) { return concat({"calls.", std::to_string(i), "."}); }
+};
+
+/// A call of the module that is still to be made.
+template <typename Counts, std::size_t sides>
+struct PlannedCall {
+    std::array<SequenceGroup, sides> groups;  // the same sequences in x, and in the context
+    Counts counts;
+};
+/// How many rows the calls write on one side.
+template <typename Calls>
+Index rows_of_calls(const Calls& calls, std::size_t side = 0) {
+    Index rows = 0;
+    for (const auto& call : calls) rows += call.groups[side].rows();
+    return rows;
 }
 
 /// What the two forms of Ragged have in common.
@@ -117,12 +167,16 @@ auto with_saved(std::remove_reference_t<Saved>& saved, F&& f) {
 /// config::colt5_tokens, which may be called several times. Arguments after `counts`, such as Residual::tokens, go to
 /// the module.
 ///
-/// Sequences of equal length that follow each other in memory, with no padding between them, are the batch of one call
-/// of the module. The workspace is that of the largest such call; the saved activations of all calls are kept.
-/// Gradients of parameters are added call by call, in order. A router that draws noise in training counts these calls,
-/// and numbers the samples within each; an empty sequence is in no call. On a GPU each call costs at least the time to
-/// launch its kernels, which exceeds the time to compute a few thousand tokens: so put sequences of equal length next
-/// to each other.
+/// Sequences of equal length are the batch of one call of the module. If they do not follow each other in memory, with
+/// no padding between them, their tokens are copied before the call and their results behind it; forward keeps that
+/// copy of the tokens. The workspace is that of the largest call; the saved activations of all calls are kept. Calls
+/// are made in the order of the first sequence of each length, and gradients of parameters are added call by call. A
+/// router that draws noise in training counts these calls, and numbers the samples within each; an empty sequence is in
+/// no call. On a GPU each call costs at least the time to launch its kernels, which exceeds the time to compute a few
+/// thousand tokens: so let there be few different lengths.
+///
+/// `saved.call_of(i)` finds what was saved for sequence i; `saved.each_router(f)` calls f for each router of each call,
+/// and routing_panels (io/routing_page.hpp) takes `saved` and the number of a sequence.
 ///
 /// The module is routed attention, routed feedforward, a block, Routed, or one of your own. Yours needs policy(), the
 /// types Out, Counts and Activations, and the functions module(x, mask, counts, out), module.forward(x, mask, counts,
@@ -138,16 +192,16 @@ class Ragged : public detail::RaggedBase<Module> {
 public:
     using typename Base::Counts;
 
-    /// What one call of the module saved. Its output is not here: it is a range of rows of Activations::out.
+    /// What one call of the module saved. Its output is not here: it is in rows of Activations::out.
     struct Call {
-        SequenceRun run;
+        SequenceGroup sequences;
+        TokensTensor<Scalar, P> tokens;  // (count, length, d), if the sequences do not follow each other in memory
         typename Module::Activations activations;
     };
     /// What backward reads. The tokens must outlive it, the lengths need not. `rank` is that of the tokens.
     template <std::size_t rank>
-    struct Activations {
+    struct Activations : detail::RaggedCalls<Call> {
         Tensor<rank> out;
-        std::vector<Call> calls;
         typename Tensor<rank>::Shape shape{};
         ActivationsOrigin origin;
     };
@@ -160,13 +214,17 @@ public:
     Tensor<X::rank> operator()(const X& tokens, std::span<const Index> lengths, const By& counts = {},
                                const Options&... options) const {
         const Rows x = detail::expect_rows<Scalar, P>("tokens", tokens);
-        RowsInOrder<Tensor<X::rank>> out(this->policy(), tokens.shape());
-        each_call(tokens.shape(), lengths, counts, [&](const SequenceRun& run, const ModuleCounts& of_run) {
+        const auto calls = plan(SequenceRows("", lengths, tokens.shape()), counts);
+        RowsOfGroups<Tensor<X::rank>> out(this->policy(), tokens.shape(), detail::rows_of_calls(calls));
+        for (const auto& [groups, of_call] : calls) {
+            const SequenceGroup& group = groups[0];
+            TokensTensor<Scalar, P> copy;
+            const auto part = group.of(this->policy(), x, copy);
             if constexpr (takes_residual && sizeof...(Options) == 0)
-                this->module()(run.of(x), {}, of_run, Residual::none, out.next(run));
+                out.put(group, this->module()(part, {}, of_call, Residual::none, out.part(group)));
             else
-                this->module()(run.of(x), {}, of_run, options..., out.next(run));
-        });
+                out.put(group, this->module()(part, {}, of_call, options..., out.part(group)));
+        }
         return out.finish();
     }
 
@@ -190,19 +248,27 @@ public:
         saved.origin = {};
         saved.calls.clear();
         saved.out = {};
-        RowsInOrder<Tensor<rank>> out(this->policy(), tokens.shape());
-        const auto add = [&](const SequenceRun& run, typename Module::Activations&& activations) {
-            activations.out = {};
-            saved.calls.push_back({run, std::move(activations)});
-        };
-        each_call(tokens.shape(), lengths, counts, [&](const SequenceRun& run, const ModuleCounts& of_run) {
+        const SequenceRows sequences("", lengths, tokens.shape());
+        auto calls = plan(sequences, counts);
+        RowsOfGroups<Tensor<rank>> out(this->policy(), tokens.shape(), detail::rows_of_calls(calls));
+        saved.calls.reserve(calls.size());
+        for (auto& call : calls) {
+            SequenceGroup& group = call.groups[0];
+            TokensTensor<Scalar, P> copy;
+            const auto part = group.of(this->policy(), x, copy);
+            const auto add = [&](typename Module::Activations&& activations) {
+                out.put(group, activations.out);
+                activations.out = {};
+                saved.calls.push_back({std::move(group), std::move(copy), std::move(activations)});
+            };
             if constexpr (takes_residual && sizeof...(Options) == 0)
-                add(run, this->module().forward(run.of(x), {}, of_run, Residual::none, out.next(run)));
+                add(this->module().forward(part, {}, call.counts, Residual::none, out.part(group)));
             else
-                add(run, this->module().forward(run.of(x), {}, of_run, options..., out.next(run)));
-        });
+                add(this->module().forward(part, {}, call.counts, options..., out.part(group)));
+        }
         saved.out = out.finish();
         saved.shape = tokens.shape();
+        saved.sequences = sequences.size();
         saved.origin = this->origin();
     }
 
@@ -214,9 +280,16 @@ public:
                       "colt5: `saved` must be what forward returned for tokens of the rank of `d_out`");
         return detail::with_saved<Saved>(saved, [&](auto& taken) {
             const Rows d = this->begin_backward(taken, d_out);
-            RowsInOrder<Tensor<D::rank>> d_tokens(this->policy(), d_out.shape());
-            for (auto& [run, activations] : taken.calls)
-                this->module().backward(detail::forward_part(activations), run.of(d), gradients, d_tokens.next(run));
+            Index rows = 0;
+            for (const Call& call : taken.calls) rows += call.sequences.rows();
+            RowsOfGroups<Tensor<D::rank>> d_tokens(this->policy(), d_out.shape(), rows);
+            for (auto& [sequences, tokens, activations] : taken.calls) {
+                TokensTensor<Scalar, P> copy;
+                d_tokens.put(sequences, this->module().backward(detail::forward_part(activations),
+                                                                sequences.of(this->policy(), d, copy), gradients,
+                                                                d_tokens.part(sequences)));
+                if constexpr (!std::is_const_v<std::remove_reference_t<decltype(taken)>>) tokens = {};
+            }
             return d_tokens.finish();
         });
     }
@@ -225,20 +298,14 @@ private:
     static constexpr bool takes_residual = std::is_invocable_v<const Module&, TokensView<const Scalar>, Mask,
                                                                ModuleCounts, Residual, typename Module::Out>;
 
-    /// Calls f(run, counts) for each call of the module. Before the first, checks the lengths and the counts of all.
-    template <std::size_t rank, typename By, typename F>
-    static void each_call(const std::array<Index, rank>& shape, std::span<const Index> lengths, const By& counts,
-                          F&& f) {
-        const SequenceRows sequences("", lengths, shape);
-        const auto with_counts = [&](auto&& call) {
-            each_run(
-                [&](const SequenceRun& run) {
-                    if (run.length > 0) call(run, detail::counts_for<ModuleCounts>(counts, run.length));
-                },
-                sequences);
-        };
-        with_counts([](const SequenceRun&, const ModuleCounts&) {});
-        with_counts(f);
+    /// The calls of the module, whose sequences have tokens. Checks the counts of all.
+    template <typename By>
+    static auto plan(const SequenceRows& sequences, const By& counts) {
+        std::vector<detail::PlannedCall<ModuleCounts, 1>> calls;
+        for (auto& groups : groups_of(sequences))
+            if (const Index length = groups[0].length; length > 0)
+                calls.push_back({std::move(groups), detail::counts_for<ModuleCounts>(counts, length)});
+        return calls;
     }
 };
 
@@ -265,14 +332,14 @@ public:
     using typename Base::Counts;
 
     struct Call {
-        SequenceRun run, context_run;
+        SequenceGroup sequences, contexts;
+        TokensTensor<Scalar, P> x, context;  // if the sequences, or the contexts, do not follow each other in memory
         typename Module::Activations activations;
     };
     /// What backward reads. x and the context must outlive it, the lengths need not.
     template <std::size_t rank, std::size_t context_rank>
-    struct Activations {
+    struct Activations : detail::RaggedCalls<Call> {
         Tensor<rank> out;
-        std::vector<Call> calls;
         typename Tensor<rank>::Shape shape{};
         typename Tensor<context_rank>::Shape context_shape{};
         ActivationsOrigin origin;
@@ -291,11 +358,15 @@ public:
                                std::span<const Index> context_lengths, const By& counts = {}) const {
         const Rows rows = detail::expect_rows<Scalar, P>("x", x),
                    context_rows = detail::expect_rows<Scalar, P>("context", context);
-        RowsInOrder<Tensor<X::rank>> out(this->policy(), x.shape());
-        each_call(x.shape(), lengths, context.shape(), context_lengths, counts,
-                  [&](const SequenceRun& run, const SequenceRun& context_run, const ModuleCounts& of_run) {
-                      this->module()(run.of(rows), context_run.of(context_rows), {}, {}, of_run, out.next(run));
-                  });
+        const auto calls = plan(SequenceRows("", lengths, x.shape()),
+                                SequenceRows("context_", context_lengths, context.shape()), counts);
+        RowsOfGroups<Tensor<X::rank>> out(this->policy(), x.shape(), detail::rows_of_calls(calls));
+        for (const auto& [groups, of_call] : calls) {
+            TokensTensor<Scalar, P> copy, context_copy;
+            out.put(groups[0], this->module()(groups[0].of(this->policy(), rows, copy),
+                                              groups[1].of(this->policy(), context_rows, context_copy), {}, {}, of_call,
+                                              out.part(groups[0])));
+        }
         return out.finish();
     }
 
@@ -321,15 +392,22 @@ public:
         saved.origin = {};
         saved.calls.clear();
         saved.out = {};
-        RowsInOrder<Tensor<rank>> out(this->policy(), x.shape());
-        each_call(x.shape(), lengths, context.shape(), context_lengths, counts,
-                  [&](const SequenceRun& run, const SequenceRun& context_run, const ModuleCounts& of_run) {
-                      auto activations = this->module().forward(run.of(rows), context_run.of(context_rows), {}, {},
-                                                                of_run, out.next(run));
-                      activations.out = {};
-                      saved.calls.push_back({run, context_run, std::move(activations)});
-                  });
+        const SequenceRows sequences("", lengths, x.shape());
+        auto calls = plan(sequences, SequenceRows("context_", context_lengths, context.shape()), counts);
+        RowsOfGroups<Tensor<rank>> out(this->policy(), x.shape(), detail::rows_of_calls(calls));
+        saved.calls.reserve(calls.size());
+        for (auto& [groups, of_call] : calls) {
+            TokensTensor<Scalar, P> copy, context_copy;
+            auto activations = this->module().forward(groups[0].of(this->policy(), rows, copy),
+                                                      groups[1].of(this->policy(), context_rows, context_copy), {}, {},
+                                                      of_call, out.part(groups[0]));
+            out.put(groups[0], activations.out);
+            activations.out = {};
+            saved.calls.push_back({std::move(groups[0]), std::move(groups[1]), std::move(copy), std::move(context_copy),
+                                   std::move(activations)});
+        }
         saved.out = out.finish();
+        saved.sequences = sequences.size();
         saved.shape = x.shape();
         saved.context_shape = context.shape();
         saved.origin = this->origin();
@@ -349,37 +427,40 @@ private:
         static_assert(std::same_as<std::remove_const_t<SomeActivations>, Activations<D::rank, context_rank>>,
                       "colt5: `saved` must be what forward returned for x of the rank of `d_out`");
         const Rows d = this->begin_backward(saved, d_out);
-        RowsInOrder<Tensor<D::rank>> d_x(this->policy(), saved.shape);
-        RowsInOrder<Tensor<context_rank>> d_context(this->policy(), saved.context_shape);
-        for (auto& [run, context_run, activations] : saved.calls) {
-            typename Module::InputGradients into{d_x.next(run), d_context.next(context_run)};
-            this->module().backward(detail::forward_part(activations), run.of(d), gradients, std::move(into));
+        Index rows = 0, context_rows = 0;
+        for (const Call& call : saved.calls) {
+            rows += call.sequences.rows();
+            context_rows += call.contexts.rows();
+        }
+        RowsOfGroups<Tensor<D::rank>> d_x(this->policy(), saved.shape, rows);
+        RowsOfGroups<Tensor<context_rank>> d_context(this->policy(), saved.context_shape, context_rows);
+        for (auto& [sequences, contexts, x, context, activations] : saved.calls) {
+            TokensTensor<Scalar, P> copy;
+            typename Module::InputGradients into{d_x.part(sequences), d_context.part(contexts)};
+            const auto d_call = this->module().backward(
+                detail::forward_part(activations), sequences.of(this->policy(), d, copy), gradients, std::move(into));
+            d_x.put(sequences, d_call.d_x);
+            d_context.put(contexts, d_call.d_context);
+            if constexpr (!std::is_const_v<SomeActivations>) {
+                x = {};
+                context = {};
+            }
         }
         return InputGradients<D::rank, context_rank>{d_x.finish(), d_context.finish()};
     }
 
-    /// Calls f(run, run of the context, counts) for each call of the module. Before the first, checks the lengths and
-    /// the counts of all.
-    template <std::size_t rank, std::size_t context_rank, typename By, typename F>
-    static void each_call(const std::array<Index, rank>& shape, std::span<const Index> lengths,
-                          const std::array<Index, context_rank>& context_shape, std::span<const Index> context_lengths,
-                          const By& counts, F&& f) {
-        const SequenceRows sequences("", lengths, shape), contexts("context_", context_lengths, context_shape);
+    /// The calls of the module, whose sequences have tokens. Checks the counts of all.
+    template <typename By>
+    static auto plan(const SequenceRows& sequences, const SequenceRows& contexts, const By& counts) {
         if (contexts.size() != sequences.size())
             expect_value(false, "context",
                          detail::concat({"of as many sequences as x, ", value_string(sequences.size())}),
                          contexts.size());
-        const auto with_counts = [&](auto&& call) {
-            each_run(
-                [&](const SequenceRun& run, const SequenceRun& context_run) {
-                    if (run.length > 0)
-                        call(run, context_run,
-                             detail::counts_for<ModuleCounts>(counts, run.length, context_run.length));
-                },
-                sequences, contexts);
-        };
-        with_counts([](const SequenceRun&, const SequenceRun&, const ModuleCounts&) {});
-        with_counts(f);
+        std::vector<detail::PlannedCall<ModuleCounts, 2>> calls;
+        for (auto& groups : groups_of(sequences, contexts))
+            if (const Index length = groups[0].length, of_context = groups[1].length; length > 0)
+                calls.push_back({std::move(groups), detail::counts_for<ModuleCounts>(counts, length, of_context)});
+        return calls;
     }
 };
 

@@ -3,16 +3,18 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <cstddef>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/core/view.hpp>
+#include <colt5/op/copy_sequences.hpp>
 #include <colt5/op/zero.hpp>
 
 /// Batches of sequences of different lengths: which rows are whose, and in which order sequences are computed.
@@ -46,16 +48,29 @@ std::vector<Index> lengths_of(const P& policy, Mask mask) {
     return lengths;
 }
 
-/// Sequences of one length that follow each other in memory: a batch (count, length, d) that one call computes.
-struct SequenceRun {
-    Index first, count, length;  // the number of the first sequence, how many there are, and how long each is
-    Index first_row;
+/// Sequences of one length: a batch (count, length, d) that one call computes.
+struct SequenceGroup {
+    Index length = 0;
+    std::vector<Index> numbers{}, first_rows{};  // of each sequence: its number, and where it begins
+    bool contiguous = true;                      // whether they follow each other in memory
 
-    Index rows() const { return count * length; }
-    /// Its part of all rows (rows, d): (count, length, d).
-    template <typename T>
-    TokensView<T> of(const MatrixView<T>& all) const {
-        return all.range(first_row, rows()).reshape(std::array{count, length, all.extent(1)});
+    Index count() const { return static_cast<Index>(numbers.size()); }
+    Index rows() const { return count() * length; }
+    void add(Index number, Index row) {
+        contiguous = contiguous && (first_rows.empty() || row == first_rows.back() + length);
+        numbers.push_back(number);
+        first_rows.push_back(row);
+    }
+
+    /// Its part of all rows (rows, d) as (count, length, d): a view of them, or if they do not follow each other, of a
+    /// copy that `copy` owns.
+    template <Policy P, typename T>
+    TokensView<const T> of(const P& policy, const MatrixView<const T>& all, TokensTensor<T, P>& copy) const {
+        const std::array shape{count(), length, all.extent(1)};
+        if (contiguous) return all.range(first_rows.front(), rows()).reshape(shape);
+        copy = {policy, shape};
+        gather_sequences(policy, copy.view(), all, first_rows);
+        return copy.const_view();
     }
 };
 
@@ -78,10 +93,6 @@ public:
     Index size() const { return static_cast<Index>(numbers_.size()) - (stride_ == packed ? 1 : 0); }
     Index length(Index i) const { return stride_ == packed ? at(i + 1) - at(i) : at(i); }
     Index row(Index i) const { return stride_ == packed ? at(i) : i * stride_; }
-
-    /// Whether sequence i > 0 is as long as the one before it, and begins where that ends.
-    bool continues(Index i) const { return length(i) == length(i - 1) && row(i) == row(i - 1) + length(i - 1); }
-    SequenceRun run(Index first, Index count) const { return {first, count, length(first), row(first)}; }
 
 private:
     static constexpr Index packed = -1;
@@ -116,50 +127,52 @@ private:
     Index stride_;  // rows between the beginnings of two padded sequences
 };
 
-/// Calls f(run, runs of the others...) for as few runs as there are, in order. Each run has the same sequences of all,
-/// which are as many.
-template <typename F, typename... Others>
-void each_run(F&& f, const SequenceRows& sequences, const Others&... others) {
-    for (Index i = 0, count = 1; i < sequences.size(); i += count, count = 1) {
-        while (i + count < sequences.size() && sequences.continues(i + count) && (others.continues(i + count) && ...))
-            ++count;
-        f(sequences.run(i, count), others.run(i, count)...);
+/// Groups of sequences that are equally long in each of `rows`, which have as many. They are in the order of their
+/// first sequences, and so are the sequences of each. A group is given as it lies in each of `rows`.
+template <std::same_as<SequenceRows>... Rows>
+std::vector<std::array<SequenceGroup, sizeof...(Rows)>> groups_of(const Rows&... rows) {
+    std::vector<std::array<SequenceGroup, sizeof...(Rows)>> groups;
+    std::map<std::array<Index, sizeof...(Rows)>, std::size_t> with_lengths;
+    const Index count = std::min({rows.size()...});
+    for (Index i = 0; i < count; ++i) {
+        const auto [found, is_new] = with_lengths.try_emplace({rows.length(i)...}, groups.size());
+        if (is_new) groups.push_back({SequenceGroup{rows.length(i)}...});
+        std::size_t side = 0;
+        (groups[found->second][side++].add(i, rows.row(i)), ...);
     }
+    return groups;
 }
 
-/// A tensor of tokens, packed or padded, that is written run by run, in order. Rows of no run become 0.
+/// A tensor of tokens, packed or padded, that is written group by group.
 template <typename Tensor>
-class RowsInOrder {
+class RowsOfGroups {
     using P = typename Tensor::PolicyType;
     using T = typename Tensor::value_type;
 
 public:
-    RowsInOrder(const P& policy, const typename Tensor::Shape& shape)
-        : policy_(policy), tensor_(policy, shape), rows_(tensor_.view().rows()) {}
+    /// `written` is the number of rows of all groups. If there are others, which are padding, all become 0 first.
+    RowsOfGroups(const P& policy, const typename Tensor::Shape& shape, Index written)
+        : policy_(policy), tensor_(policy, shape), rows_(tensor_.view().rows()) {
+        if (written < rows_.extent(0)) set_zero(policy, tensor_);
+    }
 
-    /// The rows of the next run (count, length, d), which the caller writes: an adopted tensor.
-    TokensTensor<T, P> next(const SequenceRun& run) {
-        zero_until(run.first_row);
-        written_ += run.rows();
-        const auto part = run.of(rows_);
-        return TokensTensor<T, P>::adopt(part.data(), part.shape());
+    /// Where a call writes the rows of a group, (count, length, d): an adopted tensor, which is their place, or if the
+    /// sequences do not follow each other, a tensor of its own.
+    TokensTensor<T, P> part(const SequenceGroup& group) {
+        const std::array shape{group.count(), group.length, rows_.extent(1)};
+        if (!group.contiguous) return {policy_, shape};
+        return TokensTensor<T, P>::adopt(rows_.range(group.first_rows.front(), group.rows()).data(), shape);
     }
-    Tensor finish() {
-        zero_until(rows_.extent(0));
-        return std::move(tensor_);
+    /// Puts what a call has written to a part where it belongs.
+    void put(const SequenceGroup& group, const TokensTensor<T, P>& part) {
+        if (!group.contiguous) scatter_sequences(policy_, rows_, part.const_view(), group.first_rows);
     }
+    Tensor finish() { return std::move(tensor_); }
 
 private:
-    void zero_until(Index row) {
-        auto gap = rows_.range(written_, row - written_);
-        if (gap.size() > 0) set_zero(policy_, gap);
-        written_ = row;
-    }
-
     const P& policy_;
     Tensor tensor_;
     MatrixView<T> rows_;
-    Index written_ = 0;
 };
 
 }  // namespace colt5

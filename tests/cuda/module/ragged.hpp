@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <colt5/module/ragged.hpp>
+#include <colt5/module/stack.hpp>
 
 #include "block.hpp"
 #include "cross_attention.hpp"
@@ -16,13 +17,16 @@
 /// Cases of sequences of different lengths.
 namespace cases {
 
-/// From 0 to `most` tokens each, some of which are as many as the one before has.
+/// From 0 to `most` tokens each, some of which are as many as the one before has, or another one.
 template <typename T, typename P>
 std::vector<Index> ragged_lengths(Draw<T, P>& draw, Index batch, Index most) {
     std::vector<Index> lengths;
     for (Index b = 0; b < batch; ++b) {
         const Index other = draw.chance(0.2) ? 0 : draw.length(most);
-        lengths.push_back(b > 0 && draw.chance(0.3) ? lengths.back() : other);
+        const Index before = draw.size(0, std::max<Index>(b - 1, 0));
+        lengths.push_back(b > 0 && draw.chance(0.2)   ? lengths.back()
+                          : b > 0 && draw.chance(0.4) ? lengths[static_cast<std::size_t>(before)]
+                                                      : other);
     }
     return lengths;
 }
@@ -64,12 +68,14 @@ bool is_padded_with_zeros(const P& policy, const V& padded, const Packed& packed
 /// Sequence i of packed tokens, as a batch of one.
 template <typename V>
 auto packed_sequence(const V& packed, const std::vector<Index>& offsets, std::size_t i) {
-    return SequenceRows("", offsets, packed.shape()).run(static_cast<Index>(i), 1).of(packed.const_view());
+    using T = typename V::value_type;
+    const Index length = offsets[i + 1] - offsets[i];
+    return TokensView<const T>(packed.const_view().range(offsets[i], length).data(), {1, length, packed.extent(1)});
 }
 
-/// Packed, and padded, and each sequence alone.
-template <typename Module, typename T, typename P>
-void ragged_module_case(Recorder<P>& record, Draw<T, P>& draw, const Module& of) {
+/// Packed, and padded, and each sequence alone. Its numbers are recorded if they are to be the same on either side.
+template <Kind of_routing_tokens = Kind::rounded, typename Module, typename T, typename P>
+void ragged_module_case(Recorder<P>& record, Draw<T, P>& draw, const Module& of, bool with_numbers = true) {
     const P& policy = record.policy;
     const auto lengths = ragged_lengths(draw, draw.size(1, 6), 500);
     const auto offsets = cumulative_lengths(lengths);
@@ -79,17 +85,27 @@ void ragged_module_case(Recorder<P>& record, Draw<T, P>& draw, const Module& of)
         const Index part = TokenRatio{0.2}(length);
         if constexpr (std::same_as<typename Module::Counts, AttentionCounts>)
             return AttentionCounts{part, 2 * part};
+        else if constexpr (std::same_as<typename Module::Counts, TransformerBlockCounts>)
+            return TransformerBlockCounts{part, 2 * part, part};
         else
             return RoutedCounts{part};
     };
     const auto saved = ragged.forward(x, offsets, counts);
     auto gradients = of.make_gradients(), others = of.make_gradients();
     const auto d_x = ragged.backward(saved, d_out, gradients);
-    record("out", saved.out);
-    record("inference", ragged(x, offsets, counts));
-    record("d_tokens", d_x);
-    Module::each_parameter(
-        [&](const std::string& name, const auto& gradient) { record("gradient of " + name, gradient); }, "", gradients);
+    record.holds("inference is the same", same_bits(policy, ragged(x, offsets, counts), saved.out));
+    if (with_numbers) {
+        record("out", saved.out);
+        record("d_tokens", d_x);
+        Module::each_parameter(
+            [&](const std::string& name, const auto& gradient) {
+                record("gradient of " + name, gradient,
+                       name.ends_with("routing_token")                             ? of_routing_tokens
+                       : name.find("relative_attention_bias") != std::string::npos ? Kind::amplified
+                                                                                   : Kind::rounded);
+            },
+            "", gradients);
+    }
 
     bool outs = true, gradients_of_tokens = true;
     for (std::size_t i = 0; i < lengths.size(); ++i) {
@@ -125,6 +141,25 @@ Results ragged_case(const P& policy, const Setting& setting) {
     return record.results;
 }
 
+template <AttentionConfig config, typename T, typename P>
+Results ragged_attention_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    ragged_module_case<Kind::amplified>(record, draw, draw.template made<ConditionalRoutedAttention<config, T, P>>());
+    return record.results;
+}
+
+/// As blocks, it routes by what was computed before.
+template <typename T, typename P>
+Results ragged_stack_case(const P& policy, const Setting& setting) {
+    using Blocks = Stack<ConditionalRoutedTransformerBlock<by_descent_of_one_route, T, P>, 2>;
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    ragged_module_case(record, draw, draw.template made<Blocks>(),
+                       setting.precision == Precision::fp64 || setting.precision == Precision::fp32);
+    return record.results;
+}
+
 template <CrossAttentionConfig config, typename T, typename P>
 Results ragged_cross_case(const P& policy, const Setting& setting) {
     using Module = ConditionalRoutedCrossAttention<config, T, P>;
@@ -145,7 +180,11 @@ Results ragged_cross_case(const P& policy, const Setting& setting) {
     record("d_x", d.d_x);
     record("d_context", d.d_context);
     Module::each_parameter(
-        [&](const std::string& name, const auto& gradient) { record("gradient of " + name, gradient); }, "", gradients);
+        [&](const std::string& name, const auto& gradient) {
+            record("gradient of " + name, gradient,
+                   config.multiply_keys_by_score && name.ends_with("routing_token") ? Kind::amplified : Kind::rounded);
+        },
+        "", gradients);
 
     bool outs = true, gradients_of_inputs = true;
     for (std::size_t i = 0; i < lengths.size(); ++i) {

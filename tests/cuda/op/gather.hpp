@@ -3,12 +3,14 @@
 
 #include <array>
 #include <string>
+#include <vector>
 
+#include <colt5/op/copy_sequences.hpp>
 #include <colt5/op/gather.hpp>
 
 #include "../draw.hpp"
 
-/// Cases of op/gather.hpp.
+/// Cases of op/gather.hpp and op/copy_sequences.hpp.
 namespace cases {
 
 template <typename T, typename P>
@@ -45,6 +47,18 @@ Results gather_case(const P& policy, const Setting& setting) {
         record("scaled " + name, out);
         record("d_rows of " + name, scatter_vjp(policy, how, out, of_routes));
     }
+    // More sequences than one launch takes, from the last to the first, and a row of no sequence behind each.
+    const Index sequences = draw.size(1, 700), tokens = draw.size(1, 4);
+    const Index columns = draw.chance(0.5) ? 8 * draw.size(1, 4) : draw.size(1, 35);
+    std::vector<Index> firsts;
+    for (Index i = sequences; i-- > 0;) firsts.push_back(i * (tokens + 1));
+    auto all = draw.values(std::array{sequences * (tokens + 1), columns});
+    auto part = draw.values(std::array{sequences, tokens, columns});
+    scatter_sequences(policy, all.view(), part.const_view(), firsts);
+    record("all rows", all, Kind::exact);
+    auto other = draw.values(all.shape());
+    gather_sequences(policy, part.view(), other.const_view(), firsts);
+    record("sequences", part, Kind::exact);
     return record.results;
 }
 
