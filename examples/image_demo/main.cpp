@@ -10,6 +10,8 @@
 #include <iostream>
 #include <string>
 
+#include <colt5/io/routing_page.hpp>
+
 #include "segmenter.hpp"
 
 namespace {
@@ -93,7 +95,8 @@ Answer judge(const Segmenter::Tokens& logits, const std::vector<int>& wanted, Se
 
 /// From left to right: the mosaic; which photo the segmenter takes each pixel for; the routed pixels of the last layer:
 /// queries red, keys and values yellow, feedforward blue.
-Picture draw(const Photos::Mosaic& mosaic, const std::vector<int>& photo_of, const Segmenter::Activations& saved) {
+Picture draw(const colt5::Cpu& policy, const Photos::Mosaic& mosaic, const std::vector<int>& photo_of,
+             const Segmenter::Activations& saved) {
     constexpr std::array<Color, classes> palette{{{0.9f, 0.3f, 0.2f},
                                                   {0.2f, 0.6f, 0.9f},
                                                   {0.5f, 0.2f, 0.6f},
@@ -106,18 +109,17 @@ Picture draw(const Photos::Mosaic& mosaic, const std::vector<int>& photo_of, con
     Picture routed(side, side);
     for (std::size_t i = 0; i < routed.pixels.size(); ++i)
         for (std::size_t c = 0; c < 3; ++c) routed.pixels[i][c] = 0.5f * mosaic.picture.pixels[i][c];
-    const auto& attention = saved.layers.back().first;
-    saved.layers.back().second.each_routing([&](const std::string&, const auto& routing) {
-        for (const auto index : routing.indices.vector())
-            routed.pixels[static_cast<std::size_t>(index)] = {0.3f, 0.6f, 1};
-    });
-    attention.each_routing([&](const std::string& name, const auto& routing) {
-        for (const auto index : routing.indices.vector()) {
-            const auto [y, x] = attention.position(0, index);
-            routed.at(static_cast<int>(x), static_cast<int>(y)) =
-                name == "q_router" ? Color{1, 0.2f, 0.2f} : Color{1, 1, 0.2f};
+    const auto paint = [&](const auto& of_layer) {
+        for (const auto& panel : routing_panels(policy, of_layer, 0, side * side, side)) {
+            const Color color = panel.title == "q_router"    ? Color{1, 0.2f, 0.2f}
+                                : panel.title == "kv_router" ? Color{1, 1, 0.2f}
+                                                             : Color{0.3f, 0.6f, 1};
+            for (std::size_t i = 0; i < panel.scores.size(); ++i)
+                if (panel.scores[i] > 0) routed.pixels[i] = color;
         }
-    });
+    };
+    paint(saved.layers.back().second);
+    paint(saved.layers.back().first);
     Picture all(3 * scale * side + 2 * gap, scale * side);
     for (int y = 0; y < all.height; ++y)
         for (int x = 0; x < scale * side; ++x) {
@@ -169,7 +171,7 @@ void run(const Options& options) {
         const auto saved = segmenter.forward(colors_of(policy, mosaic.picture));
         const Answer answer = judge(saved.out, mosaic.photo_of, d_logits);
         accuracy += answer.accuracy / tests;
-        if (i == 0) write_png(options.png, draw(mosaic, answer.photo_of, saved));
+        if (i == 0) write_png(options.png, draw(policy, mosaic, answer.photo_of, saved));
     }
     const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
     std::printf("%d mosaics of the other side of the photos: %.1f %% of the pixels right, by chance %.1f %%.\n", tests,

@@ -10,6 +10,7 @@
 
 #include <colt5/colt5.hpp>
 #include <colt5/module/conditional_routed_image_attention.hpp>
+#include <colt5/module/ragged.hpp>
 
 #include "support/tensors.hpp"
 
@@ -50,6 +51,49 @@ TEST_CASE("routing_panels: the scores of each route, where its tokens are") {
                          ValueError);
 }
 
+TEST_CASE("routing_panels: of activations without their output, and of a ragged batch") {
+    const Cpu policy(1);
+    const Experts experts(policy, Seed{1});
+    const auto x = normal<float>(policy, std::array<Index, 3>{2, 12, 8}, 0);
+    auto saved = experts.forward(x);
+    const auto scores_of = [](const std::vector<RoutingPanel>& panels) {
+        std::vector<std::vector<double>> scores;
+        for (const auto& panel : panels) scores.push_back(panel.scores);
+        return scores;
+    };
+    const auto expected = scores_of(routing_panels(policy, saved, 1, 12));
+    REQUIRE(expected.size() == 2);
+    saved.out = {};  // a caller may have moved it away
+    CHECK(scores_of(routing_panels(policy, saved, 1, 12)) == expected);
+
+    const Ragged ragged(experts);
+    const auto tokens = normal<float>(policy, std::array<Index, 2>{29, 8}, 1);
+    const std::vector<Index> offsets{0, 7, 17, 17, 24, 29};
+    const auto of_ragged = ragged.forward(tokens, offsets);
+    for (const Index i : {0, 1, 3, 4}) {
+        CAPTURE(i);
+        const auto at = static_cast<std::size_t>(i);
+        const Index length = offsets[at + 1] - offsets[at];
+        const TokensView<const float> alone(tokens.const_view()[offsets[at]].data(), {1, length, 8});
+        CHECK(scores_of(routing_panels(policy, of_ragged, i, length)) ==
+              scores_of(routing_panels(policy, experts.forward(alone), 0, length)));
+    }
+    CHECK(routing_panels(policy, of_ragged, 2, 0).empty());
+    CHECK_THROWS_WITH_AS(routing_panels(policy, of_ragged, 5, 7),
+                         "colt5: `sequence` must be one of the batch, but is 5", ValueError);
+    std::vector<std::string> names;
+    of_ragged.each_router([&](const std::string& name, const auto& view) {
+        names.push_back(name);
+        CHECK(view.indices.extent(0) == (names.size() == 1 ? 2 : 1));
+    });
+    CHECK(names == std::vector<std::string>{"calls.0.router", "calls.1.router", "calls.2.router"});
+    std::ostringstream page;
+    write_routing_page(page, policy, of_ragged, "abcdefg", 3);
+    CHECK(count(page.str(), "<div class=\"panel\"") == 2);
+    CHECK_THROWS_WITH_AS(write_routing_page(page, policy, of_ragged, "abc", 3),
+                         "colt5: `picture` must be of as many tokens as the sample, 7, but is 3", ValueError);
+}
+
 TEST_CASE("write_routing_page: text, with its routed bytes shaded") {
     const Cpu policy(1);
     const Experts experts(policy, Seed{1});
@@ -72,8 +116,10 @@ TEST_CASE("write_routing_page: text, with its routed bytes shaded") {
     CHECK(count(of_words.str(), ">word </s>") == 8);
     const std::vector<std::string> few(3, "word ");
     std::ostringstream nothing;
-    write_routing_page(nothing, policy, saved, few);
-    CHECK(count(nothing.str(), "<div class=\"panel\"") == 0);
+    const char* const other_length = "colt5: `picture` must be of as many tokens as the sample, 12, but is 3";
+    CHECK_THROWS_WITH_AS(write_routing_page(nothing, policy, saved, few), other_length, ValueError);
+    CHECK_THROWS_WITH_AS(write_routing_page(nothing, policy, saved, "abc"), other_length, ValueError);
+    CHECK(nothing.str().empty());
     CHECK_THROWS_AS(write_panel(nothing, RoutingPanel{"router", {0, 1}}, few), ValueError);
 }
 
@@ -125,6 +171,17 @@ TEST_CASE("routing_panels: tokens of windows are put back into their map") {
         const auto panels = routing_panels(policy, saved, 1, 42, 7);
         REQUIRE(panels.size() == 2);
         CHECK(panels[0].title == "q_router");
+        const std::vector<std::uint8_t> rgb(3 * 42, 100);
+        std::ostringstream page;
+        CHECK_THROWS_WITH_AS(write_routing_page(page, policy, saved, RoutedImage{7, 6, rgb}),
+                             "colt5: `width` must be that of the maps, 7, but is 6", ValueError);
+        CHECK_THROWS_WITH_AS(write_routing_page(page, policy, saved, RoutedImage{5, 7, rgb}),
+                             "colt5: `length` must be the number of tokens of a map, 42, but is 35", ValueError);
+        CHECK_THROWS_WITH_AS(routing_panels(policy, saved, 2, 42, 7),
+                             "colt5: `sample` must be one of the batch, but is 2", ValueError);
+        CHECK(page.str().empty());
+        write_routing_page(page, policy, saved, RoutedImage{6, 7, rgb}, 1);
+        CHECK(count(page.str(), "<img") == 2);
         std::size_t at = 0;
         saved.each_routing([&](const std::string&, const auto& routing) {
             std::vector<double> expected(42, 0.0);

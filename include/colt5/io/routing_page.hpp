@@ -80,6 +80,24 @@ inline std::string bitmap(Index height, Index width, std::span<const std::uint8_
     return file;
 }
 
+/// Throws ValueError if no router of a sample is one of `length` tokens.
+template <typename Activations>
+void expect_routed_tokens(const Activations& saved, [[maybe_unused]] Index sample, Index length) {
+    if constexpr (requires { saved.call_of(sample); }) {
+        const auto* const call = saved.call_of(sample).first;
+        if (call != nullptr) expect_routed_tokens(call->activations, 0, length);
+    } else if constexpr (!requires { saved.grid; }) {
+        Index other = length;
+        bool fits = false;
+        saved.each_router([&](const std::string&, const auto& view) {
+            if (view.logits) other = view.logits.extent(2);
+            fits = fits || !view.logits || other == length;
+        });
+        expect_value(fits || other == length, "picture", "of as many tokens as the sample, " + value_string(other),
+                     length);
+    }
+}
+
 }  // namespace detail
 
 /// What goes into the <style> of a page with panels.
@@ -117,20 +135,31 @@ inline std::string html_of(std::string_view text) {
 }
 
 /// What the routers of a forward pass have chosen of one sample of `length` tokens: `saved` is what forward of a module
-/// returned. Routers whose logits are of another length, such as that of a context, are left out. Tokens of maps come
-/// row by row, `width` a row. Waits for the policy.
+/// returned, or of Ragged; `sample` is then the number of a sequence. Routers whose logits are of another length, such
+/// as that of a context, are left out. Tokens of maps come row by row, `width` a row. Waits for the policy. Throws
+/// ValueError if there is no such sample, and if maps have another width or number of tokens.
 template <Policy P, typename Activations>
 std::vector<RoutingPanel> routing_panels(const P& policy, const Activations& saved, Index sample, Index length,
                                          [[maybe_unused]] Index width = 0) {
-    const Index batch = saved.out.extent(0);
-    expect_value(sample >= 0 && sample < batch, "sample", "one of the batch", sample);
+    constexpr bool of_map = requires {
+        saved.grid.position(Index{});
+    };  // as a sequence of windows
     std::vector<RoutingPanel> panels;
+    if constexpr (requires { saved.call_of(sample); }) {
+        const auto [call, place] = saved.call_of(sample);
+        return call == nullptr ? panels : routing_panels(policy, call->activations, place, length);
+    }
+    if constexpr (of_map) {
+        expect_value(width == saved.grid.width, "width", "that of the maps, " + value_string(saved.grid.width), width);
+        const Index pixels = saved.grid.height * saved.grid.width;
+        expect_value(length == pixels, "length", "the number of tokens of a map, " + value_string(pixels), length);
+    }
     saved.each_router([&](const std::string& name, const auto& view) {
-        constexpr bool of_map = requires {
-            saved.grid.position(Index{});
-        };  // as a sequence of windows
-        if (!of_map && view.logits && view.logits.extent(2) != length) return;
         const Index rows = view.indices.extent(0), routes = view.indices.extent(1), picks = view.indices.extent(2);
+        Index batch = rows;
+        if constexpr (of_map) batch = saved.tokens.extent(0);
+        expect_value(sample >= 0 && sample < batch, "sample", "one of the batch", sample);
+        if (!of_map && view.logits && view.logits.extent(2) != length) return;
         const Index sequences = rows / batch;  // of a sample: one, or as many as there are windows
         const auto indices = to_host(policy, view.indices);
         const auto scores = to_host(policy, view.scores);
@@ -197,18 +226,21 @@ inline void write_panel(std::ostream& out, const RoutingPanel& panel, const Rout
 }
 
 /// A page with a panel for each route of each router, of one sample of a batch. `saved` is what forward of a module
-/// returned, `picture` the sample: a RoutedImage, or text of one byte for each token, or its tokens as HTML
-/// (std::span<const std::string>). Throws ValueError if it has another number of tokens than the sample.
+/// or Ragged returned, `picture` the sample: a RoutedImage, or text of one byte for each token, or its tokens as HTML
+/// (std::span<const std::string>). Throws ValueError if it has another number of tokens than the sample, or an image
+/// another width than the maps.
 template <Policy P, typename Activations, typename Picture>
 void write_routing_page(std::ostream& out, const P& policy, const Activations& saved, const Picture& picture,
                         Index sample = 0) {
-    out << "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>routed tokens</title><style>"
-        << "body { margin: 24px; font: 15px/1.5 system-ui, sans-serif }" << routing_panel_style
-        << "</style></head><body><div class=\"grid\">\n";
     const auto write = [&](const auto& tokens, Index length, Index width) {
+        detail::expect_routed_tokens(saved, sample, length);
+        const auto panels = routing_panels(policy, saved, sample, length, width);
+        out << "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>routed tokens</title><style>"
+            << "body { margin: 24px; font: 15px/1.5 system-ui, sans-serif }" << routing_panel_style
+            << "</style></head><body><div class=\"grid\">\n";
         std::size_t color = 0;
-        for (const RoutingPanel& panel : routing_panels(policy, saved, sample, length, width))
-            write_panel(out, panel, tokens, color++);
+        for (const RoutingPanel& panel : panels) write_panel(out, panel, tokens, color++);
+        out << "</div></body></html>\n";
     };
     if constexpr (std::is_same_v<Picture, RoutedImage>) {
         write(picture, picture.height * picture.width, picture.width);
@@ -220,7 +252,6 @@ void write_routing_page(std::ostream& out, const P& policy, const Activations& s
         const std::span<const std::string> tokens(picture);
         write(tokens, static_cast<Index>(tokens.size()), 0);
     }
-    out << "</div></body></html>\n";
 }
 
 }  // namespace colt5
