@@ -72,6 +72,9 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("half a block, coordinate descent", half_block_case<by_descent_of_one_route, T, P>);
     add_of_modules("half a block, cumulative softmax", half_block_case<by_softmax, T, P>);
     add_of_modules("half a block, Sinkhorn", half_block_case<by_sinkhorn, T, P>);
+    add_of_modules("half a block in blocks, coordinate descent", half_block_case<by_descent_in_blocks, T, P>);
+    add_of_modules("half a block in blocks, cumulative softmax", half_block_case<by_softmax_in_blocks, T, P>);
+    add_of_modules("half a block in blocks, Sinkhorn", half_block_case<by_sinkhorn_in_blocks, T, P>);
     add_of_modules("block, coordinate descent", block_case<by_descent, T, P>);
     add_of_modules("block, cumulative softmax", block_case<by_softmax, T, P>);
     add_of_modules("block, Sinkhorn", block_case<by_sinkhorn, T, P>);
@@ -103,7 +106,12 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("mixture of attention", routed_case<MixtureOfAttention, T, P>);
     add_of_modules("a routed module as the heavy branch", routed_case<RoutedTwice, T, P>);
     add_of_modules("ragged halves of a block", ragged_case<by_descent_of_one_route, T, P>);
+    add_of_modules("ragged halves of the paper's block", ragged_case<of_paper, T, P>);
+    add_of_modules("ragged attention with rotary embeddings", ragged_attention_case<attention_with_rotary, T, P>);
+    add_of_modules("ragged attention with a relative position bias", ragged_attention_case<attention_with_bias, T, P>);
+    add_of_modules("ragged stack", ragged_stack_case<T, P>);
     add_of_modules("ragged cross attention", ragged_cross_case<cross_config, T, P>);
+    add_of_modules("ragged cross attention with null tokens", ragged_cross_case<cross_with_null_tokens, T, P>);
     add_of_modules("stack", stack_case<T, P>);
     add_of_modules("head", head_case<T, P>);
     add_of_modules("language model", language_model_case<T, P>);

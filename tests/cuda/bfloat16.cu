@@ -21,6 +21,9 @@ TEST_SUITE_BEGIN("behaviour");
 TEST_CASE("cuda: graphs of a block in bfloat16" * doctest::skip(!cases::has_gpu())) {
     cases::check_graphs<colt5::bfloat16>();
 }
+TEST_CASE("cuda: graphs of modules in bfloat16" * doctest::skip(!cases::has_gpu())) {
+    cases::check_graphs_of_modules<colt5::bfloat16>();
+}
 TEST_CASE("cuda: padding of bfloat16 may hold anything" * doctest::skip(!cases::has_gpu())) {
     cases::check_padding<colt5::bfloat16>();
 }

@@ -51,6 +51,9 @@ TEST_SUITE_BEGIN("behaviour");
 TEST_CASE("cuda: graphs of a block in float" * doctest::skip(!cases::has_gpu())) {
     cases::check_graphs<float>();
 }
+TEST_CASE("cuda: graphs of modules in float" * doctest::skip(!cases::has_gpu())) {
+    cases::check_graphs_of_modules<float>();
+}
 TEST_CASE("cuda: a graph of routing over a long row" * doctest::skip(!cases::has_gpu())) {
     cases::check_graph_of_long_row();
 }

@@ -84,8 +84,8 @@ void check_modules_alone(Precision precision) {
                 check_module_alone(policy, module, d_out, x);
         });
     };
-    const auto with_context = [&](Index length, bool masked) {
-        using Module = ConditionalRoutedCrossAttention<cross_config, T, Cuda>;
+    const auto with_context = [&]<CrossAttentionConfig config>(Index length, bool masked) {
+        using Module = ConditionalRoutedCrossAttention<config, T, Cuda>;
         Draw<T, Cuda> draw(policy, {precision, ++seed});
         const auto module = draw.template made<Module>();
         const auto x = draw.values(std::array{batch, length, Index{48}}), d_out = draw.values(x.shape());
@@ -96,12 +96,14 @@ void check_modules_alone(Precision precision) {
         else
             check_module_alone(policy, module, d_out, x, context);
     };
-    const auto with_maps = [&](Index height, bool masked) {
-        using Module = ConditionalRoutedImageAttention<over_map, T, Cuda>;
+    const auto with_maps = [&]<ImageAttentionConfig config>(Index height, bool masked) {
+        using Module = ConditionalRoutedImageAttention<config, T, Cuda>;
         Draw<T, Cuda> draw(policy, {precision, ++seed});
         const auto module = draw.template made<Module>();
         const Index width = 23;
-        const auto maps = draw.values(std::array{batch, height, width, Index{48}}), d_out = draw.values(maps.shape());
+        const auto maps = draw.values(config.channel_first ? std::array{batch, Index{48}, height, width}
+                                                           : std::array{batch, height, width, Index{48}});
+        const auto d_out = draw.values(maps.shape());
         const auto mask = map_mask(policy, draw.mask(batch, height * width), height);
         if (masked)
             check_module_alone(policy, module, d_out, maps, mask);
@@ -111,7 +113,12 @@ void check_modules_alone(Precision precision) {
     for (const Index height : {1, 9, 150}) {
         if (sanitized() && height > 9) continue;
         CAPTURE(height);
-        for (const bool masked : {false, true}) with_maps(height, masked);
+        for (const bool masked : {false, true}) {
+            with_maps.template operator()<over_map>(height, masked);
+            if (height == 150) continue;
+            with_maps.template operator()<over_map_of_channels>(height, masked);
+            with_maps.template operator()<per_window>(height, masked);
+        }
     }
     for (const Index length : {1, 7, 18, 100, 700, 2050, 5000}) {
         if (sanitized() && length > 100) continue;
@@ -138,7 +145,26 @@ void check_modules_alone(Precision precision) {
                                 masked);
             with_self_attention(std::type_identity<RoutedTwice<T, Cuda>>(), "a routed module as the heavy branch",
                                 length, masked);
-            with_context(length, masked);
+            with_context.template operator()<cross_config>(length, masked);
+            if (length != 18 && length != 700) continue;
+            check.template operator()<of_paper>("block, the paper's form");
+            check.template operator()<by_descent_in_blocks>("block in blocks, coordinate descent");
+            check.template operator()<by_softmax_in_blocks>("block in blocks, cumulative softmax");
+            check.template operator()<by_sinkhorn_in_blocks>("block in blocks, Sinkhorn");
+            const auto check_attention = [&]<AttentionConfig config>(const char* name) {
+                with_self_attention(std::type_identity<ConditionalRoutedAttention<config, T, Cuda>>(), name, length,
+                                    masked);
+            };
+            check_attention.template operator()<attention_with_bias>("attention with a relative position bias");
+            check_attention.template operator()<attention_with_query_routes>("routes of queries, coordinate descent");
+            check_attention.template operator()<query_routes_by_softmax>("routes of queries, cumulative softmax");
+            check_attention.template operator()<query_routes_by_sinkhorn>("routes of queries, Sinkhorn");
+            check_attention.template operator()<query_routes_with_bias>("routes of queries with a bias");
+            with_context.template operator()<cross_with_query_routes>(length, masked);
+            with_context.template operator()<cross_with_bias>(length, masked);
+            with_context.template operator()<cross_with_null_tokens>(length, masked);
+            with_context.template operator()<cross_conditioned>(length, masked);
+            with_context.template operator()<cross_in_blocks>(length, masked);
         }
     }
 }

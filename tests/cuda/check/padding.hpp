@@ -11,6 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "../module/block.hpp"
+#include "../module/cross_attention.hpp"
+#include "../module/image.hpp"
 #include "../module/routed.hpp"
 #include "numbers.hpp"
 #include "padded_tokens.hpp"
@@ -65,6 +68,52 @@ void check_padding_of(const Cuda& policy, Index length, Index dim, bool finite_t
     check_poisons(run, finite_too);
 }
 
+/// Maps of the tokens (2, height · width, 48), row by row, whose channels come first if the module wants that.
+template <bool channel_first, typename T>
+MapTensor<T, Cuda> maps_of(const Cuda& policy, const TokensTensor<T, Cuda>& tokens, Index height) {
+    const Index count = tokens.extent(1), dim = tokens.extent(2), width = count / height;
+    MapTensor<T, Cuda> maps(
+        policy, channel_first ? std::array{Index{2}, dim, height, width} : std::array{Index{2}, height, width, dim});
+    const auto values = to_host(policy, tokens);
+    fill_with(policy, maps, [&](std::size_t i) {
+        if constexpr (!channel_first) return values[i];
+        const auto at = static_cast<Index>(i), b = at / (dim * count), c = at / count % dim, token = at % count;
+        return values[static_cast<std::size_t>((b * count + token) * dim + c)];
+    });
+    return maps;
+}
+
+template <ImageAttentionConfig config, typename T>
+void check_padding_of_maps(const Cuda& policy, Index height, Index width) {
+    using Module = ConditionalRoutedImageAttention<config, T, Cuda>;
+    const Index tokens = height * width;
+    const auto mask = mask_of(policy, tokens);
+    const MapMask of_map = mask.const_view().reshape(std::array{Index{2}, height, width});
+    const auto is_real = to_host(policy, mask);
+    check_poisons([&](float padding) {
+        const Module module(policy, Seed{1});
+        const auto maps_with = [&](int stream, float value) {
+            return maps_of<config.channel_first>(
+                policy, tokens_with_padding<T>(policy, tokens, config.dim, stream, mask, value), height);
+        };
+        const auto maps = maps_with(0, padding), d_out = maps_with(1, 0);
+        auto gradients = module.make_gradients();
+        const auto saved = module.forward(maps, of_map);
+        const auto d_maps = module.backward(saved, d_out, gradients);
+        auto real = numbers(policy, saved.out);
+        for (std::size_t i = 0; i < real.size(); ++i) {
+            const auto at = static_cast<Index>(i);
+            const Index token =
+                config.channel_first ? at / (config.dim * tokens) * tokens + at % tokens : at / config.dim;
+            if (!is_real[static_cast<std::size_t>(token)]) real[i] = 0;
+        }
+        std::vector<std::vector<double>> all{real, numbers(policy, d_maps)};
+        Module::each_parameter([&](const std::string&, const auto& g) { all.push_back(numbers(policy, g)); }, "",
+                               gradients);
+        return all;
+    });
+}
+
 template <RouterType router, bool take_part>
 inline constexpr TransformerBlockConfig padded_block{
     .dim = 64,
@@ -101,13 +150,33 @@ void check_padding_with() {
     }
 }
 
+template <CrossAttentionConfig config, typename T>
+void check_padding_of_cross(const Cuda& policy) {
+    using Cross = ConditionalRoutedCrossAttention<config, T, Cuda>;
+    for (const Index queries : {15, 100})  // routed, or not
+        for (const Index keys : {25, 100}) {
+            CAPTURE(queries);
+            CAPTURE(keys);
+            const auto mask = mask_of(policy, queries), context_mask = mask_of(policy, keys);
+            check_poisons([&](float padding) {
+                const Cross cross(policy, Seed{1});
+                const auto x = tokens_with_padding<T>(policy, queries, config.dim, 0, mask, padding);
+                const auto context = tokens_with_padding<T>(policy, keys, config.dim, 1, context_mask, padding);
+                const auto d_out = tokens_with_padding<T>(policy, queries, config.dim, 2, mask, 0);
+                auto gradients = cross.make_gradients();
+                const auto saved = cross.forward(x, context, mask, context_mask);
+                const auto d = cross.backward(saved, d_out, gradients);
+                return results<Cross>(policy, saved.out, mask, gradients, d.d_x, d.d_context);
+            });
+        }
+}
+
 template <typename T>
 void check_padding() {
     check_padding_with<T, RouterType::coor_descent>();
     check_padding_with<T, RouterType::cum_softmax>();
     check_padding_with<T, RouterType::sinkhorn>();
     check_padding_with<T, RouterType::sinkhorn, true>();
-    using Cross = ConditionalRoutedCrossAttention<padded_cross, T, Cuda>;
     const Cuda policy;
     check_padding_of<ConditionalRoutedFeedForward<padded_wide, T, Cuda>, T>(policy, 300, 512);
     check_padding_of<ConditionalRoutedFeedForward<padded_gated, T, Cuda>, T>(policy, 300, 64);
@@ -116,23 +185,37 @@ void check_padding() {
         check_padding_of<ExpertChoice<T, Cuda>, T>(policy, length, 48);
         check_padding_of<MixtureOfAttention<T, Cuda>, T>(policy, length, 48);
         check_padding_of<RoutedTwice<T, Cuda>, T>(policy, length, 48);
+        const auto check_attention = [&]<AttentionConfig config>() {
+            check_padding_of<ConditionalRoutedAttention<config, T, Cuda>, T>(policy, length, 48);
+        };
+        check_attention.template operator()<attention_with_null_tokens>();
+        check_attention.template operator()<heavy_attention_alone>();
+        check_attention.template operator()<attention_with_rotary>();
+        check_attention.template operator()<attention_with_bias>();
+        check_attention.template operator()<attention_with_query_routes>();
+        check_attention.template operator()<query_routes_by_softmax>();
+        check_attention.template operator()<query_routes_by_sinkhorn>();
+        check_attention.template operator()<query_routes_with_bias>();
+        const auto check_block = [&]<TransformerBlockConfig config>() {
+            check_padding_of<ConditionalRoutedTransformerBlock<config, T, Cuda>, T>(policy, length, 48);
+        };
+        check_block.template operator()<of_paper>();
+        check_block.template operator()<by_descent_in_blocks>();
+        check_block.template operator()<by_softmax_in_blocks>();
+        check_block.template operator()<by_sinkhorn_in_blocks>();
     }
-    for (const Index queries : {30, 100})  // routed, or not
-        for (const Index keys : {30, 100}) {
-            CAPTURE(queries);
-            CAPTURE(keys);
-            const auto mask = mask_of(policy, queries), context_mask = mask_of(policy, keys);
-            check_poisons([&](float padding) {
-                const Cross cross(policy, Seed{1});
-                const auto x = tokens_with_padding<T>(policy, queries, 64, 0, mask, padding);
-                const auto context = tokens_with_padding<T>(policy, keys, 64, 1, context_mask, padding);
-                const auto d_out = tokens_with_padding<T>(policy, queries, 64, 2, mask, 0);
-                auto gradients = cross.make_gradients();
-                const auto saved = cross.forward(x, context, mask, context_mask);
-                const auto d = cross.backward(saved, d_out, gradients);
-                return results<Cross>(policy, saved.out, mask, gradients, d.d_x, d.d_context);
-            });
-        }
+    for (const Index height : {3, 20}) {
+        CAPTURE(height);
+        check_padding_of_maps<over_map, T>(policy, height, 17);
+        check_padding_of_maps<over_map_of_channels, T>(policy, height, 17);
+        check_padding_of_maps<per_window, T>(policy, height, 17);
+    }
+    check_padding_of_cross<padded_cross, T>(policy);
+    check_padding_of_cross<cross_with_query_routes, T>(policy);
+    check_padding_of_cross<cross_with_bias, T>(policy);
+    check_padding_of_cross<cross_with_null_tokens, T>(policy);
+    check_padding_of_cross<cross_conditioned, T>(policy);
+    check_padding_of_cross<cross_in_blocks, T>(policy);
 }
 
 }  // namespace cases

@@ -12,6 +12,11 @@
 #include <utility>
 #include <vector>
 
+#include "../module/block.hpp"
+#include "../module/cross_attention.hpp"
+#include "../module/image.hpp"
+#include "../module/ragged.hpp"
+#include "../module/routed.hpp"
 #include "block_once.hpp"
 
 /// What a policy promises beyond numbers, shown with a block in T: streams, devices, graphs, and what happens when
@@ -66,6 +71,93 @@ void check_graphs() {
         const std::vector<double> replayed = once.values(both);
         CHECK(replayed == once.run());
     }
+}
+
+/// The same for calls of any module: `infer` gives its output, `train` the output and the gradient of the tokens.
+template <typename X, typename Gradients, typename Infer, typename Train>
+void check_graphs_of_calls(const Cuda& policy, X& tokens, Gradients& gradients, const Infer& infer,
+                           const Train& train) {
+    using Module = typename Gradients::Module;
+    const auto run = [&] {
+        zero_gradients<Module>(policy, gradients);
+        return train();
+    };
+    const auto values = [&](const auto& both) {
+        std::vector<std::vector<double>> all{numbers(policy, both.first), numbers(policy, both.second)};
+        Module::each_parameter(
+            [&](const std::string&, const auto& gradient) { all.push_back(numbers(policy, gradient)); }, "", gradients);
+        return all;
+    };
+    fill_normal(policy, tokens, Random(Seed{1}));
+    infer();
+    run();
+    decltype(infer()) out;
+    decltype(train()) both;
+    const Graph forward(policy.stream(), [&] { out = infer(); });
+    const Graph training(policy.stream(), [&] { both = run(); });
+    for (const std::uint64_t seed : {2, 3}) {
+        CAPTURE(seed);
+        fill_normal(policy, tokens, Random(Seed{seed}));
+        forward.replay();
+        CHECK(numbers(policy, out) == numbers(policy, infer()));
+        training.replay();
+        const auto replayed = values(both);
+        CHECK(replayed == values(run()));
+    }
+}
+
+/// The same for a module of tokens, or of maps, and perhaps of a context.
+template <typename Module, typename X, typename... Others>
+void check_graphs_of(const Cuda& policy, X tokens, const Others&... others) {
+    const Module module(policy, Seed{1});
+    auto gradients = module.make_gradients();
+    check_graphs_of_calls(
+        policy, tokens, gradients, [&] { return module(tokens, others...); },
+        [&] {
+            auto saved = module.forward(tokens, others...);
+            auto d = module.backward(saved, saved.out, gradients);
+            if constexpr (requires { d.d_context; })
+                return std::pair(std::move(saved.out), std::move(d.d_x));
+            else
+                return std::pair(std::move(saved.out), std::move(d));
+        });
+}
+
+template <typename T>
+void check_graphs_of_modules() {
+    const Cuda policy;
+    const auto tokens = [&](Index length) { return TokensTensor<T, Cuda>(policy, {2, length, 48}); };
+    check_graphs_of<ConditionalRoutedAttention<attention_with_null_tokens, T, Cuda>>(policy, tokens(300));
+    check_graphs_of<ConditionalRoutedAttention<attention_with_rotary, T, Cuda>>(policy, tokens(300));
+    check_graphs_of<ConditionalRoutedAttention<attention_with_query_routes, T, Cuda>>(policy, tokens(300));
+    check_graphs_of<ConditionalRoutedAttention<query_routes_with_bias, T, Cuda>>(policy, tokens(300));
+    check_graphs_of<ConditionalRoutedTransformerBlock<of_paper, T, Cuda>>(policy, tokens(300));
+    check_graphs_of<ConditionalRoutedTransformerBlock<by_descent_in_blocks, T, Cuda>>(policy, tokens(300));
+    check_graphs_of<ConditionalRoutedFeedForward<gated_config, T, Cuda>>(policy, tokens(300));
+    check_graphs_of<ExpertChoice<T, Cuda>>(policy, tokens(300));
+    auto context = tokens(450);
+    fill_normal(policy, context, Random(Seed{5}));
+    check_graphs_of<ConditionalRoutedCrossAttention<cross_with_query_routes, T, Cuda>>(policy, tokens(100), context);
+    check_graphs_of<ConditionalRoutedCrossAttention<cross_conditioned, T, Cuda>>(policy, tokens(100), context);
+    check_graphs_of<ConditionalRoutedCrossAttention<cross_in_blocks, T, Cuda>>(policy, tokens(100), context);
+    check_graphs_of<ConditionalRoutedImageAttention<over_map, T, Cuda>>(policy,
+                                                                        MapTensor<T, Cuda>(policy, {2, 17, 19, 48}));
+    check_graphs_of<ConditionalRoutedImageAttention<per_window, T, Cuda>>(policy,
+                                                                          MapTensor<T, Cuda>(policy, {2, 48, 17, 19}));
+
+    using Attention = ConditionalRoutedAttention<attention_with_rotary, T, Cuda>;
+    const Attention attention(policy, Seed{1});
+    auto gradients = attention.make_gradients();
+    const Ragged ragged(attention);
+    MatrixTensor<T, Cuda> packed(policy, {140, 48});
+    const std::vector<Index> offsets{0, 30, 37, 67, 67, 110, 140};  // three of 30, which do not follow each other
+    check_graphs_of_calls(
+        policy, packed, gradients, [&] { return ragged(packed, offsets); },
+        [&] {
+            auto saved = ragged.forward(packed, offsets);
+            auto d = ragged.backward(saved, saved.out, gradients);
+            return std::pair(std::move(saved.out), std::move(d));
+        });
 }
 
 /// The same for routing over a row that more blocks share than fit into a cluster.

@@ -40,6 +40,15 @@ inline constexpr TransformerBlockConfig of_paper = [] {
     return config;
 }();
 
+/// The same with routing in blocks of the sequence.
+constexpr TransformerBlockConfig in_blocks(TransformerBlockConfig config) {
+    config.router_kwargs.route_block_size = 50;
+    return config;
+}
+inline constexpr TransformerBlockConfig by_descent_in_blocks = in_blocks(by_descent),
+                                        by_softmax_in_blocks = in_blocks(by_softmax),
+                                        by_sinkhorn_in_blocks = in_blocks(by_sinkhorn);
+
 /// Tokens and perhaps a mask.
 template <TransformerBlockConfig config, typename T, typename P>
 struct BlockInput {
