@@ -11,12 +11,14 @@
 #include <colt5/expr/expr.hpp>
 
 #include <colt5/cpu/adamw.hpp>
+#include <colt5/cpu/append_keys.hpp>
 #include <colt5/cpu/causal_key_counts.hpp>
 #include <colt5/cpu/causal_top_k.hpp>
 #include <colt5/cpu/causal_top_k_next.hpp>
 #include <colt5/cpu/clean_padding.hpp>
 #include <colt5/cpu/coordinate_descent.hpp>
 #include <colt5/cpu/copy_sequences.hpp>
+#include <colt5/cpu/copy_tokens.hpp>
 #include <colt5/cpu/cumulative_softmax.hpp>
 #include <colt5/cpu/dense_attention.hpp>
 #include <colt5/cpu/dropout.hpp>

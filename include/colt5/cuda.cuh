@@ -11,12 +11,14 @@
 #include <colt5/expr/expr.hpp>
 
 #include <colt5/cuda/adamw.cuh>
+#include <colt5/cuda/append_keys.cuh>
 #include <colt5/cuda/causal_key_counts.cuh>
 #include <colt5/cuda/causal_top_k.cuh>
 #include <colt5/cuda/causal_top_k_next.cuh>
 #include <colt5/cuda/coordinate_descent.cuh>
 #include <colt5/cuda/coordinate_descent_vjp.cuh>
 #include <colt5/cuda/copy_sequences.cuh>
+#include <colt5/cuda/copy_tokens.cuh>
 #include <colt5/cuda/cumulative_softmax.cuh>
 #include <colt5/cuda/dense_attention.cuh>
 #include <colt5/cuda/dropout.cuh>

@@ -2,6 +2,8 @@
 // expect: colt5: no `adamw` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `add_sincos_positions` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `assign` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `append_keys` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `copy_tokens` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `causal_top_k_next` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `causal_key_counts` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `causal_top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -70,12 +72,14 @@
 // Without the header of a backend no operation compiles, and each says which kernel it lacks.
 #include <colt5/cpu/policy.hpp>
 #include <colt5/op/adamw.hpp>
+#include <colt5/op/append_keys.hpp>
 #include <colt5/op/causal_key_counts.hpp>
 #include <colt5/op/causal_top_k.hpp>
 #include <colt5/op/causal_top_k_next.hpp>
 #include <colt5/op/clean_padding.hpp>
 #include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/copy_sequences.hpp>
+#include <colt5/op/copy_tokens.hpp>
 #include <colt5/op/cumulative_softmax.hpp>
 #include <colt5/op/dense_attention.hpp>
 #include <colt5/op/dropout.hpp>
@@ -157,6 +161,9 @@ void routing(const Cpu& policy, const Tokens& x, Tokens& d_x, const Matrix& toke
     causal_top_k(policy, {.rate = 0.5}, logits, mask, 2);
     CausalTopKState<float, Cpu> state;
     causal_top_k_next(policy, {.rate = 0.5}, state, logits, mask, 2);
+    copy_tokens(policy, d_x.view(), 0, x, 0, 1);
+    RoutedKeys<float, Cpu> keys;
+    append_keys(policy, keys, Heads(), x, {}, {});
     const auto indices = top_k(policy, logits, mask, 2);
     causal_key_counts(policy, {indices.const_view(), {}}, {indices.const_view(), {}});
     const auto descent = coordinate_descent_forward(policy, {}, 2, logits, mask);

@@ -91,6 +91,7 @@ void check_decode(Index length) {
     {  // a prompt and its continuation, token by token, on a policy with other chunks and another number of threads
         const Cpu other(1, {64, true});
         const M same(other, colt5::Seed{3});
+        CHECK(same_bits(computed_whole(same, x, lengths), expected));
         auto cache = same.make_cache(3, length);
         const auto chunk = [&](int step, Index) { return step == 0 ? length * 2 / 3 : Index{1 + step % 2}; };
         CHECK(same_bits(decoded(same, cache, x, lengths, chunk), expected));

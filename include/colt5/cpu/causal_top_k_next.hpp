@@ -16,9 +16,8 @@ void causal_top_k_next_kernel(const Cpu& policy, const CausalTopK& how, NextCaus
                               TokensView<T> history, TokensView<T> block, TokensView<std::int64_t> progress,
                               TokensView<const T> logits, Mask mask) {
     using Rank = LogitRank<T>;
-    const auto [batch, routes, most] = next->indices.shape();
-    const Index rows = batch * routes, length = logits.extent(2), size = how.block_size, width = most;
-    const Index routes_of_sample = routes;
+    const Index batch = next->indices.extent(0), routes = next->indices.extent(1), width = next->indices.extent(2);
+    const Index rows = batch * routes, length = logits.extent(2), size = how.block_size;
     VectorTensor<Index, Cpu> taken(policy, {rows});
     parallel_for(policy, rows, [&](Index row) {
         const T* const s = logits.data() + row * length;
@@ -29,7 +28,7 @@ void causal_top_k_next_kernel(const Cpu& policy, const CausalTopK& how, NextCaus
         bool* const live = next->live.data() + row * width;
         auto at = CausalProgress::load(progress.data() + row * CausalProgress::size);
         const Index before = at.length;
-        const bool* const real = mask ? mask[row / routes_of_sample].data() : nullptr;
+        const bool* const real = mask ? mask[row / routes].data() : nullptr;
         const Index count = real ? std::count(real, real + length, true) : length;
         Index chosen = 0;
         for (Index i = 0; i < count; ++i) {

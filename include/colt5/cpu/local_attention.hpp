@@ -11,6 +11,16 @@
 
 namespace colt5 {
 
+template <typename T>
+struct LocalGridOf<Cpu, T> {
+    static constexpr LocalGrid of(const LocalAttention& attention) {
+        using Tile = cpu::LocalTile<T>;
+        return {Tile::queries, Tile::one_block(attention.reach, attention.causal ? 0 : attention.reach)
+                                   ? Index{cpu::block_rows}
+                                   : Tile::keys};
+    }
+};
+
 namespace cpu {
 
 /// to = row, or with `add` to += row

@@ -174,8 +174,7 @@ private:
     static constexpr bool has_bias = !std::is_same_v<Bias, NoBias>;
     static constexpr T infinity = std::numeric_limits<T>::infinity();
 
-    /// Whether the keys of any tile fit into one block.
-    bool one_block() const { return head_.reach + head_.ahead + Tile::queries + block_rows <= Tile::keys; }
+    bool one_block() const { return Tile::one_block(head_.reach, head_.ahead); }
     /// The end of the block of keys that begins at `key`. Where one block does not hold all keys, blocks end at
     /// multiples of Tile::keys wherever the tile is, so that sums have the same order.
     Index block_end(Index key) const { return one_block() ? end : std::min(end, (key / Tile::keys + 1) * Tile::keys); }

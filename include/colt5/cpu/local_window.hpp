@@ -47,6 +47,10 @@ struct LocalTile {
     static constexpr Index keys = 504;  // at a time; a wider window is processed in several steps
     static_assert(queries % group == 0 && queries % block_rows == 0 && keys % block_rows == 0);
 
+    /// Whether the keys of any tile fit into one block.
+    static constexpr bool one_block(Index reach, Index ahead) {
+        return reach <= keys && reach + ahead + queries + block_rows <= keys;
+    }
     /// The length of a row of dim entries, in whole batches.
     static Index row(Index dim) { return round_up(dim, lanes<T>); }
 };

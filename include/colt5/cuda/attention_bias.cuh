@@ -60,13 +60,14 @@ __device__ Index part_of_warp(const Attention<T>& a, const AttentionBlock<T>& bl
 ///
 ///     hides                                 constant: some may be
 ///     keys_seen(i, keys)                    of `keys` keys, those before this number are what query i sees
-///     most_keys_seen(i, count, keys, stage) the largest keys_seen of `count` queries from i on, rounded up to whole
-///     stages
-///                                           of so many keys, or all keys. All lanes call it
+///     most_keys_seen(i, count, keys, stage)
+///         the largest keys_seen of `count` queries from i on, rounded up to whole stages of so many keys, or all keys:
+///         the order of a query's sums then depends on what it sees alone. All lanes call it
 ///     is_hidden(i, j)                       whether query i does not see key j
-///     clip(range, j)                        leaves out queries at both ends that see no key from j on. All lanes call
-///     it for_each_hidden_of_queries(query, key, run), for_each_hidden_of_keys(key, query, run)
-///                                           run(j, e) for the hidden pairs of 16 queries and 16 keys
+///     clip(range, j)
+///         leaves out queries at both ends that see no key from j on. All lanes call it
+///     for_each_hidden_of_queries(query, key, run), for_each_hidden_of_keys(key, query, run)
+///         run(j, e) for the hidden pairs of 16 queries and 16 keys
 template <typename T, typename Bias>
 struct HeadBias;
 
@@ -238,7 +239,7 @@ struct HeadBias<T, LimitedBias<Inner>> : HeadBias<T, Inner> {
         if (counts == nullptr) return keys;
         int most = 0;
         for (int i = lane_id(); i < queries; i += warp_size) most = ::max(most, count(query + i));
-        return ::min(keys, (__reduce_max_sync(0xffffffffu, most) + stage - 1) / stage * stage);
+        return (__reduce_max_sync(0xffffffffu, ::min(most, keys)) + stage - 1) / stage * stage;
     }
     __device__ bool is_hidden(int query, int key) const { return key >= count(query); }
     __device__ void clip(KeyRange& range, int key) const {

@@ -203,7 +203,8 @@ __device__ void load_tile_rows(typename Shape::T* tile, const Rows<const typenam
 ///                        accumulates over the groups with numbers in `groups`, each of 16 keys of one stage
 ///     end()              all keys in reach have been processed
 ///
-/// Only the first `keys` keys are streamed, unless the window slides. group_at(i) finds group i, the 16 keys from
+/// Only the first `keys` keys are streamed, unless the window slides; where there are fewer, the rest are zeros that
+/// nothing sees. group_at(i) finds group i, the 16 keys from
 /// first_key + 16 i on. If `incomplete`, some keys of the groups are masked or beyond the sequence, and Visibility says
 /// which.
 template <typename Shape, typename T, typename LoadQueries, typename Begin, typename Process, typename End>
@@ -249,21 +250,22 @@ __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& bloc
             end);
     } else {
         const KeyRange range(a.first + block.first, Shape::tile_rows, reach, keys);
+        const int limit = ::min(range.end, a.keys);
         const auto is_incomplete = [&](int i) {
-            return a.mask != nullptr || range.begin + (i + 1) * Shape::stage_rows > range.end;
+            return a.mask != nullptr || range.begin + (i + 1) * Shape::stage_rows > limit;
         };
         const auto load = [&](int i) {
             Stage& stage = stages[i % Shape::stages];
             const int at = range.begin + i * Shape::stage_rows;
             const int rows = ::min(Shape::stage_rows, (range.end - at + 15) / 16 * 16);
-            Tile::template load<Shape::threads>(stage.first, k, at, rows, range.end, a.dim_head, a.vectors);
-            Tile::template load<Shape::threads>(stage.second, v, at, rows, range.end, a.dim_head, a.vectors);
+            Tile::template load<Shape::threads>(stage.first, k, at, rows, limit, a.dim_head, a.vectors);
+            Tile::template load<Shape::threads>(stage.second, v, at, rows, limit, a.dim_head, a.vectors);
             if (is_incomplete(i))
                 for (int row = thread; row < (rows + 31) / 32 * 32; row += Shape::threads)
-                    stage.visible.set(row, is_visible(at + row, range.end) != 0);
+                    stage.visible.set(row, is_visible(at + row, limit) != 0);
             if (a.value_scale != nullptr)
                 for (int row = thread; row < rows; row += Shape::threads)
-                    stage.of_row[0][row] = at + row < range.end ? a.value_scale[block.of_keys(a) + at + row] : Sum(0);
+                    stage.of_row[0][row] = at + row < limit ? a.value_scale[block.of_keys(a) + at + row] : Sum(0);
             end_copy_group();
         };
         load_queries(0);

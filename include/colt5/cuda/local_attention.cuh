@@ -137,6 +137,12 @@ __global__ void add_keys_and_values(T* to, const T* copy, Index rows, Index colu
 
 }  // namespace cuda
 
+/// Tiles of queries have 64 rows or fewer, and stages of keys begin at multiples of 16 of them.
+template <typename T>
+struct LocalGridOf<Cuda, T> {
+    static constexpr LocalGrid of(const LocalAttention&) { return {64, 16}; }
+};
+
 template <typename T, typename Bias>
 void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
                             TokensView<accumulate_t<T>> log_sum_exp,

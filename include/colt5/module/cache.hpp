@@ -10,6 +10,7 @@
 #include <vector>
 
 #include <colt5/core/tensor.hpp>
+#include <colt5/schedule/next_tokens.hpp>
 
 /// Decoding: a causal module computes sequences a few tokens at a time. What later tokens read of earlier ones is in a
 /// cache, so that no token is computed twice.
@@ -21,17 +22,29 @@
 /// Together the outputs are those of the module for the whole sequences: see `decode` of ModuleBase.
 namespace colt5 {
 
-/// What a call of decode gets: the next tokens of each sequence of a cache.
-template <Policy P>
-struct NextTokens {
-    std::vector<Index> past, counts;         ///< of each sequence: how many tokens it has, and how many come now
-    Tensor<bool, P, dynamic, dynamic> real;  ///< (b, m): true for those; empty if all m are
-
-    Index batch() const { return static_cast<Index>(past.size()); }
-    Index past_of(Index b) const { return past[static_cast<std::size_t>(b)]; }
-    Index count_of(Index b) const { return counts[static_cast<std::size_t>(b)]; }
-    Mask mask() const { return real ? Mask(real) : Mask(); }
+/// The state of a part without one.
+struct NoDecodeState {
+    template <typename F, typename... States>
+    static void each_tensor(F&&, const std::string&, States&...) {}
 };
+
+namespace detail {
+template <typename M>
+struct DecodeStateOf {
+    using type = NoDecodeState;
+};
+template <typename M>
+requires requires {
+    typename M::DecodeState;
+}
+struct DecodeStateOf<M> {
+    using type = typename M::DecodeState;
+};
+}  // namespace detail
+
+/// What decode keeps of the tokens so far in a module or a part of one.
+template <typename M>
+using DecodeStateOf = typename detail::DecodeStateOf<M>::type;
 
 /// The cache of a module: what decode keeps of the tokens so far. Its tensors take bytes(), which `cache_bytes` of the
 /// module says beforehand, and do not grow. Move-only.
@@ -127,11 +140,5 @@ Index bytes_of(const State& state) {
     return bytes;
 }
 }  // namespace detail
-
-/// Modules with decode: those that are causal.
-template <typename Module>
-concept Decodes = requires {
-    typename Module::DecodeState;
-};
 
 }  // namespace colt5

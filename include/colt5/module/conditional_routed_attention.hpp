@@ -195,6 +195,78 @@ public:
     /// The address of a parameter, by which saved activations know their module.
     const void* identity() const { return heavy_attn.to_out.weight.data(); }
 
+    /// What decode reads of earlier tokens.
+    struct DecodeState {
+        DecodeStateOf<Light> light_attn;  // keys and values of the last tokens
+        RouterState<QRouter> q_router;    // logits of the last tokens, and the budget
+        RouterState<KVRouter> kv_router;  // likewise
+        DecodeStateOf<Heavy> heavy_attn;  // keys and values that the router has chosen so far
+
+        template <typename F, typename... States>
+        static void each_tensor(F&& f, const std::string& prefix, States&... states) {
+            DecodeStateOf<Light>::each_tensor(f, prefix + "light_attn.", states.light_attn...);
+            RouterState<QRouter>::each_tensor(f, prefix + "q_router.", states.q_router...);
+            RouterState<KVRouter>::each_tensor(f, prefix + "kv_router.", states.kv_router...);
+            DecodeStateOf<Heavy>::each_tensor(f, prefix + "heavy_attn.", states.heavy_attn...);
+        }
+    };
+    static constexpr Index model_dim = config.dim;
+    /// How many keys and values each route keeps: of all chosen tokens of a sequence of max_length.
+    static constexpr Index key_capacity(Index max_length) {
+        return KVRouter::capacity(max_length, config.num_heavy_tokens_kv);
+    }
+    /// The sum of what the parts take: DecodeWindow::rows(max_length) tokens of the light branch, key_capacity(
+    /// max_length) tokens of each route of the heavy branch, and what each router takes, see CausalTopKState::bytes.
+    static constexpr Index cache_bytes(Index batch, Index max_length) {
+        Index bytes = QRouter::state_bytes(batch) + KVRouter::state_bytes(batch) +
+                      Heavy::decode_bytes(batch, config.num_routed_kv, key_capacity(max_length), config.heavy_heads,
+                                          config.heavy_dim_head, config.use_null_kv);
+        if constexpr (config.has_light_attn)
+            bytes += Light::decode_bytes(light_attention, config.light_heads, config.light_dim_head, batch, max_length);
+        return bytes;
+    }
+    DecodeState make_decode_state(Index batch, Index max_length) const {
+        static_assert(is_causal && RoutesNext<QRouter>,
+                      "colt5: decode needs a causal router, such as RouterType::causal");
+        const P& policy = this->policy();
+        DecodeState state;
+        if constexpr (config.has_light_attn) state.light_attn = light_attn.make_decode_state(policy, batch, max_length);
+        state.q_router = q_router.make_state(policy, batch, config.num_heavy_tokens_q);
+        state.kv_router = kv_router.make_state(policy, batch, config.num_heavy_tokens_kv);
+        state.heavy_attn = heavy_attn.make_decode_state(policy, batch, config.num_routed_kv, key_capacity(max_length));
+        return state;
+    }
+    Out decode_next(DecodeState& state, const NextTokens<P>& next, const Tokens& tokens, Out given,
+                    Residual residual = Residual::none) const {
+        const P& policy = this->policy();
+        const Mask mask = next.mask();
+        auto [clean_copy, x] = clean_padding(policy, tokens, mask);  // (b, m, d)
+        SideStream side_stream(policy);
+        const P& side = side_stream.policy();
+        const auto q = q_router.route_next(side, state.q_router, x, mask, config.num_heavy_tokens_q);
+        const auto kv = kv_router.route_next(side, state.kv_router, x, mask, config.num_heavy_tokens_kv);
+        const auto heavy =
+            heavy_attn.decode_next(side, state.heavy_attn, gather(side, x, q.indices, mask),  // (b, r, q, d)
+                                   gather(side, x, kv.indices, mask),                         // (b, r, kv, d)
+                                   kv.scores.const_view(), query_scores(q.scores),
+                                   {q.positions.const_view(), kv.positions.const_view(), q.live.const_view(),
+                                    kv.live.const_view()});  // (b, r · q, d)
+
+        auto out = detail::result_like(policy, "out", std::move(given), x);  // (b, m, d)
+        const auto added = detail::residual_of(residual, x);
+        if constexpr (config.has_light_attn)
+            light_attn.decode_next(policy, state.light_attn, next, out.view(), x, added);
+        else
+            light_attn.forward(policy, out.view(), x, mask, false, added);
+        side_stream.join();
+        if constexpr (config.use_null_q_tokens)
+            add_null_query(
+                policy, out.view(), null_q_token,
+                null_queries(policy, all_routes(q.indices), all_routes(q.live), mask, x.extent(1)).const_view());
+        scatter(policy, scatter_mode, out.view(), heavy, q.indices, q.scores);  // (b, m, d)
+        return out;
+    }
+
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         if constexpr (config.use_null_q_tokens) f(prefix + "null_q_token", m.null_q_token...);
@@ -207,15 +279,15 @@ public:
     }
 
 private:
+    static constexpr LocalAttention light_attention{config.light_window_size / 2, config.masked_rows,
+                                                    config.attends_to_padding, is_causal};
     static Light make_light(const P& policy, [[maybe_unused]] SeedSequence& seeds) {
         if constexpr (config.has_light_attn && config.light_in_windows)
             return Light(policy, seeds, config.dim, config.light_heads, config.light_dim_head,
                          config.light_window_size);
         else if constexpr (config.has_light_attn)
-            return Light(
-                policy, seeds, config.dim, config.light_heads, config.light_dim_head,
-                LocalAttention{config.light_window_size / 2, config.masked_rows, config.attends_to_padding, is_causal},
-                detail::buckets_of(config), config.light_rotary_emb);
+            return Light(policy, seeds, config.dim, config.light_heads, config.light_dim_head, light_attention,
+                         detail::buckets_of(config), config.light_rotary_emb);
         else
             return {};
     }
@@ -225,8 +297,11 @@ private:
     static auto null_queries(const P& policy, const Routed& routed_q, Mask mask, Index length) {
         Mask live;
         if constexpr (is_causal) live = all_routes(routed_q.live);
-        return unrouted_tokens(policy, all_routes(routed_q.routing.indices),
-                               config.masked_tokens_get_null_q ? Mask() : mask, length, live);
+        return null_queries(policy, all_routes(routed_q.routing.indices), live, mask, length);
+    }
+    static auto null_queries(const P& policy, MatrixView<const TokenIndex> indices, Mask live, Mask mask,
+                             Index length) {
+        return unrouted_tokens(policy, indices, config.masked_tokens_get_null_q ? Mask() : mask, length, live);
     }
     /// Where the picks come from, and which are used.
     template <typename RoutedQ, typename RoutedKV>

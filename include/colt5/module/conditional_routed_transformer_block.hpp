@@ -142,6 +142,38 @@ public:
         return conditional_attn.fits(gradients.conditional_attn) && conditional_ff.fits(gradients.conditional_ff);
     }
 
+    void expect_parameters() const {
+        conditional_attn.expect_parameters();
+        conditional_ff.expect_parameters();
+    }
+
+    /// What decode reads of earlier tokens in both halves.
+    struct DecodeState {
+        DecodeStateOf<FeedForward> conditional_ff;
+        DecodeStateOf<Attention> conditional_attn;
+
+        template <typename F, typename... States>
+        static void each_tensor(F&& f, const std::string& prefix, States&... states) {
+            DecodeStateOf<FeedForward>::each_tensor(f, prefix + "conditional_ff.", states.conditional_ff...);
+            DecodeStateOf<Attention>::each_tensor(f, prefix + "conditional_attn.", states.conditional_attn...);
+        }
+    };
+    static constexpr Index model_dim = config.dim;
+    /// The sum of what both halves take.
+    static constexpr Index cache_bytes(Index batch, Index max_length) {
+        return FeedForward::cache_bytes(batch, max_length) + Attention::cache_bytes(batch, max_length);
+    }
+    DecodeState make_decode_state(Index batch, Index max_length) const {
+        return {conditional_ff.make_decode_state(batch, max_length),
+                conditional_attn.make_decode_state(batch, max_length)};
+    }
+    Out decode_next(DecodeState& state, const NextTokens<P>& next, const typename Attention::Tokens& tokens,
+                    Out out) const {
+        const auto x =
+            conditional_attn.decode_next(state.conditional_attn, next, tokens, {}, Residual::tokens);  // (b, m, d)
+        return conditional_ff.decode_next(state.conditional_ff, next, x.const_view(), std::move(out), Residual::tokens);
+    }
+
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         FeedForward::each_parameter(f, prefix + "conditional_ff.", m.conditional_ff...);

@@ -8,7 +8,9 @@
 #include <utility>
 
 #include <colt5/module/layers.hpp>
+#include <colt5/op/append_keys.hpp>
 #include <colt5/op/causal_key_counts.hpp>
+#include <colt5/op/copy_tokens.hpp>
 #include <colt5/op/dense_attention.hpp>
 #include <colt5/op/null_key.hpp>
 #include <colt5/op/rotary.hpp>
@@ -125,13 +127,66 @@ struct HeavyAttention {
         const auto counts = key_counts(policy, positions);
         auto attended = dense_attention_forward(policy, attended_q.q, seen.kv, seen.mask, seen.value_scale,
                                                 bias_of(by_distance, positions, counts));  // (b, n, h, dim_head)
-        TokensTensor<Scalar, P> out(policy, {batch, routes * length, dim});
-        if (routes == 1)
-            linear(policy, out.view(), merge_q(attended.out), to_out.weight);
-        else
-            routed_linear(policy, in_routes(out.view(), routes), swap_middle_axes(policy, split(attended.out, routes)),
-                          swapped_to_out(policy, routes).view().rows());
+        auto out = output(policy, attended.out, routes);
         return {std::move(out), std::move(q), std::move(kv), std::move(attended)};
+    }
+
+    /// The keys and values that queries of later tokens attend to, the null key at their front.
+    using DecodeState = RoutedKeys<Scalar, P>;
+    static constexpr Index decode_bytes(Index batch, Index routes, Index capacity, Index heads, Index dim_head,
+                                        bool has_null_key) {
+        return DecodeState::bytes(batch, routes, capacity, heads / routes * 2 * dim_head, has_null_key ? 1 : 0);
+    }
+    /// With room for `capacity` keys of each route.
+    DecodeState make_decode_state(const P& policy, Index batch, Index routes, Index capacity) const {
+        expect_routes("routes of context", routes);
+        const Index width = 2 * inner() / routes;
+        DecodeState state(policy, batch, routes, capacity, width, null_kv ? 1 : 0);
+        if (null_kv) {
+            const Projected none(policy, {batch, routes, 0, width});
+            const TokensTensor<accumulate_t<Scalar>, P> no_scale(policy, {batch, routes, 0});
+            const auto null = with_null_key(policy, split_kv(none), null_kv, {}, no_scale.const_view());
+            const auto to_front = [&](auto& to, const auto& from, Index numbers) {
+                const auto rows = [&](auto view, Index count) {
+                    return view.reshape(std::array{batch * routes, count, numbers});
+                };
+                copy_tokens(policy, rows(to.view(), capacity + 1), 0, rows(from.const_view(), 1), 0, 1);
+            };
+            to_front(state.kv, null.kv, width);
+            to_front(state.value_scale, null.value_scale, 1);
+        }
+        return state;
+    }
+
+    /// `out` of forward for the next queries x (b, r, n, d) of sequences whose earlier keys `state` has. Adds the keys
+    /// and values of context (b, r, k, d) to it first. The branch must be causal.
+    template <Viewable X, Viewable C>
+    TokensTensor<Scalar, P> decode_next(const P& policy, DecodeState& state, const X& x, const C& context,
+                                        Scores scores, QueryScores scores_q, const Positions& positions) const {
+        static_assert(is_causal);
+        expect_inputs(x, context, {}, scores, scores_q, positions);
+        if (context.extent(2) > 0) {
+            auto kv = routed_linear(policy, norm(policy, context), to_kv.weight);  // (b, r, k, h / r · 2 · dim_head)
+            if (inv_freq) rotary(policy, rows_of_kv(kv.view()), 1, inv_freq, {of_each_route(positions.keys)});
+            if (multiply_keys_by_score) assign(policy, kv, kv * column(scores));
+            append_keys(policy, state, kv, scores, positions.keys, positions.live_keys);
+        }
+        const auto queries = by_route(x);  // (b, r, n, d)
+        const auto [batch, routes, length, dim] = queries.shape();
+        if (length == 0) return {policy, {batch, 0, dim}};
+        TokensTensor<Scalar, P> q(policy, {batch, routes * length, inner() / routes});
+        routed_linear(policy, in_routes(q.view(), routes), norm(policy, queries), to_q.weight);
+        if (inv_freq)
+            rotary(policy, rows_of_q(q.view(), routes), heads / routes, inv_freq, {of_each_route(positions.queries)});
+        const auto attended_q = attended_queries(policy, q, scores_q, routes);
+        const auto by_distance = bias_by_distance(policy);
+        const Positions of_all{positions.queries, state.positions.const_view(), positions.live_queries, {}};
+        const auto counts = key_counts(policy, of_all);
+        const auto attended =
+            dense_attention_forward(policy, attended_q.q, split_kv(state.kv), {},
+                                    multiply_keys_by_score ? Scores() : state.value_scale.const_view(),
+                                    bias_of(by_distance, of_all, counts));  // (b, n, h, dim_head)
+        return output(policy, attended.out, routes);
     }
 
     template <Viewable D, Viewable X, Viewable C>
@@ -364,6 +419,16 @@ private:
         return swap_middle_axes(policy, d_attended);
     }
 
+    /// (b, r · n, d)
+    TokensTensor<Scalar, P> output(const P& policy, const Projected& attended, Index routes) const {
+        TokensTensor<Scalar, P> out(policy, {attended.extent(0), routes * attended.extent(1), to_out.weight.extent(0)});
+        if (routes == 1)
+            linear(policy, out.view(), merge_q(attended), to_out.weight);
+        else
+            routed_linear(policy, in_routes(out.view(), routes), swap_middle_axes(policy, split(attended, routes)),
+                          swapped_to_out(policy, routes).view().rows());
+        return out;
+    }
     /// Queries (b, n, d) or (b, r, n, d) as (b, r, n, d).
     template <Viewable X>
     static auto by_route(const X& x) {

@@ -102,6 +102,21 @@ struct LightAttention {
                           epilogue);
     }
 
+    /// Decoding, see decode_next of the schedule.
+    using DecodeState = typename Schedule::DecodeState;
+    static constexpr Index decode_bytes(const LocalAttention& attention, Index heads, Index dim_head, Index batch,
+                                        Index max_length) {
+        return batch * DecodeWindow::of<P, Scalar>(attention, max_length).rows(max_length) * 2 * heads * dim_head *
+               static_cast<Index>(sizeof(Scalar));
+    }
+    DecodeState make_decode_state(const P& policy, Index batch, Index max_length) const {
+        return schedule.make_decode_state(policy, batch, max_length);
+    }
+    void decode_next(const P& policy, DecodeState& state, const NextTokens<P>& next, TokensView<Scalar> out,
+                     TokensView<const Scalar> x, TokensView<const Scalar> residual) const {
+        schedule.decode_next(policy, state, next, out, x, next.mask(), parameters(*this), inv_freq, residual);
+    }
+
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         Norm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);

@@ -103,6 +103,40 @@ public:
         return saved;
     }
 
+    void expect_parameters() const {
+        for (const Layer& layer : layers) layer.expect_parameters();
+    }
+
+    /// What decode reads of earlier tokens in each layer.
+    struct DecodeState {
+        std::array<DecodeStateOf<Layer>, depth> layers;
+
+        template <typename F, typename... States>
+        static void each_tensor(F&& f, const std::string& prefix, States&... states) {
+            for (std::size_t i = 0; i < depth; ++i)
+                DecodeStateOf<Layer>::each_tensor(f, prefix + name_of_layer(i), states.layers[i]...);
+        }
+    };
+    static constexpr Index model_dim = Layer::model_dim;
+    /// depth times what a layer takes
+    static constexpr Index cache_bytes(Index batch, Index max_length) {
+        return static_cast<Index>(depth) * Layer::cache_bytes(batch, max_length);
+    }
+    DecodeState make_decode_state(Index batch, Index max_length) const {
+        DecodeState state;
+        for (std::size_t i = 0; i < depth; ++i) state.layers[i] = layers[i].make_decode_state(batch, max_length);
+        return state;
+    }
+    Out decode_next(DecodeState& state, const NextTokens<P>& next,
+                    const TokensView<const typename Out::value_type>& tokens, Out out) const {
+        Out x;
+        for (std::size_t i = 0; i < depth; ++i) {
+            Out to = i + 1 == depth ? std::move(out) : Out();
+            x = layers[i].decode_next(state.layers[i], next, i == 0 ? tokens : x.const_view(), std::move(to));
+        }
+        return x;
+    }
+
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         for (std::size_t i = 0; i < depth; ++i) Layer::each_parameter(f, prefix + name_of_layer(i), m.layers[i]...);

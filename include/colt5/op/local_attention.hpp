@@ -91,6 +91,23 @@ struct LocalAttention {
     }
 };
 
+/// How kernels divide a sequence. The output of a query has the same bits in any chunk of queries and with any part of
+/// the keys at hand, if the chunk begins at a multiple of `queries`, and the part at a multiple of `keys`.
+struct LocalGrid {
+    Index queries, keys;
+};
+
+/// That of a policy's kernels for a scalar type: LocalGridOf<P, T>::of(attention). Policies specialize it.
+template <typename P, typename T>
+struct LocalGridOf {
+    static constexpr LocalGrid of(const LocalAttention&) {
+        static_assert(has_kernel<P>,
+                      "colt5: no `local_attention` kernel for this policy: include <colt5/cpu.hpp> or "
+                      "<colt5/cuda.cuh>");
+        return {};
+    }
+};
+
 /// What the vector-Jacobian product reads: the output, and one log-sum-exp a row and head (−∞ where no key is visible).
 template <typename Scalar, Policy P>
 struct LocalAttentionActivations {

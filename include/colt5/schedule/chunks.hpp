@@ -54,14 +54,16 @@ private:
 
 /// A batch in chunks of about the policy's tokens_at_a_time, in order. One chunk goes through all layers of a light
 /// branch before the next, so that what lies between two layers is small and stays in caches. No chunk is shorter than
-/// `least`, unless it is the last of its sequence. Where sequences are cut depends on their length alone.
+/// `least`, unless it is the last of its sequence, and all begin at multiples of `multiple`. Where sequences are cut
+/// depends on their length alone.
 class Chunks {
 public:
-    Chunks(const MemoryPlan& plan, Index batch, Index length, Index least = 1) : batch_(batch), length_(length) {
+    Chunks(const MemoryPlan& plan, Index batch, Index length, Index least = 1, Index multiple = 1)
+        : batch_(batch), length_(length) {
         const Index most = std::max(plan.tokens_at_a_time, Index{1});
         per_sequence_ =
             std::clamp(divide_up(length, most), Index{1}, std::max(Index{1}, length / std::max(least, Index{1})));
-        tokens_ = std::max(Index{1}, divide_up(length, per_sequence_));
+        tokens_ = round_up(std::max(Index{1}, divide_up(length, per_sequence_)), multiple);
         per_sequence_ = std::max(Index{1}, divide_up(length, tokens_));
         sequences_ = per_sequence_ > 1 ? 1 : std::clamp(most / tokens_, Index{1}, std::max(Index{1}, batch));
     }

@@ -7,10 +7,13 @@
 #include <utility>
 #include <vector>
 
+#include <colt5/op/copy_tokens.hpp>
 #include <colt5/op/norm_linear.hpp>
 #include <colt5/op/projected_local_attention.hpp>
 #include <colt5/op/rotary.hpp>
+#include <colt5/op/zero.hpp>
 #include <colt5/schedule/chunks.hpp>
+#include <colt5/schedule/next_tokens.hpp>
 
 namespace colt5 {
 
@@ -140,6 +143,82 @@ struct LightAttentionSchedule {
         }
     }
 
+    /// The keys and values that later tokens attend to.
+    struct DecodeState {
+        TokensTensor<Scalar, P> kv;  // (b, rows, 2 · h · dim_head): of DecodeWindow, keys rotated
+
+        template <typename F, typename... States>
+        static void each_tensor(F&& f, const std::string& prefix, States&... states) {
+            f(prefix + "kv", states.kv...);
+        }
+    };
+    DecodeState make_decode_state(const P& policy, Index batch, Index max_length) const {
+        const auto window = DecodeWindow::of<P, Scalar>(attention, max_length);
+        DecodeState state{{policy, {batch, window.rows(max_length), 2 * inner()}}};
+        set_zero(policy, state.kv);
+        return state;
+    }
+
+    /// What forward writes at the next tokens x (b, m, d) of sequences whose earlier tokens `state` knows. Attention
+    /// must be causal.
+    template <Viewable X>
+    void decode_next(const P& policy, DecodeState& state, const NextTokens<P>& next, TokensView<Scalar> out, const X& x,
+                     Mask mask, const Parameters<const Scalar>& parameters, VectorView<const float> inv_freq,
+                     TokensView<const Scalar> residual) const {
+        const Index batch = x.extent(0), width = x.extent(1), rows = state.kv.extent(1);
+        const auto window = DecodeWindow::of<P, Scalar>(attention, rows);
+        auto norm = parameters.norm;
+        norm.clean_mask = mask;
+        TokensTensor<Scalar, P> q(policy, {batch, width, inner()}), kv(policy, {batch, width, 2 * inner()});
+        norm_linear(policy, x, norm,
+                    std::array{Projection<Scalar>{q.view(), q_weight(parameters)},
+                               Projection<Scalar>{kv.view(), kv_weight(parameters)}});
+        auto attended = tensor_like(policy, q);     // (b, m, h · dim_head)
+        if (next.real) set_zero(policy, attended);  // of padding
+        const auto by_distance = bias_by_distance(policy, parameters);
+        next.each_run([&](Index b, Index number) {
+            const Index past = next.past_of(b), count = next.count_of(b);
+            if (count == 0) return;
+            const auto new_q = q.view().range(b, number), new_kv = kv.view().range(b, number);
+            if (inv_freq) {
+                rotary(policy, all_heads(new_q), heads, inv_freq, {{}, past});
+                rotary(policy, all_heads(new_kv), heads, inv_freq, {{}, past});
+            }
+            // Keys and values from token `origin` on: in the cache, or in `all` if that has no room for the new ones.
+            const Index origin = window.origin(past), kept = past - origin;
+            const auto cache = state.kv.view().range(b, number);
+            auto keys = cache;
+            TokensTensor<Scalar, P> all;
+            if (kept + count > rows) {
+                all = {policy, {number, kept + count, 2 * inner()}};
+                keys = all.view();
+                copy_tokens(policy, keys, 0, cache, 0, kept);
+            }
+            copy_tokens(policy, keys, kept, new_kv, 0, count);
+            // Queries from the first one of a tile on, of which those that are not new are zeros.
+            const Index first = window.first_query(past), before = past - first;
+            TokensTensor<Scalar, P> queries(policy, {number, before + count, inner()});
+            if (before > 0) set_zero(policy, queries);
+            copy_tokens(policy, queries.view(), before, new_q, 0, count);
+            Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> of_queries(policy,
+                                                                             {number, before + count, heads, dim_head});
+            local_attention_kernel(policy, of_queries.view(), TokensView<accumulate_t<Scalar>>{}, split_heads(queries),
+                                   split(keys.const_view(), 2), Mask(), first - origin, attention,
+                                   bias_of(by_distance));
+            copy_tokens(policy, attended.view().range(b, number), 0, merge_heads(of_queries), before, count);
+            // The tokens that the cache keeps move to its front.
+            const Index next_origin = window.origin(past + count), rest = past + count - next_origin;
+            if (!all && next_origin > origin) {
+                all = {policy, {number, rest, 2 * inner()}};
+                copy_tokens(policy, all.view(), 0, keys, next_origin - origin, rest);
+                copy_tokens(policy, cache, 0, all, 0, rest);
+            } else if (all) {
+                copy_tokens(policy, cache, 0, all, next_origin - origin, rest);
+            }
+        });
+        linear(policy, out, attended, parameters.to_out, {}, residual);  // (b, m, d)
+    }
+
 private:
     /// Writes to d_window the gradients of a chunk's queries and of the keys and values that they see, and adds those
     /// of to_out and of the bias to `gradients`.
@@ -168,7 +247,10 @@ private:
 
     template <Viewable X>
     Chunks chunks_of(const P& policy, const X& x) const {
-        return {policy.memory_plan(), x.extent(0), x.extent(1), 3 * std::min(attention.halo(), x.extent(1))};
+        const Index least = 3 * std::min(attention.halo(), x.extent(1));
+        // So that decode_next, and a sequence that goes on, get the same bits.
+        const Index multiple = attention.causal ? LocalGridOf<P, Scalar>::of(attention).queries : 1;
+        return {policy.memory_plan(), x.extent(0), x.extent(1), least, multiple};
     }
     auto q_weight(const Parameters<const Scalar>& parameters) const { return parameters.to_qkv.range(0, inner()); }
     auto kv_weight(const Parameters<const Scalar>& parameters) const {
