@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""generate.py FOLDER: writes the v023_*.safetensors files, which hold what colt5-attention 0.2.3 computes in float64. The head_* files
-hold what 0.11.1 (with local-attention 1.9.15) computes, in the same form; a program like this one wrote them.
+"""generate.py FOLDER: writes what the installed colt5-attention computes in float64. With version 0.2.3 (and local-attention 1.8.6) it
+writes the v023_*.safetensors files; with 0.11 (and local-attention 1.9.15) the three head_*_b1.safetensors. A program like this one wrote
+the other head_* files, in the same form, with 0.11.1.
 
-Needs colt5-attention 0.2.3 with local-attention 1.8.6 (pip). One file a case; the loss is sum(out.y * in.cotangent):
+One file a case; the loss is sum(out.y * in.cotangent):
 
     __metadata__.config   JSON: the class, its constructor arguments, the shape of in.x
     in.x, in.context, …   inputs, exact in float32                                                        float32
@@ -13,7 +14,7 @@ Needs colt5-attention 0.2.3 with local-attention 1.8.6 (pip). One file a case; t
     out.y, out.scores     outputs                                                                         float64
     grad.<input>, grad.param.<name>                                                                       float32
 
-The head_*.safetensors hold in the same form what version 0.11 computes; this program does not write them. grad.k is for the k of each row.
+grad.k, in files of version 0.11, is for the k of each row.
 
 No case depends on how equal scores at the edge of a selection are ordered: a draw that has some is replaced by another one.
 """
@@ -23,9 +24,12 @@ import struct
 import sys
 
 import colt5_attention as reference
-import colt5_attention.sinkhorn
 import colt5_attention.transformer_block
 import torch
+
+REFERENCE = 'head' if hasattr(reference, 'topk') else 'v023'
+if REFERENCE == 'v023':
+    import colt5_attention.sinkhorn
 
 torch.set_default_dtype(torch.float64)
 
@@ -55,7 +59,7 @@ def save(name, config, tensors):
         header[key] = {'dtype': kinds[tensor.dtype], 'shape': list(tensor.shape), 'data_offsets': [begin, end]}
     text = json.dumps(header).encode()
     text += b' ' * (-len(text) % 8)
-    with open(os.path.join(sys.argv[1], f'v023_{name}.safetensors'), 'wb') as file:
+    with open(os.path.join(sys.argv[1], f'{REFERENCE}_{name}.safetensors'), 'wb') as file:
         file.write(struct.pack('<Q', len(text)) + text + b''.join(data))
 
 
@@ -107,23 +111,23 @@ class TieGuard:
 
 guard = TieGuard()
 drawn_noise = []
-sample_gumbel = reference.sinkhorn.sample_gumbel
+
+if REFERENCE == 'v023':
+    sample_gumbel = reference.sinkhorn.sample_gumbel
+
+    def recorded_gumbel(*arguments):
+        drawn_noise.append(round32(sample_gumbel(*arguments)))
+        return drawn_noise[-1]
+
+    reference.sinkhorn.sample_gumbel = recorded_gumbel
 
 
-def recorded_gumbel(*arguments):
-    drawn_noise.append(round32(sample_gumbel(*arguments)))
-    return drawn_noise[-1]
-
-
-reference.sinkhorn.sample_gumbel = recorded_gumbel
-
-
-def module_case(name, cls, config, batch=BATCH, length=LENGTH, mask=False, call=None, **inputs):
+def module_case(name, cls, config, batch=BATCH, length=LENGTH, mask=False, call=None, seed=None, **inputs):
     """inputs: functions of a generator that draw further arguments of the module."""
     for attempt in range(50):
         guard.descended = False
         try:
-            return draw_module_case(name, cls, config, (batch, length, DIM), mask, call, inputs, seed_of(name) + 100 * attempt)
+            return draw_module_case(name, cls, config, (batch, length, DIM), mask, call, inputs, (seed or seed_of(name)) + 100 * attempt)
         except Tie:
             continue
     raise RuntimeError(f'{name}: every draw has ties')
@@ -154,7 +158,7 @@ def draw_module_case(name, cls, config, shape, mask, call, inputs, seed):
     tensors |= {'param.' + key: value for key, value in module.named_parameters()}
     tensors |= {'grad.param.' + key: value.grad for key, value in module.named_parameters() if value.grad is not None}
     tensors |= {'grad.' + key: value.grad for key, value in arguments.items() if value.grad is not None}
-    save(name, {'class': cls.__name__, 'reference': 'v023', **config, 'shape': list(shape)}, tensors)
+    save(name, {'class': cls.__name__, 'reference': REFERENCE, **config, 'shape': list(shape)}, tensors)
 
 
 def descent_case(name, length, rows, k, mask=False, **config):
@@ -167,7 +171,7 @@ def descent_case(name, length, rows, k, mask=False, **config):
     cotangent = round32(torch.randn(scores.shape, generator=generator))
     (scores * cotangent).sum().backward()
     tensors |= {'in.cotangent': cotangent, 'out.scores': scores, 'grad.s': logits.grad}
-    save(name, {'class': 'coor_descent', 'reference': 'v023', 'k': k, **config}, tensors)
+    save(name, {'class': 'coor_descent', 'reference': REFERENCE, 'k': k, **config}, tensors)
 
 
 def cross_attention(module, x, context, mask=None, context_mask=None):
@@ -185,6 +189,18 @@ def cross_attention(module, x, context, mask=None, context_mask=None):
 
 def main():
     os.makedirs(sys.argv[1], exist_ok=True)
+    cases_of_version_0_11() if REFERENCE == 'head' else cases_of_version_0_2_3()
+
+
+def cases_of_version_0_11():
+    """With two key/value routes, the package gathers from the right sample only when there is but one."""
+    attention = dict(**ATTENTION, num_heavy_tokens_q=NUM_Q, num_heavy_tokens_kv=NUM_KV, num_routed_kv=2)
+    for tag, options in (('', {}), ('_rotary', dict(rotary_emb=True))):
+        module_case(f'attn_routes2{tag}_b1', reference.ConditionalRoutedAttention, dict(**attention, **options), batch=1)
+    module_case('attn_routes2_mask_b1', reference.ConditionalRoutedAttention, attention, batch=1, mask=True, seed=1001)
+
+
+def cases_of_version_0_2_3():
     descent_case('coor_descent_50', 2048, 2, 72.0, n_iters=50, eps=1.0)
     descent_case('coor_descent_50_mask', 512, 3, 36.0, mask=True, n_iters=50, eps=1.0)
     descent_case('coor_descent_small_eps', 300, 2, 20.25, n_iters=20, eps=0.1)
