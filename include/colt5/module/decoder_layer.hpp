@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <string>
+#include <utility>
+
+#include <colt5/module/dropout.hpp>
+#include <colt5/module/gated_feed_forward.hpp>
+#include <colt5/module/heavy_attention.hpp>
+#include <colt5/module/multi_query_attention.hpp>
+
+namespace colt5 {
+
+/// Of the decoder of EncoderDecoder. The defaults are those of the paper's base size.
+struct DecoderConfig {
+    Index dim = 768;
+    Index heads = 12;
+    Index dim_head = 64;
+    Index dim_hidden = 2048;  ///< of the gated feedforward
+    /// T5's relative position bias of the self attention. It looks back alone, so half of the buckets stay unused: 64
+    /// here are the 32 of a T5 decoder.
+    RelativePositionBuckets buckets{.num_buckets = 64, .max_distance = 128};
+    double dropout = 0;  ///< of the output of each part before its residual is added, in training
+};
+
+/// A layer of the decoder in the CoLT5 paper, nothing of which is routed:
+///
+///     x = self_attn(x) + x;  x = cross_attn(x, context) + x;  x = ff(x) + x
+///
+/// Self attention is causal, with a relative position bias; cross attention is multi-query. Each part has an RMSNorm
+/// before it. So padding at the end of x reaches nothing before it.
+template <typename Scalar, Policy P>
+struct DecoderLayer {
+    using Out = TokensTensor<Scalar, P>;
+    using SelfAttention = HeavyAttention<Scalar, P, true, true>;
+    using CrossAttention = MultiQueryAttention<Scalar, P>;
+
+    SelfAttention self_attn;
+    CrossAttention cross_attn;
+    GatedFeedForward<Scalar, P> ff;
+    std::array<Dropout, 3> dropout;  // of the three parts
+
+    struct Gradients {
+        typename SelfAttention::Gradients self_attn;
+        typename CrossAttention::Gradients cross_attn;
+        typename GatedFeedForward<Scalar, P>::Gradients ff;
+    };
+    struct Activations {
+        TokensTensor<TokenIndex, P> positions;          // (b, 1, n): 0, 1, 2, …
+        typename SelfAttention::Activations self_attn;  // `out` of these is with the residual
+        typename CrossAttention::Activations cross_attn;
+        typename GatedFeedForward<Scalar, P>::Activations ff;
+        std::array<Dropout::Activations, 3> dropout;
+        Out out;  // (b, n, d)
+    };
+
+    DecoderLayer(const P& policy, SeedSequence& seeds, const DecoderConfig& config)
+        : self_attn(policy, seeds, config.dim, config.heads, config.dim_head, false, false, config.buckets),
+          cross_attn(policy, seeds, config.dim, config.heads, config.dim_head),
+          ff(policy, seeds, config.dim, config.dim_hidden),
+          dropout{Dropout(seeds, config.dropout), Dropout(seeds, config.dropout), Dropout(seeds, config.dropout)} {}
+
+    /// x (b, n, d), context (b, m, d), its mask (b, m) or absent. `trains`: with dropout, and saving for backward.
+    Activations forward(const P& policy, const Out& x, const Out& context, Mask mask, bool trains) const {
+        Activations saved;
+        saved.positions = {policy, {x.extent(0), 1, x.extent(1)}};
+        assign(policy, saved.positions, column_numbers<TokenIndex>());
+        saved.self_attn = self_attn.forward(policy, x, of_one_route(x), {}, {}, {}, positions(saved));
+        add_residual(policy, 0, saved, saved.self_attn.out, x, trains);
+        saved.cross_attn = cross_attn.forward(policy, saved.self_attn.out, context, mask);
+        add_residual(policy, 1, saved, saved.cross_attn.out, saved.self_attn.out, trains);
+        saved.out = tensor_like(policy, x);
+        saved.ff = ff.forward(policy, saved.out.view(), saved.cross_attn.out, trains);
+        add_residual(policy, 2, saved, saved.out, saved.cross_attn.out, trains);
+        return saved;
+    }
+
+    /// Returns d_x (b, n, d). Adds the gradient of the context to d_context (b, m, d).
+    Out backward(const P& policy, const Activations& saved, const Out& d_out, const Out& x, const Out& context,
+                 Mask mask, Out& d_context, Gradients& gradients) const {
+        Out dropped;
+        auto d_cross = tensor_like(policy, x);  // of the output of cross attention and its residual
+        ff.backward(policy, saved.ff, d_cross.view(), of_part(policy, 2, saved, d_out, dropped), saved.cross_attn.out,
+                    gradients.ff);
+        assign(policy, d_cross, d_cross + d_out);
+        auto d_self = cross_attn.backward(policy, saved.cross_attn, of_part(policy, 1, saved, d_cross, dropped),
+                                          saved.self_attn.out, context, mask, d_context, gradients.cross_attn);
+        assign(policy, d_self, d_self + d_cross);
+        auto d = self_attn.backward(policy, saved.self_attn, of_part(policy, 0, saved, d_self, dropped), x,
+                                    of_one_route(x), {}, {}, gradients.self_attn, {}, positions(saved));
+        assign(policy, d.d_x, d.d_x + d.d_context.const_view().reshape(x.shape()) + d_self);
+        return std::move(d.d_x);
+    }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        SelfAttention::each_parameter(f, prefix + "self_attn.", m.self_attn...);
+        CrossAttention::each_parameter(f, prefix + "cross_attn.", m.cross_attn...);
+        GatedFeedForward<Scalar, P>::each_parameter(f, prefix + "ff.", m.ff...);
+        if constexpr ((requires { m.dropout; } && ...))
+            for (std::size_t i = 0; i < 3; ++i)
+                Dropout::each_parameter(f, prefix + "dropout." + std::to_string(i) + ".", m.dropout[i]...);
+    }
+
+private:
+    static auto of_one_route(const Out& x) {
+        return x.const_view().reshape(std::array{x.extent(0), Index{1}, x.extent(1), x.extent(2)});
+    }
+    static typename SelfAttention::Positions positions(const Activations& saved) {
+        return {saved.positions.const_view(), saved.positions.const_view()};
+    }
+    void add_residual(const P& policy, std::size_t part, Activations& saved, Out& out, const Out& x,
+                      bool trains) const {
+        if (trains && dropout[part].is_on())
+            saved.dropout[part] = dropout[part].forward(policy, out.view(), x.const_view());
+        else
+            assign(policy, out, out + x);
+    }
+    /// The gradient of a part's output, from that of the sum with the residual; `dropped` owns it if it is another one.
+    TokensView<const Scalar> of_part(const P& policy, std::size_t part, const Activations& saved, const Out& d_sum,
+                                     Out& dropped) const {
+        if (!saved.dropout[part].is_on) return d_sum.const_view();
+        dropped = dropout[part].backward(policy, saved.dropout[part], d_sum);
+        return dropped.const_view();
+    }
+};
+
+}  // namespace colt5
