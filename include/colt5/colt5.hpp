@@ -13,6 +13,7 @@
 #include <colt5/module/conditional_routed_transformer_block.hpp>
 #include <colt5/module/conditional_routed_vit.hpp>
 #include <colt5/module/embedding.hpp>
+#include <colt5/module/encoder_decoder.hpp>
 #include <colt5/module/language_model.hpp>
 #include <colt5/module/ragged.hpp>
 #include <colt5/module/routed.hpp>

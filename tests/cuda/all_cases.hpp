@@ -4,6 +4,7 @@
 #include "module/block.hpp"
 #include "module/cross_attention.hpp"
 #include "module/decode.hpp"
+#include "module/encoder_decoder.hpp"
 #include "module/image.hpp"
 #include "module/language_model.hpp"
 #include "module/ragged.hpp"
@@ -115,6 +116,9 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("stack", stack_case<T, P>);
     add_of_modules("head", head_case<T, P>);
     add_of_modules("language model", language_model_case<T, P>);
+    add_of_modules("multi-query attention", multi_query_attention_case<T, P>);
+    add_of_modules("decoder layer", decoder_layer_case<T, P>);
+    add_of_modules("encoder and decoder", encoder_decoder_case<T, P>);
     add_of_modules("decode", decode_case<T, P>);
     add_of_modules("training", training_case<T, P>);
     return all;

@@ -47,8 +47,8 @@ constexpr TransformerBlockConfig for_length(TransformerBlockConfig block, Index 
 ///
 /// Where this library stays with the package, not the paper's T5: each branch has a norm of its own, LayerNorm in the
 /// light attention, and routers see the tokens before it; logits are scaled by 1/√64; each block has tables of its own
-/// of the relative bias; weights are drawn as PyTorch draws them; there is no dropout. The paper's decoder, whose cross
-/// attention is not routed, is not here.
+/// of the relative bias; weights are drawn as PyTorch draws them; there is no dropout unless the field is set. The
+/// paper's decoder, whose cross attention is not routed, is in EncoderDecoder.
 ///
 /// As they stand, these blocks give their routers no gradient at the initial weights, see docs/training.md. To train
 /// routers, set router_kwargs.coor_descent.score_scale to 1/√dim, and iterate_to_convergence.
