@@ -31,6 +31,7 @@
 #include <colt5/cpu/layer_norm.hpp>
 #include <colt5/cpu/linear.hpp>
 #include <colt5/cpu/local_attention.hpp>
+#include <colt5/cpu/look_back.hpp>
 #include <colt5/cpu/map_tokens.hpp>
 #include <colt5/cpu/norm_linear.hpp>
 #include <colt5/cpu/null_key.hpp>

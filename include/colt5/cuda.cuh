@@ -30,6 +30,7 @@
 #include <colt5/cuda/layer_norm.cuh>
 #include <colt5/cuda/linear.cuh>
 #include <colt5/cuda/local_attention.cuh>
+#include <colt5/cuda/look_back.cuh>
 #include <colt5/cuda/map_tokens.cuh>
 #include <colt5/cuda/norm_linear.cuh>
 #include <colt5/cuda/null_key.cuh>

@@ -34,6 +34,9 @@
 // expect: colt5: no `merge_block_rows` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `merge_blocks` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `norm_linear_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `look_back` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `look_back_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `look_back_counts` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `map_mean` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `map_mean_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `norm_linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -90,6 +93,7 @@
 #include <colt5/op/layer_norm.hpp>
 #include <colt5/op/linear.hpp>
 #include <colt5/op/local_attention.hpp>
+#include <colt5/op/look_back.hpp>
 #include <colt5/op/map_tokens.hpp>
 #include <colt5/op/norm_linear.hpp>
 #include <colt5/op/null_key.hpp>
@@ -181,6 +185,8 @@ void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<T
     swap_first_axes(policy, indices);
     gather_sequences(policy, y.view(), weight.const_view(), {});
     scatter_sequences(policy, weight.view(), x.const_view(), {});
+    look_back_vjp(policy, look_back(policy, x, 2), 8, 2);
+    look_back_counts(policy, 1, 4, 2);
     gather_mask(policy, mask, indices);
     scatter(policy, Scatter::add, y, x, flat);
     scatter_vjp(policy, Scatter::mean, x, flat);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "module/autoregressive.hpp"
 #include "module/block.hpp"
 #include "module/cross_attention.hpp"
 #include "module/decode.hpp"
@@ -69,6 +70,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("windows", windows_case<T, P>);
     add("map tokens", map_tokens_case<T, P>);
     add("many sequences", many_sequences_case<T, P>, 1);
+    add("look back", look_back_case<T, P>);
     add("optimizer", optimizer_case<T, P>);
     add_of_modules("half a block, coordinate descent", half_block_case<by_descent_of_one_route, T, P>);
     add_of_modules("half a block, cumulative softmax", half_block_case<by_softmax, T, P>);
@@ -93,6 +95,8 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("causal attention with all options", attention_case<causal_attention_with_all, T, P>);
     add_of_modules("causal block", block_case<causal_block, T, P>);
     add_of_modules("causal block with another future", another_future_case<causal_block, T, P>);
+    add_of_modules("autoregressive attention", autoregressive_case<autoregressive, T, P>);
+    add_of_modules("autoregressive attention with routes", autoregressive_case<autoregressive_of_routes, T, P>);
     add_of_modules("cross attention", cross_case<cross_config, T, P>);
     add_of_modules("cross attention with routes of queries", cross_case<cross_with_query_routes, T, P>);
     add_of_modules("cross attention with a relative position bias", cross_case<cross_with_bias, T, P>);

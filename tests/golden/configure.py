@@ -55,6 +55,7 @@ HEAD_OPTIONS = {  # of version 0.11, which has one router
     'ConditionalRoutedAttention': {**NULL_TOKENS, 'has_light_attn': boolean, 'multiply_queries_by_score': boolean, 'rotary_emb': boolean},
     'ConditionalRoutedCrossAttention': {**NULL_TOKENS, 'route_block_size': integer},
     'ConditionalRoutedImageAttention': {**NULL_TOKENS, 'multiply_queries_by_score': boolean, 'channel_first': boolean},
+    'ConditionalRoutedAutoregressiveAttention': {'use_null_q_tokens': boolean, 'rotary_emb': boolean},
     'ConditionalRoutedTransformerBlock': {**NULL_TOKENS, 'multiply_queries_by_score': boolean},
     'ConditionalRoutedViT': {},
 }
@@ -70,6 +71,8 @@ MODULES = {
     'ConditionalRoutedCrossAttention': ('CrossAttentionConfig', ('dim', 'num_tokens_q', 'num_tokens_kv'),
                                         dict.fromkeys(('dim_head', 'heads', 'kv_routing_tokens'), integer), 1),
     'ConditionalRoutedImageAttention': ('ImageAttentionConfig', ('dim', 'num_heavy_tokens_q', 'num_heavy_tokens_kv'), ATTENTION, 1.5),
+    'ConditionalRoutedAutoregressiveAttention': ('AutoregressiveAttentionConfig', ('dim', 'num_heavy_tokens_q', 'num_heavy_tokens_kv'),
+                                                 {**ATTENTION, 'heavy_window_size': integer}, 1.5),
     'ConditionalRoutedTransformerBlock': (
         'TransformerBlockConfig', ('dim', 'num_heavy_attn_tokens_q', 'num_heavy_attn_tokens_kv', 'num_heavy_ff_tokens'),
         {**ATTENTION, **FEED_FORWARD}, 2.7),
@@ -141,10 +144,11 @@ def module_fields(config, name, reference):
             config.pop(ignored, None)
         kwargs = {'eps': config.pop('default_coor_descent_eps', 1.0), **kwargs}
     fields = options(config, needed, {**dict.fromkeys(needed, integer), **optional, 'router_straight_through': boolean}, name)
-    fields['router_type'] = f'colt5::RouterType::{router}'
+    if name != 'ConditionalRoutedAutoregressiveAttention':
+        fields['router_type'] = f'colt5::RouterType::{router}'
     if reference == 'head':
         fields['router_kwargs.coor_descent'] = 'colt5::CoordinateDescentKwargs::version_0_11()'
-        if 'use_null_q_tokens' in optional:
+        if 'use_null_q_tokens' in optional and name != 'ConditionalRoutedAutoregressiveAttention':
             fields['use_null_kv'] = fields['masked_tokens_get_null_q'] = 'true'
     for field, value in options(kwargs, (), known_kwargs[router], f'the router {router}').items():
         fields[f'router_kwargs.{router}.{field}'] = value
@@ -155,7 +159,7 @@ def module_fields(config, name, reference):
         fields['use_null_kv'] = fields['use_null_q_tokens'] = 'true'
     if name in ('ConditionalRoutedImageAttention', 'ConditionalRoutedViT'):
         fields['routing_scope'] = 'colt5::RoutingScope::window'
-    elif 'light_window_size' in optional:
+    elif 'light_window_size' in optional and name != 'ConditionalRoutedAutoregressiveAttention':
         fields['masked_rows'] = 'colt5::MaskedRows::window_mean'
         fields['attends_to_padding'] = 'true'
     return fields

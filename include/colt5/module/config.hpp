@@ -71,6 +71,24 @@ struct AttentionConfig {
     bool light_in_windows = false;
 };
 
+/// Of ConditionalRoutedAutoregressiveAttention. Its router is that of coordinate descent.
+struct AutoregressiveAttentionConfig {
+    Index dim;
+    Index num_heavy_tokens_q;   ///< of each window
+    Index num_heavy_tokens_kv;  ///< of all tokens before a window
+    Index num_routed_kv = 1;
+    Index light_dim_head = 64;
+    Index light_heads = 8;
+    Index light_window_size = 128;  ///< a token sees the window before its own, and its own up to itself
+    Index heavy_window_size = 0;    ///< 0: light_window_size
+    Index heavy_dim_head = 64;
+    Index heavy_heads = 8;
+    bool router_straight_through = true;
+    RouterKwargs router_kwargs{};
+    bool use_null_q_tokens = false;  ///< a learned output of the heavy branch for tokens that are no query of it
+    bool rotary_emb = false;         ///< queries and keys of the heavy branch are rotated by their tokens' positions
+};
+
 /// What a router of image attention chooses from.
 enum class RoutingScope {
     map,     ///< all tokens of a map: the heavy branch attends across it

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+
 #include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/gather.hpp>
 #include <colt5/op/top_k.hpp>
@@ -16,7 +18,8 @@ namespace colt5 {
 /// logit wins, then the lower index.) Under straight-through real tokens score 1, and only backward runs the descent.
 ///
 /// For each sample and routing token, the descent's k is min(num_tokens · fetch_k_ratio, number of real tokens), so
-/// that padding changes nothing.
+/// that padding changes nothing. (With masked_tokens_count it is min(num_tokens · fetch_k_ratio, n), as the
+/// reference's.)
 template <RouterConfig config, typename Scalar, typename P>
 class CoordinateDescentRouter : public LinearRouter<CoordinateDescentRouter<config, Scalar, P>, config, Scalar, P> {
     using Base = LinearRouter<CoordinateDescentRouter, config, Scalar, P>;
@@ -63,19 +66,34 @@ public:
     }
 
     auto d_logits(const P& policy, const Activations& saved, TokensView<const Logit> d_scores, Mask mask) const {
+        return d_logits_of(policy, saved.logits, saved.routing.indices.const_view(), d_scores, mask, saved.num_tokens);
+    }
+
+    /// The scores (b, r, k) of the tokens that top_k(policy, logits, mask, num_tokens) chose.
+    static auto scores_of(const P& policy, const TokensTensor<Logit, P>& logits, TokensView<const TokenIndex> indices,
+                          Mask mask, Index num_tokens) {
         if constexpr (kwargs.short_rows_score_one)
-            if (saved.logits.extent(2) <= saved.num_tokens) {
-                auto none = tensor_like(policy, saved.logits);
+            if (logits.extent(2) <= num_tokens) return pick_scores<Logit>(policy, {}, indices, mask);
+        auto scores = descent_scores(policy, logits, indices, mask, num_tokens);
+        if constexpr (kwargs.short_rows_score_one)
+            if (mask && !kwargs.masked_tokens_count) set_short_scores(policy, scores.view(), indices, mask, num_tokens);
+        return scores;
+    }
+    /// The gradient of the logits (b, r, n) for that of these scores.
+    static auto d_logits_of(const P& policy, const TokensTensor<Logit, P>& logits, TokensView<const TokenIndex> indices,
+                            TokensView<const Logit> d_scores, Mask mask, Index num_tokens) {
+        if constexpr (kwargs.short_rows_score_one)
+            if (logits.extent(2) <= num_tokens) {
+                auto none = tensor_like(policy, logits);
                 set_zero(policy, none);
                 return none;
             }
-        const double k = descent_k(saved.num_tokens);
-        const auto descent_saved = coordinate_descent_forward(policy, descent, k, saved.logits, mask);
-        const auto d_all =
-            place_scores(policy, d_scores, saved.routing.indices, mask, saved.logits.extent(2));  // (b, r, n)
-        auto d_logits = coordinate_descent_vjp(policy, descent, k, descent_saved, d_all, saved.logits, mask).d_logits;
+        const double k = descent_k(num_tokens, logits.extent(2));
+        const auto descent_saved = coordinate_descent_forward(policy, descent, k, logits, mask);
+        const auto d_all = place_scores(policy, d_scores, indices, mask, logits.extent(2));  // (b, r, n)
+        auto d_logits = coordinate_descent_vjp(policy, descent, k, descent_saved, d_all, logits, mask).d_logits;
         if constexpr (kwargs.short_rows_score_one)
-            if (mask) set_short_scores_vjp(policy, d_logits.view(), mask, saved.num_tokens);
+            if (mask && !kwargs.masked_tokens_count) set_short_scores_vjp(policy, d_logits.view(), mask, num_tokens);
         return d_logits;
     }
 
@@ -85,35 +103,29 @@ private:
                                                .eps_init = kwargs.eps_init,
                                                .eps_decay = kwargs.eps_decay,
                                                .start = kwargs.start,
-                                               .limit_k = true,
+                                               .limit_k = !kwargs.masked_tokens_count || kwargs.iterate_to_convergence,
                                                .iterate_to_convergence = kwargs.iterate_to_convergence};
 
-    static double descent_k(Index num_tokens) { return static_cast<double>(num_tokens) * kwargs.fetch_k_ratio; }
+    static double descent_k(Index num_tokens, [[maybe_unused]] Index length) {
+        const double k = static_cast<double>(num_tokens) * kwargs.fetch_k_ratio;
+        return kwargs.masked_tokens_count ? std::min(k, std::max(static_cast<double>(length), 1.0)) : k;
+    }
 
     static Routing<Logit, P> choose(const P& policy, const TokensTensor<Logit, P>& logits, Mask mask,
                                     Index num_tokens) {
         auto indices = top_k(policy, logits, mask, num_tokens);  // (b, r, k)
-        if constexpr (kwargs.short_rows_score_one)
-            if (logits.extent(2) <= num_tokens) {
-                auto ones = pick_scores<Logit>(policy, {}, indices, mask);
-                return {std::move(indices), std::move(ones)};
-            }
-        Routing<Logit, P> routing = score(policy, logits, std::move(indices), mask, num_tokens);
-        if constexpr (kwargs.short_rows_score_one)
-            if (mask) set_short_scores(policy, routing.scores.view(), routing.indices, mask, num_tokens);
-        return routing;
+        auto scores = scores_of(policy, logits, indices.const_view(), mask, num_tokens);
+        return {std::move(indices), std::move(scores)};
     }
 
-    template <typename Indices>
-    static Routing<Logit, P> score(const P& policy, const TokensTensor<Logit, P>& logits, Indices indices, Mask mask,
-                                   [[maybe_unused]] Index num_tokens) {
+    static auto descent_scores(const P& policy, const TokensTensor<Logit, P>& logits,
+                               TokensView<const TokenIndex> indices, Mask mask, [[maybe_unused]] Index num_tokens) {
         if constexpr (config.straight_through) {
-            auto scores = straight_through_scores(policy, logits, indices, mask);
-            return {std::move(indices), std::move(scores)};
+            return straight_through_scores(policy, logits, indices, mask);
         } else {
-            const auto all = coordinate_descent_forward(policy, descent, descent_k(num_tokens), logits, mask);
-            auto scores = pick_scores<Logit>(policy, all.scores, indices, mask);
-            return {std::move(indices), std::move(scores)};
+            const auto all =
+                coordinate_descent_forward(policy, descent, descent_k(num_tokens, logits.extent(2)), logits, mask);
+            return pick_scores<Logit>(policy, all.scores, indices, mask);
         }
     }
 };

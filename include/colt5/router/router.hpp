@@ -40,6 +40,9 @@ struct CoordinateDescentKwargs {
     /// A sequence with at most k real tokens, where k is the number of heavy tokens, is not routed, as in
     /// colt5-attention 0.11: its real tokens all score 1, and the router gets no gradient from them.
     bool short_rows_score_one = false;
+    /// For both limits, a sequence's masked tokens count, too, as in the reference: for k, which is otherwise at most
+    /// the number of real tokens, unless it iterates to convergence; and for short_rows_score_one.
+    bool masked_tokens_count = false;
 
     /// The defaults of colt5-attention 0.11: ε-scaling, 20 steps from b = −s, short sequences not routed.
     static constexpr CoordinateDescentKwargs version_0_11() {

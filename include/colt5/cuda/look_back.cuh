@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <colt5/cuda/kernel.cuh>
+#include <colt5/op/look_back.hpp>
+
+namespace colt5 {
+
+namespace cuda {
+
+/// Rows of the windows, each of `of_window` packs, behind those of the window before. The first window of a sequence
+/// has none.
+template <typename Pack>
+__global__ void look_back(Pack* rows, const Pack* x, Index windows, Index of_window, Index count) {
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
+        const Index row = quotient(i, 2 * of_window), at = i - row * 2 * of_window;
+        const bool first = row - quotient(row, windows) * windows == 0;
+        rows[i] = !first ? x[(row - 1) * of_window + at] : at < of_window ? x[row * of_window + at] : Pack{};
+    }
+}
+template <typename T, int width>
+__global__ void look_back_vjp(T* d_x, const T* d_rows, Index windows, Index of_window, Index count) {
+    using Sum = accumulate_t<T>;
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
+        const Index window = quotient(i, of_window), at = i - window * of_window;
+        const Index in_sequence = window - quotient(window, windows) * windows;
+        const Index own = (2 * window + (in_sequence == 0 ? 0 : 1)) * of_window + at;
+        auto sum = load_pack<width>(d_rows + own * width);
+        if (in_sequence + 1 < windows) {
+            const auto next = load_pack<width>(d_rows + (2 * (window + 1) * of_window + at) * width);
+#pragma unroll
+            for (int e = 0; e < width; ++e)
+                sum.values[e] = static_cast<T>(static_cast<Sum>(sum.values[e]) + static_cast<Sum>(next.values[e]));
+        }
+        store_pack(d_x + i * width, sum);
+    }
+}
+template <typename Count>
+__global__ void look_back_counts(Count* counts, Index windows, Index window, Index size) {
+    for (Index i = global_thread(); i < size; i += grid_threads()) {
+        const Index row = quotient(i, window), j = i - row * window;
+        const bool first = row - quotient(row, windows) * windows == 0;
+        counts[i] = static_cast<Count>((first ? 0 : window) + j + 1);
+    }
+}
+
+}  // namespace cuda
+
+template <typename T>
+void look_back_kernel(const Cuda& policy, TokensView<T> rows, TokensView<const T> x, Index window) {
+    constexpr int threads = 256;
+    const Index windows = x.extent(1) / window, dim = x.extent(2);
+    const auto start = [&](auto* to, auto* from, Index columns) {
+        using Element = std::remove_pointer_t<decltype(to)>;
+        const Index of_window = window * columns, count = rows.extent(0) * 2 * of_window;
+        cuda::launch(policy, "look_back", cuda::look_back<Element>, cuda::blocks_for(count, threads), threads, 0, to,
+                     from, windows, of_window, count);
+    };
+    if (cuda::fits_packs<T>(dim, rows.data(), x.data())) {
+        using Pack = cuda::Pack<T, cuda::pack_size<T>>;
+        start(reinterpret_cast<Pack*>(rows.data()), reinterpret_cast<const Pack*>(x.data()), dim / cuda::pack_size<T>);
+    } else {
+        start(rows.data(), x.data(), dim);
+    }
+}
+
+template <typename T>
+void look_back_vjp_kernel(const Cuda& policy, TokensView<T> d_x, TokensView<const T> d_rows, Index window) {
+    constexpr int threads = 256;
+    const Index windows = d_x.extent(1) / window, dim = d_x.extent(2);
+    const auto start = [&](auto* kernel, Index width) {
+        const Index of_window = window * dim / width, count = d_x.size() / width;
+        cuda::launch(policy, "look_back_vjp", kernel, cuda::blocks_for(count, threads), threads, 0, d_x.data(),
+                     d_rows.data(), windows, of_window, count);
+    };
+    if (cuda::fits_packs<T>(dim, d_x.data(), d_rows.data()))
+        start(cuda::look_back_vjp<T, cuda::pack_size<T>>, cuda::pack_size<T>);
+    else
+        start(cuda::look_back_vjp<T, 1>, 1);
+}
+
+inline void look_back_counts_kernel(const Cuda& policy, TokensView<TokenIndex> counts, Index windows) {
+    constexpr int threads = 256;
+    cuda::launch(policy, "look_back_counts", cuda::look_back_counts<TokenIndex>,
+                 cuda::blocks_for(counts.size(), threads), threads, 0, counts.data(), windows, counts.extent(2),
+                 counts.size());
+}
+
+}  // namespace colt5

@@ -1,0 +1,501 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+#include <string>
+#include <utility>
+
+#include <colt5/module/config.hpp>
+#include <colt5/module/heavy_attention.hpp>
+#include <colt5/module/look_back_attention.hpp>
+#include <colt5/module/module.hpp>
+#include <colt5/op/null_query.hpp>
+#include <colt5/op/route_blocks.hpp>
+#include <colt5/router/routers.hpp>
+
+namespace colt5 {
+
+/// The reference's autoregressive attention, of version 0.11. **Its outputs see later tokens**: which tokens of a
+/// window become queries, and with what score, depends on all tokens of the window. So a model of it cannot be sampled
+/// from as it was trained. Use it for the reference's numbers, and otherwise ConditionalRoutedAttention with
+/// RouterType::causal, whose outputs do not.
+///
+/// The light branch is LookBackAttention. For the heavy one, a sequence is cut into windows of heavy_window_size. In
+/// each but the first, a router chooses queries. They attend to a learned null key and to the tokens that the other
+/// router has chosen of all tokens before the window, whose values are multiplied by their scores:
+///
+///     out_i = light(x)_i + score_q,i · heavy(x_q, x_kv of the window, score_kv)_i [i chosen as a query]
+///
+/// With use_null_q_tokens, tokens behind the first window that are not chosen get a learned null query token in place
+/// of a heavy output. Keys and values have num_routed_kv routes, as in ConditionalRoutedAttention.
+///
+/// Keys and values are computed once for each token; the windows hold indices into them. They are read for some windows
+/// at a time. So memory grows with n · (d + num_heavy_tokens_kv / heavy_window_size) and not with its square. The time
+/// of the routers grows with n² / heavy_window_size.
+template <AutoregressiveAttentionConfig config, typename Scalar, Policy P>
+class ConditionalRoutedAutoregressiveAttention
+    : public ModuleBase<ConditionalRoutedAutoregressiveAttention<config, Scalar, P>, P> {
+    using Base = ModuleBase<ConditionalRoutedAutoregressiveAttention, P>;
+    friend Base;
+    static constexpr Index window = config.heavy_window_size != 0 ? config.heavy_window_size : config.light_window_size;
+    static constexpr Index routes = config.num_routed_kv;
+    static_assert(is_module_scalar<Scalar, P>,
+                  "colt5: modules compute in float or double, on Cuda also in bfloat16 or float16");
+    static_assert(config.dim >= 1, "colt5: AutoregressiveAttentionConfig.dim must be at least 1");
+    static_assert(config.num_heavy_tokens_q >= 1 && config.num_heavy_tokens_kv >= 1,
+                  "colt5: AutoregressiveAttentionConfig.num_heavy_tokens_q and num_heavy_tokens_kv must be at least 1");
+    static_assert(
+        detail::is_width(config.light_heads, config.light_dim_head) &&
+            detail::is_width(config.heavy_heads, config.heavy_dim_head),
+        "colt5: AutoregressiveAttentionConfig: heads and dim_head must be at least 1, their product at most 2^40");
+    static_assert(config.light_window_size >= 1 && config.light_window_size <= Index{1} << 29 && window >= 1 &&
+                      window <= Index{1} << 29,
+                  "colt5: AutoregressiveAttentionConfig.light_window_size and heavy_window_size must be in [1, 2^29]");
+    static_assert(routes >= 1 && config.heavy_heads % routes == 0,
+                  "colt5: AutoregressiveAttentionConfig.heavy_heads must be divisible by num_routed_kv");
+    static_assert(!config.rotary_emb || config.heavy_dim_head % 2 == 0,
+                  "colt5: AutoregressiveAttentionConfig.heavy_dim_head must be even for rotary_emb");
+    static_assert(!config.router_kwargs.coor_descent.cosine_sim_routing && config.router_kwargs.route_block_size == 0,
+                  "colt5: AutoregressiveAttentionConfig.router_kwargs takes no cosine_sim_routing or route_block_size");
+
+public:
+    using Tokens = View<const Scalar, dynamic, dynamic, config.dim>;
+    using Out = TokensTensor<Scalar, P>;
+    using Counts = AttentionCounts;
+    static constexpr RouterKwargs router_kwargs = [] {
+        RouterKwargs kwargs = config.router_kwargs;
+        kwargs.coor_descent.masked_tokens_count = true;
+        return kwargs;
+    }();
+    template <Index num_routing_tokens>
+    using RouterOfRoutes = CoordinateDescentRouter<RouterConfig{.dim = config.dim,
+                                                                .num_routing_tokens = num_routing_tokens,
+                                                                .straight_through = config.router_straight_through,
+                                                                .kwargs = router_kwargs},
+                                                   Scalar, P>;
+    using QRouter = BlockRouter<RouterOfRoutes<1>, window, Scalar, P>;
+    using KVRouter = RouterOfRoutes<routes>;
+    using Light = LookBackAttention<Scalar, P>;
+    using Heavy = HeavyAttention<Scalar, P>;
+    using Logit = accumulate_t<Scalar>;
+
+    Light light_attn;
+    VectorTensor<Scalar, P> null_q_token;  // (d), or empty
+    QRouter q_router;
+    KVRouter kv_router;
+    Heavy heavy_attn;
+
+    struct Gradients {
+        using Module = ConditionalRoutedAutoregressiveAttention;
+        typename Light::Gradients light_attn;
+        VectorTensor<Logit, P> null_q_token;
+        typename QRouter::Gradients q_router;
+        typename KVRouter::Gradients kv_router;
+        typename Heavy::Gradients heavy_attn;
+    };
+
+    /// What backward reads. The tokens must outlive the Activations. N is n rounded up to whole windows of both
+    /// branches, m is their number, q and k the numbers of queries and keys of a window, e = h / r · dim_head.
+    struct Activations {
+        Out out;                                   // (b, n, d)
+        TokensView<const Scalar> tokens;           // (b, n, d)
+        Out padded;                                // (b, N, d), if N differs from n
+        Tensor<bool, P, dynamic, dynamic> q_mask;  // (b, N): tokens that may be queries
+        typename Light::Activations light;
+        RouterActivations<QRouter, Scalar, P> routed_q;  // indices, scores (b, 1, m · q)
+        TokensTensor<Scalar, P> q;                       // (b, r · m · q, e), rotated
+        TokensTensor<Scalar, P> kv;                      // (b, r · N, 2 · e), keys rotated
+        TokensTensor<Logit, P> logits_kv;                // (b, r, N)
+        TokensTensor<TokenIndex, P> indices_kv;          // (b · r, m, k)
+        TokensTensor<Scalar, P> attended;                // (b, r · m · q, e)
+        TokensTensor<Logit, P> log_sum_exp;              // (b · r, m, h / r · q)
+        Out heavy;                                       // (b, m · q, d)
+        ActivationsOrigin origin;
+
+        /// Calls f(prefix + "q_router", Routing): the queries of the windows. Those of the first one count for nothing.
+        template <typename F>
+        void each_routing(F&& f, const std::string& prefix = "") const {
+            f(prefix + "q_router", routed_q.routing);
+        }
+    };
+
+    explicit ConditionalRoutedAutoregressiveAttention(const P& policy, Seeds seeds = {})
+        : Base(policy),
+          light_attn(policy, seeds, config.dim, config.light_heads, config.light_dim_head, config.light_window_size),
+          q_router(policy, seeds),
+          kv_router(policy, seeds),
+          heavy_attn(policy, seeds, config.dim, config.heavy_heads, config.heavy_dim_head, true, false, {},
+                     config.rotary_emb) {
+        if constexpr (config.use_null_q_tokens) {
+            null_q_token = {policy, {config.dim}};
+            fill_normal(policy, null_q_token, static_cast<SeedSequence&>(seeds).next());
+        }
+    }
+
+    /// tokens (b, n, d)  →  (b, n, d). `out` may hold the tensor to return, which is then written to. Throws ValueError
+    /// if there is a mask: all sequences of a batch have n tokens.
+    template <Viewable X>
+    Out operator()(const X& tokens, Argument<Mask, P> mask = {}, AttentionCounts counts = {}, Out out = {}) const {
+        return compute(detail::expect_tokens<Tokens, P>("tokens", tokens, "mask", mask), mask, counts, std::move(out))
+            .out;
+    }
+
+    /// The same, with what backward reads.
+    template <typename X>
+    Activations forward(X&& tokens, Kept<Mask, P> mask = {}, AttentionCounts counts = {}, Out out = {}) const {
+        return compute(detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask), mask,
+                       counts, std::move(out));
+    }
+
+    /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
+    void expect_parameters() const {
+        q_router.expect_parameters("q_router.");
+        kv_router.expect_parameters("kv_router.");
+        light_attn.expect_parameters("light_attn.", config.dim);
+        if constexpr (config.use_null_q_tokens) expect_shape("", "null_q_token", null_q_token.shape(), {config.dim});
+        heavy_attn.expect_parameters("heavy_attn.", config.dim);
+    }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        if constexpr (config.use_null_q_tokens) f(prefix + "null_q_token", m.null_q_token...);
+        Light::each_parameter(f, prefix + "light_attn.", m.light_attn...);
+        QRouter::each_parameter(f, prefix + "q_router.", m.q_router...);
+        KVRouter::each_parameter(f, prefix + "kv_router.", m.kv_router...);
+        Heavy::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
+        if constexpr (config.rotary_emb && requires { f.buffer(prefix, m.heavy_attn.inv_freq...); })
+            f.buffer(prefix + "rotary_emb.inv_freq", m.heavy_attn.inv_freq...);
+    }
+
+private:
+    static constexpr Index heads = config.heavy_heads, dim_head = config.heavy_dim_head, inner = heads * dim_head,
+                           per_route = heads / routes, width = per_route * dim_head;
+    using Four = Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>;
+
+    /// The sizes of a call.
+    struct Sizes {
+        Index batch, length, windows, queries, keys;
+
+        Index padded() const { return windows * window; }
+        /// How many windows are computed at a time: gathered keys and values take no more than twice those of all
+        /// tokens, and rows of logits 16 MiB in float.
+        Index windows_at_once() const {
+            const Index by_keys = 2 * routes * padded() / std::max(keys, Index{1}),
+                        by_logits = (Index{1} << 22) / std::max(padded(), Index{1});
+            return std::clamp(std::min(by_keys, by_logits), Index{1}, std::max(windows, Index{1}));
+        }
+    };
+    static Sizes sizes_of(const std::array<Index, 3>& shape, const AttentionCounts& counts) {
+        constexpr Index step = std::lcm(window, config.light_window_size);  // whole windows of both branches
+        const Index length = shape[1], windows = (length + step - 1) / step * (step / window);
+        const Index q = detail::token_count("num_heavy_tokens_q", counts.num_heavy_tokens_q, config.num_heavy_tokens_q);
+        const Index kv =
+            detail::token_count("num_heavy_tokens_kv", counts.num_heavy_tokens_kv, config.num_heavy_tokens_kv);
+        return {shape[0], length, windows, std::min(q, window), std::min(kv, windows * window)};
+    }
+
+    /// Some windows of a sequence, and one route: their parts of the tensors of a call.
+    struct Part {
+        Index sequence, route, first, count;  // windows [first, first + count)
+        Sizes of;
+
+        Index row() const { return sequence * routes + route; }
+        /// Queries or outputs (count, q, h / r, dim_head) of a tensor (b, r · m · q, e).
+        template <typename T>
+        View<T, dynamic, dynamic, dynamic, dynamic> queries(T* all) const {
+            return View<T, dynamic, dynamic, dynamic, dynamic>::unchecked(
+                all + (row() * of.windows + first) * of.queries * width, {count, of.queries, per_route, dim_head});
+        }
+        template <typename T>
+        TokensView<T> log_sum_exp(T* all) const {  // (count, h / r, q)
+            return TokensView<T>::unchecked(all + (row() * of.windows + first) * per_route * of.queries,
+                                            {count, per_route, of.queries});
+        }
+        template <typename T>
+        TokensView<T> picks(T* all) const {  // (count, 1, k)
+            return TokensView<T>::unchecked(all + (row() * of.windows + first) * of.keys, {count, 1, of.keys});
+        }
+        /// Keys and values of all tokens (1, N, 2 · e), and their indices (1, count · k).
+        template <typename T>
+        TokensView<T> tokens(T* kv) const {
+            return TokensView<T>::unchecked(kv + row() * of.padded() * 2 * width, {1, of.padded(), 2 * width});
+        }
+        template <typename T>
+        MatrixView<T> flat_picks(T* all) const {
+            return MatrixView<T>::unchecked(picks(all).data(), {1, count * of.keys});
+        }
+        template <typename T>
+        VectorView<T> logits(T* all) const {  // (N)
+            return VectorView<T>::unchecked(all + row() * of.padded(), {of.padded()});
+        }
+    };
+    /// Calls f(Part) for all windows of all sequences and routes.
+    template <typename F>
+    static void each_part(const Sizes& of, const F& f) {
+        const Index at_once = of.windows_at_once();
+        for (Index b = 0; b < of.batch; ++b)
+            for (Index r = 0; r < routes; ++r)
+                for (Index first = 0; first < of.windows; first += at_once)
+                    f(Part{b, r, first, std::min(at_once, of.windows - first), of});
+    }
+
+    /// What the queries of a part may see: the tokens before their window.
+    struct Prefixes {
+        TokensTensor<Logit, P> logits;           // (count, 1, N), the same in all rows
+        Tensor<bool, P, dynamic, dynamic> mask;  // (count, N)
+    };
+    static Prefixes prefixes(const P& policy, const Part& part, const TokensTensor<Logit, P>& logits) {
+        const Index length = part.of.padded();
+        Prefixes rows{{policy, {part.count, 1, length}}, {policy, {part.count, length}}};
+        assign(policy, rows.logits, colt5::row(part.logits(logits.data())));
+        MatrixTensor<double, P> ends(policy, {1, part.count});
+        assign(policy, ends,
+               (column_numbers<double>() + static_cast<double>(part.first)) * static_cast<double>(window));
+        assign(policy, rows.mask,
+               column_numbers<double>() < column(VectorView<const double>(ends.data(), {part.count})));
+        return rows;
+    }
+
+    /// The keys and values that a part's queries attend to, with the null key at the front.
+    KeysWithNull<Scalar, P> keys_of(const P& policy, const Part& part, const TokensTensor<Scalar, P>& kv,
+                                    const TokensTensor<TokenIndex, P>& indices, const Prefixes& prefix,
+                                    const TokensTensor<Logit, P>& scores,
+                                    const TokensTensor<Scalar, P>& null_kv) const {
+        const auto rows = gather(policy, part.tokens(kv.data()), part.flat_picks(indices.data()));
+        const auto mask = gather_mask(policy, prefix.mask.const_view(), part.picks(indices.data()));  // (count, 1, k)
+        return with_null_key(
+            policy,
+            rows.const_view().reshape(std::array<Index, 6>{part.count, 1, part.of.keys, per_route, 2, dim_head}),
+            null_kv.const_view()[part.route].reshape(std::array<Index, 3>{2, per_route, dim_head}), mask.const_view(),
+            scores.const_view());
+    }
+    /// The null key and value of each route's heads: (r, 2, e), from (2, r, e).
+    auto null_kv_by_route(const P& policy) const {
+        return swap_first_axes(policy, heavy_attn.null_kv.const_view().reshape(std::array<Index, 3>{2, routes, width}));
+    }
+
+    /// Rows (b, n, r · e) as (b, r · n, e), sorted by route, and back.
+    static TokensTensor<Scalar, P> by_route(const P& policy, TokensTensor<Scalar, P> x) {
+        const auto [batch, length, all] = x.shape();
+        if constexpr (routes == 1) return x;
+        const auto swapped =
+            swap_middle_axes(policy, x.const_view().reshape(std::array<Index, 4>{batch, length, routes, all / routes}));
+        return copy_as(policy, swapped, {batch, routes * length, all / routes});
+    }
+    static TokensTensor<Scalar, P> by_token(const P& policy, TokensTensor<Scalar, P> x) {
+        const auto [batch, rows, each] = x.shape();
+        if constexpr (routes == 1) return x;
+        const auto swapped =
+            swap_middle_axes(policy, x.const_view().reshape(std::array<Index, 4>{batch, routes, rows / routes, each}));
+        return copy_as(policy, swapped, {batch, rows / routes, routes * each});
+    }
+    static TokensTensor<Scalar, P> copy_as(const P& policy, const Four& x, const std::array<Index, 3>& shape) {
+        TokensTensor<Scalar, P> copy(policy, shape);
+        assign(policy, copy, x.const_view().reshape(shape));
+        return copy;
+    }
+    auto heads_of_q(TokensView<Scalar> q) const {  // (b, m · q, 1, h, dim_head)
+        return q.reshape(std::array<Index, 5>{q.extent(0), q.extent(1), 1, heads, dim_head});
+    }
+    auto heads_of_kv(TokensView<Scalar> kv) const {  // (b, N, h, 2, dim_head)
+        return kv.reshape(std::array<Index, 5>{kv.extent(0), kv.extent(1), heads, 2, dim_head});
+    }
+
+    Activations compute(const Tokens& tokens, Mask mask, const AttentionCounts& counts, Out given) const {
+        expect_value(!mask, "mask", "absent in autoregressive attention", "given");
+        const Sizes of = sizes_of(tokens.shape(), counts);
+        expect_parameters();
+        const P& policy = this->policy();
+        if (given) expect_shape("out", given.shape(), tokens.shape());
+        const Index batch = of.batch, length = of.padded(), rows = of.windows * of.queries;
+        Activations saved;
+        saved.tokens = tokens.const_view();
+        saved.origin = ActivationsOrigin(policy, identity(), tokens);
+        saved.out = detail::result_like(policy, "out", std::move(given), tokens);
+        if (saved.out.size() == 0) return saved;
+        const bool pads = length != of.length;
+        if (pads) {
+            saved.padded = {policy, {batch, length, config.dim}};
+            pad_sequences(policy, saved.padded.view(), tokens.const_view(), of.length);
+        }
+        const auto x = pads ? saved.padded.const_view() : tokens.const_view();  // (b, N, d)
+        Out padded_out;
+        if (pads) padded_out = tensor_like(policy, x);
+        const auto out = pads ? padded_out.view() : saved.out.view();
+        saved.light = light_attn.forward(policy, out, x);
+
+        saved.q_mask = {policy, {batch, length}};
+        assign(policy, saved.q_mask,
+               column_numbers<double>() >= static_cast<double>(window) &&
+                   column_numbers<double>() < static_cast<double>(of.length));
+        saved.routed_q = q_router.forward(policy, x, saved.q_mask.const_view(), rows);
+        const auto& [indices_q, scores_q] = saved.routed_q.routing;  // (b, 1, m · q)
+        const auto at_q = single_route(indices_q);
+        const auto normed = heavy_attn.norm(policy, x);  // (b, N, d)
+        auto q = linear(policy, gather(policy, normed, at_q), heavy_attn.to_q.weight);
+        auto kv = linear(policy, normed, heavy_attn.to_kv.weight);  // (b, N, 2 · r · e)
+        if constexpr (config.rotary_emb) {
+            rotary(policy, heads_of_q(q.view()), heads, heavy_attn.inv_freq, {at_q});
+            rotary(policy, heads_of_kv(kv.view()), 1, heavy_attn.inv_freq, {});
+        }
+        saved.q = by_route(policy, std::move(q));
+        saved.kv = by_route(policy, std::move(kv));
+        saved.logits_kv = route_logits(policy, x, kv_router.routing_token, KVRouter::logit_scale);
+        saved.indices_kv = {policy, {batch * routes, of.windows, of.keys}};
+        saved.attended = tensor_like(policy, saved.q);
+        saved.log_sum_exp = {policy, {batch * routes, of.windows, per_route * of.queries}};
+        const auto null_kv = null_kv_by_route(policy);
+        each_part(of, [&](const Part& part) {
+            const auto prefix = prefixes(policy, part, saved.logits_kv);
+            const auto indices = part.picks(saved.indices_kv.data());
+            top_k_kernel(policy, indices, prefix.logits.const_view(), prefix.mask.const_view());
+            const auto scores = KVRouter::scores_of(policy, prefix.logits, indices, prefix.mask.const_view(), of.keys);
+            const auto keys = keys_of(policy, part, saved.kv, saved.indices_kv, prefix, scores, null_kv);
+            dense_attention_kernel(policy, part.queries(saved.attended.data()),
+                                   part.log_sum_exp(saved.log_sum_exp.data()),
+                                   part.queries(std::as_const(saved.q).data()), keys.kv.const_view(),
+                                   KeyMask(keys.mask.const_view()), keys.value_scale.const_view(), NoBias());
+        });
+        saved.attended = by_token(policy, std::move(saved.attended));  // (b, m · q, r · e)
+        saved.heavy = linear(policy, saved.attended, heavy_attn.to_out.weight);
+        if constexpr (config.use_null_q_tokens)
+            add_null_query(policy, out, null_q_token, null_queries(policy, saved, length).const_view());
+        scatter(policy, Scatter::add, out, saved.heavy, at_q, single_route(scores_q));
+        if (pads) crop(policy, saved.out.view(), padded_out);
+        return saved;
+    }
+
+    template <Viewable D>
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+        saved.origin.expect(this->policy(), identity(), saved.tokens);
+        expect_parameters();
+        expect_like<ConditionalRoutedAutoregressiveAttention>("gradients", *this, gradients);
+        expect<Tokens, P>("d_out", d_out);
+        expect_shape("d_out", d_out.shape(), saved.tokens.shape());
+    }
+
+    /// Returns d_tokens (b, n, d).
+    template <typename SomeActivations, Viewable D>
+    Out compute_gradients(SomeActivations& saved, const D& d_of_out, Gradients& gradients, Out given = {}) const {
+        const P& policy = this->policy();
+        if (given) expect_shape("d_tokens", given.shape(), saved.tokens.shape());
+        Out d_tokens = detail::result_like(policy, "d_tokens", std::move(given), saved.tokens);
+        detail::release(saved.out);
+        if (d_tokens.size() == 0) return d_tokens;
+        const Index batch = saved.tokens.extent(0), length = saved.kv.extent(1) / routes,
+                    queries = saved.heavy.extent(1) / (length / window);
+        const Sizes of{batch, saved.tokens.extent(1), length / window, queries, saved.indices_kv.extent(2)};
+        const bool pads = static_cast<bool>(saved.padded);
+        const auto x = pads ? saved.padded.const_view() : saved.tokens;  // (b, N, d)
+        Out padded_d_out, padded_d_x;
+        if (pads) {
+            padded_d_out = tensor_like(policy, x);
+            padded_d_x = tensor_like(policy, x);
+            pad_sequences(policy, padded_d_out.view(), TokensView<const Scalar>(d_of_out.const_view()), of.length);
+        }
+        const auto d_out = pads ? padded_d_out.const_view() : d_of_out.const_view();
+        const auto d_x = pads ? padded_d_x.view() : d_tokens.view();
+
+        const auto& routing_q = saved.routed_q.routing;
+        const auto at_q = single_route(routing_q.indices);
+        auto d_heavy = scatter_vjp(policy, Scatter::add, d_out, at_q);  // (b, m · q, d)
+        auto d_scores_q = tensor_like(policy, routing_q.scores);
+        assign(policy, d_scores_q, row_sum(d_heavy * saved.heavy));
+        assign(policy, d_heavy, d_heavy * column(routing_q.scores));
+        detail::release(saved.heavy);
+        auto d_attended =
+            by_route(policy, heavy_attn.to_out.backward(policy, d_heavy, saved.attended, gradients.heavy_attn.to_out));
+        d_heavy = {};
+        TokensTensor<Scalar, P> swapped;  // the outputs by route, if there are several
+        if constexpr (routes > 1) {
+            swapped = tensor_like(policy, saved.attended);
+            assign(policy, swapped, saved.attended);
+            swapped = by_route(policy, std::move(swapped));
+        }
+        const auto& attended = routes > 1 ? std::as_const(swapped) : std::as_const(saved.attended);
+
+        auto d_q = tensor_like(policy, saved.q), d_kv = tensor_like(policy, saved.kv);
+        set_zero(policy, d_kv);
+        auto d_logits = tensor_like(policy, saved.logits_kv);
+        set_zero(policy, d_logits);
+        const auto null_kv = null_kv_by_route(policy);
+        TokensTensor<Logit, P> d_null_kv(policy, null_kv.shape());
+        set_zero(policy, d_null_kv);
+        each_part(of, [&](const Part& part) {
+            const auto prefix = prefixes(policy, part, saved.logits_kv);
+            const Mask mask = prefix.mask.const_view();
+            const TokensView<const TokenIndex> indices = part.picks(std::as_const(saved.indices_kv).data());
+            const auto scores = KVRouter::scores_of(policy, prefix.logits, indices, mask, of.keys);
+            const auto keys = keys_of(policy, part, saved.kv, saved.indices_kv, prefix, scores, null_kv);
+            auto d_keys = tensor_like(policy, keys.kv);
+            auto d_value_scale = tensor_like(policy, keys.value_scale);
+            dense_attention_vjp_kernel(policy, part.queries(d_q.data()), d_keys.view(), d_value_scale.view(),
+                                       part.queries(std::as_const(d_attended).data()), part.queries(attended.data()),
+                                       part.log_sum_exp(std::as_const(saved.log_sum_exp).data()),
+                                       part.queries(std::as_const(saved.q).data()), keys.kv.const_view(),
+                                       KeyMask(keys.mask.const_view()), keys.value_scale.const_view(), NoBias(),
+                                       NoBias());
+            const auto d =
+                null_key_vjp(policy, d_null_kv.view()[part.route].reshape(std::array<Index, 3>{2, per_route, dim_head}),
+                             d_keys, d_value_scale.const_view());
+            gather_vjp(policy, part.tokens(d_kv.data()),
+                       d.d_kv.const_view().reshape(std::array{Index{1}, part.count * of.keys, 2 * width}),
+                       part.flat_picks(std::as_const(saved.indices_kv).data()));
+            add_rows(
+                policy, part.logits(d_logits.data()),
+                KVRouter::d_logits_of(policy, prefix.logits, indices, d.d_value_scale.const_view(), mask, of.keys));
+        });
+        assign(policy, gradients.heavy_attn.null_kv,
+               gradients.heavy_attn.null_kv +
+                   swap_first_axes(policy, d_null_kv).const_view().reshape(gradients.heavy_attn.null_kv.shape()));
+        d_q = by_token(policy, std::move(d_q));
+        d_kv = by_token(policy, std::move(d_kv));
+        if constexpr (config.rotary_emb) {
+            rotary_vjp(policy, heads_of_q(d_q.view()), heads, heavy_attn.inv_freq, {at_q});
+            rotary_vjp(policy, heads_of_kv(d_kv.view()), 1, heavy_attn.inv_freq, {});
+        }
+        {
+            const auto normed = heavy_attn.norm(policy, x);
+            auto d_normed = heavy_attn.to_kv.backward(policy, d_kv, normed, gradients.heavy_attn.to_kv);
+            gather_vjp(policy, d_normed.view(),
+                       heavy_attn.to_q.backward(policy, d_q, gather(policy, normed, at_q), gradients.heavy_attn.to_q),
+                       at_q);
+            d_kv = {};
+            light_attn.backward(policy, saved.light, d_x, d_out, x, gradients.light_attn);
+            auto d_of_heavy = tensor_like(policy, x);
+            heavy_attn.norm.backward(policy, d_of_heavy.view(), d_normed, x, gradients.heavy_attn.norm);
+            assign(policy, d_x, d_x + d_of_heavy);
+        }
+        route_logits_vjp(policy, d_x, gradients.kv_router.routing_token.view(), d_logits, x, kv_router.routing_token,
+                         KVRouter::logit_scale);
+        q_router.backward(policy, saved.routed_q, d_scores_q.const_view(), x, saved.q_mask.const_view(), d_x,
+                          gradients.q_router);
+        if constexpr (config.use_null_q_tokens)
+            null_query_vjp(policy, gradients.null_q_token.view(), d_out,
+                           null_queries(policy, saved, length).const_view());
+        if (pads) crop(policy, d_tokens.view(), padded_d_x);
+        return d_tokens;
+    }
+
+    /// Adds the rows of d (count, 1, N) to sum (N), in their order.
+    static void add_rows(const P& policy, VectorView<Logit> sum, const TokensTensor<Logit, P>& d) {
+        MatrixTensor<TokenIndex, P> to_one(policy, {1, d.extent(0)});
+        set_zero(policy, to_one);
+        scatter(policy, Scatter::add, sum.reshape(std::array{Index{1}, Index{1}, sum.extent(0)}),
+                d.const_view().reshape(std::array{Index{1}, d.extent(0), d.extent(2)}), to_one);
+    }
+    template <typename Saved>
+    static auto null_queries(const P& policy, const Saved& saved, Index length) {
+        return unrouted_tokens(policy, single_route(saved.routed_q.routing.indices), saved.q_mask.const_view(), length);
+    }
+    /// The first rows of padded sequences.
+    static void crop(const P& policy, TokensView<Scalar> out, const Out& padded) {
+        for (Index b = 0; b < out.extent(0); ++b)
+            assign(policy, out[b], padded.const_view()[b].range(0, out.extent(1)));
+    }
+    const void* identity() const { return heavy_attn.to_out.weight.data(); }
+};
+
+}  // namespace colt5

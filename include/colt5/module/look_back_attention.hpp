@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <string>
+#include <string_view>
+
+#include <colt5/module/light_attention.hpp>
+#include <colt5/op/dense_attention.hpp>
+#include <colt5/op/look_back.hpp>
+#include <colt5/op/swap_first_axes.hpp>
+
+namespace colt5 {
+
+/// The causal light branch of the reference: a sequence is cut into windows; every token sees the tokens of the window
+/// before its own, and those of its own window up to itself (LocalMHA of the package local-attention, causal and not
+/// `exact_windowsize`).
+///
+/// LayerNorm → queries, keys and values → attention → output projection; no biases in the projections.
+template <typename Scalar, Policy P>
+struct LookBackAttention {
+    LayerNorm<Scalar, P> norm;
+    Linear<Scalar, P> to_qkv, to_out;
+    Index heads, dim_head;
+    Index window;  ///< tokens
+
+    struct Gradients {
+        LayerNorm<accumulate_t<Scalar>, P> norm;
+        Linear<accumulate_t<Scalar>, P> to_qkv, to_out;
+    };
+    struct Activations {
+        TokensTensor<Scalar, P> q;                       // (b, n, h · dim_head)
+        TokensTensor<Scalar, P> kv;                      // (b, n, h · 2 · dim_head): a key, then a value of each head
+        DenseAttentionActivations<Scalar, P> attention;  // its output is (b · n / window, window, h, dim_head)
+    };
+
+    LookBackAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads_, Index dim_head_, Index window_)
+        : norm(policy, dim),
+          to_qkv(policy, seeds, dim, 3 * detail::expect_heads(heads_, dim_head_), false),
+          to_out(policy, seeds, heads_ * dim_head_, dim, false),
+          heads(heads_),
+          dim_head(dim_head_),
+          window(window_) {}
+
+    void expect_parameters(std::string_view prefix, Index dim) const {
+        detail::expect_norm(prefix, norm, dim);
+        expect_shape(prefix, "to_qkv.weight", to_qkv.weight.shape(), {3 * inner(), dim});
+        expect_shape(prefix, "to_out.weight", to_out.weight.shape(), {dim, inner()});
+    }
+
+    /// x (b, n, d), n a multiple of the window  →  out (b, n, d). `residual` is added if there is one.
+    template <Viewable X>
+    Activations forward(const P& policy, TokensView<Scalar> out, const X& x,
+                        TokensView<const Scalar> residual = {}) const {
+        expect_parameters("", x.extent(2));
+        expect_shape("out", out.shape(), x.shape());
+        const auto [batch, length, dim] = x.shape();
+        const auto normed = norm(policy, x);
+        const auto weight = kv_weight(policy, dim);
+        Activations saved{linear(policy, normed, q_rows(to_qkv.weight)),
+                          linear(policy, normed, as_matrix(weight.const_view(), dim)),
+                          {}};
+        const auto rows = look_back(policy, saved.kv, window);  // (b · m, 2 · window, h · 2 · dim_head)
+        const auto counts = counts_of(policy, batch, length);
+        saved.attention = dense_attention_forward(policy, by_window(saved.q), keys_of(rows), {}, {},
+                                                  FirstKeys<>{{}, counts.const_view()});
+        to_out(policy, out, saved.attention.out.const_view().reshape(saved.q.shape()), residual);
+        return saved;
+    }
+
+    /// Assigns d_x, and adds the gradients of the parameters to `gradients`.
+    template <Viewable D, Viewable X>
+    void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
+                  Gradients& gradients) const {
+        using Sum = accumulate_t<Scalar>;
+        const auto [batch, length, dim] = x.shape();
+        const auto d_attended =
+            to_out.backward(policy, d_out, saved.attention.out.const_view().reshape(saved.q.shape()), gradients.to_out);
+        const auto counts = counts_of(policy, batch, length);
+        auto d = [&] {
+            const auto rows = look_back(policy, saved.kv, window);
+            return dense_attention_vjp(policy, saved.attention,
+                                       d_attended.const_view().reshape(saved.attention.out.shape()), by_window(saved.q),
+                                       keys_of(rows), {}, {}, FirstKeys<>{{}, counts.const_view()});
+        }();
+        const auto d_kv = look_back_vjp(
+            policy, d.d_kv.const_view().reshape(std::array{d.d_kv.extent(0), 2 * window, 2 * inner()}), length, window);
+        d.d_kv = {};
+        const auto normed = norm(policy, x);
+        auto d_normed = linear_vjp(policy, d.d_q.const_view().reshape(saved.q.shape()), normed, q_rows(to_qkv.weight),
+                                   q_rows(gradients.to_qkv.weight));
+        const auto weight = kv_weight(policy, dim);
+        Tensor<Sum, P, dynamic, dynamic, dynamic, dynamic> d_weight(policy, weight.shape());
+        set_zero(policy, d_weight);
+        const auto d_of_kv =
+            linear_vjp(policy, d_kv, normed, as_matrix(weight.const_view(), dim), as_matrix(d_weight.view(), dim));
+        const auto d_kv_rows = kv_rows(gradients.to_qkv.weight);
+        assign(policy, d_kv_rows, d_kv_rows + swap_middle_axes(policy, d_weight).view().reshape(d_kv_rows.shape()));
+        assign(policy, d_normed, d_normed + d_of_kv);
+        norm.backward(policy, d_x, d_normed, x, gradients.norm);
+    }
+
+    template <typename F, typename... M>
+    static void each_parameter(F&& f, const std::string& prefix, M&... m) {
+        LayerNorm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
+        Linear<Scalar, P>::each_parameter(f, prefix + "to_qkv.", m.to_qkv...);
+        Linear<Scalar, P>::each_parameter(f, prefix + "to_out.", m.to_out...);
+    }
+
+private:
+    Index inner() const { return heads * dim_head; }
+    /// The rows of to_qkv for queries, and for keys and values.
+    template <typename W>
+    auto q_rows(W& weight) const {
+        return weight.view().range(0, inner());
+    }
+    template <typename W>
+    auto kv_rows(W& weight) const {
+        return weight.view().range(inner(), 2 * inner());
+    }
+    /// Those of keys and values in the order that dense_attention wants: (1, h, 2, dim_head · d).
+    auto kv_weight(const P& policy, Index dim) const {
+        return swap_middle_axes(policy,
+                                kv_rows(to_qkv.weight).reshape(std::array<Index, 4>{1, 2, heads, dim_head * dim}));
+    }
+    template <typename W>
+    auto as_matrix(const W& weight, Index dim) const {  // (h · 2 · dim_head, d)
+        return weight.reshape(std::array{2 * inner(), dim});
+    }
+    auto counts_of(const P& policy, Index batch, Index length) const {
+        return look_back_counts(policy, batch, length / window, window);
+    }
+    auto by_window(const TokensTensor<Scalar, P>& q) const {  // (b · m, window, h, dim_head)
+        return q.const_view().reshape(std::array{q.extent(0) * q.extent(1) / window, window, heads, dim_head});
+    }
+    auto keys_of(const TokensTensor<Scalar, P>& rows) const {  // (b · m, 1, 2 · window, h, 2, dim_head)
+        return rows.const_view().reshape(std::array<Index, 6>{rows.extent(0), 1, rows.extent(1), heads, 2, dim_head});
+    }
+};
+
+}  // namespace colt5

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: MIT
+#include <doctest/doctest.h>
+
+#include <array>
+
+#include <colt5/cpu/look_back.hpp>
+
+#include "support/tensors.hpp"
+
+using namespace colt5;
+using namespace support;
+
+TEST_CASE_TEMPLATE("look_back: rows of the window before and of the window itself", T, float, double) {
+    const Cpu policy(2);
+    for (const std::array<Index, 4> shape :
+         {std::array<Index, 4>{1, 1, 1, 1}, {2, 3, 4, 5}, {3, 1, 2, 3}, {2, 0, 3, 4}, {0, 2, 3, 4}, {1, 5, 1, 40}}) {
+        CAPTURE(shape_string(shape));
+        const Index batch = shape[0], windows = shape[1], window = shape[2], dim = shape[3];
+        const auto x = normal<T>(policy, std::array{batch, windows * window, dim}, 0);
+        const auto rows = look_back(policy, x, window);
+        const auto counts = look_back_counts(policy, batch, windows, window);
+        REQUIRE(rows.shape() == std::array{batch * windows, 2 * window, dim});
+        REQUIRE(counts.shape() == std::array{batch * windows, Index{1}, window});
+        for (Index b = 0; b < batch; ++b)
+            for (Index m = 0; m < windows; ++m) {
+                const Index at = b * windows + m;
+                for (Index i = 0; i < 2 * window; ++i)
+                    for (Index d = 0; d < dim; ++d) {
+                        const Index token = m == 0 ? i : (m - 1) * window + i;
+                        const bool none = m == 0 && i >= window;
+                        CHECK(rows.const_view()(at, i, d) == (none ? T(0) : x.const_view()(b, token, d)));
+                    }
+                // The first `count` rows are those up to the token.
+                for (Index i = 0; i < window; ++i)
+                    CHECK(counts.const_view()(at, 0, i) == (m == 0 ? i + 1 : window + i + 1));
+            }
+        const auto d_rows = normal<T>(policy, rows.shape(), 1);
+        const auto d_x = look_back_vjp(policy, d_rows, windows * window, window);
+        CHECK(inner(d_x, x) == doctest::Approx(inner(d_rows, rows)).epsilon(1e-5));
+    }
+}
+
+TEST_CASE("look_back: errors name the argument and both values") {
+    const Cpu policy(1);
+    const auto x = normal<float>(policy, std::array<Index, 3>{2, 6, 3}, 0);
+    CHECK_THROWS_WITH_AS(look_back(policy, x, 4), "colt5: `length of x` must be a multiple of the window, but is 6",
+                         ValueError);
+    CHECK_THROWS_WITH_AS(look_back(policy, x, 0), "colt5: `window` must be >= 1, but is 0", ValueError);
+    CHECK_THROWS_WITH_AS(look_back_vjp(policy, x, 9, 3),
+                         "colt5: `d_rows` must have shape (0, 6, any), but has (2, 6, 3)", ShapeError);
+}
