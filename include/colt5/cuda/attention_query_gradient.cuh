@@ -211,13 +211,14 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     };
     const auto end = [&] {
         Sum factor[2] = {a.scale, a.scale};
-        if constexpr (has_bias)
+        if constexpr (has_bias) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int query = first + accumulator_row() + 8 * half;
                 const Sum rest = row_reduce(d_s_sum[half], Plus());
                 if (lane_id() % 4 == 0 && query < a.queries) numbers.dot[of_queries + query] = out_dot[half] + rest;
             }
+        }
         if (few)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {

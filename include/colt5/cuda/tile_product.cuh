@@ -165,16 +165,18 @@ public:
     __device__ explicit TensorLeft(const Scalar* tile)
         : row_(tile + lane_id() % 16 * (width + Arithmetic::row_padding) +
                lane_id() / 16 * Arithmetic::matrix_columns) {
-        if constexpr (resident)
+        if constexpr (resident) {
 #pragma unroll
             for (int i = 0; i < steps; ++i) load(fragments_[i], i);
+        }
     }
     __device__ void get(std::uint32_t (&fragment)[4], int step) const {
-        if constexpr (resident)
+        if constexpr (resident) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) fragment[i] = fragments_[step][i];
-        else
+        } else {
             load(fragment, step);
+        }
     }
 
 private:
