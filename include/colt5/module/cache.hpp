@@ -71,6 +71,8 @@ public:
     Index max_length() const { return max_length_; }
     /// The tokens that each sequence has.
     const std::vector<Index>& lengths() const { return lengths_; }
+    /// Whether the last call of decode has come to its end.
+    bool is_whole() const { return is_whole_; }
     Index bytes() const { return Module::cache_bytes(batch(), max_length_); }
 
     /// The tokens of a call, of which there is room for `width` in each sequence, and lengths[b] are real; without

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -64,6 +65,14 @@ public:
     template <Viewable Ids>
     auto logits(const Ids& ids, Mask mask = {}, const Counts& counts = {}) const {
         return head.logits(policy_, layers(embedding(policy_, ids), mask, counts), tied_weight());
+    }
+    /// A cache to decode with, see cache.hpp: of the layers.
+    auto make_cache(Index batch, Index max_length) const { return layers.make_cache(batch, max_length); }
+    /// The next ids (b, m) of the sequences of a cache  →  (b, m, V), as `logits` gives them for whole sequences. Of
+    /// sequence b the first lengths[b] ids are its next ones, the others are any padding in [0, V).
+    template <typename Cache, Viewable Ids>
+    auto decode(Cache& cache, const Ids& ids, std::span<const Index> lengths = {}) const {
+        return head.logits(policy_, layers.decode(cache, embedding(policy_, ids), lengths), tied_weight());
     }
     /// ids and targets (b, n)  →  (b, n), for evaluation.
     template <Viewable Ids, Viewable Targets>

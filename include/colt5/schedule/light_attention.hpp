@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
@@ -146,15 +147,22 @@ struct LightAttentionSchedule {
     /// The keys and values that later tokens attend to.
     struct DecodeState {
         TokensTensor<Scalar, P> kv;  // (b, rows, 2 · h · dim_head): of DecodeWindow, keys rotated
+        std::uint64_t grid_of_queries = 0, grid_of_keys = 0;  // LocalGrid, on which it depends which tokens these are
 
         template <typename F, typename... States>
         static void each_tensor(F&& f, const std::string& prefix, States&... states) {
             f(prefix + "kv", states.kv...);
+            if constexpr (requires { f.state(prefix, states.grid_of_keys...); }) {
+                f.state(prefix + "grid_of_queries", states.grid_of_queries...);
+                f.state(prefix + "grid_of_keys", states.grid_of_keys...);
+            }
         }
     };
     DecodeState make_decode_state(const P& policy, Index batch, Index max_length) const {
         const auto window = DecodeWindow::of<P, Scalar>(attention, max_length);
-        DecodeState state{{policy, {batch, window.rows(max_length), 2 * inner()}}};
+        DecodeState state{{policy, {batch, window.rows(max_length), 2 * inner()}},
+                          static_cast<std::uint64_t>(window.grid.queries),
+                          static_cast<std::uint64_t>(window.grid.keys)};
         set_zero(policy, state.kv);
         return state;
     }

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT
+#include <colt5/colt5.hpp>
+#include <colt5/io/cache.hpp>
+#include <colt5/module/language_model.hpp>
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <vector>
+
+#include "io/temporary_folder.hpp"
+#include "support/tensors.hpp"
+
+using namespace colt5;
+using namespace support;
+
+namespace {
+
+constexpr TransformerBlockConfig block{.dim = 12,
+                                       .num_heavy_attn_tokens_q = 60,
+                                       .num_heavy_attn_tokens_kv = 60,
+                                       .num_heavy_ff_tokens = 60,
+                                       .light_dim_head = 4,
+                                       .light_heads = 2,
+                                       .light_window_size = 16,
+                                       .heavy_dim_head = 4,
+                                       .heavy_heads = 2,
+                                       .router_type = RouterType::causal,
+                                       .router_kwargs = {.causal = {.rate = 0.3, .block_size = 16}},
+                                       .use_null_kv = true,
+                                       .rotary_emb = true};
+using Model = Stack<ConditionalRoutedTransformerBlock<block, float, Cpu>, 2>;
+
+/// Tokens [first, first + count) of each sequence.
+TokensTensor<float, Cpu> part(const Cpu& policy, const TokensTensor<float, Cpu>& x, Index first, Index count) {
+    TokensTensor<float, Cpu> to(policy, {x.extent(0), count, x.extent(2)});
+    copy_tokens(policy, to.view(), 0, x, first, count);
+    return to;
+}
+
+}  // namespace
+
+TEST_CASE("save_cache, load_cache: decoding goes on as if it had not stopped, bit for bit") {
+    const TemporaryFolder folder;
+    const Cpu policy(2);
+    const Model model(policy, Seed{1});
+    const auto x = normal<float>(policy, std::array<Index, 3>{2, 300, 12}, 0);
+    for (const Index stop : {1, 15, 64, 190}) {
+        CAPTURE(stop);
+        auto cache = model.make_cache(2, 300);
+        model.decode(cache, part(policy, x, 0, stop), {stop, stop / 2});
+        save_cache(policy, folder / "cache.safetensors", cache);
+        auto restored = model.make_cache(2, 300);
+        model.decode(restored, part(policy, x, 200, 70));  // replaced by what the file has
+        load_cache(policy, folder / "cache.safetensors", restored);
+        CHECK(restored.lengths() == cache.lengths());
+        for (const Index count : {1, 40, 3}) {
+            const auto tokens = part(policy, x, stop, count);
+            CHECK(same_bits(model.decode(restored, tokens), model.decode(cache, tokens)));
+        }
+        save_cache(policy, folder / "a", cache);
+        save_cache(policy, folder / "b", restored);
+        CHECK(read_file(folder / "a") == read_file(folder / "b"));
+    }
+}
+
+TEST_CASE("load_cache: a file that does not fit changes nothing, and the error names both values") {
+    const TemporaryFolder folder;
+    const Cpu policy(1);
+    const Model model(policy, Seed{1});
+    const auto x = normal<float>(policy, std::array<Index, 3>{2, 50, 12}, 0);
+    const auto save = [&](const char* name, Index batch, Index max_length) {
+        auto cache = model.make_cache(batch, max_length);
+        save_cache(policy, folder / name, cache);
+    };
+    save("long", 2, 5000);
+    save("longer", 2, 6000);
+    save("more", 3, 5000);
+    auto cache = model.make_cache(2, 5000);
+    model.decode(cache, x);
+    save_cache(policy, folder / "before", cache);
+    const auto message = [&](const char* name) {
+        try {
+            load_cache(policy, folder / name, cache);
+        } catch (const FileError& error) {
+            return std::string(error.what());
+        }
+        return std::string();
+    };
+    const auto has = [](const std::string& text, const std::string& what) {
+        INFO(text);
+        CHECK(text.find(what) != std::string::npos);
+        CHECK(std::count(text.begin(), text.end(), '\n') == 0);
+    };
+    has(message("longer"), "tensor `max_length` must be 5000, but is 6000");
+    has(message("more"), "tensor `lengths` must have shape (2), but has (3)");
+    has(message("missing"), "missing");
+    {
+        auto elsewhere = model.make_cache(2, 5000);
+        ++elsewhere.state.layers[1].conditional_attn.light_attn.grid_of_queries;
+        save_cache(policy, folder / "elsewhere", elsewhere);
+        has(message("elsewhere"), "tensor `state.layers.1.conditional_attn.light_attn.grid_of_queries` must be " +
+                                      std::to_string(LocalGridOf<Cpu, float>::of({8}).queries) +
+                                      " on this backend and processor, but is ");
+    }
+    save_cache(policy, folder / "after", cache);
+    CHECK(read_file(folder / "before") == read_file(folder / "after"));
+    CHECK(message("long").empty());
+    CHECK(cache.lengths() == std::vector<Index>{0, 0});
+}
+
+TEST_CASE("LanguageModel: decode gives the logits of whole sequences") {
+    const Cpu policy(2);
+    const LanguageModel<Model> model(policy, {.vocabulary = 30, .dim = 12}, Seed{4});
+    MatrixTensor<TokenIndex, Cpu> ids(policy, {2, 90});
+    for (Index i = 0; i < ids.size(); ++i) ids.data()[i] = static_cast<TokenIndex>(i * i % 29);
+    const auto expected = model.logits(ids);
+    auto cache = model.make_cache(2, 90);
+    for (Index first = 0, count; first < 90; first += count) {
+        count = std::min(first % 7 + 1, 90 - first);
+        MatrixTensor<TokenIndex, Cpu> next(policy, {2, count});
+        for (Index b = 0; b < 2; ++b) std::copy_n(&ids.view()(b, first), count, &next.view()(b, 0));
+        CHECK(same_bits(model.decode(cache, next), part(policy, expected, first, count)));
+    }
+}
