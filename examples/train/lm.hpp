@@ -87,15 +87,17 @@ inline double order_2_bits(std::string_view training, std::string_view held_out)
     return bits / static_cast<double>(held_out.size() - 2);
 }
 
-/// `count` bytes that the model writes after `text`.
-template <Size size, typename Trained, typename P>
-std::string sample(const P& policy, const Trained& model, std::string text, std::size_t count, double temperature) {
+/// `count` bytes that the model writes after `text`. What it keeps of earlier bytes is in a cache.
+template <typename Trained, typename P>
+std::string sample(const P& policy, const Trained& model, const std::string& text, std::size_t count,
+                   double temperature) {
     const colt5::Random random(colt5::Seed{3});
+    auto cache = model.layers.make_cache(1, static_cast<Index>(text.size() + count));
+    std::string written, next = text;  // next: bytes that the model has not seen
     for (std::size_t i = 0; i < count; ++i) {
-        const std::size_t seen = std::min(text.size(), static_cast<std::size_t>(size.length));
-        const auto logits =
-            model.logits(ids_of(policy, std::string_view(text).substr(text.size() - seen)));           // (1, n, 256)
-        const auto last = to_host(policy, logits.const_view().rows().range(logits.extent(1) - 1, 1));  // (1, 256)
+        const auto x = model.layers.decode(cache, model.embedding(policy, ids_of(policy, next)));  // (1, m, d)
+        const auto logits = model.head.logits(policy, x, model.embedding.weight);                  // (1, m, 256)
+        const auto last = to_host(policy, logits.const_view().rows().range(logits.extent(1) - 1, 1));
         double largest = -1e30;
         for (const auto logit : last) largest = std::max(largest, static_cast<double>(logit));
         std::vector<double> up_to;  // sums of the weights of the bytes so far
@@ -103,9 +105,10 @@ std::string sample(const P& policy, const Trained& model, std::string text, std:
             up_to.push_back((up_to.empty() ? 0 : up_to.back()) +
                             std::exp((static_cast<double>(logit) - largest) / temperature));
         const double at = random.uniform(i) * up_to.back();
-        text += static_cast<char>(std::lower_bound(up_to.begin(), up_to.end(), at) - up_to.begin());
+        next = std::string(1, static_cast<char>(std::lower_bound(up_to.begin(), up_to.end(), at) - up_to.begin()));
+        written += next;
     }
-    return text.substr(text.size() - count);
+    return written;
 }
 
 template <Size size, typename Scalar, typename P>
@@ -168,7 +171,7 @@ void train(const P& policy, const std::string& path, const std::string& checkpoi
                 order_2_bits(training, held_out));
     const std::string prompt(held_out.substr(0, 200));
     std::printf("Held-out text, and how the model goes on:\n%s|%s\n", prompt.c_str(),
-                sample<size>(policy, model, prompt, 300, 0.8).c_str());
+                sample(policy, model, prompt, 300, 0.8).c_str());
 }
 
 /// `main` of a program.
