@@ -50,7 +50,7 @@ held-out text to a CSV file. Trainings that are in this file already are left ou
   --arms A,B…      of learned,static,random,frozen,position,default,light,dense
   --seeds N        of each arm (3)
   --steps N        of each training
-  --length N       tokens of a sequence, a multiple of 256
+  --length N       tokens of a sequence, a multiple of 1024
   --text FILE      (by default that of Debian's package bible-kjv-text)
   --out FILE       (routing.csv)
   --threads N      trainings at a time, each on one processor (as many as there are); on a GPU it is 1
@@ -167,7 +167,7 @@ template <typename Train>
 void run_all(const Options& options, Size size, Index default_steps, Index held_out_batches, unsigned workers,
              Train&& train) {
     if (options.length > 0) {
-        if (options.length % 256 != 0) throw UserError("--length must be a multiple of 256");
+        if (options.length % 1024 != 0) throw UserError("--length must be a multiple of 1024");
         size.length = options.length;
         size.tokens = std::max(size.tokens, size.length);
     }

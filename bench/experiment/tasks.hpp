@@ -40,7 +40,11 @@ struct Batch {
 /// Where batches come from: a pure function of (seed, number), so that all arms learn from the same ones.
 class Data {
 public:
-    Data(Task task, std::string_view text, std::uint64_t seed) : task_(task), text_(text), seed_(seed) {}
+    Data(Task task, const Size& size, std::string_view text, std::uint64_t seed)
+        : task_(task),
+          notes_(static_cast<std::size_t>(std::clamp<Index>(size.length / 256, 4, 16))),
+          text_(text),
+          seed_(seed) {}
 
     Batch training_batch(std::uint64_t number, Index size, Index length) const {
         return make(text_.substr(0, text_.size() / 8 * 7), {{seed_}, 2 * number + 1}, size, length);
@@ -101,17 +105,17 @@ private:
 
     /// Notes such as `<K=4821>`, one for each of some keys, lie at random places of the text. At the end stand the
     /// questions `<K?....>` in another order; the model predicts the digits at the dots.
-    static void add_notes(Batch& batch, Dice& dice, std::string_view text) {
-        constexpr std::size_t notes = 4, digits = 4, note_length = 8, answer_offset = 3;
-        std::string names = "ABCDEFGH";
-        const std::size_t body = static_cast<std::size_t>(batch.length) - 2 * notes * note_length;
+    void add_notes(Batch& batch, Dice& dice, std::string_view text) const {
+        constexpr std::size_t digits = 4, note_length = 8, answer_offset = 3;
+        std::string names = std::string("ABCDEFGHIJKLMNOPQRSTUVWXYZ").substr(0, 2 * notes_);
+        const std::size_t body = static_cast<std::size_t>(batch.length) - 2 * notes_ * note_length;
         std::string document(text.substr(dice.below(text.size() - body), body));
         dice.shuffle(names);
-        std::array<std::size_t, notes> cuts, asked;
+        std::vector<std::size_t> cuts(notes_), asked(notes_);
         for (auto& cut : cuts) cut = dice.below(body + 1);
         std::sort(cuts.begin(), cuts.end());
-        std::array<std::string, notes> values;
-        for (std::size_t i = 0; i < notes; ++i) {
+        std::vector<std::string> values(notes_);
+        for (std::size_t i = 0; i < notes_; ++i) {
             for (std::size_t j = 0; j < digits; ++j) values[i] += static_cast<char>('0' + dice.below(10));
             document.insert(cuts[i] + i * note_length, std::string("<") + names[i] + "=" + values[i] + ">");
         }
@@ -128,6 +132,8 @@ private:
     }
 
     Task task_;
+    std::size_t notes_;  // in a document
+
     std::string_view text_;
     std::uint64_t seed_;
 };

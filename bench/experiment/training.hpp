@@ -50,7 +50,7 @@ void expect_causal(const Model& model, const Batch& batch) {
 template <Size model_size, bool causal, typename Scalar, typename P>
 std::string train(const P& policy, std::string_view text, const Size& size, const Run& run) {
     using Trained = Model<model_size, causal, Scalar, P>;
-    const Data data(run.task, text, run.seed);
+    const Data data(run.task, size, text, run.seed);
     Trained model(policy, size, run.arm, colt5::SeedSequence({run.seed}));
     auto gradients = model.make_gradients();
     colt5::AdamW<Trained, P> optimizer(policy, model, {.betas = {0.9, 0.98}, .weight_decay = 0});
