@@ -31,6 +31,7 @@ How it is measured
 - The rows `block_k16_…` route 16 tokens whatever the length, so that the work of a token does not depend on it.
 - The rows `ragged_…` are sequences of 512, 1024, …, 8192 tokens, or 2048 with --quick: packed, padded with a mask, as PyTorch has them
   in the first row, and as many tokens in sequences of one length; each routes 256 tokens. The floor is that of the real tokens.
+- The rows `decode_step_…` are one more token of a sequence of 10,000 or 1,000,000, from a cache (module/decode.cpp).
 - A row without PyTorch's columns is only ours.
 
 --json FILE writes {processor, cores, threads, …, rows}, rows being {name, ours_s, peer_s, floor_s, ours_mib, peer_mib, …}
@@ -153,6 +154,9 @@ def cases(quick, shrink):
     for name, form in (('ragged_packed', 0), ('ragged_padded', 1), ('ragged_uniform', 2)):
         yield Case(name, 'ragged_batch', 1, total, numbers=(sequences, form), peer=form == 0,
                    kernels=ragged_kernels(sequences, total, 512, **FLAGSHIP | {'k': 256}))
+    for name, past in (('decode_step_10k', 10_000), ('decode_step_1m', 1_000_000)):
+        if not (quick and past > 10_000):
+            yield Case(name, 'decode', 1, 1, numbers=(past // shrink,), backward=False, peer=False)
     if not quick:
         yield block('block_own_init', 2, full, wide_logits=True)
         yield block('block_n131072', 1, 131072 // shrink, peer=False)
@@ -315,6 +319,8 @@ def goals(bench):
     for mode in ('forward', 'forward_backward'):
         add(f'ragged batch, {mode.replace("_backward", " and backward")}: time over that of the padded batch',
             of((f'ragged_packed_{mode}', 'ours_s'), (f'ragged_padded_{mode}', 'ours_s')), most=0.7 if bench.quick else 0.6)
+    add('decoding: time of a token behind 1,000,000 over that behind 10,000',
+        of(('decode_step_1m_forward', 'ours_s'), ('decode_step_10k_forward', 'ours_s')), most=1.15)
     add('block: memory over that of the package', of(('block_forward_backward', 'ours_mib'),
                                                      ('block_forward_backward', 'peer_mib')), most=0.2)
     for mode, most in (('forward', 1.5), ('forward_backward', 1.5 + 2.5)):

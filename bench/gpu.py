@@ -163,6 +163,8 @@ def cases(quick):
     for name, form in (('ragged_packed', 0), ('ragged_padded', 1), ('ragged_uniform', 2)):  # 16 sequences of up to 8192
         yield Case(name, 'ragged_batch', 1, 17 * 4096, numbers=(16, form), peers=(PACKAGE,),
                    kernels=ragged_kernels(16, 17 * 4096, 512, **FLAGSHIP | {'k': 256}), dtypes=('bf16',), comparable=form == 0)
+    for name, past in (('decode_step_10k', 10_000), ('decode_step_1m', 1_000_000)):  # one more token of 8 sequences
+        yield Case(name, 'decode', 8, 1, numbers=(past,), peers=(NOBODY,), dtypes=('bf16',), comparable=False, backward=False)
     yield block('block_20_steps', 2, n, steps=20, peers=(TUNED,), dtypes=('bf16',))
     yield routing('coordinate_descent_20', n, 4 * n, program='coordinate_descent', numbers=(20, 1152, 0))
     yield routing('routing_50', n, 2 * n, program='coordinate_descent', numbers=(50, 1152, 1024))

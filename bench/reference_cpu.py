@@ -102,7 +102,8 @@ def paper_block(width, _):
 MODULES = {'conditional_routed_transformer_block': transformer_block, 'conditional_routed_feed_forward': feed_forward,
            'light_attention': light_attention, 'conditional_routed_attention': attention,
            'conditional_routed_image_attention': image_attention, 'paper_block': paper_block,
-           'ragged_batch': PaddedBatch}
+           'ragged_batch': PaddedBatch,
+           'decode': lambda width, _: transformer_block(width, (width, ITERATIONS, 0))}  # for its weights
 
 
 class Case:
