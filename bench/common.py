@@ -73,6 +73,16 @@ def attention_kernels(b, n, d, **config):
                     route_kernels(b, n, d), route_kernels(b, n, d))
 
 
+def autoregressive_attention_kernels(b, n, d, q, kv, window, inner):
+    """Windows of q queries and kv keys; keys and values are computed once for each token."""
+    windows = b * n // window
+    scores = 2 * windows * q * kv * inner
+    heavy = [Kernel(2 * scores, b * n * 2 * inner)], [Kernel(5 * scores, b * n * 4 * inner)]
+    return together(light_attention_kernels(b, n, d, inner, 2 * window), heavy, linear_kernels(b * n, d, 2 * inner),
+                    linear_kernels(windows * q, d, inner), linear_kernels(windows * q, inner, d), route_kernels(b, n, d),
+                    route_kernels(b, n, d))
+
+
 def block_kernels(b, n, d, **config):
     return together(attention_kernels(b, n, d, **config), feed_forward_kernels(b, n, d, **config))
 

@@ -57,7 +57,7 @@ import time
 
 import numpy
 
-from common import (FLAGSHIP, SMALL, Process, ProcessEnded, attention_kernels, block_kernels, feed_forward_kernels,
+from common import (FLAGSHIP, SMALL, Process, ProcessEnded, attention_kernels, autoregressive_attention_kernels, block_kernels, feed_forward_kernels,
                     heavy_attention_kernels, light_attention_kernels, linear_kernels, mib_text, paper_block_kernels, print_table,
                     ragged_kernels, ratio, time_text, together, total_flop)
 
@@ -141,6 +141,8 @@ def cases(quick, shrink):
         yield attention('attention_null_tokens', 1, shorter, version='0.11')
         yield attention('attention_rotary', 2, shorter, version='0.11')
         yield attention('attention_in_blocks', 3, shorter, peer=False)  # no version can run it
+        yield Case('autoregressive_attention', 'conditional_routed_autoregressive_attention', 1, 2048,
+                   kernels=autoregressive_attention_kernels(1, 2048, 512, 32, 1024, 128, 512), version='0.11')
         side = 16 * max(2, 6 // shrink)
         yield image_attention('image_attention', side, False, version='0.11', peer=False)  # which routes in each window alone
         yield image_attention('image_attention_per_window', side, True, version='0.11')

@@ -53,7 +53,7 @@ import time
 
 import numpy
 
-from common import (FLAGSHIP, Kernel, Process, ProcessEnded, Refused, attention_kernels, block_kernels,
+from common import (FLAGSHIP, Kernel, Process, ProcessEnded, Refused, attention_kernels, autoregressive_attention_kernels, block_kernels,
                     feed_forward_kernels, light_attention_kernels, linear_kernels, local_attention_kernels, mib_text,
                     paper_block_kernels, print_table, ragged_kernels, ratio, time_text)
 
@@ -158,6 +158,9 @@ def cases(quick):
                              ('attention', 0, PACKAGE), ('attention_in_blocks', 3, NOBODY)):  # which no version can run
         yield Case(name, 'conditional_routed_attention', 2, n, numbers=(form,), kernels=attention_kernels(2, n, 512, **FLAGSHIP),
                    peers=(peer,), dtypes=('bf16',), comparable=form == 0)
+    yield Case('autoregressive_attention', 'conditional_routed_autoregressive_attention', 2, 8192,
+               kernels=autoregressive_attention_kernels(2, 8192, 512, 32, 1024, 128, 512), peers=(PACKAGE_0_11,), dtypes=('bf16',),
+               comparable=False)
     yield Case('paper_block', 'paper_block', 1, 16384, 768, (16384,), kernels=paper_block_kernels(1, 16384, 768), peers=(PAPER,),
                dtypes=('bf16', 'tf32'), comparable=False)
     for name, form in (('ragged_packed', 0), ('ragged_padded', 1), ('ragged_uniform', 2)):  # 16 sequences of up to 8192

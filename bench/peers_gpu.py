@@ -159,6 +159,8 @@ class Package(Peer):
             module = module_of(attention_shapes(width, {'norm.gamma': (width,)}))
         elif program == 'conditional_routed_attention' and case['numbers'][0] in (1, 2):  # nor null tokens
             module = module_of(attention_shapes(width, {'norm.weight': (width,), 'norm.bias': (width,)}))
+        elif program == 'conditional_routed_autoregressive_attention':
+            module = module_of(attention_shapes(width, {'norm.weight': (width,), 'norm.bias': (width,)}, routes=2))
         elif program in MODULES:
             module = MODULES[program](width, case['numbers'])
             mask = torch.ones(batch, length, dtype=torch.bool, device=DEVICE)
@@ -195,13 +197,13 @@ class Package(Peer):
             self.call, self.inputs, self.parameters = call, [x.detach().requires_grad_()], [*module.parameters()]
 
 
-def attention_shapes(width, light_norm, inner=512):
+def attention_shapes(width, light_norm, inner=512, routes=1):
     """Of version 0.11"""
     attention = {'to_out.weight': (width, inner)}
     light = light_norm | attention | {'to_qkv.weight': (3 * inner, width)}
     heavy = {'norm.gamma': (width,)} | attention | {'to_q.weight': (inner, width), 'to_kv.weight': (2 * inner, width), 'null_kv': (2, 8, inner // 8)}
     return ({f'light_attn.{name}': shape for name, shape in light.items()} | {f'heavy_attn.{name}': shape for name, shape in heavy.items()}
-            | {'null_q_token': (width,), 'q_router.routing_token': (1, width), 'kv_router.routing_token': (1, width)})
+            | {'null_q_token': (width,), 'q_router.routing_token': (1, width), 'kv_router.routing_token': (routes, width)})
 
 
 def module_of(shapes):
@@ -247,7 +249,7 @@ class Tuned(Peer):
         where = {'conditional_routed_transformer_block': 1, 'coordinate_descent': 0}.get(case['program'])
         self.select.steps = 50 if where is None else case['numbers'][where]
         self.module.load_state_dict({name.removeprefix('module.'): tensor for name, tensor in tensors.items()
-                                     if name.startswith('module.')}, strict=case['program'] not in ('light_attention', 'conditional_routed_attention'))
+                                     if name.startswith('module.')}, strict=case['program'] not in ('light_attention', 'conditional_routed_attention', 'conditional_routed_autoregressive_attention'))
         self.inputs = [tensors[name].requires_grad_() for name in ('x', 'context') if name in tensors]
         self.d_out = tensors.get('d_out', tensors['x'].detach())
         used = lambda name: case['program'] != 'conditional_routed_cross_attention' or not name.startswith('q_router')
@@ -288,6 +290,10 @@ class Tuned(Peer):
             from colt5_attention.transformer_block import ConditionalRoutedImageAttention
             module = self.module = ConditionalRoutedImageAttention(width, num_heavy_tokens_q=16, num_heavy_tokens_kv=16, light_window_size=16)
             self.call = lambda x: module(x.unflatten(1, (math.isqrt(length), -1))).flatten(1, 2)
+        elif program == 'conditional_routed_autoregressive_attention':
+            from colt5_attention.transformer_block import ConditionalRoutedAutoregressiveAttention
+            self.call = self.module = ConditionalRoutedAutoregressiveAttention(
+                width, num_heavy_tokens_q=32, num_heavy_tokens_kv=1024, num_routed_kv=2, use_flash_attn=True)
         elif program == 'linear':
             self.call = self.module = nn.Linear(width, numbers[0], bias=False)
         elif program == 'top_k':

@@ -92,6 +92,11 @@ def image_attention(width, _):
     return ConditionalRoutedImageAttention(width, num_heavy_tokens_q=16, num_heavy_tokens_kv=16, light_window_size=16)
 
 
+def autoregressive_attention(width, _):
+    from colt5_attention.transformer_block import ConditionalRoutedAutoregressiveAttention
+    return ConditionalRoutedAutoregressiveAttention(width, num_heavy_tokens_q=32, num_heavy_tokens_kv=1024, num_routed_kv=2)
+
+
 def paper_block(width, _):
     def descent(logits, k):
         mask = torch.ones_like(logits, dtype=torch.bool)
@@ -102,6 +107,7 @@ def paper_block(width, _):
 MODULES = {'conditional_routed_transformer_block': transformer_block, 'conditional_routed_feed_forward': feed_forward,
            'light_attention': light_attention, 'conditional_routed_attention': attention,
            'conditional_routed_image_attention': image_attention, 'paper_block': paper_block,
+           'conditional_routed_autoregressive_attention': autoregressive_attention,
            'ragged_batch': PaddedBatch,
            'decode': lambda width, _: transformer_block(width, (width, ITERATIONS, 0))}  # for its weights
 
@@ -121,7 +127,7 @@ class Case:
             self.forward = lambda x: self.module(x, mask=mask[:x.shape[0], :x.shape[1]])
             if program == 'conditional_routed_image_attention':  # maps, without a mask
                 self.forward = lambda x: self.module(x.unflatten(1, (math.isqrt(x.shape[1]), -1))).flatten(1, 2)
-            elif program == 'paper_block':
+            elif program in ('paper_block', 'conditional_routed_autoregressive_attention'):
                 self.forward = self.module
             self.out_shape = self.x.shape
         elif program == 'linear':

@@ -36,6 +36,9 @@
 // expect: colt5: no `norm_linear_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `look_back` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `look_back_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `window_keys` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `window_keys_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `window_prefixes` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `look_back_counts` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `map_mean` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `map_mean_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -187,6 +190,9 @@ void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<T
     scatter_sequences(policy, weight.view(), x.const_view(), {});
     look_back_vjp(policy, look_back(policy, x, 2), 8, 2);
     look_back_counts(policy, 1, 4, 2);
+    window_prefixes(policy, MatrixTensor<float, Cpu>(policy, {1, 8}), 2, 0, 4);
+    window_keys_vjp<Cpu, float>(
+        policy, window_keys<Cpu, float>(policy, indices.const_view(), x.const_view(), 4, 2, 0, 8).scores.const_view());
     gather_mask(policy, mask, indices);
     scatter(policy, Scatter::add, y, x, flat);
     scatter_vjp(policy, Scatter::mean, x, flat);

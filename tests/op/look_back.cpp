@@ -40,6 +40,45 @@ TEST_CASE_TEMPLATE("look_back: rows of the window before and of the window itsel
     }
 }
 
+TEST_CASE("window_prefixes: the logits for each window, and which tokens are before it") {
+    const Cpu policy(2);
+    const auto logits = normal<double>(policy, std::array<Index, 2>{3, 12}, 0);
+    for (const std::array<Index, 2> part : {std::array<Index, 2>{0, 12}, {3, 6}, {11, 1}, {5, 0}}) {
+        const auto prefixes = window_prefixes(policy, logits, 3, part[0], part[1]);
+        REQUIRE(prefixes.logits.shape() == std::array<Index, 3>{part[1], 1, 12});
+        for (Index i = 0; i < part[1]; ++i)
+            for (Index token = 0; token < 12; ++token) {
+                const Index row = part[0] + i;
+                CHECK(prefixes.logits.const_view()(i, 0, token) == logits.const_view()(row / 4, token));
+                CHECK(prefixes.mask.const_view()(i, token) == (token < row % 4 * 3));
+            }
+    }
+    CHECK_THROWS_WITH_AS(window_prefixes(policy, logits, 3, 11, 2),
+                         "colt5: `first` must be the first of `rows` rows, but is 11", ValueError);
+}
+
+TEST_CASE("window_keys: a null key, then the picks; those before the window are visible") {
+    const Cpu policy(2);
+    TokensTensor<TokenIndex, Cpu> picks(policy, {6, 1, 5});
+    for (Index i = 0; i < picks.size(); ++i) picks.data()[i] = static_cast<TokenIndex>(i * 7 % 12);
+    const auto scores = normal<double>(policy, picks.shape(), 0);
+    const auto keys = window_keys<Cpu, double>(policy, picks.const_view(), scores.const_view(), 4, 3, 3, 12);
+    for (Index i = 0; i < 6; ++i) {
+        CHECK(keys.indices.const_view()(i, 0, 0) == 12);
+        CHECK(keys.scores.const_view()(i, 0, 0) == 1);
+        CHECK(keys.mask.const_view()(i, 0, 0));
+        for (Index j = 0; j < 5; ++j) {
+            CHECK(keys.indices.const_view()(i, 0, j + 1) == picks.const_view()(i, 0, j));
+            CHECK(keys.scores.const_view()(i, 0, j + 1) == scores.const_view()(i, 0, j));
+            CHECK(keys.mask.const_view()(i, 0, j + 1) == (picks.const_view()(i, 0, j) < (3 + i) % 4 * 3));
+        }
+    }
+    const auto d = normal<double>(policy, keys.scores.shape(), 1);
+    const auto d_scores = window_keys_vjp<Cpu, double>(policy, d.const_view());
+    for (Index i = 0; i < 6; ++i)
+        for (Index j = 0; j < 5; ++j) CHECK(d_scores.const_view()(i, 0, j) == d.const_view()(i, 0, j + 1));
+}
+
 TEST_CASE("look_back: errors name the argument and both values") {
     const Cpu policy(1);
     const auto x = normal<float>(policy, std::array<Index, 3>{2, 6, 3}, 0);

@@ -42,4 +42,38 @@ inline void look_back_counts_kernel(const Cpu&, TokensView<TokenIndex> counts, I
             counts(i, 0, j) = static_cast<TokenIndex>((i % windows == 0 ? 0 : window) + j + 1);
 }
 
+template <typename T>
+void window_keys_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensView<T> scores, TokensView<bool> mask,
+                        TokensView<const TokenIndex> picks, TokensView<const T> pick_scores, Index windows,
+                        Index window, Index first, Index null) {
+    parallel_for(policy, indices.extent(0), [&](Index i) {
+        const Index before = (first + i) % windows * window;
+        indices(i, 0, 0) = static_cast<TokenIndex>(null);
+        scores(i, 0, 0) = T(1);
+        mask(i, 0, 0) = true;
+        for (Index j = 0; j < picks.extent(2); ++j) {
+            indices(i, 0, j + 1) = picks(i, 0, j);
+            scores(i, 0, j + 1) = pick_scores(i, 0, j);
+            mask(i, 0, j + 1) = picks(i, 0, j) < before;
+        }
+    });
+}
+
+template <typename T>
+void window_keys_vjp_kernel(const Cpu&, TokensView<T> d, TokensView<const T> d_scores) {
+    for (Index i = 0; i < d.extent(0); ++i) std::copy_n(d_scores[i].data() + 1, d.extent(2), d[i].data());
+}
+
+template <typename T>
+void window_prefixes_kernel(const Cpu& policy, TokensView<T> rows, View<bool, dynamic, dynamic> mask,
+                            MatrixView<const T> logits, Index window, Index first) {
+    const Index length = logits.extent(1), windows = length / window;
+    parallel_for(policy, rows.extent(0), [&](Index i) {
+        const Index row = first + i, before = row % windows * window;
+        std::copy_n(logits[row / windows].data(), length, rows[i].data());
+        std::fill_n(mask[i].data(), before, true);
+        std::fill_n(mask[i].data() + before, length - before, false);
+    });
+}
+
 }  // namespace colt5

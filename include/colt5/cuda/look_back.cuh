@@ -44,6 +44,33 @@ __global__ void look_back_counts(Count* counts, Index windows, Index window, Ind
     }
 }
 
+template <typename T>
+__global__ void window_prefixes(T* rows, bool* mask, const T* logits, Index length, Index windows, Index window,
+                                Index first, Index count) {
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
+        const Index at = quotient(i, length), token = i - at * length, row = first + at;
+        const Index sequence = quotient(row, windows);
+        rows[i] = logits[sequence * length + token];
+        mask[i] = token < (row - sequence * windows) * window;
+    }
+}
+
+template <typename T, typename Token>
+__global__ void window_keys(Token* indices, T* scores, bool* mask, const Token* picks, const T* pick_scores, Index k,
+                            Index windows, Index window, Index first, Index null, Index count) {
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
+        const Index at = quotient(i, k + 1), j = i - at * (k + 1) - 1, row = first + at;
+        const Token pick = j < 0 ? static_cast<Token>(null) : picks[at * k + j];
+        indices[i] = pick;
+        scores[i] = j < 0 ? T(1) : pick_scores[at * k + j];
+        mask[i] = j < 0 || pick < (row - quotient(row, windows) * windows) * window;
+    }
+}
+template <typename T>
+__global__ void without_first(T* to, const T* from, Index k, Index count) {
+    for (Index i = global_thread(); i < count; i += grid_threads()) to[i] = from[i + quotient(i, k) + 1];
+}
+
 }  // namespace cuda
 
 template <typename T>
@@ -77,6 +104,32 @@ void look_back_vjp_kernel(const Cuda& policy, TokensView<T> d_x, TokensView<cons
         start(cuda::look_back_vjp<T, cuda::pack_size<T>>, cuda::pack_size<T>);
     else
         start(cuda::look_back_vjp<T, 1>, 1);
+}
+
+template <typename T>
+void window_prefixes_kernel(const Cuda& policy, TokensView<T> rows, View<bool, dynamic, dynamic> mask,
+                            MatrixView<const T> logits, Index window, Index first) {
+    constexpr int threads = 256;
+    const Index length = logits.extent(1);
+    cuda::launch(policy, "window_prefixes", cuda::window_prefixes<T>, cuda::blocks_for(rows.size(), threads), threads,
+                 0, rows.data(), mask.data(), logits.data(), length, length / window, window, first, rows.size());
+}
+
+template <typename T>
+void window_keys_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView<T> scores, TokensView<bool> mask,
+                        TokensView<const TokenIndex> picks, TokensView<const T> pick_scores, Index windows,
+                        Index window, Index first, Index null) {
+    constexpr int threads = 256;
+    cuda::launch(policy, "window_keys", cuda::window_keys<T, TokenIndex>, cuda::blocks_for(indices.size(), threads),
+                 threads, 0, indices.data(), scores.data(), mask.data(), picks.data(), pick_scores.data(),
+                 picks.extent(2), windows, window, first, null, indices.size());
+}
+
+template <typename T>
+void window_keys_vjp_kernel(const Cuda& policy, TokensView<T> d, TokensView<const T> d_scores) {
+    constexpr int threads = 256;
+    cuda::launch(policy, "window_keys_vjp", cuda::without_first<T>, cuda::blocks_for(d.size(), threads), threads, 0,
+                 d.data(), d_scores.data(), d.extent(2), d.size());
 }
 
 inline void look_back_counts_kernel(const Cuda& policy, TokensView<TokenIndex> counts, Index windows) {

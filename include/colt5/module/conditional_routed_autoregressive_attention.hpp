@@ -106,9 +106,10 @@ public:
         typename Light::Activations light;
         RouterActivations<QRouter, Scalar, P> routed_q;  // indices, scores (b, 1, m · q)
         TokensTensor<Scalar, P> q;                       // (b, r · m · q, e), rotated
-        TokensTensor<Scalar, P> kv;                      // (b, r · N, 2 · e), keys rotated
+        TokensTensor<Scalar, P> kv;                      // (b, r · (N + 1), 2 · e), keys rotated, null ones last
         TokensTensor<Logit, P> logits_kv;                // (b, r, N)
-        TokensTensor<TokenIndex, P> indices_kv;          // (b · r, m, k)
+        TokensTensor<TokenIndex, P> indices_kv;          // (b · r · m, 1, k)
+        KeysOfWindows<Logit, P> keys;                    // the same with the null keys, and scores
         TokensTensor<Scalar, P> attended;                // (b, r · m · q, e)
         TokensTensor<Logit, P> log_sum_exp;              // (b · r, m, h / r · q)
         Out heavy;                                       // (b, m · q, d)
@@ -174,18 +175,12 @@ private:
                            per_route = heads / routes, width = per_route * dim_head;
     using Four = Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>;
 
-    /// The sizes of a call.
+    /// The sizes of a call. The windows of all sequences and routes are numbered (b, r, m).
     struct Sizes {
         Index batch, length, windows, queries, keys;
 
         Index padded() const { return windows * window; }
-        /// How many windows are computed at a time: gathered keys and values take no more than twice those of all
-        /// tokens, and rows of logits 16 MiB in float.
-        Index windows_at_once() const {
-            const Index by_keys = 2 * routes * padded() / std::max(keys, Index{1}),
-                        by_logits = (Index{1} << 22) / std::max(padded(), Index{1});
-            return std::clamp(std::min(by_keys, by_logits), Index{1}, std::max(windows, Index{1}));
-        }
+        Index sequences() const { return batch * routes; }
     };
     static Sizes sizes_of(const std::array<Index, 3>& shape, const AttentionCounts& counts) {
         constexpr Index step = std::lcm(window, config.light_window_size);  // whole windows of both branches
@@ -195,85 +190,77 @@ private:
             detail::token_count("num_heavy_tokens_kv", counts.num_heavy_tokens_kv, config.num_heavy_tokens_kv);
         return {shape[0], length, windows, std::min(q, window), std::min(kv, windows * window)};
     }
+    /// Rows [first, first + count) of a tensor as (count, 1, columns).
+    template <typename T>
+    static TokensView<T> rows_of(T* all, Index first, Index count, Index columns) {
+        return TokensView<T>::unchecked(all + first * columns, {count, 1, columns});
+    }
+    /// Calls f(prefixes, first, count) for all windows, so many at a time that their logits take 16 MiB in float.
+    template <typename F>
+    static void each_routed(const P& policy, const Sizes& of, const TokensTensor<Logit, P>& logits, const F& f) {
+        const Index at_once = std::max((Index{1} << 22) / of.padded(), Index{1}), all = of.sequences() * of.windows;
+        for (Index first = 0; first < all; first += at_once) {
+            const Index count = std::min(at_once, all - first);
+            f(window_prefixes(policy, logits.const_view().reshape(std::array{of.sequences(), of.padded()}), window,
+                              first, count),
+              first, count);
+        }
+    }
 
-    /// Some windows of a sequence, and one route: their parts of the tensors of a call.
+    /// Some windows of one sequence and route: their parts of the tensors of a call.
     struct Part {
-        Index sequence, route, first, count;  // windows [first, first + count)
+        Index sequence, first, count;  // the first window among all, and how many
         Sizes of;
 
-        Index row() const { return sequence * routes + route; }
         /// Queries or outputs (count, q, h / r, dim_head) of a tensor (b, r · m · q, e).
         template <typename T>
         View<T, dynamic, dynamic, dynamic, dynamic> queries(T* all) const {
-            return View<T, dynamic, dynamic, dynamic, dynamic>::unchecked(
-                all + (row() * of.windows + first) * of.queries * width, {count, of.queries, per_route, dim_head});
+            return View<T, dynamic, dynamic, dynamic, dynamic>::unchecked(all + first * of.queries * width,
+                                                                          {count, of.queries, per_route, dim_head});
         }
         template <typename T>
         TokensView<T> log_sum_exp(T* all) const {  // (count, h / r, q)
-            return TokensView<T>::unchecked(all + (row() * of.windows + first) * per_route * of.queries,
-                                            {count, per_route, of.queries});
+            return TokensView<T>::unchecked(all + first * per_route * of.queries, {count, per_route, of.queries});
         }
+        /// What there is of each key and the null key (count, 1, k + 1).
         template <typename T>
-        TokensView<T> picks(T* all) const {  // (count, 1, k)
-            return TokensView<T>::unchecked(all + (row() * of.windows + first) * of.keys, {count, 1, of.keys});
+        TokensView<T> keys(T* all) const {
+            return rows_of(all, first, count, of.keys + 1);
         }
-        /// Keys and values of all tokens (1, N, 2 · e), and their indices (1, count · k).
+        /// Keys and values of all tokens and the null key (1, N + 1, 2 · e).
         template <typename T>
         TokensView<T> tokens(T* kv) const {
-            return TokensView<T>::unchecked(kv + row() * of.padded() * 2 * width, {1, of.padded(), 2 * width});
+            const Index rows = of.padded() + 1;
+            return TokensView<T>::unchecked(kv + sequence * rows * 2 * width, {1, rows, 2 * width});
         }
-        template <typename T>
-        MatrixView<T> flat_picks(T* all) const {
-            return MatrixView<T>::unchecked(picks(all).data(), {1, count * of.keys});
+        auto flat(const TokensTensor<TokenIndex, P>& indices) const {  // (1, count · (k + 1))
+            return keys(indices.data()).reshape(std::array{Index{1}, count * (of.keys + 1)});
         }
-        template <typename T>
-        VectorView<T> logits(T* all) const {  // (N)
-            return VectorView<T>::unchecked(all + row() * of.padded(), {of.padded()});
-        }
+        auto keys_shape() const { return std::array<Index, 6>{count, 1, of.keys + 1, per_route, 2, dim_head}; }
     };
-    /// Calls f(Part) for all windows of all sequences and routes.
+    /// Calls f(Part) for all windows, so many of a sequence and route at a time that the keys and values that they
+    /// gather take no more than twice those of all its tokens.
     template <typename F>
     static void each_part(const Sizes& of, const F& f) {
-        const Index at_once = of.windows_at_once();
-        for (Index b = 0; b < of.batch; ++b)
-            for (Index r = 0; r < routes; ++r)
-                for (Index first = 0; first < of.windows; first += at_once)
-                    f(Part{b, r, first, std::min(at_once, of.windows - first), of});
+        const Index at_once = std::clamp(2 * routes * of.padded() / of.keys, Index{1}, of.windows);
+        for (Index s = 0; s < of.sequences(); ++s)
+            for (Index first = 0; first < of.windows; first += at_once)
+                f(Part{s, s * of.windows + first, std::min(at_once, of.windows - first), of});
     }
 
-    /// What the queries of a part may see: the tokens before their window.
-    struct Prefixes {
-        TokensTensor<Logit, P> logits;           // (count, 1, N), the same in all rows
-        Tensor<bool, P, dynamic, dynamic> mask;  // (count, N)
-    };
-    static Prefixes prefixes(const P& policy, const Part& part, const TokensTensor<Logit, P>& logits) {
-        const Index length = part.of.padded();
-        Prefixes rows{{policy, {part.count, 1, length}}, {policy, {part.count, length}}};
-        assign(policy, rows.logits, colt5::row(part.logits(logits.data())));
-        MatrixTensor<double, P> ends(policy, {1, part.count});
-        assign(policy, ends,
-               (column_numbers<double>() + static_cast<double>(part.first)) * static_cast<double>(window));
-        assign(policy, rows.mask,
-               column_numbers<double>() < column(VectorView<const double>(ends.data(), {part.count})));
-        return rows;
+    /// The null key and value of each head, as rows of keys and values are: (1, h, 2, dim_head)
+    auto null_rows(const P& policy) const {
+        return swap_middle_axes(policy,
+                                heavy_attn.null_kv.const_view().reshape(std::array<Index, 4>{1, 2, heads, dim_head}));
     }
-
-    /// The keys and values that a part's queries attend to, with the null key at the front.
-    KeysWithNull<Scalar, P> keys_of(const P& policy, const Part& part, const TokensTensor<Scalar, P>& kv,
-                                    const TokensTensor<TokenIndex, P>& indices, const Prefixes& prefix,
-                                    const TokensTensor<Logit, P>& scores,
-                                    const TokensTensor<Scalar, P>& null_kv) const {
-        const auto rows = gather(policy, part.tokens(kv.data()), part.flat_picks(indices.data()));
-        const auto mask = gather_mask(policy, prefix.mask.const_view(), part.picks(indices.data()));  // (count, 1, k)
-        return with_null_key(
-            policy,
-            rows.const_view().reshape(std::array<Index, 6>{part.count, 1, part.of.keys, per_route, 2, dim_head}),
-            null_kv.const_view()[part.route].reshape(std::array<Index, 3>{2, per_route, dim_head}), mask.const_view(),
-            scores.const_view());
+    template <typename T>
+    static auto by_route_row(T& null) {  // (r, 2 · e)
+        return null.view().reshape(std::array<Index, 2>{routes, 2 * width});
     }
-    /// The null key and value of each route's heads: (r, 2, e), from (2, r, e).
-    auto null_kv_by_route(const P& policy) const {
-        return swap_first_axes(policy, heavy_attn.null_kv.const_view().reshape(std::array<Index, 3>{2, routes, width}));
+    /// The row of the null key (1, 2 · e) in a tensor (b, r · (N + 1), 2 · e).
+    template <typename T>
+    static MatrixView<T> null_row(T* kv, const Sizes& of, Index sequence) {
+        return MatrixView<T>::unchecked(kv + ((sequence + 1) * (of.padded() + 1) - 1) * 2 * width, {1, 2 * width});
     }
 
     /// Rows (b, n, r · e) as (b, r · n, e), sorted by route, and back.
@@ -341,22 +328,38 @@ private:
             rotary(policy, heads_of_kv(kv.view()), 1, heavy_attn.inv_freq, {});
         }
         saved.q = by_route(policy, std::move(q));
-        saved.kv = by_route(policy, std::move(kv));
+        TokensTensor<Scalar, P> with_null(policy, {batch, length + 1, 2 * inner});
+        pad_sequences(policy, with_null.view(), TokensView<const Scalar>(kv.const_view()), length);
+        kv = {};
+        saved.kv = by_route(policy, std::move(with_null));
+        const auto null = null_rows(policy);
+        for (Index s = 0; s < of.sequences(); ++s)
+            assign(policy, null_row(saved.kv.data(), of, s), by_route_row(null).range(s % routes, 1));
         saved.logits_kv = route_logits(policy, x, kv_router.routing_token, KVRouter::logit_scale);
-        saved.indices_kv = {policy, {batch * routes, of.windows, of.keys}};
+        const Index all_windows = of.sequences() * of.windows;
+        const std::array<Index, 3> of_keys{all_windows, 1, of.keys + 1};
+        saved.indices_kv = {policy, {all_windows, 1, of.keys}};
+        saved.keys = {{policy, of_keys}, {policy, of_keys}, {policy, of_keys}};
         saved.attended = tensor_like(policy, saved.q);
         saved.log_sum_exp = {policy, {batch * routes, of.windows, per_route * of.queries}};
-        const auto null_kv = null_kv_by_route(policy);
+        each_routed(policy, of, saved.logits_kv, [&](const auto& prefixes, Index first, Index count) {
+            const auto picks = rows_of(saved.indices_kv.data(), first, count, of.keys);
+            top_k_kernel(policy, picks, prefixes.logits.const_view(), Mask(prefixes.mask.const_view()));
+            const auto scores =
+                KVRouter::scores_of(policy, prefixes.logits, picks, prefixes.mask.const_view(), of.keys);
+            const auto part = [&](auto& all) { return rows_of(all.data(), first, count, of.keys + 1); };
+            window_keys_kernel(policy, part(saved.keys.indices), part(saved.keys.scores), part(saved.keys.mask),
+                               TokensView<const TokenIndex>(picks), scores.const_view(), of.windows, window, first,
+                               length);
+        });
         each_part(of, [&](const Part& part) {
-            const auto prefix = prefixes(policy, part, saved.logits_kv);
-            const auto indices = part.picks(saved.indices_kv.data());
-            top_k_kernel(policy, indices, prefix.logits.const_view(), prefix.mask.const_view());
-            const auto scores = KVRouter::scores_of(policy, prefix.logits, indices, prefix.mask.const_view(), of.keys);
-            const auto keys = keys_of(policy, part, saved.kv, saved.indices_kv, prefix, scores, null_kv);
-            dense_attention_kernel(policy, part.queries(saved.attended.data()),
-                                   part.log_sum_exp(saved.log_sum_exp.data()),
-                                   part.queries(std::as_const(saved.q).data()), keys.kv.const_view(),
-                                   KeyMask(keys.mask.const_view()), keys.value_scale.const_view(), NoBias());
+            const auto kv_of_part = gather(policy, part.tokens(std::as_const(saved.kv).data()),
+                                           part.flat(saved.keys.indices));  // (1, count · (k + 1), 2 · e)
+            dense_attention_kernel(
+                policy, part.queries(saved.attended.data()), part.log_sum_exp(saved.log_sum_exp.data()),
+                part.queries(std::as_const(saved.q).data()), kv_of_part.const_view().reshape(part.keys_shape()),
+                KeyMask(part.keys(std::as_const(saved.keys.mask).data())),
+                part.keys(std::as_const(saved.keys.scores).data()), NoBias());
         });
         saved.attended = by_token(policy, std::move(saved.attended));  // (b, m · q, r · e)
         saved.heavy = linear(policy, saved.attended, heavy_attn.to_out.weight);
@@ -384,7 +387,7 @@ private:
         Out d_tokens = detail::result_like(policy, "d_tokens", std::move(given), saved.tokens);
         detail::release(saved.out);
         if (d_tokens.size() == 0) return d_tokens;
-        const Index batch = saved.tokens.extent(0), length = saved.kv.extent(1) / routes,
+        const Index batch = saved.tokens.extent(0), length = saved.logits_kv.extent(2),
                     queries = saved.heavy.extent(1) / (length / window);
         const Sizes of{batch, saved.tokens.extent(1), length / window, queries, saved.indices_kv.extent(2)};
         const bool pads = static_cast<bool>(saved.padded);
@@ -416,42 +419,51 @@ private:
         }
         const auto& attended = routes > 1 ? std::as_const(swapped) : std::as_const(saved.attended);
 
-        auto d_q = tensor_like(policy, saved.q), d_kv = tensor_like(policy, saved.kv);
-        set_zero(policy, d_kv);
+        auto d_q = tensor_like(policy, saved.q), d_with_null = tensor_like(policy, saved.kv);
+        set_zero(policy, d_with_null);
+        auto d_key_scores = tensor_like(policy, saved.keys.scores);  // (b · r · m, 1, k + 1)
+        each_part(of, [&](const Part& part) {
+            const auto at = part.flat(saved.keys.indices);
+            const auto kv_of_part = gather(policy, part.tokens(std::as_const(saved.kv).data()), at);
+            auto d_kv_of_part = tensor_like(policy, kv_of_part);
+            dense_attention_vjp_kernel(
+                policy, part.queries(d_q.data()), d_kv_of_part.view().reshape(part.keys_shape()),
+                part.keys(d_key_scores.data()), part.queries(std::as_const(d_attended).data()),
+                part.queries(attended.data()), part.log_sum_exp(std::as_const(saved.log_sum_exp).data()),
+                part.queries(std::as_const(saved.q).data()), kv_of_part.const_view().reshape(part.keys_shape()),
+                KeyMask(part.keys(std::as_const(saved.keys.mask).data())),
+                part.keys(std::as_const(saved.keys.scores).data()), NoBias(), NoBias());
+            gather_vjp(policy, part.tokens(d_with_null.data()), d_kv_of_part, at);
+        });
         auto d_logits = tensor_like(policy, saved.logits_kv);
         set_zero(policy, d_logits);
-        const auto null_kv = null_kv_by_route(policy);
-        TokensTensor<Logit, P> d_null_kv(policy, null_kv.shape());
-        set_zero(policy, d_null_kv);
-        each_part(of, [&](const Part& part) {
-            const auto prefix = prefixes(policy, part, saved.logits_kv);
-            const Mask mask = prefix.mask.const_view();
-            const TokensView<const TokenIndex> indices = part.picks(std::as_const(saved.indices_kv).data());
-            const auto scores = KVRouter::scores_of(policy, prefix.logits, indices, mask, of.keys);
-            const auto keys = keys_of(policy, part, saved.kv, saved.indices_kv, prefix, scores, null_kv);
-            auto d_keys = tensor_like(policy, keys.kv);
-            auto d_value_scale = tensor_like(policy, keys.value_scale);
-            dense_attention_vjp_kernel(policy, part.queries(d_q.data()), d_keys.view(), d_value_scale.view(),
-                                       part.queries(std::as_const(d_attended).data()), part.queries(attended.data()),
-                                       part.log_sum_exp(std::as_const(saved.log_sum_exp).data()),
-                                       part.queries(std::as_const(saved.q).data()), keys.kv.const_view(),
-                                       KeyMask(keys.mask.const_view()), keys.value_scale.const_view(), NoBias(),
-                                       NoBias());
-            const auto d =
-                null_key_vjp(policy, d_null_kv.view()[part.route].reshape(std::array<Index, 3>{2, per_route, dim_head}),
-                             d_keys, d_value_scale.const_view());
-            gather_vjp(policy, part.tokens(d_kv.data()),
-                       d.d_kv.const_view().reshape(std::array{Index{1}, part.count * of.keys, 2 * width}),
-                       part.flat_picks(std::as_const(saved.indices_kv).data()));
-            add_rows(
-                policy, part.logits(d_logits.data()),
-                KVRouter::d_logits_of(policy, prefix.logits, indices, d.d_value_scale.const_view(), mask, of.keys));
+        each_routed(policy, of, saved.logits_kv, [&](const auto& prefixes, Index first, Index count) {
+            const auto d_scores = window_keys_vjp<P, Logit>(
+                policy, rows_of(std::as_const(d_key_scores).data(), first, count, of.keys + 1));
+            const auto d_rows = KVRouter::d_logits_of(
+                policy, prefixes.logits, rows_of(std::as_const(saved.indices_kv).data(), first, count, of.keys),
+                d_scores.const_view(), prefixes.mask.const_view(), of.keys);  // (count, 1, N)
+            for (Index row = 0; row < count;) {  // the windows of one sequence and route after the other
+                const Index s = (first + row) / of.windows, end = std::min(count, (s + 1) * of.windows - first);
+                add_rows(policy, d_logits.view().rows()[s],
+                         MatrixView<const Logit>::unchecked(d_rows.data() + row * length, {end - row, length}));
+                row = end;
+            }
         });
-        assign(policy, gradients.heavy_attn.null_kv,
-               gradients.heavy_attn.null_kv +
-                   swap_first_axes(policy, d_null_kv).const_view().reshape(gradients.heavy_attn.null_kv.shape()));
+        TokensTensor<Scalar, P> d_kv(policy, {batch, length, 2 * inner});
+        {
+            Four d_null(policy, {1, heads, 2, dim_head});
+            set_zero(policy, d_null);
+            const auto rows = by_route_row(d_null);
+            for (Index s = 0; s < of.sequences(); ++s)
+                assign(policy, rows.range(s % routes, 1),
+                       rows.range(s % routes, 1) + null_row(std::as_const(d_with_null).data(), of, s));
+            assign(policy, gradients.heavy_attn.null_kv,
+                   gradients.heavy_attn.null_kv +
+                       swap_middle_axes(policy, d_null).view().reshape(gradients.heavy_attn.null_kv.shape()));
+            crop(policy, d_kv.view(), by_token(policy, std::move(d_with_null)));
+        }
         d_q = by_token(policy, std::move(d_q));
-        d_kv = by_token(policy, std::move(d_kv));
         if constexpr (config.rotary_emb) {
             rotary_vjp(policy, heads_of_q(d_q.view()), heads, heavy_attn.inv_freq, {at_q});
             rotary_vjp(policy, heads_of_kv(d_kv.view()), 1, heavy_attn.inv_freq, {});
@@ -479,19 +491,20 @@ private:
         return d_tokens;
     }
 
-    /// Adds the rows of d (count, 1, N) to sum (N), in their order.
-    static void add_rows(const P& policy, VectorView<Logit> sum, const TokensTensor<Logit, P>& d) {
-        MatrixTensor<TokenIndex, P> to_one(policy, {1, d.extent(0)});
+    /// Adds the rows of d (count, N) to sum (N), in their order.
+    static void add_rows(const P& policy, VectorView<Logit> sum, MatrixView<const Logit> d) {
+        const Index count = d.extent(0), length = d.extent(1);
+        MatrixTensor<TokenIndex, P> to_one(policy, {1, count});
         set_zero(policy, to_one);
-        scatter(policy, Scatter::add, sum.reshape(std::array{Index{1}, Index{1}, sum.extent(0)}),
-                d.const_view().reshape(std::array{Index{1}, d.extent(0), d.extent(2)}), to_one);
+        scatter(policy, Scatter::add, sum.reshape(std::array{Index{1}, Index{1}, length}),
+                d.reshape(std::array{Index{1}, count, length}), to_one);
     }
     template <typename Saved>
     static auto null_queries(const P& policy, const Saved& saved, Index length) {
         return unrouted_tokens(policy, single_route(saved.routed_q.routing.indices), saved.q_mask.const_view(), length);
     }
     /// The first rows of padded sequences.
-    static void crop(const P& policy, TokensView<Scalar> out, const Out& padded) {
+    static void crop(const P& policy, TokensView<Scalar> out, const TokensTensor<Scalar, P>& padded) {
         for (Index b = 0; b < out.extent(0); ++b)
             assign(policy, out[b], padded.const_view()[b].range(0, out.extent(1)));
     }

@@ -23,6 +23,23 @@ void look_back_counts_kernel(const P&, ...) {
                   "colt5: no `look_back_counts` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
+template <typename P>
+void window_prefixes_kernel(const P&, ...) {
+    static_assert(has_kernel<P>,
+                  "colt5: no `window_prefixes` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
+}
+
+template <typename P>
+void window_keys_kernel(const P&, ...) {
+    static_assert(has_kernel<P>,
+                  "colt5: no `window_keys` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
+}
+template <typename P>
+void window_keys_vjp_kernel(const P&, ...) {
+    static_assert(has_kernel<P>,
+                  "colt5: no `window_keys_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
+}
+
 namespace detail {
 /// The windows of a sequence of `length` tokens. Throws ValueError unless it is a multiple of the window.
 inline Index windows_of(const char* name, Index length, Index window) {
@@ -67,6 +84,60 @@ TokensTensor<TokenIndex, P> look_back_counts(const P& policy, Index batch, Index
     TokensTensor<TokenIndex, P> counts(policy, {batch * windows, 1, window});
     look_back_counts_kernel(policy, counts.view(), windows);
     return counts;
+}
+
+/// The logits of sequences, once for each of their windows, and which tokens are before the window.
+template <typename T, Policy P>
+struct WindowPrefixes {
+    TokensTensor<T, P> logits;               // (rows, 1, n)
+    Tensor<bool, P, dynamic, dynamic> mask;  // (rows, n)
+};
+
+/// Each row of logits (s, n) for each of its n / window windows: of these s · n / window rows, those from `first` on.
+/// The mask of row i is true for the (i modulo n / window) · window tokens before its window. Throws ValueError unless
+/// n is a multiple of the window, and the rows are among those that there are.
+template <Policy P, Viewable L>
+auto window_prefixes(const P& policy, const L& logits, Index window, Index first, Index rows) {
+    using T = typename L::value_type;
+    const Index length = logits.extent(1), windows = detail::windows_of("length of logits", length, window);
+    if (!is_range_of(first, rows, logits.extent(0) * windows))
+        expect_value(false, "first", "the first of `rows` rows", first);
+    WindowPrefixes<T, P> prefixes{{policy, {rows, 1, length}}, {policy, {rows, length}}};
+    window_prefixes_kernel(policy, prefixes.logits.view(), prefixes.mask.view(), logits.const_view(), window, first);
+    return prefixes;
+}
+
+/// The keys that windows have chosen of the tokens before them, with a null key at their front.
+template <typename T, Policy P>
+struct KeysOfWindows {
+    TokensTensor<TokenIndex, P> indices;  // (rows, 1, k + 1): `null`, then those of the picks
+    TokensTensor<T, P> scores;            // (rows, 1, k + 1): 1, then those of the picks
+    TokensTensor<bool, P> mask;           // (rows, 1, k + 1): true, then whether a pick is before its window
+};
+
+/// indices and scores (rows, 1, k) of the windows that window_prefixes(…, window, first, rows) returns for sequences of
+/// `windows` windows; `null` is the index of the null key.
+template <Policy P, typename T>
+KeysOfWindows<T, P> window_keys(const P& policy, TokensView<const TokenIndex> indices, TokensView<const T> scores,
+                                Index windows, Index window, Index first, Index null) {
+    expect_shape("indices", indices.shape(), {dynamic, 1, dynamic});
+    expect_shape("scores", scores.shape(), indices.shape());
+    expect_length("null", null);
+    const std::array<Index, 3> shape{indices.extent(0), 1, indices.extent(2) + 1};
+    KeysOfWindows<T, P> keys{{policy, shape}, {policy, shape}, {policy, shape}};
+    window_keys_kernel(policy, keys.indices.view(), keys.scores.view(), keys.mask.view(), indices, scores, windows,
+                       window, first, null);
+    return keys;
+}
+
+/// Vector-Jacobian product: d_scores (rows, 1, k + 1)  →  (rows, 1, k)
+template <Policy P, typename T>
+TokensTensor<T, P> window_keys_vjp(const P& policy, TokensView<const T> d_scores) {
+    expect_shape("d_scores", d_scores.shape(), {dynamic, 1, dynamic});
+    expect_value(d_scores.extent(2) >= 1, "keys of d_scores", ">= 1", d_scores.extent(2));
+    TokensTensor<T, P> d(policy, {d_scores.extent(0), 1, d_scores.extent(2) - 1});
+    window_keys_vjp_kernel(policy, d.view(), d_scores);
+    return d;
 }
 
 }  // namespace colt5

@@ -22,6 +22,21 @@ Results look_back_case(const P& policy, const Setting& setting) {
     record("rows", rows);
     record("d_x", look_back_vjp(policy, draw.values(rows.shape()), windows * window, window));
     record("counts", look_back_counts(policy, batch, windows, window));
+    const auto logits = draw.sums(std::array{batch, windows * window});
+    const Index first = draw.size(0, batch * windows - 1);
+    const auto prefixes = window_prefixes(policy, logits, window, first, draw.size(1, batch * windows - first));
+    record.in_float("logits of prefixes", prefixes.logits);
+    record("prefixes", prefixes.mask);
+    const Index rows = prefixes.mask.extent(0), k = draw.size(1, 40);
+    const auto picks = draw.indices(rows, k, windows * window);
+    const auto scores = draw.sums(std::array{rows, Index{1}, k});
+    const auto keys = window_keys<P, accumulate_t<T>>(policy, picks.const_view().reshape(std::array{rows, Index{1}, k}),
+                                                      scores.const_view(), windows, window, first, windows * window);
+    record("indices of keys", keys.indices);
+    record("mask of keys", keys.mask);
+    record.in_float("scores of keys", keys.scores);
+    record.in_float("d_scores of keys",
+                    window_keys_vjp<P, accumulate_t<T>>(policy, draw.sums(keys.scores.shape()).const_view()));
     return record.results;
 }
 
