@@ -30,7 +30,7 @@ def interval(values):
 
 def text(mean_and_half, digits=3, sign=''):
     mean, half = mean_and_half
-    return f'{mean:{sign}.{digits}f}' + ('' if half is None else f' ± {half:.{digits}f}')
+    return f'{mean:{sign}.{digits}f}'.replace('-', '−') + ('' if half is None else f' ± {half:.{digits}f}')
 
 
 def read(files):

@@ -92,11 +92,10 @@ template <typename Trained, typename P>
 std::string sample(const P& policy, const Trained& model, const std::string& text, std::size_t count,
                    double temperature) {
     const colt5::Random random(colt5::Seed{3});
-    auto cache = model.layers.make_cache(1, static_cast<Index>(text.size() + count));
+    auto cache = model.make_cache(1, static_cast<Index>(text.size() + count));
     std::string written, next = text;  // next: bytes that the model has not seen
     for (std::size_t i = 0; i < count; ++i) {
-        const auto x = model.layers.decode(cache, model.embedding(policy, ids_of(policy, next)));  // (1, m, d)
-        const auto logits = model.head.logits(policy, x, model.embedding.weight);                  // (1, m, 256)
+        const auto logits = model.decode(cache, ids_of(policy, next));  // (1, m, 256)
         const auto last = to_host(policy, logits.const_view().rows().range(logits.extent(1) - 1, 1));
         double largest = -1e30;
         for (const auto logit : last) largest = std::max(largest, static_cast<double>(logit));

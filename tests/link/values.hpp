@@ -7,6 +7,7 @@
 #include <colt5/io/npy.hpp>
 #include <colt5/io/parameters.hpp>
 #include <colt5/io/safetensors.hpp>
+#include <colt5/io/training.hpp>
 #include <vector>
 
 constexpr colt5::FeedForwardConfig config{.dim = 8, .num_heavy_tokens = 2};
