@@ -20,7 +20,7 @@ int main(int argc, char** argv) {
     colt5::ConditionalRoutedAutoregressiveAttention<config, bench::Scalar, bench::Policy> module(inputs.policy);
     inputs.load(module);
     const bench::Tokens x = inputs.tokens("x"), d_out = inputs.tokens("d_out");
-    return serve(inputs.policy, [&](bool backward, const auto& keep) {
+    return bench::serve(inputs.policy, [&](bool backward, const auto& keep) {
         if (!backward) return keep(module(x));
         auto saved = module.forward(x);
         auto gradients = module.make_gradients();
