@@ -9,7 +9,7 @@
 #include <colt5/core/view.hpp>
 
 /// "Does routing help?": the same model with different ways to choose the tokens of the heavy branch, at the same
-/// number of operations.
+/// number of operations. docs/experiment.md explains it and shows the results.
 namespace experiment {
 
 using colt5::Index;

@@ -72,10 +72,10 @@ def table(form, task, arms):
 
 
 def curves(arms):
-    """{arm: [(operations, mean of bits, half interval)...]}"""
+    """{arm: [(operations, mean of bits, half interval)...]}, without the end, which is measured on more text."""
     result = {}
     for arm in ARMS:
-        points = zip(*arms.get(arm, {}).values())
+        points = list(zip(*arms.get(arm, {}).values()))[:-1]
         result[arm] = [(rows[0]['operations'], *interval([row['bits'] for row in rows])) for rows in points]
     return {arm: points for arm, points in result.items() if points}
 
@@ -83,10 +83,10 @@ def curves(arms):
 def panel(title, arms, left, top, width, height):
     lines = curves(arms)
     most = max(points[-1][0] for points in lines.values())
-    # The first tenth falls steeply, and would flatten the rest.
-    seen = [point[1] for points in lines.values() for point in points if point[0] >= 0.25 * most]
+    # The first tenths fall steeply, and they and the dense arm would flatten the rest.
+    seen = [point[1] for arm, points in lines.items() for point in points if point[0] >= 0.25 * most and arm != 'dense']
     low, high = min(seen), max(seen)
-    low, high = low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3
+    low, high = max(0, low - 0.05 * (high - low) - 1e-3), high + 0.05 * (high - low) + 1e-3
     x = lambda operations: left + width * operations / most
     y = lambda bits: top + height * (high - min(max(bits, low), high)) / (high - low)
     out = [f'<text x="{left + width / 2:.0f}" y="{top - 8}" text-anchor="middle" font-weight="bold">{title}</text>',
