@@ -174,6 +174,26 @@ TEST_CASE_TEMPLATE("allocation: a second call of a block allocates nothing, infe
     }
 }
 
+TEST_CASE("allocation: steps of decoding allocate nothing, and the cache does not grow") {
+    for (const int threads : {1, 2}) {
+        const Cpu policy(threads, Cpu::usual_plan, Allocations::together);
+        const ConditionalRoutedTransformerBlock<causal, float, Cpu> block(policy);
+        const auto x = normal<float>(policy, std::array<Index, 3>{3, 2, 16}, 0);
+        const std::vector<Index> some{1, 0, 2};
+        auto cache = block.make_cache(3, 10000);
+        const std::size_t before = bytes_in_use(policy);
+        const auto steps = [&] {
+            for (int step = 0; step < 300; ++step) {
+                block.decode(cache, x);
+                block.decode(cache, x, some);
+            }
+        };
+        check_allocates_nothing(policy, steps);
+        block.decode(cache, x);
+        CHECK(bytes_in_use(policy) == before);
+    }
+}
+
 TEST_CASE("allocation: a second call of cross attention allocates nothing, inference keeps nothing") {
     for (const int threads : {1, 2}) {
         const Cpu policy(threads, Cpu::usual_plan, Allocations::together);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <concepts>
+#include <algorithm>
 #include <cstddef>
-#include <memory>
+#include <iterator>
 #include <span>
 #include <string>
 #include <utility>
@@ -76,16 +76,19 @@ public:
     Index bytes() const { return Module::cache_bytes(batch(), max_length_); }
 
     /// The tokens of a call, of which there is room for `width` in each sequence, and lengths[b] are real; without
-    /// lengths all are. Throws ValueError, and changes nothing, if they do not fit.
-    NextTokens<P> next(const P& policy, Index width, std::span<const Index> lengths) const {
+    /// lengths all are. They are valid until the next call. Throws ValueError, and changes nothing, if they do not fit.
+    const NextTokens<P>& next(const P& policy, Index width, std::span<const Index> lengths) {
         expect_value(is_whole_, "cache", "as a call of decode left it", "half-written: that call threw an exception");
-        expect_value(lengths.empty() || std::ssize(lengths) == batch(), "lengths",
-                     detail::concat({"one number a sequence, ", value_string(batch())}), std::ssize(lengths));
-        NextTokens<P> next{lengths_, {lengths.begin(), lengths.end()}, {}};
-        if (lengths.empty()) next.counts.assign(lengths_.size(), width);
+        if (!lengths.empty() && std::ssize(lengths) != batch())
+            expect_value(false, "lengths", detail::concat({"one number a sequence, ", value_string(batch())}),
+                         std::ssize(lengths));
+        next_.past = lengths_;
+        next_.counts.assign(lengths_.size(), width);
+        std::copy(lengths.begin(), lengths.end(), next_.counts.begin());
+        next_.real = {};
         bool all_real = true;
         for (Index b = 0; b < batch(); ++b) {
-            const Index count = next.count_of(b), length = next.past_of(b) + count;
+            const Index count = next_.count_of(b), length = next_.past_of(b) + count;
             if (count < 0 || count > width)
                 expect_value(false, element("lengths", b),
                              detail::concat({"between 0 and the ", value_string(width), " tokens that are given"}),
@@ -96,14 +99,13 @@ public:
                              length);
             all_real = all_real && count == width;
         }
-        if (all_real) return next;
-        const auto size = static_cast<std::size_t>(batch() * width);
-        const auto real = std::make_unique<bool[]>(size);
+        if (all_real) return next_;
+        real_.clear();
         for (Index b = 0; b < batch(); ++b)
-            for (Index i = 0; i < width; ++i) real[static_cast<std::size_t>(b * width + i)] = i < next.count_of(b);
-        next.real = {policy, {batch(), width}};
-        upload(policy, next.real.data(), real.get(), size);
-        return next;
+            for (Index i = 0; i < width; ++i) real_.push_back(i < next_.count_of(b) ? 1 : 0);
+        next_.real = {policy, {batch(), width}};
+        upload(policy, next_.real.data(), real_.data(), real_.size());
+        return next_;
     }
     /// Calls body(), which computes these tokens and adds them to the state. If it throws, the cache cannot be used any
     /// more: the error says so.
@@ -128,6 +130,8 @@ private:
 
     std::vector<Index> lengths_;
     Index max_length_;
+    NextTokens<P> next_;               // of the last call: its memory is used again
+    std::vector<unsigned char> real_;  // likewise: next_.real on the host
     bool is_whole_ = true;
 };
 

@@ -280,7 +280,7 @@ public:
         expect_shape("tokens", x.shape(), {cache.batch(), dynamic, Self::model_dim});
         if (out) expect_shape("out", out.shape(), x.shape());
         self().expect_parameters();
-        const auto next = cache.next(policy_, x.extent(1), lengths);
+        const auto& next = cache.next(policy_, x.extent(1), lengths);
         return cache.go_on(next, [&] { return self().decode_next(cache.state, next, x, std::move(out)); });
     }
     /// The same with lengths in braces.
