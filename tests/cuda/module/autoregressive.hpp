@@ -18,9 +18,9 @@ Results look_back_case(const P& policy, const Setting& setting) {
     const Index batch = draw.size(1, 5), windows = draw.size(1, 20), window = draw.size(1, 60);
     const Index dim = draw.dim_head();
     const auto x = draw.values(std::array{batch, windows * window, dim});
-    const auto rows = look_back(policy, x, window);
-    record("rows", rows);
-    record("d_x", look_back_vjp(policy, draw.values(rows.shape()), windows * window, window));
+    const auto looked_back = look_back(policy, x, window);
+    record("rows", looked_back);
+    record("d_x", look_back_vjp(policy, draw.values(looked_back.shape()), windows * window, window));
     record("counts", look_back_counts(policy, batch, windows, window));
     const auto logits = draw.sums(std::array{batch, windows * window});
     const Index first = draw.size(0, batch * windows - 1);
