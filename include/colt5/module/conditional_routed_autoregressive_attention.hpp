@@ -266,22 +266,21 @@ private:
     /// Rows (b, n, r · e) as (b, r · n, e), sorted by route, and back.
     static TokensTensor<Scalar, P> by_route(const P& policy, TokensTensor<Scalar, P> x) {
         const auto [batch, length, all] = x.shape();
-        if constexpr (routes == 1) return x;
-        const auto swapped =
-            swap_middle_axes(policy, x.const_view().reshape(std::array<Index, 4>{batch, length, routes, all / routes}));
-        return copy_as(policy, swapped, {batch, routes * length, all / routes});
+        return swapped(policy, std::move(x), length, routes, {batch, routes * length, all / routes});
     }
     static TokensTensor<Scalar, P> by_token(const P& policy, TokensTensor<Scalar, P> x) {
         const auto [batch, rows, each] = x.shape();
-        if constexpr (routes == 1) return x;
-        const auto swapped =
-            swap_middle_axes(policy, x.const_view().reshape(std::array<Index, 4>{batch, routes, rows / routes, each}));
-        return copy_as(policy, swapped, {batch, rows / routes, routes * each});
+        return swapped(policy, std::move(x), routes, rows / routes, {batch, rows / routes, routes * each});
     }
-    static TokensTensor<Scalar, P> copy_as(const P& policy, const Four& x, const std::array<Index, 3>& shape) {
-        TokensTensor<Scalar, P> copy(policy, shape);
-        assign(policy, copy, x.const_view().reshape(shape));
-        return copy;
+    /// x seen as (b, rows, columns, e), with these two axes swapped, in this shape.
+    static TokensTensor<Scalar, P> swapped(const P& policy, TokensTensor<Scalar, P> x, Index rows, Index columns,
+                                           const std::array<Index, 3>& shape) {
+        if constexpr (routes == 1) return x;
+        const Index batch = x.extent(0), each = shape[2] * shape[1] / (rows * columns);
+        TokensTensor<Scalar, P> y(policy, shape);
+        swap_first_axes_kernel(policy, y.view().reshape(std::array{batch, columns, rows, each}),
+                               x.const_view().reshape(std::array{batch, rows, columns, each}));
+        return y;
     }
     auto heads_of_q(TokensView<Scalar> q) const {  // (b, m · q, 1, h, dim_head)
         return q.reshape(std::array<Index, 5>{q.extent(0), q.extent(1), 1, heads, dim_head});
@@ -411,13 +410,13 @@ private:
         auto d_attended =
             by_route(policy, heavy_attn.to_out.backward(policy, d_heavy, saved.attended, gradients.heavy_attn.to_out));
         d_heavy = {};
-        TokensTensor<Scalar, P> swapped;  // the outputs by route, if there are several
+        TokensTensor<Scalar, P> swapped_attended;  // the outputs by route, if there are several
         if constexpr (routes > 1) {
-            swapped = tensor_like(policy, saved.attended);
-            assign(policy, swapped, saved.attended);
-            swapped = by_route(policy, std::move(swapped));
+            swapped_attended = tensor_like(policy, saved.attended);
+            assign(policy, swapped_attended, saved.attended);
+            swapped_attended = by_route(policy, std::move(swapped_attended));
         }
-        const auto& attended = routes > 1 ? std::as_const(swapped) : std::as_const(saved.attended);
+        const auto& attended = routes > 1 ? std::as_const(swapped_attended) : std::as_const(saved.attended);
 
         auto d_q = tensor_like(policy, saved.q), d_with_null = tensor_like(policy, saved.kv);
         set_zero(policy, d_with_null);
@@ -435,6 +434,11 @@ private:
                 part.keys(std::as_const(saved.keys.scores).data()), NoBias(), NoBias());
             gather_vjp(policy, part.tokens(d_with_null.data()), d_kv_of_part, at);
         });
+        detail::release(saved.kv);
+        detail::release(saved.q);
+        detail::release(saved.attended);
+        d_attended = {};
+        swapped_attended = {};
         auto d_logits = tensor_like(policy, saved.logits_kv);
         set_zero(policy, d_logits);
         each_routed(policy, of, saved.logits_kv, [&](const auto& prefixes, Index first, Index count) {
@@ -468,18 +472,19 @@ private:
             rotary_vjp(policy, heads_of_q(d_q.view()), heads, heavy_attn.inv_freq, {at_q});
             rotary_vjp(policy, heads_of_kv(d_kv.view()), 1, heavy_attn.inv_freq, {});
         }
+        auto d_of_heavy = tensor_like(policy, x);
         {
             const auto normed = heavy_attn.norm(policy, x);
             auto d_normed = heavy_attn.to_kv.backward(policy, d_kv, normed, gradients.heavy_attn.to_kv);
+            d_kv = {};
             gather_vjp(policy, d_normed.view(),
                        heavy_attn.to_q.backward(policy, d_q, gather(policy, normed, at_q), gradients.heavy_attn.to_q),
                        at_q);
-            d_kv = {};
-            light_attn.backward(policy, saved.light, d_x, d_out, x, gradients.light_attn);
-            auto d_of_heavy = tensor_like(policy, x);
+            d_q = {};
             heavy_attn.norm.backward(policy, d_of_heavy.view(), d_normed, x, gradients.heavy_attn.norm);
-            assign(policy, d_x, d_x + d_of_heavy);
         }
+        light_attn.backward(policy, saved.light, d_x, d_out, x, gradients.light_attn);
+        assign(policy, d_x, d_x + d_of_heavy);
         route_logits_vjp(policy, d_x, gradients.kv_router.routing_token.view(), d_logits, x, kv_router.routing_token,
                          KVRouter::logit_scale);
         q_router.backward(policy, saved.routed_q, d_scores_q.const_view(), x, saved.q_mask.const_view(), d_x,

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include <colt5/module/light_attention.hpp>
 #include <colt5/op/dense_attention.hpp>
@@ -54,16 +56,23 @@ struct LookBackAttention {
                         TokensView<const Scalar> residual = {}) const {
         expect_parameters("", x.extent(2));
         expect_shape("out", out.shape(), x.shape());
-        const auto [batch, length, dim] = x.shape();
+        const Index batch = x.extent(0), length = x.extent(1), dim = x.extent(2);
         const auto normed = norm(policy, x);
         const auto weight = kv_weight(policy, dim);
         Activations saved{linear(policy, normed, q_rows(to_qkv.weight)),
                           linear(policy, normed, as_matrix(weight.const_view(), dim)),
                           {}};
-        const auto rows = look_back(policy, saved.kv, window);  // (b · m, 2 · window, h · 2 · dim_head)
-        const auto counts = counts_of(policy, batch, length);
-        saved.attention = dense_attention_forward(policy, by_window(saved.q), keys_of(rows), {}, {},
-                                                  FirstKeys<>{{}, counts.const_view()});
+        saved.attention = {{policy, by_window(saved.q.const_view()).shape()},
+                           {policy, {batch * length / window, heads, window}}};
+        each_part(batch, length, [&](Index first, Index count) {
+            const auto of = [&](auto view) { return by_window(sequences(view, first, count)); };
+            const auto rows = look_back(policy, sequences(saved.kv.const_view(), first, count), window);
+            const auto counts = look_back_counts(policy, count, length / window, window);
+            dense_attention_kernel(policy, of(saved.attention.out.view().reshape(saved.q.shape())),
+                                   sequences_of_sums(saved.attention.log_sum_exp.view(), first, count, batch),
+                                   of(saved.q.const_view()), keys_of(rows), KeyMask(), Scales(),
+                                   FirstKeys<>{{}, counts.const_view()});
+        });
         to_out(policy, out, saved.attention.out.const_view().reshape(saved.q.shape()), residual);
         return saved;
     }
@@ -73,22 +82,25 @@ struct LookBackAttention {
     void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
                   Gradients& gradients) const {
         using Sum = accumulate_t<Scalar>;
-        const auto [batch, length, dim] = x.shape();
+        const Index batch = x.extent(0), length = x.extent(1), dim = x.extent(2);
         const auto d_attended =
             to_out.backward(policy, d_out, saved.attention.out.const_view().reshape(saved.q.shape()), gradients.to_out);
-        const auto counts = counts_of(policy, batch, length);
-        auto d = [&] {
-            const auto rows = look_back(policy, saved.kv, window);
-            return dense_attention_vjp(policy, saved.attention,
-                                       d_attended.const_view().reshape(saved.attention.out.shape()), by_window(saved.q),
-                                       keys_of(rows), {}, {}, FirstKeys<>{{}, counts.const_view()});
-        }();
-        const auto d_kv = look_back_vjp(
-            policy, d.d_kv.const_view().reshape(std::array{d.d_kv.extent(0), 2 * window, 2 * inner()}), length, window);
-        d.d_kv = {};
+        auto d_q = tensor_like(policy, saved.q), d_kv = tensor_like(policy, saved.kv);
+        each_part(batch, length, [&](Index first, Index count) {
+            const auto of = [&](auto view) { return by_window(sequences(view, first, count)); };
+            const auto rows = look_back(policy, sequences(saved.kv.const_view(), first, count), window);
+            const auto counts = look_back_counts(policy, count, length / window, window);
+            auto d_rows = tensor_like(policy, rows);
+            dense_attention_vjp_kernel(policy, of(d_q.view()), keys_of(d_rows), TokensView<Sum>(),
+                                       of(d_attended.const_view()),
+                                       of(saved.attention.out.const_view().reshape(saved.q.shape())),
+                                       sequences_of_sums(saved.attention.log_sum_exp.const_view(), first, count, batch),
+                                       of(saved.q.const_view()), keys_of(std::as_const(rows)), KeyMask(), Scales(),
+                                       FirstKeys<>{{}, counts.const_view()}, NoBias());
+            look_back_vjp_kernel(policy, sequences(d_kv.view(), first, count), d_rows.const_view(), window);
+        });
         const auto normed = norm(policy, x);
-        auto d_normed = linear_vjp(policy, d.d_q.const_view().reshape(saved.q.shape()), normed, q_rows(to_qkv.weight),
-                                   q_rows(gradients.to_qkv.weight));
+        auto d_normed = linear_vjp(policy, d_q, normed, q_rows(to_qkv.weight), q_rows(gradients.to_qkv.weight));
         const auto weight = kv_weight(policy, dim);
         Tensor<Sum, P, dynamic, dynamic, dynamic, dynamic> d_weight(policy, weight.shape());
         set_zero(policy, d_weight);
@@ -127,14 +139,31 @@ private:
     auto as_matrix(const W& weight, Index dim) const {  // (h · 2 · dim_head, d)
         return weight.reshape(std::array{2 * inner(), dim});
     }
-    auto counts_of(const P& policy, Index batch, Index length) const {
-        return look_back_counts(policy, batch, length / window, window);
+    using Scales = TokensView<const accumulate_t<Scalar>>;
+
+    /// Calls f(first, count) for the sequences of a batch, so many at a time as have some thousand tokens: what it
+    /// looks back to is in memory twice.
+    template <typename F>
+    static void each_part(Index batch, Index length, const F& f) {
+        const Index at_once = std::clamp(Index{8192} / std::max(length, Index{1}), Index{1}, std::max(batch, Index{1}));
+        for (Index first = 0; first < batch; first += at_once) f(first, std::min(at_once, batch - first));
     }
-    auto by_window(const TokensTensor<Scalar, P>& q) const {  // (b · m, window, h, dim_head)
-        return q.const_view().reshape(std::array{q.extent(0) * q.extent(1) / window, window, heads, dim_head});
+    template <typename T>
+    static TokensView<T> sequences(const TokensView<T>& all, Index first, Index count) {
+        return all.range(first, count);
     }
-    auto keys_of(const TokensTensor<Scalar, P>& rows) const {  // (b · m, 1, 2 · window, h, 2, dim_head)
-        return rows.const_view().reshape(std::array<Index, 6>{rows.extent(0), 1, rows.extent(1), heads, 2, dim_head});
+    template <typename T>
+    static TokensView<T> sequences_of_sums(const TokensView<T>& all, Index first, Index count, Index batch) {
+        const Index windows = all.extent(0) / batch;
+        return all.range(first * windows, count * windows);
+    }
+    template <typename T>
+    auto by_window(const TokensView<T>& q) const {  // (b · m, window, h, dim_head)
+        return q.reshape(std::array{q.extent(0) * q.extent(1) / window, window, heads, dim_head});
+    }
+    template <typename T>
+    auto keys_of(T& rows) const {  // (b · m, 1, 2 · window, h, 2, dim_head)
+        return rows.view().reshape(std::array<Index, 6>{rows.extent(0), 1, rows.extent(1), heads, 2, dim_head});
     }
 };
 
