@@ -27,10 +27,10 @@ Results look_back_case(const P& policy, const Setting& setting) {
     const auto prefixes = window_prefixes(policy, logits, window, first, draw.size(1, batch * windows - first));
     record.in_float("logits of prefixes", prefixes.logits);
     record("prefixes", prefixes.mask);
-    const Index rows = prefixes.mask.extent(0), k = draw.size(1, 40);
-    const auto picks = draw.indices(rows, k, windows * window);
-    const auto scores = draw.sums(std::array{rows, Index{1}, k});
-    const auto keys = window_keys<P, accumulate_t<T>>(policy, picks.const_view().reshape(std::array{rows, Index{1}, k}),
+    const Index some = prefixes.mask.extent(0), k = draw.size(1, 40);
+    const auto picks = draw.indices(some, k, windows * window);
+    const auto scores = draw.sums(std::array{some, Index{1}, k});
+    const auto keys = window_keys<P, accumulate_t<T>>(policy, picks.const_view().reshape(std::array{some, Index{1}, k}),
                                                       scores.const_view(), windows, window, first, windows * window);
     record("indices of keys", keys.indices);
     record("mask of keys", keys.mask);
