@@ -44,8 +44,8 @@ int main() {
     std::copy_n(prompts.view()[1].data(), 120 * config.dim, whole.data());
     std::copy_n(next.view()[1].data(), config.dim, whole.view()[0][120].data());
     const auto expected = model(whole);
-    const bool same = std::equal(out.view()[1].data(), out.view()[1].data() + config.dim, &expected.view()(0, 120, 0));
-    std::printf("tokens so far: %td and %td; the same output as from the whole sequence: %s\n", cache.lengths()[0],
-                cache.lengths()[1], same ? "yes" : "no");
-    return same && first.extent(1) == 300 ? 0 : 1;
+    const double difference = (out.matrix().row(1) - expected.matrix().row(120)).norm();
+    std::printf("tokens so far: %td and %td; difference from the output for the whole sequence: %g\n",
+                cache.lengths()[0], cache.lengths()[1], difference);
+    return difference < 1e-4 && first.extent(1) == 300 ? 0 : 1;
 }

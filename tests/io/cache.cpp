@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "io/temporary_folder.hpp"
-#include "support/tensors.hpp"
+#include "module/decode.hpp"
 
 using namespace colt5;
 using namespace support;
@@ -122,6 +122,6 @@ TEST_CASE("LanguageModel: decode gives the logits of whole sequences") {
         count = std::min(first % 7 + 1, 90 - first);
         MatrixTensor<TokenIndex, Cpu> next(policy, {2, count});
         for (Index b = 0; b < 2; ++b) std::copy_n(&ids.view()(b, first), count, &next.view()(b, 0));
-        CHECK(same_bits(model.decode(cache, next), part(policy, expected, first, count)));
+        CHECK(same_outputs(model.decode(cache, next), part(policy, expected, first, count)));
     }
 }
