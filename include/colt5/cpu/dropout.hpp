@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <algorithm>
-#include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #include <colt5/cpu/parallel.hpp>
@@ -12,17 +11,16 @@
 namespace colt5 {
 
 namespace cpu {
-/// factors[i] = factor if dropout keeps element first + i, otherwise 0.
-template <typename T>
-void dropout_factors(T* factors, Index first, Index count, const DropoutMask& drop) {
-    const std::uint32_t threshold = drop.threshold();
-    const T factor = static_cast<T>(drop.scale());
-    for (Index i = 0; i < count;) {
-        const Index element = first + i;
-        const auto bits = drop.random.bits(static_cast<std::uint64_t>(element / 4));
-        for (Index word = element % 4; word < 4 && i < count; ++word, ++i)
-            factors[i] = bits[static_cast<std::size_t>(word)] >= threshold ? factor : T(0);
+/// The random words of elements first … first + count − 1, which are compared with the threshold. They are in `words`,
+/// which has room for count + 6: those of whole blocks.
+inline const std::uint32_t* dropout_words(std::uint32_t* words, Index first, Index count, const DropoutMask& drop) {
+    const Random random = drop.random;
+    const Index begin = first / 4, blocks = divide_up(first + count, 4) - begin;
+    for (Index block = 0; block < blocks; ++block) {
+        const auto of_block = random.bits(static_cast<std::uint64_t>(begin + block));
+        for (std::size_t i = 0; i < 4; ++i) words[4 * block + static_cast<Index>(i)] = of_block[i];
     }
+    return words + first % 4;
 }
 }  // namespace cpu
 
@@ -30,16 +28,23 @@ template <typename T>
 void dropout_kernel(const Cpu& policy, TokensView<T> out, TokensView<const T> x, TokensView<const T> residual,
                     Mask mask, const DropoutMask& drop) {
     const Index tokens = x.extent(0) * x.extent(1), dim = x.extent(2);
+    const std::uint32_t threshold = drop.threshold();
+    const T factor = static_cast<T>(drop.scale());
     parallel_for(policy, tokens, [&](Index token) {
-        T* const factors = cpu::thread_scratch<T, struct DropoutFactors>(dim);
-        cpu::dropout_factors(factors, token * dim, dim, drop);
-        const T *const from = x.data() + token * dim, *const add = residual ? residual.data() + token * dim : nullptr;
+        const std::uint32_t* const words = cpu::dropout_words(
+            cpu::thread_scratch<std::uint32_t, struct DropoutWords>(dim + 6), token * dim, dim, drop);
+        const T* const from = x.data() + token * dim;
         T* const to = out.data() + token * dim;
-        const bool padding = mask && !mask.data()[token];
-        for (Index j = 0; j < dim; ++j) {
-            const T value = factors[j] == 0 ? T(0) : factors[j] * from[j];
-            to[j] = !add || (padding && !std::isfinite(add[j])) ? value : add[j] + value;
+        const auto value = [&](Index j) { return words[j] >= threshold ? factor * from[j] : T(0); };
+        if (!residual) {
+            for (Index j = 0; j < dim; ++j) to[j] = value(j);
+            return;
         }
+        const T* const add = residual.data() + token * dim;
+        if (mask && !mask.data()[token])
+            for (Index j = 0; j < dim; ++j) to[j] = (std::isfinite(add[j]) ? add[j] : T(0)) + value(j);
+        else
+            for (Index j = 0; j < dim; ++j) to[j] = add[j] + value(j);
     });
 }
 
