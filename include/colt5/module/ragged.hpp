@@ -149,7 +149,7 @@ auto with_saved(std::remove_reference_t<Saved>& saved, F&& f) {
 
 /// A module on sequences of different lengths. It computes each as if it were alone and had no padding, so a batch
 /// costs what its real tokens cost. Outputs and the gradients of tokens are those of each sequence alone, bit for bit,
-/// unless a router draws noise in training.
+/// unless a router or dropout draws noise in training.
 ///
 ///     const Ragged ragged(block);                                             // the block must outlive it
 ///     auto out = ragged(tokens, cu_seqlens, {.num_heavy_ff_tokens = TokenRatio{1.0 / 16}});
