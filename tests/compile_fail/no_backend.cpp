@@ -6,6 +6,7 @@
 // expect: colt5: no `copy_tokens` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `causal_top_k_next` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `causal_key_counts` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `block_shares` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `causal_top_k` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `coordinate_descent_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `coordinate_descent` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -200,6 +201,7 @@ void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<T
     straight_through_scores(policy, x, indices, mask);
     set_short_scores(policy, y.view(), indices, mask, 2);
     const RouteBlocks blocks{8, 4, 2};
+    block_shares(policy, blocks, mask);
     pad_sequences(policy, y.view(), x.const_view(), 4);
     merge_block_rows(policy, blocks, 1, x);
     split_blocks(policy, blocks, merge_blocks(policy, blocks, 1, indices, x).scores);

@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <set>
+#include <type_traits>
+#include <vector>
 
 #include <colt5/colt5.hpp>
 
@@ -22,6 +25,12 @@ constexpr RouterConfig of_blocks(RouterType type, Index route_block_size) {
             .router_type = type,
             .kwargs = {.route_block_size = route_block_size}};
 }
+/// Blocks of few tokens are not routed.
+constexpr RouterConfig short_rows(Index route_block_size) {
+    RouterConfig config = of_blocks(RouterType::coor_descent, route_block_size);
+    config.kwargs.coor_descent.short_rows_score_one = true;
+    return config;
+}
 /// A router in blocks of 8 tokens, and the same router of whole sequences.
 template <typename In, typename Of>
 struct Pair {
@@ -33,6 +42,7 @@ using PairOf = Pair<ConfiguredRouter<in_blocks, double, Cpu>, ConfiguredRouter<w
 using CoorDescent = PairOf<of_blocks(RouterType::coor_descent, 8), of_blocks(RouterType::coor_descent, 0)>;
 using CumSoftmax = PairOf<of_blocks(RouterType::cum_softmax, 8), of_blocks(RouterType::cum_softmax, 0)>;
 using Gumbel = PairOf<of_blocks(RouterType::sinkhorn, 8), of_blocks(RouterType::sinkhorn, 0)>;
+using ShortRows = PairOf<short_rows(8), short_rows(0)>;
 
 static_assert(Router<CoorDescent::InBlocks, double, Cpu>);
 static_assert(Router<CumSoftmax::InBlocks, double, Cpu>);
@@ -66,7 +76,7 @@ TEST_CASE_TEMPLATE("BlockRouter: each block is routed as a sequence of its own",
     without_sinkhorn_noise(router);
     without_sinkhorn_noise(of_block);
     const auto x = normal<double>(policy, std::array<Index, 3>{2, 24, 5}, 1);
-    const auto with_mask = mask_of(policy, 2, 24, [](Index b, Index i) { return b == 0 || i < 21; });
+    const auto with_mask = mask_of(policy, 2, 24, [](Index b, Index i) { return b == 0 || i < 20 || i == 23; });
     const auto routing = router.route(policy, x.const_view(), with_mask.const_view(), 9);  // 3 of each block
     REQUIRE(routing.indices.shape() == std::array<Index, 3>{2, 2, 9});
     for (Index b = 0; b < 2; ++b)
@@ -108,6 +118,69 @@ TEST_CASE("BlockRouter: exactly as many tokens as asked for, shared out to all b
                 }
             }
         }
+}
+
+TEST_CASE_TEMPLATE("BlockRouter: padding changes nothing", Type, CoorDescent, CumSoftmax, Gumbel, ShortRows) {
+    const Cpu policy(2);
+    auto router = make_router<typename Type::InBlocks>(policy);
+    without_sinkhorn_noise(router);
+    // The cumulative softmax sums what is not chosen, and in longer rows it chooses more.
+    const double tolerance = std::is_same_v<Type, CumSoftmax> ? 1e-13 : 0;
+    const Index padded = 47;
+    for (const Index k : {1, 5, 9, 30}) {
+        CAPTURE(k);
+        const std::vector<Index> lengths{21, 40, 3, 16, 0, 47, 8};
+        const auto batch = static_cast<Index>(lengths.size());
+        auto x = normal<double>(policy, std::array<Index, 3>{batch, padded, 5}, 1);
+        // The last sample but one also has masked tokens among the real ones.
+        const auto with_mask = mask_of(policy, batch, padded, [&](Index b, Index i) {
+            return i < lengths[static_cast<std::size_t>(b)] && (b != 1 || i == 39 || i % 3 != 1);
+        });
+        for (Index b = 0; b < batch; ++b)
+            for (Index i = lengths[static_cast<std::size_t>(b)]; i < padded; ++i)
+                for (Index j = 0; j < 5; ++j) x.view()(b, i, j) = 1e3;
+        const auto d_scores = normal<double>(policy, std::array<Index, 3>{batch, 2, k}, 2);
+        const auto saved = router.forward(policy, x.const_view(), with_mask.const_view(), k);
+        CHECK(same_bits(router.route(policy, x.const_view(), with_mask.const_view(), k).scores, saved.routing.scores));
+        typename Type::InBlocks::Gradients gradients{filled<double>(policy, router.inner.routing_token.shape(), 0)},
+            expected{filled<double>(policy, router.inner.routing_token.shape(), 0)};
+        auto d_x = filled<double>(policy, x.shape(), 0);
+        router.backward(policy, saved, d_scores.const_view(), x.const_view(), with_mask.const_view(), d_x.view(),
+                        gradients);
+        for (Index b = 0; b < batch; ++b) {
+            CAPTURE(b);
+            const Index length = lengths[static_cast<std::size_t>(b)], picks = std::min(k, length);
+            const TokensView<const double> tokens(x.const_view()[b].data(), {1, length, 5});
+            const Mask mask = b == 1 ? Mask(with_mask.const_view()[b].data(), {1, length}) : Mask();
+            HostTensor<double, 3> d_picked(policy, {1, 2, picks}), d_tokens = filled<double>(policy, tokens.shape(), 0);
+            for (Index r = 0; r < 2; ++r)
+                for (Index i = 0; i < picks; ++i) d_picked.view()(0, r, i) = d_scores.const_view()(b, r, i);
+            const auto alone = router.forward(policy, tokens, mask, k);
+            REQUIRE(alone.routing.indices.shape() == d_picked.shape());
+            for (Index r = 0; r < 2; ++r) {
+                std::set<TokenIndex> rest;
+                for (Index i = 0; i < k; ++i) {
+                    const TokenIndex index = saved.routing.indices.const_view()(b, r, i);
+                    const double score = saved.routing.scores.const_view()(b, r, i);
+                    if (i < picks) {
+                        CHECK(index == alone.routing.indices.const_view()(0, r, i));
+                        CHECK(std::abs(score - alone.routing.scores.const_view()(0, r, i)) <= tolerance);
+                    } else {
+                        CHECK((index >= length && index < padded));
+                        CHECK(rest.insert(index).second);
+                        CHECK(score == 0);
+                    }
+                }
+            }
+            if (length == 0) continue;
+            router.backward(policy, alone, d_picked.const_view(), tokens, mask, d_tokens.view(), expected);
+            const TokensView<const double> d_of_batch(d_x.const_view()[b].data(), tokens.shape());
+            CHECK(relative_error(d_of_batch, d_tokens) <= tolerance);
+            CHECK(std::all_of(d_of_batch.data() + length * 5, d_of_batch.data() + padded * 5,
+                              [](double d) { return d == 0; }));
+        }
+        CHECK(relative_error(gradients.routing_token, expected.routing_token) <= 1e-13);
+    }
 }
 
 TEST_CASE_TEMPLATE("BlockRouter: gradients are those of finite differences, in whole and in partial blocks", Type,
@@ -157,4 +230,39 @@ TEST_CASE(
         auto d = module.make_gradients();
         CHECK(same_bits(module.backward(alone, sequence(d_out, b), d), sequence(d_x, b)));
     }
+}
+
+TEST_CASE("BlockRouter: in modules, padding changes nothing") {
+    const Cpu policy(2);
+    constexpr FeedForwardConfig config{.dim = 16, .num_heavy_tokens = 8, .router_kwargs = {.route_block_size = 16}};
+    constexpr AttentionConfig attention_config{.dim = 16,
+                                               .num_heavy_tokens_q = 8,
+                                               .num_heavy_tokens_kv = 20,
+                                               .num_routed_kv = 2,
+                                               .light_dim_head = 8,
+                                               .light_heads = 2,
+                                               .light_window_size = 8,
+                                               .heavy_dim_head = 8,
+                                               .heavy_heads = 2,
+                                               .router_straight_through = false,
+                                               .router_kwargs = {.route_block_size = 16},
+                                               .use_null_q_tokens = true};
+    const auto check = [&](const auto& module) {
+        const auto x = normal<float>(policy, std::array<Index, 3>{1, 32, 16}, 0),
+                   d_out = normal<float>(policy, x.shape(), 1);
+        auto padded = filled<float>(policy, std::array<Index, 3>{1, 71, 16}, NAN);
+        auto d_padded = filled<float>(policy, padded.shape(), 0);
+        std::copy_n(x.data(), x.size(), padded.data());
+        std::copy_n(d_out.data(), d_out.size(), d_padded.data());
+        const auto mask = mask_of(policy, 1, 71, [](Index, Index i) { return i < 32; });
+        const auto alone = module.forward(x);
+        const auto saved = module.forward(padded, mask);
+        auto gradients = module.make_gradients();
+        const auto d_x = module.backward(saved, d_padded, gradients),
+                   expected = module.backward(alone, d_out, gradients);
+        CHECK(std::equal(alone.out.data(), alone.out.data() + x.size(), saved.out.data()));
+        CHECK(relative_error(d_x.const_view().rows().range(0, 32), expected.const_view().rows()) <= 1e-5);
+    };
+    check(ConditionalRoutedFeedForward<config, float, Cpu>(policy, Seed{1}));
+    check(ConditionalRoutedAttention<attention_config, float, Cpu>(policy, Seed{1}));
 }

@@ -18,8 +18,12 @@ namespace cpu {
 /// One row of logits, −∞ where masked, which adds nothing to any sum of exponentials.
 template <typename T>
 struct DescentRow {
-    DescentRow(TokensView<const T> logits, Mask mask, Index row, double wanted, const CoordinateDescent& descent)
-        : length(logits.extent(2)), valid(length), logit(logits.data() + row * length), k(wanted) {
+    DescentRow(TokensView<const T> logits, Mask mask, Index row, DescentK k_of_sample, const CoordinateDescent& descent)
+        : length(logits.extent(2)),
+          valid(length),
+          logit(logits.data() + row * length),
+          wanted(k_of_sample(row / logits.extent(1))),
+          k(wanted) {
         if (mask) {
             T* const masked = thread_scratch<T, struct MaskedLogits>(length);
             const bool* const real = mask[row / logits.extent(1)].data();
@@ -36,7 +40,7 @@ struct DescentRow {
     static constexpr T infinity = std::numeric_limits<T>::infinity();
     Index length, valid;
     const T* logit;
-    double k;
+    double wanted, k;
 };
 
 /// Sums f(batch of logits, offset, width) over a row: batches in T, blocks of them in double.
@@ -139,7 +143,7 @@ T solve_threshold(const DescentRow<T>& row, double eps) {
 
 template <typename T>
 void coordinate_descent_kernel(const Cpu& policy, TokensView<T> scores, TokensView<T> threshold,
-                               TokensView<T> saturated, TokensView<const T> logits, Mask mask, double k,
+                               TokensView<T> saturated, TokensView<const T> logits, Mask mask, DescentK k,
                                const CoordinateDescent& descent) {
     using Batch = cpu::Batch<T>;
     const Index routes = logits.extent(1);
@@ -181,7 +185,7 @@ template <typename T>
 void coordinate_descent_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, MatrixView<T> d_k,
                                    TokensView<const T> d_scores, TokensView<const T> scores,
                                    TokensView<const T> threshold, TokensView<const T> saturated,
-                                   TokensView<const T> logits, Mask mask, double wanted,
+                                   TokensView<const T> logits, Mask mask, DescentK k,
                                    const CoordinateDescent& descent) {
     using Batch = cpu::Batch<T>;
     using cpu::load;
@@ -192,7 +196,7 @@ void coordinate_descent_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, Ma
     const Index routes = logits.extent(1);
     parallel_for(policy, logits.extent(0) * routes, [&](Index i) {
         const Index b = i / routes, r = i % routes;
-        const cpu::DescentRow<T> row(logits, mask, i, wanted, descent);
+        const cpu::DescentRow<T> row(logits, mask, i, k, descent);
         const T *const tau = threshold[b][r].data(), *const count = saturated[b][r].data();
         const T *const y = scores[b][r].data(), *const g = d_scores[b][r].data();
         T* const ds = d_logits[b][r].data();
@@ -240,7 +244,7 @@ void coordinate_descent_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, Ma
                          std::exp((static_cast<double>(tau[t - 1]) - static_cast<double>(tau[t])) / eps);
             }
         }
-        d_k(b, r) = row.k < wanted ? T(0) : static_cast<T>(k_gradient);
+        d_k(b, r) = row.k < row.wanted ? T(0) : static_cast<T>(k_gradient);
         cpu::for_each_batch<T>(row.length, [&](Index j, Index width) {
             const Batch s = load(row.logit + j, width);
             Batch sum = below(j, width);

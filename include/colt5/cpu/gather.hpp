@@ -134,12 +134,13 @@ void place_scores_kernel(const Cpu&, TokensView<T> d_scores, TokensView<const T>
 }
 
 template <typename T>
-void short_rows_kernel(const Cpu&, TokensView<T> values, TokensView<const TokenIndex> indices, Mask mask, Index k) {
+void short_rows_kernel(const Cpu&, TokensView<T> values, TokensView<const TokenIndex> indices, Mask mask,
+                       SampleCount k) {
     const Index batch = values.extent(0), routes = values.extent(1), columns = values.extent(2);
     if (indices) cpu::check_indices(indices, mask.extent(1));
     for (Index b = 0; b < batch; ++b) {
         const bool* const real = mask[b].data();
-        if (std::count(real, real + mask.extent(1), true) > k) continue;
+        if (std::count(real, real + mask.extent(1), true) > k(b)) continue;
         for (Index r = 0; r < routes; ++r)
             for (Index i = 0; i < columns; ++i) values(b, r, i) = indices && real[indices(b, r, i)] ? T(1) : T(0);
     }

@@ -47,9 +47,10 @@ public:
             log_logit_.data()[j] = is_real || sinkhorn.masked_tokens_take_part ? std::log(clamped) : -infinity;
         }
     }
-    /// Slots that choose among the real tokens; the others are left over.
-    Index slots(Index all, const Sinkhorn& sinkhorn) const {
+    /// Slots that choose among the real tokens; the others are left over. At most `most` of them, if that is given.
+    Index slots(Index all, const Sinkhorn& sinkhorn, const TokenIndex* most) const {
         if (real_ == 0) return 0;
+        if (most != nullptr) all = std::min(all, static_cast<Index>(*most));
         return sinkhorn.masked_tokens_take_part ? all : std::min(all, real_);
     }
 
@@ -156,17 +157,19 @@ template <typename T>
 void sinkhorn_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensView<T> scores,
                      View<double, dynamic, dynamic, dynamic, dynamic> slot_potential,
                      View<double, dynamic, dynamic, dynamic, dynamic> token_potential, TokensView<const T> logits,
-                     TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn) {
+                     TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
+                     VectorView<const TokenIndex> slots_of_sample = {}) {
     const Index batch = logits.extent(0), routes = logits.extent(1), length = logits.extent(2);
     const Index steps = sinkhorn.n_iters;
     for (Index task = 0; task < batch * routes; ++task) {
         const Index b = task / routes, r = task % routes;
         const auto u = slot_potential[b][r], v = token_potential[b][r];
         const cpu::SinkhornRow<T> row(policy, logits, noise, mask, sinkhorn, task);
-        const Index slots = row.slots(indices.extent(2), sinkhorn);
+        const Index slots = row.slots(indices.extent(2), sinkhorn, slots_of_sample ? &slots_of_sample[b] : nullptr);
         if (slots < indices.extent(2)) {
-            const bool* const real = mask[b].data();
-            const auto masked = static_cast<TokenIndex>(std::find(real, real + length, false) - real);
+            const bool* const real = mask ? mask[b].data() : nullptr;
+            const Index none = mask ? std::find(real, real + length, false) - real : length;
+            const auto masked = static_cast<TokenIndex>(std::min(none, length - 1));
             std::fill_n(indices[b][r].data() + slots, indices.extent(2) - slots, masked);
             std::fill_n(scores[b][r].data() + slots, indices.extent(2) - slots, T(0));
             std::fill_n(u.data(), u.size(), 0.0);
@@ -209,7 +212,8 @@ void sinkhorn_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, TokensView<c
                          TokensView<const TokenIndex> indices, TokensView<const T> scores,
                          View<const double, dynamic, dynamic, dynamic, dynamic> slot_potential,
                          View<const double, dynamic, dynamic, dynamic, dynamic> token_potential,
-                         TokensView<const T> logits, TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn) {
+                         TokensView<const T> logits, TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
+                         VectorView<const TokenIndex> slots_of_sample = {}) {
     const Index batch = logits.extent(0), routes = logits.extent(1), length = logits.extent(2);
     cpu::check_indices(indices, length);
     VectorTensor<double, Cpu> d_log_z(policy, {length}), d_u(policy, {indices.extent(2)}), d_v(policy, {length}),
@@ -220,7 +224,7 @@ void sinkhorn_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, TokensView<c
         double* const d_log = d_log_z.data();
         std::fill_n(d_log, length, 0.0);
         const cpu::SinkhornRow<T> row(policy, logits, noise, mask, sinkhorn, task);
-        const Index slots = row.slots(indices.extent(2), sinkhorn);
+        const Index slots = row.slots(indices.extent(2), sinkhorn, slots_of_sample ? &slots_of_sample[b] : nullptr);
         if (row.has_nan()) {
             cpu::fill_nan_row(d_logits[b][r].data(), length, mask ? mask[b].data() : nullptr);
             continue;

@@ -138,7 +138,7 @@ __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, do
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
     coordinate_descent(TeamBarrier barrier, RowSplit split, T* scores, T* thresholds, T* saturated, const T* logits,
-                       const bool* mask, Index routes, int steps, double k, CoordinateDescent descent) {
+                       const bool* mask, Index routes, int steps, DescentK k_of_sample, CoordinateDescent descent) {
     MaskedRow<Team, T> row(barrier, split, logits, mask, routes);
     auto& team = row.team;
     T* const y = scores + team.row * split.length + team.begin;
@@ -161,6 +161,7 @@ __global__ void __launch_bounds__(Team::threads)
             }
         return;
     }
+    double k = k_of_sample(team.row / routes);
     if (descent.limit_k) k = ::min(k, row.valid);
     double eps = descent.eps;
     T last;
@@ -186,7 +187,7 @@ __global__ void __launch_bounds__(Team::threads)
 /// each iteration.
 template <typename T>
 void coordinate_descent_kernel(const Cuda& policy, TokensView<T> scores, TokensView<T> threshold,
-                               TokensView<T> saturated, TokensView<const T> logits, Mask mask, double k,
+                               TokensView<T> saturated, TokensView<const T> logits, Mask mask, DescentK k,
                                const CoordinateDescent& descent) {
     cuda::launch_teams<T>(policy, "coordinate_descent", cuda::coordinate_descent<cuda::ClusterTeam, T>,
                           cuda::coordinate_descent<cuda::GridTeam, T>, logits.extent(0) * logits.extent(1),

@@ -133,7 +133,7 @@ __device__ DescentStep<T> all_together(const DescentStep<T>* steps, int distinct
 template <typename Team, typename T>
 __global__ void __launch_bounds__(Team::threads)
     descent_vjp_steps(TeamBarrier barrier, RowSplit split, DescentStep<T>* all_steps, DescentSteps<T>* steps_of_row,
-                      T* d_k, DescentVjp<T> vjp, double wanted, CoordinateDescent descent) {
+                      T* d_k, DescentVjp<T> vjp, DescentK k_of_sample, CoordinateDescent descent) {
     Team team(barrier, split);
     const auto values = vjp.row(team.row);
     T alpha_of_thread = 0, unsaturated_of_thread = 0;
@@ -156,6 +156,7 @@ __global__ void __launch_bounds__(Team::threads)
         return;
     }
 
+    const double wanted = k_of_sample(team.row / vjp.routes);
     const double k = descent.limit_k ? ::min(wanted, valid) : wanted;
     const T* const tau = vjp.thresholds + team.row * (vjp.steps + 1);
     const T* const saturated = vjp.saturated + team.row * vjp.steps;
@@ -212,7 +213,7 @@ template <typename T>
 void coordinate_descent_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, MatrixView<T> d_k,
                                    TokensView<const T> d_scores, TokensView<const T> scores,
                                    TokensView<const T> threshold, TokensView<const T> saturated,
-                                   TokensView<const T> logits, Mask mask, double wanted,
+                                   TokensView<const T> logits, Mask mask, DescentK wanted,
                                    const CoordinateDescent& descent) {
     const Index routes = logits.extent(1), length = logits.extent(2), rows = logits.extent(0) * routes;
     const auto steps = static_cast<int>(saturated.extent(2));

@@ -184,11 +184,11 @@ __global__ void straight_through_scores(T* scores, const T* logits, const TokenI
 /// indices 0. One block for each row.
 template <typename T>
 __global__ void short_rows(T* values, const TokenIndex* indices, const bool* mask, Index routes, Index columns,
-                           Index length, Index k) {
+                           Index length, SampleCount k) {
     const bool* const real = RowMask(mask, blockIdx.x, routes, length).data();
     Index count = 0;
     for (Index i = threadIdx.x; i < length; i += blockDim.x) count += real[i] ? 1 : 0;
-    if (block_reduce(count, Index{0}, Plus()) > k) return;
+    if (block_reduce(count, Index{0}, Plus()) > k(blockIdx.x / routes)) return;
     for (Index i = threadIdx.x; i < columns; i += blockDim.x) {
         const Index at = blockIdx.x * columns + i;
         values[at] = indices != nullptr && real[indices[at]] ? T(1) : T(0);
@@ -298,7 +298,7 @@ void place_scores_kernel(const Cuda& policy, TokensView<T> d_scores, TokensView<
 
 template <typename T>
 void short_rows_kernel(const Cuda& policy, TokensView<T> values, TokensView<const TokenIndex> indices, Mask mask,
-                       Index k) {
+                       SampleCount k) {
     const Index rows = values.extent(0) * values.extent(1);
     cuda::launch(policy, "short_rows", cuda::short_rows<T>, cuda::grid(rows), 1024, 0, values.data(), indices.data(),
                  mask.data(), values.extent(1), values.extent(2), mask.extent(1), k);

@@ -8,30 +8,37 @@ namespace colt5 {
 
 namespace cuda {
 
-/// The pick i of a block of a route of a sample, in (b · blocks, r, picks_of_block) and in (b, r, k).
-struct BlockPick {
-    Index block, of_block, of_sequence;
-    bool is_left_out;
+/// One block of threads for each sample.
+template <typename Index32>
+__global__ void block_shares(RouteBlocks blocks, Index32* lengths, Index32* picks, const bool* mask) {
+    const Index sample = blockIdx.x, count = blocks.count();
+    Index end = 0;
+    for (Index i = threadIdx.x; i < blocks.length; i += blockDim.x)
+        if (mask[sample * blocks.length + i]) end = i + 1;
+    end = block_reduce(end, Index{0}, Greater());
+    const auto share = static_cast<Index32>(blocks.of_sample(end).picks_of_block());
+    for (Index j = threadIdx.x; j < count; j += blockDim.x) picks[sample * count + j] = share;
+    if (threadIdx.x == 0) lengths[sample] = static_cast<Index32>(end);
+}
 
-    __device__ BlockPick(const RouteBlocks& blocks, Index routes, Index place) : of_block(place) {
-        const Index count = blocks.count(), each = blocks.picks_of_block();
-        const Index i = place % each, route = place / each % routes, row = place / each / routes;
-        block = row % count;
-        const Index first = blocks.first_pick(block);
-        is_left_out = first + i >= blocks.first_pick(block + 1);
-        of_sequence = (row / count * routes + route) * blocks.picks + first + i;
-    }
-};
-
+/// `total` is the number of picks of all samples and routes.
 template <typename T>
 __global__ void merge_blocks(RouteBlocks blocks, Index routes, Index total, TokenIndex* indices, T* scores,
-                             const TokenIndex* block_indices, const T* block_scores) {
-    for (Index place = global_thread(); place < total; place += grid_threads()) {
-        const BlockPick pick(blocks, routes, place);
-        if (pick.is_left_out) continue;
-        const Index token = block_indices[place] + pick.block * blocks.size;
-        indices[pick.of_sequence] = static_cast<TokenIndex>(::min(token, blocks.length - 1));
-        scores[pick.of_sequence] = block_scores[place];
+                             const TokenIndex* block_indices, const T* block_scores, const TokenIndex* lengths) {
+    for (Index to = global_thread(); to < total; to += grid_threads()) {
+        const Index i = to % blocks.picks, row = to / blocks.picks;  // b · routes + route
+        const RouteBlocks mine = blocks.of_sample(lengths, row / routes);
+        if (i >= mine.picks) {
+            indices[to] = static_cast<TokenIndex>(i);  // the sample has i tokens or fewer
+            scores[to] = T(0);
+            continue;
+        }
+        const Index block = mine.block_of(i);
+        const Index from = ((row / routes * blocks.count() + block) * routes + row % routes) * blocks.picks_of_block() +
+                           i - mine.first_pick(block);
+        const Index token = block_indices[from] + block * blocks.size;
+        indices[to] = static_cast<TokenIndex>(::min(token, blocks.length - 1));
+        scores[to] = block_scores[from];
     }
 }
 
@@ -45,11 +52,17 @@ __global__ void merge_block_rows(RouteBlocks blocks, Index routes, Index total, 
     }
 }
 
+/// `total` is the number of picks of all blocks and routes.
 template <typename T>
-__global__ void split_blocks(RouteBlocks blocks, Index routes, Index total, T* block_scores, const T* scores) {
+__global__ void split_blocks(RouteBlocks blocks, Index routes, Index total, T* block_scores, const T* scores,
+                             const TokenIndex* lengths) {
+    const Index count = blocks.count(), each = blocks.picks_of_block();
     for (Index place = global_thread(); place < total; place += grid_threads()) {
-        const BlockPick pick(blocks, routes, place);
-        block_scores[place] = pick.is_left_out ? T(0) : scores[pick.of_sequence];
+        const Index route = place / each % routes, row = place / each / routes;  // b · blocks + block
+        const RouteBlocks mine = blocks.of_sample(lengths, row / count);
+        const Index i = mine.first_pick(row % count) + place % each;
+        block_scores[place] =
+            i < mine.first_pick(row % count + 1) ? scores[(row / count * routes + route) * blocks.picks + i] : T(0);
     }
 }
 
@@ -66,14 +79,20 @@ inline constexpr int route_blocks_threads = 256;
 
 }  // namespace cuda
 
+inline void block_shares_kernel(const Cuda& policy, const RouteBlocks& blocks, VectorView<TokenIndex> lengths,
+                                VectorView<TokenIndex> picks, Mask mask) {
+    cuda::launch(policy, "block_shares", cuda::block_shares<TokenIndex>, cuda::grid(mask.extent(0)),
+                 cuda::route_blocks_threads, 0, blocks, lengths.data(), picks.data(), mask.data());
+}
+
 template <typename T>
 void merge_blocks_kernel(const Cuda& policy, const RouteBlocks& blocks, TokensView<TokenIndex> indices,
                          TokensView<T> scores, TokensView<const TokenIndex> block_indices,
-                         TokensView<const T> block_scores) {
+                         TokensView<const T> block_scores, VectorView<const TokenIndex> lengths = {}) {
     cuda::launch(policy, "merge_blocks", cuda::merge_blocks<T>,
-                 cuda::blocks_for(block_indices.size(), cuda::route_blocks_threads), cuda::route_blocks_threads, 0,
-                 blocks, block_indices.extent(1), block_indices.size(), indices.data(), scores.data(),
-                 block_indices.data(), block_scores.data());
+                 cuda::blocks_for(indices.size(), cuda::route_blocks_threads), cuda::route_blocks_threads, 0, blocks,
+                 indices.extent(1), indices.size(), indices.data(), scores.data(), block_indices.data(),
+                 block_scores.data(), lengths.data());
 }
 
 template <typename T>
@@ -94,10 +113,11 @@ void pad_sequences_kernel(const Cuda& policy, TokensView<T> padded, TokensView<c
 
 template <typename T>
 void split_blocks_kernel(const Cuda& policy, const RouteBlocks& blocks, TokensView<T> block_scores,
-                         TokensView<const T> scores) {
+                         TokensView<const T> scores, VectorView<const TokenIndex> lengths = {}) {
     cuda::launch(policy, "split_blocks", cuda::split_blocks<T>,
                  cuda::blocks_for(block_scores.size(), cuda::route_blocks_threads), cuda::route_blocks_threads, 0,
-                 blocks, block_scores.extent(1), block_scores.size(), block_scores.data(), scores.data());
+                 blocks, block_scores.extent(1), block_scores.size(), block_scores.data(), scores.data(),
+                 lengths.data());
 }
 
 }  // namespace colt5

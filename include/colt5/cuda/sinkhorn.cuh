@@ -5,6 +5,7 @@
 #include <limits>
 
 #include <colt5/cuda/kernel.cuh>
+#include <colt5/op/sample_count.hpp>
 #include <colt5/op/sinkhorn.hpp>
 
 namespace colt5 {
@@ -45,8 +46,9 @@ struct SinkhornRows {
 
 template <typename T>
 __global__ void sinkhorn_prepare(double* log_logit, SinkhornSlots* slots, const T* logits, const bool* mask,
-                                 Index routes, Index length, Index all_slots, bool masked_tokens_take_part) {
-    const Index row = blockIdx.x;
+                                 Index routes, Index length, SampleCount slots_of_sample,
+                                 bool masked_tokens_take_part) {
+    const Index row = blockIdx.x, all_slots = slots_of_sample(row / routes);
     const RowMask real(mask, row, routes, length);
     unsigned reals = 0, nans = 0;
     Index masked = length;
@@ -66,7 +68,7 @@ __global__ void sinkhorn_prepare(double* log_logit, SinkhornSlots* slots, const 
         slots[row] = {count == 0                ? 0
                       : masked_tokens_take_part ? all_slots
                                                 : ::min(all_slots, count),
-                      static_cast<TokenIndex>(masked), has_nan};
+                      static_cast<TokenIndex>(::min(masked, length - 1)), has_nan};
 }
 
 /// log Σ exp of the numbers that are added, without overflow.
@@ -267,12 +269,12 @@ private:
 template <typename T>
 struct PreparedSinkhorn {
     PreparedSinkhorn(const Cuda& policy, TokensView<const T> logits, TokensView<const T> noise, Mask mask,
-                     const Sinkhorn& sinkhorn, Index slots)
+                     const Sinkhorn& sinkhorn, Index slots, VectorView<const TokenIndex> slots_of_sample)
         : log_logit(policy, {logits.size()}), slots_of_row(policy, {logits.extent(0) * logits.extent(1)}) {
         rows = {log_logit.data(), slots_of_row.data(), noise.data(), 1 / sinkhorn.temperature, slots, logits.extent(2)};
         launch(policy, "sinkhorn_prepare", sinkhorn_prepare<T>, grid(slots_of_row.size()), 1024, 0, log_logit.data(),
-               slots_of_row.data(), logits.data(), mask.data(), logits.extent(1), logits.extent(2), slots,
-               sinkhorn.masked_tokens_take_part);
+               slots_of_row.data(), logits.data(), mask.data(), logits.extent(1), logits.extent(2),
+               SampleCount(slots, slots_of_sample), sinkhorn.masked_tokens_take_part);
     }
     VectorTensor<double, Cuda> log_logit;
     VectorTensor<SinkhornSlots, Cuda> slots_of_row;
@@ -293,10 +295,11 @@ template <typename T>
 void sinkhorn_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView<T> scores,
                      View<double, dynamic, dynamic, dynamic, dynamic> slot_potential,
                      View<double, dynamic, dynamic, dynamic, dynamic> token_potential, TokensView<const T> logits,
-                     TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn) {
+                     TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
+                     VectorView<const TokenIndex> slots_of_sample = {}) {
     if (indices.size() == 0) return;
     const Index slots = indices.extent(2), length = logits.extent(2), iterations = sinkhorn.n_iters;
-    const cuda::PreparedSinkhorn<T> prepared(policy, logits, noise, mask, sinkhorn, slots);
+    const cuda::PreparedSinkhorn<T> prepared(policy, logits, noise, mask, sinkhorn, slots, slots_of_sample);
     const cuda::SinkhornGrid grid(policy, slots, length, logits.extent(0) * logits.extent(1));
     const auto u = [&](Index t) { return slot_potential.data() + t * slots; };
     const auto v = [&](Index t) { return t < 0 ? nullptr : token_potential.data() + t * length; };
@@ -315,11 +318,12 @@ void sinkhorn_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<
                          TokensView<const TokenIndex> indices, TokensView<const T> scores,
                          View<const double, dynamic, dynamic, dynamic, dynamic> slot_potential,
                          View<const double, dynamic, dynamic, dynamic, dynamic> token_potential,
-                         TokensView<const T> logits, TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn) {
+                         TokensView<const T> logits, TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
+                         VectorView<const TokenIndex> slots_of_sample = {}) {
     if (logits.size() == 0) return;
     const Index slots = indices.extent(2), length = logits.extent(2), iterations = sinkhorn.n_iters;
     const Index rows = logits.extent(0) * logits.extent(1);
-    const cuda::PreparedSinkhorn<T> prepared(policy, logits, noise, mask, sinkhorn, slots);
+    const cuda::PreparedSinkhorn<T> prepared(policy, logits, noise, mask, sinkhorn, slots, slots_of_sample);
     const cuda::SinkhornGrid grid(policy, slots, length, rows);
     VectorTensor<double, Cuda> d_log(policy, {logits.size()}), d_v(policy, {logits.size()}),
         d_u(policy, {indices.size()});

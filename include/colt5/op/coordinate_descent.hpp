@@ -6,6 +6,7 @@
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/op/divisor.hpp>
+#include <colt5/op/sample_count.hpp>
 
 namespace colt5 {
 
@@ -92,6 +93,28 @@ struct CoordinateDescentGradients {
     Tensor<Logit, P, dynamic, dynamic> d_k;                // (b, r)
 };
 
+/// The k of a descent: one for all samples, or factor · count of each.
+struct DescentK {
+    double all;
+    const TokenIndex* of_sample = nullptr;
+    double factor = 1;
+    double most = 1e30;
+
+    DescentK(double k) : all(k) {}  // NOLINT: converts
+    DescentK(const SampleCount& count, double times)
+        : all(static_cast<double>(count.all) * times), of_sample(count.of_sample), factor(times) {}
+    /// All become at most this.
+    void limit(double to) {
+        most = to;
+        all = std::min(all, to);
+    }
+    COLT5_HOST_DEVICE double operator()(Index sample) const {
+        if (of_sample == nullptr) return all;
+        const double k = static_cast<double>(of_sample[sample]) * factor;
+        return k < most ? k : most;
+    }
+};
+
 namespace detail {
 inline void expect_k(double k) {
     expect_value(k > 0, "k", "> 0", k);
@@ -102,11 +125,11 @@ inline void expect_k(double k) {
 /// logits (b, r, n), mask (b, n) or absent  →  scores (b, r, n).  Throws ValueError for a number out of its range: k
 /// must be in [1e-6, 1e30].
 template <Policy P, Viewable L>
-auto coordinate_descent_forward(const P& policy, const CoordinateDescent& descent, double k, const L& logits,
+auto coordinate_descent_forward(const P& policy, const CoordinateDescent& descent, DescentK k, const L& logits,
                                 Mask mask) {
     const auto [batch, routes, length] = logits.shape();
     descent.check();
-    detail::expect_k(k);
+    detail::expect_k(k.all);
     if (mask) expect_shape("mask", mask.shape(), {batch, length});
     CoordinateDescentActivations<typename L::value_type, P> saved{{policy, logits.shape()},
                                                                   {policy, {batch, routes, descent.steps() + 1}},
@@ -124,12 +147,12 @@ auto coordinate_descent_forward(const P& policy, const CoordinateDescent& descen
 /// and for the converged solution, with Y = Σ [s_i ≤ τ] y_i:  ds_i = ĝ_i − [s_i ≤ τ] α y_i / Y,  dk = ε α / Y.
 /// Throws ShapeError unless the saved activations are of these logits and of as many steps.
 template <Policy P, typename Logit, Viewable D, Viewable L>
-auto coordinate_descent_vjp(const P& policy, const CoordinateDescent& descent, double k,
+auto coordinate_descent_vjp(const P& policy, const CoordinateDescent& descent, DescentK k,
                             const CoordinateDescentActivations<Logit, P>& saved, const D& d_scores, const L& logits,
                             Mask mask) {
     const auto [batch, routes, length] = logits.shape();
     descent.check();
-    detail::expect_k(k);
+    detail::expect_k(k.all);
     static_assert(same_scalar<decltype(saved.scores), D, L>,
                   "colt5: `d_scores` and `logits` must have the scalar type of `saved`");
     expect_shape("logits", logits.shape(), saved.scores.shape());

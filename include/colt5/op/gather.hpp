@@ -6,6 +6,7 @@
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/expr/assign.hpp>
+#include <colt5/op/sample_count.hpp>
 
 namespace colt5 {
 
@@ -276,7 +277,7 @@ auto place_scores(const P& policy, const D& d_picked, const Indices& indices, Ma
 ///
 /// Throws ValueError when n is 2^31 or more, and on the CPU when an index is not in [0, n).
 template <typename Logit, Policy P, Viewable Indices>
-void set_short_scores(const P& policy, TokensView<Logit> scores, const Indices& indices, Mask mask, Index k) {
+void set_short_scores(const P& policy, TokensView<Logit> scores, const Indices& indices, Mask mask, SampleCount k) {
     static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
     expect_shape("scores", scores.shape(), indices.shape());
     expect_shape("mask", mask.shape(), {indices.extent(0), dynamic});
@@ -286,7 +287,7 @@ void set_short_scores(const P& policy, TokensView<Logit> scores, const Indices& 
 
 /// The vector-Jacobian product of that, with respect to logits: d_logits (b, r, n) of such rows become 0.
 template <typename Logit, Policy P>
-void set_short_scores_vjp(const P& policy, TokensView<Logit> d_logits, Mask mask, Index k) {
+void set_short_scores_vjp(const P& policy, TokensView<Logit> d_logits, Mask mask, SampleCount k) {
     expect_shape("mask", mask.shape(), {d_logits.extent(0), d_logits.extent(2)});
     short_rows_kernel(policy, d_logits, TokensView<const TokenIndex>(), mask, k);
 }

@@ -109,26 +109,28 @@ void check_noise_and_mask(TokensView<const Logit> noise, Mask mask, const std::a
 ///
 /// A row with fewer real tokens than slots has one slot for each of them, so that padding changes nothing; the slots
 /// left over choose a masked token and score 0. (With masked_tokens_take_part only a row without any real token does
-/// so.) A single slot gets every token: all P_ij are 1, and rounding decides what it chooses. Logits of +∞ count as the
-/// largest number. A NaN among the real logits of a row makes the scores and gradients of all its real tokens NaN;
-/// every slot chooses the first of them.
+/// so.) With slots_of_sample (b) a sample has at most so many slots. A single slot gets every token: all P_ij are 1,
+/// and rounding decides what it chooses. Logits of +∞ count as the largest number. A NaN among the real logits of a row
+/// makes the scores and gradients of all its real tokens NaN; every slot chooses the first of them.
 ///
 /// The reference stores the matrix of every iteration; the potentials say the same in n_iters · (k + n) numbers.
 template <Policy P, Viewable L>
 auto sinkhorn_forward(const P& policy, const Sinkhorn& sinkhorn, const L& logits,
-                      TokensView<const typename L::value_type> noise, Mask mask, Index slots) {
+                      TokensView<const typename L::value_type> noise, Mask mask, Index slots,
+                      VectorView<const TokenIndex> slots_of_sample = {}) {
     using Logit = typename L::value_type;
     const auto [batch, routes, length] = logits.shape();
     sinkhorn.check();
     expect_value(slots >= 1, "slots", ">= 1", slots);
     const Index k = std::min(slots, length), steps = sinkhorn.n_iters;
     detail::check_noise_and_mask(noise, mask, {batch, routes, length}, k);
+    if (slots_of_sample) expect_shape("slots_of_sample", slots_of_sample.shape(), {batch});
     SinkhornActivations<Logit, P> saved{{policy, {batch, routes, k}},
                                         {policy, {batch, routes, k}},
                                         {policy, {batch, routes, steps, k}},
                                         {policy, {batch, routes, steps, length}}};
     sinkhorn_kernel(policy, saved.indices.view(), saved.scores.view(), saved.slot_potential.view(),
-                    saved.token_potential.view(), logits.const_view(), noise, mask, sinkhorn);
+                    saved.token_potential.view(), logits.const_view(), noise, mask, sinkhorn, slots_of_sample);
     return saved;
 }
 
@@ -137,8 +139,8 @@ auto sinkhorn_forward(const P& policy, const Sinkhorn& sinkhorn, const L& logits
 /// these logits and of as many iterations, and on the CPU ValueError when an index is not in [0, n).
 template <Policy P, typename Logit, Viewable D, Viewable Indices, Viewable L>
 auto sinkhorn_vjp(const P& policy, const Sinkhorn& sinkhorn, const SinkhornActivations<Logit, P>& saved,
-                  const D& d_scores, const Indices& indices, const L& logits, TokensView<const Logit> noise,
-                  Mask mask) {
+                  const D& d_scores, const Indices& indices, const L& logits, TokensView<const Logit> noise, Mask mask,
+                  VectorView<const TokenIndex> slots_of_sample = {}) {
     static_assert(same_scalar<decltype(saved.scores), D, L>,
                   "colt5: `d_scores` and `logits` must have the scalar type of `saved`");
     static_assert(are_indices<Indices>, "colt5: `indices` must be of TokenIndex");
@@ -151,10 +153,11 @@ auto sinkhorn_vjp(const P& policy, const Sinkhorn& sinkhorn, const SinkhornActiv
     expect_shape("d_scores", d_scores.shape(), saved.scores.shape());
     expect_shape("indices", indices.shape(), saved.scores.shape());
     detail::check_noise_and_mask(noise, mask, logits.shape(), k);
+    if (slots_of_sample) expect_shape("slots_of_sample", slots_of_sample.shape(), {batch});
     auto d_logits = tensor_like(policy, logits);
     sinkhorn_vjp_kernel(policy, d_logits.view(), d_scores.const_view(), indices.const_view(), saved.scores.const_view(),
                         saved.slot_potential.const_view(), saved.token_potential.const_view(), logits.const_view(),
-                        noise, mask, sinkhorn);
+                        noise, mask, sinkhorn, slots_of_sample);
     return d_logits;
 }
 

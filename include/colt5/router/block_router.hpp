@@ -19,8 +19,10 @@ namespace colt5 {
 /// reference). A last block may be shorter; together the blocks give exactly as many tokens as are asked for, see
 /// RouteBlocks.
 ///
-/// Where the length is no multiple of block_size, the tokens are copied with padding behind them. A block's share is by
-/// its tokens, real or masked: what is in masked tokens changes nothing, but how many of them there are does.
+/// Where the length is no multiple of block_size, the tokens are copied with padding behind them. With a mask, a
+/// block's share is by the tokens up to the last real one of its sample, and at most so many are chosen: padding behind
+/// them changes nothing. This holds for routers that take a number of tokens for each sample behind the routing tokens,
+/// as those of the library do; for others, shares are by the padded length.
 template <typename Inner, Index block_size, typename Scalar, typename P>
 class BlockRouter {
     static_assert(block_size >= 1, "colt5: route_block_size must be at least 1");
@@ -39,31 +41,43 @@ public:
         Routing<Logit, P> routing;
         RouterActivations<Inner, Scalar, P> inner;
         TokensTensor<Logit, P> logits;  // (b, r, n), if `inner` has logits
+        BlockShares<P> shares;          // with a mask
     };
 
     Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        const RouteBlocks blocks = blocks_of(x, num_tokens);
+        const RouteBlocks blocks = blocks_of(x, mask, num_tokens);
+        const BlockShares<P> shares = shares_of(policy, blocks, mask);
         const Blocked in(policy, x, mask, blocks);
-        return merged(policy, blocks, x, inner.route(policy, in.x, in.mask, blocks.picks_of_block()));
+        if constexpr (takes_shares)
+            return merged(policy, blocks, shares, x,
+                          inner.route(policy, in.x, in.mask, blocks.picks_of_block(), {}, shares.picks.const_view()));
+        else
+            return merged(policy, blocks, shares, x, inner.route(policy, in.x, in.mask, blocks.picks_of_block()));
     }
 
     Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
-        const RouteBlocks blocks = blocks_of(x, num_tokens);
+        const RouteBlocks blocks = blocks_of(x, mask, num_tokens);
+        BlockShares<P> shares = shares_of(policy, blocks, mask);
         const Blocked in(policy, x, mask, blocks);
-        auto saved = inner.forward(policy, in.x, in.mask, blocks.picks_of_block());
-        auto routing = merged(policy, blocks, x, saved.routing);
+        auto saved = [&] {
+            if constexpr (takes_shares)
+                return inner.forward(policy, in.x, in.mask, blocks.picks_of_block(), {}, shares.picks.const_view());
+            else
+                return inner.forward(policy, in.x, in.mask, blocks.picks_of_block());
+        }();
+        auto routing = merged(policy, blocks, shares, x, saved.routing);
         TokensTensor<Logit, P> logits;
         if constexpr (requires { saved.logits.const_view(); })
             logits = merge_block_rows(policy, blocks, x.extent(0), saved.logits);
-        return {std::move(routing), std::move(saved), std::move(logits)};
+        return {std::move(routing), std::move(saved), std::move(logits), std::move(shares)};
     }
 
     void backward(const P& policy, const Activations& saved, TokensView<const Logit> d_scores,
                   TokensView<const Scalar> x, Mask mask, TokensView<Scalar> d_x, Gradients& gradients) const {
         expect_shape("d_x", d_x.shape(), x.shape());
-        const RouteBlocks blocks = blocks_of(x, d_scores.extent(2));
+        const RouteBlocks blocks = blocks_of(x, mask, d_scores.extent(2));
         const Blocked in(policy, x, mask, blocks);
-        const auto d_block_scores = split_blocks(policy, blocks, d_scores);
+        const auto d_block_scores = split_blocks(policy, blocks, d_scores, saved.shares.lengths.const_view());
         const auto to = [&](TokensView<Scalar> d_blocks) {
             inner.backward(policy, saved.inner, d_block_scores.const_view(), in.x, in.mask, d_blocks, gradients);
         };
@@ -86,9 +100,15 @@ public:
     }
 
 private:
-    static RouteBlocks blocks_of(TokensView<const Scalar> x, Index num_tokens) {
+    static constexpr bool takes_shares = requires(const Inner& router, const P& policy, TokensView<const Scalar> x,
+                                                  Mask mask, VectorView<const TokenIndex> picks) {
+        router.route(policy, x, mask, Index{1}, x, picks);
+    };
+
+    static RouteBlocks blocks_of(TokensView<const Scalar> x, Mask mask, Index num_tokens) {
         const Index length = x.extent(1);
-        return {length, std::clamp(length, Index{1}, block_size), std::min(num_tokens, length)};
+        return {length, std::clamp(length, Index{1}, block_size), std::min(num_tokens, length),
+                takes_shares && static_cast<bool>(mask)};
     }
 
     /// Tokens (b · blocks, block_size, d) and their mask, which is absent where all are real.
@@ -118,9 +138,13 @@ private:
         }
     };
 
-    static Routing<Logit, P> merged(const P& policy, const RouteBlocks& blocks, TokensView<const Scalar> x,
-                                    const Routing<Logit, P>& routing) {
-        auto [indices, scores] = merge_blocks(policy, blocks, x.extent(0), routing.indices, routing.scores);
+    static BlockShares<P> shares_of(const P& policy, const RouteBlocks& blocks, Mask mask) {
+        return blocks.by_real_tokens ? block_shares(policy, blocks, mask) : BlockShares<P>();
+    }
+    static Routing<Logit, P> merged(const P& policy, const RouteBlocks& blocks, const BlockShares<P>& shares,
+                                    TokensView<const Scalar> x, const Routing<Logit, P>& routing) {
+        auto [indices, scores] =
+            merge_blocks(policy, blocks, x.extent(0), routing.indices, routing.scores, shares.lengths.const_view());
         return {std::move(indices), std::move(scores)};
     }
     template <typename R>

@@ -48,21 +48,22 @@ public:
         Routing<Logit, P> routing;
         TokensTensor<Logit, P> logits;  // (b, r, n)
         MatrixTensor<Logit, P> norms;   // (b, n), of cosine routing
-        Index num_tokens;
+        SampleCount num_tokens = 0;
     };
 
     using Base::Base;
 
     Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
-                            TokensView<const Scalar> routing_tokens = {}) const {
-        return choose(policy, this->logits(policy, x, mask, routing_tokens), mask, num_tokens);
+                            TokensView<const Scalar> routing_tokens = {},
+                            VectorView<const TokenIndex> picks = {}) const {
+        return choose(policy, this->logits(policy, x, mask, routing_tokens), mask, {num_tokens, picks});
     }
 
     Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
-                        TokensView<const Scalar> routing_tokens = {}) const {
+                        TokensView<const Scalar> routing_tokens = {}, VectorView<const TokenIndex> picks = {}) const {
         auto [logits, norms] = this->similarity(policy, x, mask, routing_tokens);  // (b, r, n)
-        auto routing = choose(policy, logits, mask, num_tokens);                   // (b, r, k)
-        return {std::move(routing), std::move(logits), std::move(norms), num_tokens};
+        auto routing = choose(policy, logits, mask, {num_tokens, picks});          // (b, r, k)
+        return {std::move(routing), std::move(logits), std::move(norms), {num_tokens, picks}};
     }
 
     auto d_logits(const P& policy, const Activations& saved, TokensView<const Logit> d_scores, Mask mask) const {
@@ -71,9 +72,9 @@ public:
 
     /// The scores (b, r, k) of the tokens that top_k(policy, logits, mask, num_tokens) chose.
     static auto scores_of(const P& policy, const TokensTensor<Logit, P>& logits, TokensView<const TokenIndex> indices,
-                          Mask mask, Index num_tokens) {
+                          Mask mask, SampleCount num_tokens) {
         if constexpr (kwargs.short_rows_score_one)
-            if (logits.extent(2) <= num_tokens) return pick_scores<Logit>(policy, {}, indices, mask);
+            if (all_are_short(logits, num_tokens)) return pick_scores<Logit>(policy, {}, indices, mask);
         auto scores = descent_scores(policy, logits, indices, mask, num_tokens);
         if constexpr (kwargs.short_rows_score_one)
             if (mask && !kwargs.masked_tokens_count) set_short_scores(policy, scores.view(), indices, mask, num_tokens);
@@ -81,14 +82,14 @@ public:
     }
     /// The gradient of the logits (b, r, n) for that of these scores.
     static auto d_logits_of(const P& policy, const TokensTensor<Logit, P>& logits, TokensView<const TokenIndex> indices,
-                            TokensView<const Logit> d_scores, Mask mask, Index num_tokens) {
+                            TokensView<const Logit> d_scores, Mask mask, SampleCount num_tokens) {
         if constexpr (kwargs.short_rows_score_one)
-            if (logits.extent(2) <= num_tokens) {
+            if (all_are_short(logits, num_tokens)) {
                 auto none = tensor_like(policy, logits);
                 set_zero(policy, none);
                 return none;
             }
-        const double k = descent_k(num_tokens, logits.extent(2));
+        const DescentK k = descent_k(num_tokens, logits.extent(2));
         const auto descent_saved = coordinate_descent_forward(policy, descent, k, logits, mask);
         const auto d_all = place_scores(policy, d_scores, indices, mask, logits.extent(2));  // (b, r, n)
         auto d_logits = coordinate_descent_vjp(policy, descent, k, descent_saved, d_all, logits, mask).d_logits;
@@ -98,6 +99,9 @@ public:
     }
 
 private:
+    static bool all_are_short(const TokensTensor<Logit, P>& logits, SampleCount num_tokens) {
+        return num_tokens.of_sample == nullptr && logits.extent(2) <= num_tokens.all;
+    }
     static constexpr CoordinateDescent descent{.n_iters = kwargs.n_iters,
                                                .eps = kwargs.eps,
                                                .eps_init = kwargs.eps_init,
@@ -106,20 +110,22 @@ private:
                                                .limit_k = !kwargs.masked_tokens_count || kwargs.iterate_to_convergence,
                                                .iterate_to_convergence = kwargs.iterate_to_convergence};
 
-    static double descent_k(Index num_tokens, [[maybe_unused]] Index length) {
-        const double k = static_cast<double>(num_tokens) * kwargs.fetch_k_ratio;
-        return kwargs.masked_tokens_count ? std::min(k, std::max(static_cast<double>(length), 1.0)) : k;
+    static DescentK descent_k(SampleCount num_tokens, Index length) {
+        DescentK k(num_tokens, kwargs.fetch_k_ratio);
+        if (kwargs.masked_tokens_count) k.limit(std::max(static_cast<double>(length), 1.0));
+        return k;
     }
 
     static Routing<Logit, P> choose(const P& policy, const TokensTensor<Logit, P>& logits, Mask mask,
-                                    Index num_tokens) {
-        auto indices = top_k(policy, logits, mask, num_tokens);  // (b, r, k)
+                                    SampleCount num_tokens) {
+        auto indices = top_k(policy, logits, mask, num_tokens.all);  // (b, r, k)
         auto scores = scores_of(policy, logits, indices.const_view(), mask, num_tokens);
         return {std::move(indices), std::move(scores)};
     }
 
     static auto descent_scores(const P& policy, const TokensTensor<Logit, P>& logits,
-                               TokensView<const TokenIndex> indices, Mask mask, [[maybe_unused]] Index num_tokens) {
+                               TokensView<const TokenIndex> indices, Mask mask,
+                               [[maybe_unused]] SampleCount num_tokens) {
         if constexpr (config.straight_through) {
             return straight_through_scores(policy, logits, indices, mask);
         } else {

@@ -30,26 +30,27 @@ public:
         Routing<Logit, P> routing;
         TokensTensor<Logit, P> logits;  // (b, r, n)
         MatrixTensor<Logit, P> norms;   // (b, n), of cosine routing
-        Index num_tokens;
+        SampleCount num_tokens = 0;
     };
 
     using Base::Base;
 
     Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
-                            TokensView<const Scalar> routing_tokens = {}) const {
-        return choose(policy, this->logits(policy, x, mask, routing_tokens), mask, num_tokens);
+                            TokensView<const Scalar> routing_tokens = {},
+                            VectorView<const TokenIndex> picks = {}) const {
+        return choose(policy, this->logits(policy, x, mask, routing_tokens), mask, {num_tokens, picks});
     }
 
     Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
-                        TokensView<const Scalar> routing_tokens = {}) const {
+                        TokensView<const Scalar> routing_tokens = {}, VectorView<const TokenIndex> picks = {}) const {
         auto [logits, norms] = this->similarity(policy, x, mask, routing_tokens);  // (b, r, n)
-        auto routing = choose(policy, logits, mask, num_tokens);                   // (b, r, k)
-        return {std::move(routing), std::move(logits), std::move(norms), num_tokens};
+        auto routing = choose(policy, logits, mask, {num_tokens, picks});          // (b, r, k)
+        return {std::move(routing), std::move(logits), std::move(norms), {num_tokens, picks}};
     }
 
     auto d_logits(const P& policy, const Activations& saved, TokensView<const Logit> d_scores, Mask mask) const {
         if constexpr (kwargs.short_rows_score_one)
-            if (saved.logits.extent(2) <= saved.num_tokens) {
+            if (all_are_short(saved.logits, saved.num_tokens)) {
                 auto none = tensor_like(policy, saved.logits);
                 set_zero(policy, none);
                 return none;
@@ -62,11 +63,14 @@ public:
     }
 
 private:
+    static bool all_are_short(const TokensTensor<Logit, P>& logits, SampleCount num_tokens) {
+        return num_tokens.of_sample == nullptr && logits.extent(2) <= num_tokens.all;
+    }
     static Routing<Logit, P> choose(const P& policy, const TokensTensor<Logit, P>& logits, Mask mask,
-                                    Index num_tokens) {
-        auto indices = top_k(policy, logits, mask, num_tokens);  // (b, r, k)
+                                    SampleCount num_tokens) {
+        auto indices = top_k(policy, logits, mask, num_tokens.all);  // (b, r, k)
         if constexpr (kwargs.short_rows_score_one)
-            if (logits.extent(2) <= num_tokens) {
+            if (all_are_short(logits, num_tokens)) {
                 auto ones = pick_scores<Logit>(policy, {}, indices, mask);
                 return {std::move(indices), std::move(ones)};
             }

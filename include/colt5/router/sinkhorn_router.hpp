@@ -121,6 +121,7 @@ public:
         TokensTensor<Logit, P> drawn;   // (b · r, k, n), if drawn here
         TokensView<const Logit> noise;  // the same, or what was given
         SinkhornActivations<Logit, P> sinkhorn;
+        VectorView<const TokenIndex> picks;  // of each sample, if it was given
     };
 
     /// Set it to choose another source. Every call of forward adds 1 to noise.calls, whatever the source: threads must
@@ -131,20 +132,21 @@ public:
         : Base(policy, seeds), noise(GumbelNoise<Logit>::seeded(seeds.next_seed())) {}
 
     Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
-                            TokensView<const Scalar> routing_tokens = {}) const {
-        return choose(policy, x, mask, num_tokens, routing_tokens, false).routing;
+                            TokensView<const Scalar> routing_tokens = {},
+                            VectorView<const TokenIndex> picks = {}) const {
+        return choose(policy, x, mask, num_tokens, routing_tokens, picks, false).routing;
     }
 
     Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
-                        TokensView<const Scalar> routing_tokens = {}) const {
-        Activations saved = choose(policy, x, mask, num_tokens, routing_tokens, true);
+                        TokensView<const Scalar> routing_tokens = {}, VectorView<const TokenIndex> picks = {}) const {
+        Activations saved = choose(policy, x, mask, num_tokens, routing_tokens, picks, true);
         ++noise.calls;
         return saved;
     }
 
     auto d_logits(const P& policy, const Activations& saved, TokensView<const Logit> d_scores, Mask mask) const {
         return sinkhorn_vjp(policy, sinkhorn, saved.sinkhorn, d_scores, saved.routing.indices, saved.logits,
-                            saved.noise, mask);
+                            saved.noise, mask, saved.picks);
     }
 
     template <typename F, typename... R>
@@ -159,8 +161,10 @@ public:
 
 private:
     Activations choose(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
-                       TokensView<const Scalar> routing_tokens, bool training) const {
+                       TokensView<const Scalar> routing_tokens, VectorView<const TokenIndex> picks,
+                       bool training) const {
         Activations saved;
+        saved.picks = picks;
         auto [logits, norms] = this->similarity(policy, x, mask, routing_tokens);
         saved.logits = std::move(logits);  // (b, r, n)
         saved.norms = std::move(norms);
@@ -173,7 +177,7 @@ private:
         } else if (noise.source == Source::given) {
             saved.noise = noise.values;
         }
-        saved.sinkhorn = sinkhorn_forward(policy, sinkhorn, saved.logits, saved.noise, mask, num_tokens);
+        saved.sinkhorn = sinkhorn_forward(policy, sinkhorn, saved.logits, saved.noise, mask, num_tokens, picks);
         auto& [indices, scores] = saved.routing;
         indices = std::move(saved.sinkhorn.indices);
         scores = pick_scores<Logit>(policy, {}, indices, mask);  // 1, and 0 for masked tokens

@@ -114,6 +114,35 @@ void check_padding_of_maps(const Cuda& policy, Index height, Index width) {
     });
 }
 
+/// How much padding there is changes no choice in blocks either: another choice would change outputs by much more.
+template <typename Module, typename T>
+void check_amount_of_padding(const Cuda& policy, double tolerance = 0.03) {
+    constexpr Index length = 170, padded_length = 311, dim = 48;
+    const Module module(policy, Seed{1});
+    TokensTensor<T, Cuda> x(policy, {1, length, dim}), d_out(policy, {1, length, dim});
+    fill_normal(policy, x, Random(Seed{2}));
+    fill_normal(policy, d_out, Random(Seed{3}));
+    const auto with_padding = [&](const TokensTensor<T, Cuda>& of) {
+        const auto values = to_host(policy, of);
+        TokensTensor<T, Cuda> padded(policy, {1, padded_length, dim});
+        fill_with(policy, padded, [&](std::size_t i) { return i < values.size() ? values[i] : static_cast<T>(0.0f); });
+        return padded;
+    };
+    const auto padded = with_padding(x), d_padded = with_padding(d_out);
+    MatrixTensor<bool, Cuda> mask(policy, {1, padded_length});
+    fill_with(policy, mask, [&](std::size_t i) { return static_cast<Index>(i) < length; });
+    without_noise(module, [&] {
+        auto gradients = module.make_gradients();
+        const auto alone = module.forward(x);
+        const auto saved = module.forward(padded, mask);
+        const auto d_alone = module.backward(alone, d_out, gradients), d = module.backward(saved, d_padded, gradients);
+        CHECK(largest_error(numbers(policy, saved.out.const_view().rows().range(0, length)),
+                            numbers(policy, alone.out)) <= tolerance);
+        CHECK(largest_error(numbers(policy, d.const_view().rows().range(0, length)), numbers(policy, d_alone)) <=
+              tolerance);
+    });
+}
+
 template <RouterType router, bool take_part>
 inline constexpr TransformerBlockConfig padded_block{
     .dim = 64,
@@ -204,6 +233,14 @@ void check_padding() {
         check_block.template operator()<by_softmax_in_blocks>();
         check_block.template operator()<by_sinkhorn_in_blocks>();
     }
+    const auto check_amount = [&]<TransformerBlockConfig config>() {
+        using Block = ConditionalRoutedTransformerBlock<config, T, Cuda>;
+        check_amount_of_padding<typename Block::Attention, T>(policy);
+        check_amount_of_padding<typename Block::FeedForward, T>(policy);
+    };
+    check_amount.template operator()<by_descent_in_blocks>();
+    check_amount.template operator()<by_softmax_in_blocks>();
+    check_amount.template operator()<by_sinkhorn_in_blocks>();
     for (const Index height : {3, 20}) {
         CAPTURE(height);
         check_padding_of_maps<over_map, T>(policy, height, 17);
