@@ -10,13 +10,22 @@ namespace {
 
 using Lengths = std::vector<Index>;
 
-/// Of each group and side: the length, the numbers of its sequences, their first rows, and whether they are contiguous.
+/// Of each group and side: the length and whether it is contiguous, the numbers of its sequences, their first rows.
 template <typename... Rows>
 std::vector<std::vector<Lengths>> groups(const Rows&... rows) {
+    SequencePlan<sizeof...(Rows)> plan;
     std::vector<std::vector<Lengths>> all;
-    for (const auto& group : groups_of(rows...))
-        for (const SequenceGroup& side : group)
-            all.push_back({{side.length, side.contiguous ? 1 : 0}, side.numbers, side.first_rows});
+    for (int again = 0; again < 2; ++again) {
+        all.clear();
+        plan.make(rows...);
+        for (std::size_t i = 0; i < plan.size(); ++i)
+            for (std::size_t side = 0; side < sizeof...(Rows); ++side) {
+                const SequenceGroup group = plan.group(i, side);
+                all.push_back({{group.length, group.contiguous ? 1 : 0},
+                               {group.numbers.begin(), group.numbers.end()},
+                               {group.first_rows.begin(), group.first_rows.end()}});
+            }
+    }
     return all;
 }
 using Packed = std::array<Index, 2>;
@@ -29,8 +38,7 @@ TEST_CASE("sequences: those of one length are one group, in the order of their f
     const auto packed = [](const Lengths& numbers) { return SequenceRows("", numbers, Packed{numbers.back(), 4}); };
     CHECK(groups(packed(Lengths{0})).empty());
     const Lengths mixed{0, 5, 10, 10, 10, 15, 17};
-    CHECK(groups(packed(mixed)) ==
-          Found{{{5, 1}, {0, 1, 4}, {0, 5, 10}}, {{0, 1}, {2, 3}, {10, 10}}, {{2, 1}, {5}, {15}}});
+    CHECK(groups(packed(mixed)) == Found{{{5, 1}, {0, 1, 4}, {0, 5, 10}}, {{2, 1}, {5}, {15}}});
     const Lengths scattered{0, 2, 5, 7, 10, 12};
     CHECK(groups(packed(scattered)) == Found{{{2, 0}, {0, 2, 4}, {0, 5, 10}}, {{3, 0}, {1, 3}, {2, 7}}});
     const Lengths padded{5, 5, 3, 3, 5};
@@ -50,10 +58,13 @@ TEST_CASE("sequences: rows of groups go where they belong, and those of none bec
     const Cpu policy(2, Cpu::usual_plan, Allocations::separate_with_nan);
     const Padded shape{5, 4, 2};
     const Lengths lengths{2, 0, 3, 2, 4};
-    const auto groups = groups_of(SequenceRows("", lengths, shape));
+    SequencePlan<1> plan;
+    plan.make(SequenceRows("", lengths, shape));
+    CHECK(plan.rows() == 11);
     const auto x = normal<double>(policy, shape, 0);
-    RowsOfGroups<TokensTensor<double, Cpu>> rows(policy, shape, 11);
-    for (const auto& [group] : groups) {
+    RowsOfGroups<TokensTensor<double, Cpu>> rows(policy, shape, plan.rows());
+    for (std::size_t g = 0; g < plan.size(); ++g) {
+        const SequenceGroup group = plan.group(g);
         TokensTensor<double, Cpu> copy;
         const auto part = group.of(policy, x.const_view().rows(), copy);
         REQUIRE(part.shape() == Padded{group.count(), group.length, 2});

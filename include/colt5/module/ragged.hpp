@@ -47,9 +47,11 @@ Counts counts_for(const By& counts, Lengths... lengths) {
 }
 
 /// What the calls of the module have saved, each for the sequences of one length.
-template <typename Call>
+template <typename Call, std::size_t sides>
 struct RaggedCalls {
     std::vector<Call> calls;
+    SequencePlan<sides> plan;  // which sequences are in which call
+    Index sequences = 0;       // of the batch, with those that are empty
 
     /// The call that computed a sequence, and which sample of that call's batch the sequence is. The call is null if
     /// the sequence is empty. Throws ValueError if there is no such sequence.
@@ -73,24 +75,18 @@ struct RaggedCalls {
         for (std::size_t i = 0; i < calls.size(); ++i) calls[i].activations.each_router(f, prefix + name_of(i));
     }
 
-    Index sequences = 0;  // of the batch, with those that are empty
-
 private:
     static std::string name_of(std::size_t i) { return concat({"calls.", std::to_string(i), "."}); }
 };
 
-/// A call of the module that is still to be made.
-template <typename Counts, std::size_t sides>
-struct PlannedCall {
-    std::array<SequenceGroup, sides> groups;  // the same sequences in x, and in the context
-    Counts counts;
-};
-/// How many rows the calls write on one side.
-template <typename Calls>
-Index rows_of_calls(const Calls& calls, std::size_t side = 0) {
-    Index rows = 0;
-    for (const auto& call : calls) rows += call.groups[side].rows();
-    return rows;
+/// Calls f(plan) with a plan of its thread, whose memory is used again by later calls.
+template <std::size_t sides, typename F>
+auto with_plan(F&& f) {
+    thread_local SequencePlan<sides> kept;
+    auto plan = std::move(kept);  // f may come here again
+    auto result = f(plan);
+    kept = std::move(plan);
+    return result;
 }
 
 /// What the two forms of Ragged have in common.
@@ -200,7 +196,7 @@ public:
     };
     /// What backward reads. The tokens must outlive it, the lengths need not. `rank` is that of the tokens.
     template <std::size_t rank>
-    struct Activations : detail::RaggedCalls<Call> {
+    struct Activations : detail::RaggedCalls<Call, 1> {
         Tensor<rank> out;
         typename Tensor<rank>::Shape shape{};
         ActivationsOrigin origin;
@@ -214,18 +210,22 @@ public:
     Tensor<X::rank> operator()(const X& tokens, std::span<const Index> lengths, const By& counts = {},
                                const Options&... options) const {
         const Rows x = detail::expect_rows<Scalar, P>("tokens", tokens);
-        const auto calls = plan(SequenceRows("", lengths, tokens.shape()), counts);
-        RowsOfGroups<Tensor<X::rank>> out(this->policy(), tokens.shape(), detail::rows_of_calls(calls));
-        for (const auto& [groups, of_call] : calls) {
-            const SequenceGroup& group = groups[0];
-            TokensTensor<Scalar, P> copy;
-            const auto part = group.of(this->policy(), x, copy);
-            if constexpr (takes_residual && sizeof...(Options) == 0)
-                out.put(group, this->module()(part, {}, of_call, Residual::none, out.part(group)));
-            else
-                out.put(group, this->module()(part, {}, of_call, options..., out.part(group)));
-        }
-        return out.finish();
+        return detail::with_plan<1>([&](auto& plan) {
+            plan.make(SequenceRows("", lengths, tokens.shape()));
+            expect_counts(plan, counts);
+            RowsOfGroups<Tensor<X::rank>> out(this->policy(), tokens.shape(), plan.rows());
+            for (std::size_t i = 0; i < plan.size(); ++i) {
+                const SequenceGroup group = plan.group(i);
+                const auto of_call = detail::counts_for<ModuleCounts>(counts, group.length);
+                TokensTensor<Scalar, P> copy;
+                const auto part = group.of(this->policy(), x, copy);
+                if constexpr (takes_residual && sizeof...(Options) == 0)
+                    out.put(group, this->module()(part, {}, of_call, Residual::none, out.part(group)));
+                else
+                    out.put(group, this->module()(part, {}, of_call, options..., out.part(group)));
+            }
+            return out.finish();
+        });
     }
 
     /// The same, with what backward reads.
@@ -249,22 +249,24 @@ public:
         saved.calls.clear();
         saved.out = {};
         const SequenceRows sequences("", lengths, tokens.shape());
-        auto calls = plan(sequences, counts);
-        RowsOfGroups<Tensor<rank>> out(this->policy(), tokens.shape(), detail::rows_of_calls(calls));
-        saved.calls.reserve(calls.size());
-        for (auto& call : calls) {
-            SequenceGroup& group = call.groups[0];
+        saved.plan.make(sequences);
+        expect_counts(saved.plan, counts);
+        RowsOfGroups<Tensor<rank>> out(this->policy(), tokens.shape(), saved.plan.rows());
+        saved.calls.reserve(saved.plan.size());
+        for (std::size_t i = 0; i < saved.plan.size(); ++i) {
+            const SequenceGroup group = saved.plan.group(i);
+            const auto of_call = detail::counts_for<ModuleCounts>(counts, group.length);
             TokensTensor<Scalar, P> copy;
             const auto part = group.of(this->policy(), x, copy);
             const auto add = [&](typename Module::Activations&& activations) {
                 out.put(group, activations.out);
                 activations.out = {};
-                saved.calls.push_back({std::move(group), std::move(copy), std::move(activations)});
+                saved.calls.push_back({group, std::move(copy), std::move(activations)});
             };
             if constexpr (takes_residual && sizeof...(Options) == 0)
-                add(this->module().forward(part, {}, call.counts, Residual::none, out.part(group)));
+                add(this->module().forward(part, {}, of_call, Residual::none, out.part(group)));
             else
-                add(this->module().forward(part, {}, call.counts, options..., out.part(group)));
+                add(this->module().forward(part, {}, of_call, options..., out.part(group)));
         }
         saved.out = out.finish();
         saved.shape = tokens.shape();
@@ -280,9 +282,7 @@ public:
                       "colt5: `saved` must be what forward returned for tokens of the rank of `d_out`");
         return detail::with_saved<Saved>(saved, [&](auto& taken) {
             const Rows d = this->begin_backward(taken, d_out);
-            Index rows = 0;
-            for (const Call& call : taken.calls) rows += call.sequences.rows();
-            RowsOfGroups<Tensor<D::rank>> d_tokens(this->policy(), d_out.shape(), rows);
+            RowsOfGroups<Tensor<D::rank>> d_tokens(this->policy(), d_out.shape(), taken.plan.rows());
             for (auto& [sequences, tokens, activations] : taken.calls) {
                 TokensTensor<Scalar, P> copy;
                 d_tokens.put(sequences, this->module().backward(detail::forward_part(activations),
@@ -298,14 +298,11 @@ private:
     static constexpr bool takes_residual = std::is_invocable_v<const Module&, TokensView<const Scalar>, Mask,
                                                                ModuleCounts, Residual, typename Module::Out>;
 
-    /// The calls of the module, whose sequences have tokens. Checks the counts of all.
+    /// Checks the counts of all calls before the first is made.
     template <typename By>
-    static auto plan(const SequenceRows& sequences, const By& counts) {
-        std::vector<detail::PlannedCall<ModuleCounts, 1>> calls;
-        for (auto& groups : groups_of(sequences))
-            if (const Index length = groups[0].length; length > 0)
-                calls.push_back({std::move(groups), detail::counts_for<ModuleCounts>(counts, length)});
-        return calls;
+    static void expect_counts(const SequencePlan<1>& plan, const By& counts) {
+        for (std::size_t i = 0; i < plan.size(); ++i)
+            static_cast<void>(detail::counts_for<ModuleCounts>(counts, plan.group(i).length));
     }
 };
 
@@ -338,7 +335,7 @@ public:
     };
     /// What backward reads. x and the context must outlive it, the lengths need not.
     template <std::size_t rank, std::size_t context_rank>
-    struct Activations : detail::RaggedCalls<Call> {
+    struct Activations : detail::RaggedCalls<Call, 2> {
         Tensor<rank> out;
         typename Tensor<rank>::Shape shape{};
         typename Tensor<context_rank>::Shape context_shape{};
@@ -358,16 +355,19 @@ public:
                                std::span<const Index> context_lengths, const By& counts = {}) const {
         const Rows rows = detail::expect_rows<Scalar, P>("x", x),
                    context_rows = detail::expect_rows<Scalar, P>("context", context);
-        const auto calls = plan(SequenceRows("", lengths, x.shape()),
-                                SequenceRows("context_", context_lengths, context.shape()), counts);
-        RowsOfGroups<Tensor<X::rank>> out(this->policy(), x.shape(), detail::rows_of_calls(calls));
-        for (const auto& [groups, of_call] : calls) {
-            TokensTensor<Scalar, P> copy, context_copy;
-            out.put(groups[0], this->module()(groups[0].of(this->policy(), rows, copy),
-                                              groups[1].of(this->policy(), context_rows, context_copy), {}, {}, of_call,
-                                              out.part(groups[0])));
-        }
-        return out.finish();
+        return detail::with_plan<2>([&](auto& plan) {
+            make(plan, SequenceRows("", lengths, x.shape()), SequenceRows("context_", context_lengths, context.shape()),
+                 counts);
+            RowsOfGroups<Tensor<X::rank>> out(this->policy(), x.shape(), plan.rows());
+            for (std::size_t i = 0; i < plan.size(); ++i) {
+                const SequenceGroup group = plan.group(i), of_context = plan.group(i, 1);
+                TokensTensor<Scalar, P> copy, context_copy;
+                out.put(group, this->module()(group.of(this->policy(), rows, copy),
+                                              of_context.of(this->policy(), context_rows, context_copy), {}, {},
+                                              counts_of(counts, group, of_context), out.part(group)));
+            }
+            return out.finish();
+        });
     }
 
     /// The same, with what backward reads.
@@ -393,18 +393,19 @@ public:
         saved.calls.clear();
         saved.out = {};
         const SequenceRows sequences("", lengths, x.shape());
-        auto calls = plan(sequences, SequenceRows("context_", context_lengths, context.shape()), counts);
-        RowsOfGroups<Tensor<rank>> out(this->policy(), x.shape(), detail::rows_of_calls(calls));
-        saved.calls.reserve(calls.size());
-        for (auto& [groups, of_call] : calls) {
+        make(saved.plan, sequences, SequenceRows("context_", context_lengths, context.shape()), counts);
+        RowsOfGroups<Tensor<rank>> out(this->policy(), x.shape(), saved.plan.rows());
+        saved.calls.reserve(saved.plan.size());
+        for (std::size_t i = 0; i < saved.plan.size(); ++i) {
+            const SequenceGroup group = saved.plan.group(i), of_context = saved.plan.group(i, 1);
             TokensTensor<Scalar, P> copy, context_copy;
-            auto activations = this->module().forward(groups[0].of(this->policy(), rows, copy),
-                                                      groups[1].of(this->policy(), context_rows, context_copy), {}, {},
-                                                      of_call, out.part(groups[0]));
-            out.put(groups[0], activations.out);
+            auto activations = this->module().forward(group.of(this->policy(), rows, copy),
+                                                      of_context.of(this->policy(), context_rows, context_copy), {}, {},
+                                                      counts_of(counts, group, of_context), out.part(group));
+            out.put(group, activations.out);
             activations.out = {};
-            saved.calls.push_back({std::move(groups[0]), std::move(groups[1]), std::move(copy), std::move(context_copy),
-                                   std::move(activations)});
+            saved.calls.push_back(
+                {group, of_context, std::move(copy), std::move(context_copy), std::move(activations)});
         }
         saved.out = out.finish();
         saved.sequences = sequences.size();
@@ -427,13 +428,8 @@ private:
         static_assert(std::same_as<std::remove_const_t<SomeActivations>, Activations<D::rank, context_rank>>,
                       "colt5: `saved` must be what forward returned for x of the rank of `d_out`");
         const Rows d = this->begin_backward(saved, d_out);
-        Index rows = 0, context_rows = 0;
-        for (const Call& call : saved.calls) {
-            rows += call.sequences.rows();
-            context_rows += call.contexts.rows();
-        }
-        RowsOfGroups<Tensor<D::rank>> d_x(this->policy(), saved.shape, rows);
-        RowsOfGroups<Tensor<context_rank>> d_context(this->policy(), saved.context_shape, context_rows);
+        RowsOfGroups<Tensor<D::rank>> d_x(this->policy(), saved.shape, saved.plan.rows());
+        RowsOfGroups<Tensor<context_rank>> d_context(this->policy(), saved.context_shape, saved.plan.rows(1));
         for (auto& [sequences, contexts, x, context, activations] : saved.calls) {
             TokensTensor<Scalar, P> copy;
             typename Module::InputGradients into{d_x.part(sequences), d_context.part(contexts)};
@@ -449,18 +445,21 @@ private:
         return InputGradients<D::rank, context_rank>{d_x.finish(), d_context.finish()};
     }
 
-    /// The calls of the module, whose sequences have tokens. Checks the counts of all.
     template <typename By>
-    static auto plan(const SequenceRows& sequences, const SequenceRows& contexts, const By& counts) {
+    static ModuleCounts counts_of(const By& counts, const SequenceGroup& group, const SequenceGroup& of_context) {
+        return detail::counts_for<ModuleCounts>(counts, group.length, of_context.length);
+    }
+    /// Makes the plan, and checks the counts of all calls before the first is made.
+    template <typename By>
+    static void make(SequencePlan<2>& plan, const SequenceRows& sequences, const SequenceRows& contexts,
+                     const By& counts) {
         if (contexts.size() != sequences.size())
             expect_value(false, "context",
                          detail::concat({"of as many sequences as x, ", value_string(sequences.size())}),
                          contexts.size());
-        std::vector<detail::PlannedCall<ModuleCounts, 2>> calls;
-        for (auto& groups : groups_of(sequences, contexts))
-            if (const Index length = groups[0].length, of_context = groups[1].length; length > 0)
-                calls.push_back({std::move(groups), detail::counts_for<ModuleCounts>(counts, length, of_context)});
-        return calls;
+        plan.make(sequences, contexts);
+        for (std::size_t i = 0; i < plan.size(); ++i)
+            static_cast<void>(counts_of(counts, plan.group(i), plan.group(i, 1)));
     }
 };
 

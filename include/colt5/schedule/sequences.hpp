@@ -5,7 +5,6 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
-#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -48,19 +47,14 @@ std::vector<Index> lengths_of(const P& policy, Mask mask) {
     return lengths;
 }
 
-/// Sequences of one length: a batch (count, length, d) that one call computes.
+/// Sequences of one length: a batch (count, length, d) that one call computes. The spans are of a SequencePlan.
 struct SequenceGroup {
     Index length = 0;
-    std::vector<Index> numbers{}, first_rows{};  // of each sequence: its number, and where it begins
-    bool contiguous = true;                      // whether they follow each other in memory
+    std::span<const Index> numbers{}, first_rows{};  // of each sequence: its number, and where it begins
+    bool contiguous = true;                          // whether they follow each other in memory
 
     Index count() const { return static_cast<Index>(numbers.size()); }
     Index rows() const { return count() * length; }
-    void add(Index number, Index row) {
-        contiguous = contiguous && (first_rows.empty() || row == first_rows.back() + length);
-        numbers.push_back(number);
-        first_rows.push_back(row);
-    }
 
     /// Its part of all rows (rows, d) as (count, length, d): a view of them, or if they do not follow each other, of a
     /// copy that `copy` owns.
@@ -127,21 +121,67 @@ private:
     Index stride_;  // rows between the beginnings of two padded sequences
 };
 
-/// Groups of sequences that are equally long in each of `rows`, which have as many. They are in the order of their
-/// first sequences, and so are the sequences of each. A group is given as it lies in each of `rows`.
-template <std::same_as<SequenceRows>... Rows>
-std::vector<std::array<SequenceGroup, sizeof...(Rows)>> groups_of(const Rows&... rows) {
-    std::vector<std::array<SequenceGroup, sizeof...(Rows)>> groups;
-    std::map<std::array<Index, sizeof...(Rows)>, std::size_t> with_lengths;
-    const Index count = std::min({rows.size()...});
-    for (Index i = 0; i < count; ++i) {
-        const auto [found, is_new] = with_lengths.try_emplace({rows.length(i)...}, groups.size());
-        if (is_new) groups.push_back({SequenceGroup{rows.length(i)}...});
-        std::size_t side = 0;
-        (groups[found->second][side++].add(i, rows.row(i)), ...);
+/// Groups of sequences that are equally long on each of several sides, such as x and a context, without those that are
+/// empty on the first side. They are in the order of their first sequences, and so are the sequences of each. Made
+/// again for as many sequences, it asks for no memory.
+template <std::size_t sides>
+class SequencePlan {
+public:
+    /// `rows` say where the sequences are on each side; they have as many.
+    template <std::same_as<SequenceRows>... Rows>
+    void make(const Rows&... rows) {
+        static_assert(sizeof...(Rows) == sides);
+        const std::array<const SequenceRows*, sides> of_side{&rows...};
+        const auto length = [&](std::size_t side, Index i) { return of_side[side]->length(i); };
+        numbers_.clear();
+        groups_.clear();
+        for (Index i = 0; i < of_side[0]->size(); ++i)
+            if (length(0, i) > 0) numbers_.push_back(i);
+        std::sort(numbers_.begin(), numbers_.end(), [&](Index a, Index b) {
+            for (std::size_t side = 0; side < sides; ++side)
+                if (length(side, a) != length(side, b)) return length(side, a) < length(side, b);
+            return a < b;
+        });
+        for (std::size_t side = 0; side < sides; ++side) {
+            first_rows_[side].clear();
+            for (const Index i : numbers_) first_rows_[side].push_back(of_side[side]->row(i));
+        }
+        for (std::size_t at = 0; at < numbers_.size(); ++at) {
+            Group of_this{at, 0, {}};
+            for (std::size_t side = 0; side < sides; ++side) of_this.lengths[side] = length(side, numbers_[at]);
+            if (groups_.empty() || groups_.back().lengths != of_this.lengths) groups_.push_back(of_this);
+            ++groups_.back().count;
+        }
+        std::sort(groups_.begin(), groups_.end(),
+                  [&](const Group& a, const Group& b) { return numbers_[a.begin] < numbers_[b.begin]; });
     }
-    return groups;
-}
+
+    std::size_t size() const { return groups_.size(); }
+    SequenceGroup group(std::size_t i, std::size_t side = 0) const {
+        const auto& [begin, count, lengths] = groups_[i];
+        SequenceGroup group{lengths[side], std::span(numbers_).subspan(begin, count),
+                            std::span(first_rows_[side]).subspan(begin, count)};
+        for (std::size_t at = 1; at < count; ++at)
+            group.contiguous = group.contiguous && group.first_rows[at] == group.first_rows[at - 1] + lengths[side];
+        return group;
+    }
+    /// The number of rows of all groups on one side.
+    Index rows(std::size_t side = 0) const {
+        Index sum = 0;
+        for (const Group& group : groups_) sum += static_cast<Index>(group.count) * group.lengths[side];
+        return sum;
+    }
+
+private:
+    struct Group {
+        std::size_t begin, count;
+        std::array<Index, sides> lengths;
+    };
+
+    std::vector<Index> numbers_;
+    std::array<std::vector<Index>, sides> first_rows_;
+    std::vector<Group> groups_;
+};
 
 /// A tensor of tokens, packed or padded, that is written group by group.
 template <typename Tensor>
