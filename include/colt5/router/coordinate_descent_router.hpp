@@ -41,6 +41,7 @@ class CoordinateDescentRouter : public LinearRouter<CoordinateDescentRouter<conf
 public:
     using typename Base::Logit;
     static constexpr bool picks_repeat = false;
+    static constexpr bool padding_counts = kwargs.masked_tokens_count;
     static constexpr bool cosine_sim_routing = kwargs.cosine_sim_routing;
     static constexpr double logit_scale = kwargs.score_scale * (cosine_sim_routing ? kwargs.cosine_sim_scale : 1);
 

@@ -113,6 +113,7 @@ public:
     static constexpr double logit_scale = cosine_sim_routing ? kwargs.cosine_sim_scale : 1;
     static constexpr bool masked_tokens_take_part = kwargs.masked_tokens_take_part;
     static constexpr bool picks_repeat = true;
+    static constexpr bool padding_counts = kwargs.masked_tokens_take_part;
 
     struct Activations {
         Routing<Logit, P> routing;
