@@ -22,7 +22,7 @@ namespace colt5 {
 /// Where the length is no multiple of block_size, the tokens are copied with padding behind them. With a mask, a
 /// block's share is by the tokens up to the last real one of its sample, and at most so many are chosen: padding behind
 /// them changes nothing. This holds for routers that take a number of tokens for each sample behind the routing tokens,
-/// as those of the library do; for others, shares are by the padded length.
+/// as those of the library do. For others, and for those that say that padding counts, shares are by the padded length.
 template <typename Inner, Index block_size, typename Scalar, typename P>
 class BlockRouter {
     static_assert(block_size >= 1, "colt5: route_block_size must be at least 1");
@@ -100,8 +100,15 @@ public:
     }
 
 private:
-    static constexpr bool takes_shares = requires(const Inner& router, const P& policy, TokensView<const Scalar> x,
-                                                  Mask mask, VectorView<const TokenIndex> picks) {
+    static constexpr bool padding_counts = [] {
+        if constexpr (requires { Inner::padding_counts; })
+            return Inner::padding_counts;
+        else
+            return false;
+    }();
+    static constexpr bool takes_shares =
+        !padding_counts && requires(const Inner& router, const P& policy, TokensView<const Scalar> x, Mask mask,
+                                    VectorView<const TokenIndex> picks) {
         router.route(policy, x, mask, Index{1}, x, picks);
     };
 
