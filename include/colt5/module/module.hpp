@@ -268,9 +268,9 @@ public:
     /// lengths[b] tokens are its next ones, the others are padding; without lengths, all m are. Outputs at padding are
     /// meaningless. `out` may hold the tensor to return, which is then written to.
     ///
-    /// The outputs are those that the module gives at these tokens for whole sequences without a mask: on the CPU bit
-    /// for bit, on a GPU in float bit for bit and in other types up to rounding, whatever the number of tokens of a
-    /// call, and whatever the other sequences are. (But where products are by a BLAS, up to rounding.)
+    /// The outputs are those that the module gives at these tokens for whole sequences without a mask, whatever the
+    /// number of tokens of a call and whatever the other sequences are: on the CPU bit for bit, or with a BLAS up to
+    /// rounding; on a GPU bit for bit in float and double for sequences of up to 2048 tokens, otherwise up to rounding.
     ///
     /// Throws ValueError, before anything is written, when a sequence gets more than max_length tokens. If an exception
     /// comes later, such as OutOfMemory, the cache is half-written, and further calls throw.
