@@ -38,12 +38,13 @@ public:
     const Arm arm;
 
     /// Logits (b, r, n) that depend on no token: random numbers, others in each call, or 1 at every 16th token.
-    auto free_logits(Index batch, Index routes, Index length) const {
-        colt5::TokensTensor<Logit, P> logits(policy_, {batch, routes, length});
+    /// On the stream of the router that asks.
+    auto free_logits(const P& policy, Index batch, Index routes, Index length) const {
+        colt5::TokensTensor<Logit, P> logits(policy, {batch, routes, length});
         for (Index row = 0; row < batch * routes; ++row) {
             const Index offset =
                 arm == Arm::random ? static_cast<Index>(random_.uniform(calls_++) * static_cast<double>(offsets)) : 0;
-            assign(policy_, logits.view().rows().range(row, 1),
+            assign(policy, logits.view().rows().range(row, 1),
                    colt5::MatrixView<const Logit>(numbers_.data() + offset, {1, length}));
         }
         return logits;
@@ -101,7 +102,7 @@ public:
         if (has_soft_scores(gate->arm) || trains_router(gate->arm))
             saved.logits = own_logits(policy, x);
         else
-            saved.logits = gate->free_logits(x.extent(0), config.num_routing_tokens, x.extent(1));  // (b, r, n)
+            saved.logits = gate->free_logits(policy, x.extent(0), config.num_routing_tokens, x.extent(1));  // (b, r, n)
         auto& [indices, scores] = saved.routing;
         if constexpr (causal) {
             auto picks = causal_top_k(policy, causal_choice(), saved.logits, mask, k);
