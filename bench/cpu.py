@@ -321,6 +321,8 @@ def goals(bench):
     for mode in ('forward', 'forward_backward'):
         add(f'ragged batch, {mode.replace("_backward", " and backward")}: time over that of the padded batch',
             of((f'ragged_packed_{mode}', 'ours_s'), (f'ragged_padded_{mode}', 'ours_s')), most=0.7 if bench.quick else 0.6)
+        add(f'light attention, {mode.replace("_backward", " and backward")}: time with a relative position bias over that without',
+            of((f'light_attention_bias_{mode}', 'ours_s'), (f'light_attention_{mode}', 'ours_s')), most=1.15)
     add('decoding: time of a token behind 1,000,000 over that behind 10,000',
         of(('decode_step_1m_forward', 'ours_s'), ('decode_step_10k_forward', 'ours_s')), most=1.15)
     add('block: memory over that of the package', of(('block_forward_backward', 'ours_mib'),

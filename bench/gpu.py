@@ -345,6 +345,13 @@ def line_of(row):
             *('' if row[field] is None else f'{row[field]:.1e}' for field in ('ours_differs', 'peer_differs'))]
 
 
+def bias_ratios(rows):
+    """[(row, its time over that of the row without a relative position bias)]; wanted is at most 1.15."""
+    ours = {(row['name'], row['dtype']): row['ours_ms'] for row in rows}
+    pairs = [(name, dtype, ours.get((name.replace('_bias', ''), dtype))) for name, dtype in ours if '_bias' in name]
+    return [(f'{name} in {dtype}', ours[name, dtype] / without) for name, dtype, without in pairs if without and ours[name, dtype]]
+
+
 def machine():
     def query(field):
         return subprocess.run(['nvidia-smi', '--id=0', '--format=csv,noheader', f'--query-gpu={field}'], check=True,
@@ -410,6 +417,8 @@ def main():
                 args.json.write_text(json.dumps(about | {'rows': bench.rows}, indent=1) + '\n')
     print()
     print_table(HEADER, [line_of(row) for row in bench.rows])
+    for name, quotient in bias_ratios(bench.rows):
+        print(f'{name}: {quotient:.2f} times the time without the bias (wanted: at most 1.15)')
     print(f'{time.monotonic() - start:.0f} s')
     return bench.failed
 
