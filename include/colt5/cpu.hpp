@@ -2,6 +2,9 @@
 #pragma once
 
 /// The backend for the host, complete: the policy Cpu and its kernels of every operation.
+///
+/// Where COLT5_DECLARE_KERNELS is defined, kernels are only declared, which compiles in less than half of the time; one
+/// other translation unit of the program includes <colt5/kernels.hpp>. Expressions are compiled where they are written.
 
 #include <colt5/core/error.hpp>
 #include <colt5/core/random.hpp>
@@ -10,6 +13,13 @@
 #include <colt5/core/view.hpp>
 #include <colt5/expr/expr.hpp>
 
+#include <colt5/cpu/eigen.hpp>
+#include <colt5/cpu/expr.hpp>
+#include <colt5/cpu/policy.hpp>
+
+#if defined(COLT5_DECLARE_KERNELS)
+#include <colt5/cpu/declared.hpp>
+#else
 #include <colt5/cpu/adamw.hpp>
 #include <colt5/cpu/append_keys.hpp>
 #include <colt5/cpu/causal_key_counts.hpp>
@@ -22,9 +32,7 @@
 #include <colt5/cpu/cumulative_softmax.hpp>
 #include <colt5/cpu/dense_attention.hpp>
 #include <colt5/cpu/dropout.hpp>
-#include <colt5/cpu/eigen.hpp>
 #include <colt5/cpu/embedding.hpp>
-#include <colt5/cpu/expr.hpp>
 #include <colt5/cpu/feed_forward.hpp>
 #include <colt5/cpu/gather.hpp>
 #include <colt5/cpu/global_norm.hpp>
@@ -36,7 +44,6 @@
 #include <colt5/cpu/norm_linear.hpp>
 #include <colt5/cpu/null_key.hpp>
 #include <colt5/cpu/null_query.hpp>
-#include <colt5/cpu/policy.hpp>
 #include <colt5/cpu/projected_local_attention.hpp>
 #include <colt5/cpu/relative_position_bias.hpp>
 #include <colt5/cpu/rms_norm.hpp>
@@ -48,6 +55,8 @@
 #include <colt5/cpu/top_k.hpp>
 #include <colt5/cpu/windows.hpp>
 #include <colt5/cpu/zero.hpp>
+#endif
+
 #include <colt5/op/cross_entropy.hpp>
 #include <colt5/op/gelu.hpp>
 #include <colt5/op/softmax.hpp>

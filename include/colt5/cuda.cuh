@@ -2,6 +2,9 @@
 #pragma once
 
 /// Everything for the GPU; compile with nvcc -std=c++20 --expt-relaxed-constexpr and link with cublasLt.
+///
+/// Any other compiler sees only the declarations of the kernels, as nvcc does where COLT5_DECLARE_KERNELS is defined.
+/// One translation unit of the program, for nvcc, includes <colt5/kernels.cuh>.
 
 #include <colt5/core/error.hpp>
 #include <colt5/core/random.hpp>
@@ -10,6 +13,11 @@
 #include <colt5/core/view.hpp>
 #include <colt5/expr/expr.hpp>
 
+#include <colt5/cuda/policy.cuh>
+
+#if defined(COLT5_DECLARE_KERNELS) || !defined(__CUDACC__)
+#include <colt5/cuda/declared.cuh>
+#else
 #include <colt5/cuda/adamw.cuh>
 #include <colt5/cuda/append_keys.cuh>
 #include <colt5/cuda/causal_key_counts.cuh>
@@ -23,7 +31,6 @@
 #include <colt5/cuda/dense_attention.cuh>
 #include <colt5/cuda/dropout.cuh>
 #include <colt5/cuda/embedding.cuh>
-#include <colt5/cuda/expr.cuh>
 #include <colt5/cuda/feed_forward.cuh>
 #include <colt5/cuda/gather.cuh>
 #include <colt5/cuda/global_norm.cuh>
@@ -35,7 +42,6 @@
 #include <colt5/cuda/norm_linear.cuh>
 #include <colt5/cuda/null_key.cuh>
 #include <colt5/cuda/null_query.cuh>
-#include <colt5/cuda/policy.cuh>
 #include <colt5/cuda/projected_local_attention.cuh>
 #include <colt5/cuda/relative_position_bias.cuh>
 #include <colt5/cuda/rms_norm.cuh>
@@ -47,6 +53,11 @@
 #include <colt5/cuda/top_k.cuh>
 #include <colt5/cuda/windows.cuh>
 #include <colt5/cuda/zero.cuh>
+#endif
+#if defined(__CUDACC__)
+#include <colt5/cuda/expr.cuh>
+#endif
+
 #include <colt5/op/cross_entropy.hpp>
 #include <colt5/op/gelu.hpp>
 #include <colt5/op/softmax.hpp>

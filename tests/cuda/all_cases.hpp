@@ -47,7 +47,9 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("linear", linear_case<T, P>);
     add("norms", norms_case<T, P>);
     add("feedforward", feed_forward_case<T, P>);
+#if !defined(CASES_WITHOUT_OWN_EXPRESSIONS)
     add("expressions", expressions_case<T, P>);
+#endif
     add("cross-entropy", cross_entropy_case<T, P>);
     add("embedding", embedding_case<T, P>);
     add("embedding of many tokens", long_embedding_case<T, P>, 4);

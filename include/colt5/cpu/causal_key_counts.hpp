@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <concepts>
+
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/op/causal_key_counts.hpp>
 
 namespace colt5 {
 
-inline void causal_key_counts_kernel(const Cpu& policy, TokensView<TokenIndex> counts, const PickedPositions& queries,
-                                     const PickedPositions& keys, Index null_keys) {
+template <std::same_as<TokenIndex> Integer>
+void causal_key_counts_kernel(const Cpu& policy, TokensView<Integer> counts, const PickedPositions& queries,
+                              const PickedPositions& keys, Index null_keys) {
     const Index groups = counts.extent(1), length = counts.extent(2);
     parallel_for(policy, counts.extent(0) * groups, [&](Index task) {
         const Index b = task / groups, g = task % groups;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <string>
 
 #include <colt5/cpu/parallel.hpp>
@@ -35,7 +36,8 @@ void gather_kernel(const Cpu& policy, TokensView<T> out, TokensView<const T> x, 
     });
 }
 
-inline void gather_mask_kernel(const Cpu&, TokensView<bool> out, Mask mask, TokensView<const TokenIndex> indices) {
+template <std::same_as<bool> Bool>
+void gather_mask_kernel(const Cpu&, TokensView<Bool> out, Mask mask, TokensView<const TokenIndex> indices) {
     cpu::check_indices(indices, mask.extent(1));
     for (Index b = 0; b < out.extent(0); ++b)
         for (Index i = 0; i < out.extent(1) * out.extent(2); ++i) out[b].data()[i] = mask(b, indices[b].data()[i]);
@@ -70,7 +72,7 @@ void scatter_mean_weights_kernel(const Cpu& policy, TokensView<T> rows, MatrixVi
 
 template <typename T>
 void scatter_kernel(const Cpu& policy, Scatter how, TokensView<T> out, TokensView<const T> rows,
-                    MatrixView<const TokenIndex> indices, MatrixView<const T> scale = {}) {
+                    MatrixView<const TokenIndex> indices, MatrixView<const T> scale) {
     const Index batch = rows.extent(0), picks = rows.extent(1), dim = rows.extent(2);
     cpu::check_indices(indices, out.extent(1));
     constexpr Index columns = 128;  // tasks share out columns: rows that meet in one place stay in one task

@@ -15,29 +15,36 @@ template <typename T>
 Index rows_together(const View<const T, dynamic, dynamic, dynamic, dynamic>& x) {
     return x.extent(0) == 1 || x.extent(1) == 1 ? x.extent(0) * x.extent(2) : many_rows;
 }
-}  // namespace cpu
 
 template <typename T>
-void linear_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> y,
-                   View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight,
-                   VectorView<const T> bias, View<const T, dynamic, dynamic, dynamic, dynamic> add = {}) {
+void linear(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> y,
+            View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight, VectorView<const T> bias,
+            const T* add) {
     const Index routes = x.extent(1), length = x.extent(2), in = x.extent(3), out = y.extent(3);
     const cpu::Panels panels = cpu::panels(x.extent(0), length, routes == 1);
     const Index together = cpu::rows_together(x);
     for (Index r = 0; r < routes; ++r) {
         const cpu::PackedMatrix<cpu::Op::transpose, T> packed(policy, in, out, weight[r * out].data(), in, together);
-        const cpu::Addend<T> added{bias ? bias.data() + r * out : nullptr, add.data(), out};
+        const cpu::Addend<T> added{bias ? bias.data() + r * out : nullptr, add, out};
         panels.for_each(policy, [&](Index sequence, Index first, Index rows) {
             const Index row = (sequence * routes + r) * length + first;
             packed.multiply(rows, x.data() + row * in, in, added.part(row, 0), y.data() + row * out, out);
         });
     }
 }
+}  // namespace cpu
+
+template <typename T>
+void linear_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> y,
+                   View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight,
+                   VectorView<const T> bias) {
+    cpu::linear<T>(policy, y, x, weight, bias, nullptr);
+}
 
 template <typename T>
 void linear_add_kernel(const Cpu& policy, TokensView<T> y, TokensView<const T> x, MatrixView<const T> weight,
                        VectorView<const T> bias, TokensView<const T> add) {
-    linear_kernel(policy, detail::one_route(y), detail::one_route(x), weight, bias, detail::one_route(add));
+    cpu::linear<T>(policy, detail::one_route(y), detail::one_route(x), weight, bias, add.data());
 }
 
 template <typename T>

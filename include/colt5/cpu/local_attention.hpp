@@ -7,19 +7,10 @@
 
 #include <colt5/cpu/local_queries.hpp>
 #include <colt5/cpu/relative_position_bias.hpp>
+#include <colt5/cpu/traits.hpp>
 #include <colt5/op/local_attention.hpp>
 
 namespace colt5 {
-
-template <typename T>
-struct LocalGridOf<Cpu, T> {
-    static constexpr LocalGrid of(const LocalAttention& attention) {
-        using Tile = cpu::LocalTile<T>;
-        return {Tile::queries, Tile::one_block(attention.reach, attention.causal ? 0 : attention.reach)
-                                   ? Index{cpu::block_rows}
-                                   : Tile::keys};
-    }
-};
 
 namespace cpu {
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/simd.hpp>
@@ -35,7 +36,8 @@ void look_back_vjp_kernel(const Cpu& policy, TokensView<T> d_x, TokensView<const
     });
 }
 
-inline void look_back_counts_kernel(const Cpu&, TokensView<TokenIndex> counts, Index windows) {
+template <std::same_as<TokenIndex> Integer>
+void look_back_counts_kernel(const Cpu&, TokensView<Integer> counts, Index windows) {
     const Index window = counts.extent(2);
     for (Index i = 0; i < counts.extent(0); ++i)
         for (Index j = 0; j < window; ++j)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 
 #include <colt5/cpu/expr.hpp>
 #include <colt5/cpu/gather.hpp>
@@ -11,8 +12,9 @@
 
 namespace colt5 {
 
-inline void unrouted_tokens_kernel(const Cpu&, View<bool, dynamic, dynamic> unrouted,
-                                   MatrixView<const TokenIndex> indices, Mask mask, Mask live) {
+template <std::same_as<bool> Bool>
+void unrouted_tokens_kernel(const Cpu&, View<Bool, dynamic, dynamic> unrouted, MatrixView<const TokenIndex> indices,
+                            Mask mask, Mask live) {
     cpu::check_indices(indices, unrouted.extent(1));
     if (mask)
         std::copy_n(mask.data(), mask.size(), unrouted.data());

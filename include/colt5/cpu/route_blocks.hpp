@@ -2,14 +2,16 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 
 #include <colt5/cpu/policy.hpp>
 #include <colt5/op/route_blocks.hpp>
 
 namespace colt5 {
 
-inline void block_shares_kernel(const Cpu&, const RouteBlocks& blocks, VectorView<TokenIndex> lengths,
-                                VectorView<TokenIndex> picks, Mask mask) {
+template <std::same_as<TokenIndex> Integer>
+void block_shares_kernel(const Cpu&, const RouteBlocks& blocks, VectorView<Integer> lengths,
+                         VectorView<TokenIndex> picks, Mask mask) {
     const Index count = blocks.count();
     for (Index b = 0; b < mask.extent(0); ++b) {
         Index length = blocks.length;
@@ -23,7 +25,7 @@ inline void block_shares_kernel(const Cpu&, const RouteBlocks& blocks, VectorVie
 template <typename T>
 void merge_blocks_kernel(const Cpu&, const RouteBlocks& blocks, TokensView<TokenIndex> indices, TokensView<T> scores,
                          TokensView<const TokenIndex> block_indices, TokensView<const T> block_scores,
-                         VectorView<const TokenIndex> lengths = {}) {
+                         VectorView<const TokenIndex> lengths) {
     const Index count = blocks.count();
     for (Index b = 0; b < indices.extent(0); ++b) {
         const RouteBlocks mine = blocks.of_sample(lengths.data(), b);
@@ -67,7 +69,7 @@ void pad_sequences_kernel(const Cpu&, TokensView<T> padded, TokensView<const T> 
 
 template <typename T>
 void split_blocks_kernel(const Cpu&, const RouteBlocks& blocks, TokensView<T> block_scores, TokensView<const T> scores,
-                         VectorView<const TokenIndex> lengths = {}) {
+                         VectorView<const TokenIndex> lengths) {
     const Index count = blocks.count();
     std::fill_n(block_scores.data(), block_scores.size(), T(0));
     for (Index b = 0; b < scores.extent(0); ++b) {

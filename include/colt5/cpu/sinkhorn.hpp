@@ -158,7 +158,7 @@ void sinkhorn_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensVi
                      View<double, dynamic, dynamic, dynamic, dynamic> slot_potential,
                      View<double, dynamic, dynamic, dynamic, dynamic> token_potential, TokensView<const T> logits,
                      TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
-                     VectorView<const TokenIndex> slots_of_sample = {}) {
+                     VectorView<const TokenIndex> slots_of_sample) {
     const Index batch = logits.extent(0), routes = logits.extent(1), length = logits.extent(2);
     const Index steps = sinkhorn.n_iters;
     for (Index task = 0; task < batch * routes; ++task) {
@@ -213,7 +213,7 @@ void sinkhorn_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, TokensView<c
                          View<const double, dynamic, dynamic, dynamic, dynamic> slot_potential,
                          View<const double, dynamic, dynamic, dynamic, dynamic> token_potential,
                          TokensView<const T> logits, TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
-                         VectorView<const TokenIndex> slots_of_sample = {}) {
+                         VectorView<const TokenIndex> slots_of_sample) {
     const Index batch = logits.extent(0), routes = logits.extent(1), length = logits.extent(2);
     cpu::check_indices(indices, length);
     VectorTensor<double, Cpu> d_log_z(policy, {length}), d_u(policy, {indices.extent(2)}), d_v(policy, {length}),

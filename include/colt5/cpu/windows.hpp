@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/op/windows.hpp>
@@ -65,8 +66,8 @@ void windows_kernel(const Cpu& policy, MapView<T> maps, TokensView<const T> toke
     });
 }
 
-inline void window_mask_kernel(const Cpu& policy, View<bool, dynamic, dynamic> out, MapMask mask,
-                               const WindowGrid& grid) {
+template <std::same_as<bool> Bool>
+void window_mask_kernel(const Cpu& policy, View<Bool, dynamic, dynamic> out, MapMask mask, const WindowGrid& grid) {
     cpu::for_each_run(policy, out.extent(0), grid, true, [&](Index b, Index y, Index x, Index count, Index token) {
         for (Index i = 0; i < count; ++i) out(b, token + i) = grid.contains({y, x + i}) && (!mask || mask(b, y, x + i));
     });

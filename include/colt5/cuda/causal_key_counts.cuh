@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <concepts>
+
 #include <colt5/cuda/kernel.cuh>
+
 #include <colt5/op/causal_key_counts.hpp>
 
 namespace colt5 {
@@ -35,8 +38,9 @@ __global__ void causal_key_counts(Position* counts, PicksOfRoutes<Position> quer
 
 }  // namespace cuda
 
-inline void causal_key_counts_kernel(const Cuda& policy, TokensView<TokenIndex> counts, const PickedPositions& queries,
-                                     const PickedPositions& keys, Index null_keys) {
+template <std::same_as<TokenIndex> Integer>
+void causal_key_counts_kernel(const Cuda& policy, TokensView<Integer> counts, const PickedPositions& queries,
+                              const PickedPositions& keys, Index null_keys) {
     constexpr int threads = 128;
     const auto picks = [](const PickedPositions& of) {
         return cuda::PicksOfRoutes<TokenIndex>{of.positions.data(), of.live.data(), of.positions.extent(1),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <type_traits>
 
@@ -210,7 +211,7 @@ __global__ void place_scores(T* d_scores, const T* d_picked, const TokenIndex* i
 /// Indices are not checked: those out of range read or write out of bounds.
 template <typename T>
 void gather_kernel(const Cuda& policy, TokensView<T> out, TokensView<const T> x, MatrixView<const TokenIndex> indices,
-                   Mask clean_mask = {}) {
+                   Mask clean_mask) {
     constexpr int threads = 256;
     const Index picks = indices.extent(1), length = x.extent(1), dim = x.extent(2), rows = indices.size();
     const auto start = [&](auto* to, auto* from, Index columns) {
@@ -227,8 +228,8 @@ void gather_kernel(const Cuda& policy, TokensView<T> out, TokensView<const T> x,
     }
 }
 
-inline void gather_mask_kernel(const Cuda& policy, TokensView<bool> out, Mask mask,
-                               TokensView<const TokenIndex> indices) {
+template <std::same_as<bool> Bool>
+void gather_mask_kernel(const Cuda& policy, TokensView<Bool> out, Mask mask, TokensView<const TokenIndex> indices) {
     constexpr int threads = 256;
     cuda::launch(policy, "gather_mask", cuda::gather_entries<bool>, cuda::blocks_for(out.size(), threads), threads, 0,
                  out.data(), mask.data(), indices.data(), out.extent(1) * out.extent(2), mask.extent(1), out.size());
@@ -245,7 +246,7 @@ void scatter_mean_weights_kernel(const Cuda& policy, TokensView<T> rows, MatrixV
 
 template <typename T>
 void scatter_kernel(const Cuda& policy, Scatter how, TokensView<T> out, TokensView<const T> rows,
-                    MatrixView<const TokenIndex> indices, MatrixView<const accumulate_t<T>> scale = {}) {
+                    MatrixView<const TokenIndex> indices, MatrixView<const accumulate_t<T>> scale) {
     constexpr int threads = 256;
     const Index picks = indices.extent(1), length = out.extent(1), dim = out.extent(2), count = indices.size();
     VectorTensor<cuda::TokenPicks, Cuda> table;

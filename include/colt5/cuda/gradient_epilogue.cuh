@@ -4,14 +4,10 @@
 #include <cstddef>
 
 #include <colt5/cuda/kernel.cuh>
+#include <colt5/cuda/traits.cuh>
 #include <colt5/op/gradient_epilogue.hpp>
 
 namespace colt5 {
-
-/// Two: the kernels keep the sums of d_t of each update in registers, for the usual widths. A feedforward needs one
-/// update, an attention with one route of keys and values two.
-template <>
-inline constexpr std::size_t max_rank_one_updates<Cuda> = 2;
 
 namespace cuda {
 

@@ -8,6 +8,7 @@
 #include <colt5/cuda/attention_backward.cuh>
 #include <colt5/cuda/attention_forward.cuh>
 #include <colt5/cuda/kernel.cuh>
+#include <colt5/cuda/traits.cuh>
 #include <colt5/cuda/zero.cuh>
 #include <colt5/op/local_attention.hpp>
 
@@ -136,12 +137,6 @@ __global__ void add_keys_and_values(T* to, const T* copy, Index rows, Index colu
 }
 
 }  // namespace cuda
-
-/// Tiles of queries have 64 rows or fewer, and stages of keys begin at multiples of 16 of them.
-template <typename T>
-struct LocalGridOf<Cuda, T> {
-    static constexpr LocalGrid of(const LocalAttention&) { return {64, 16}; }
-};
 
 template <typename T, typename Bias>
 void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,

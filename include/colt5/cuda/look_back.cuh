@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <concepts>
+
 #include <colt5/cuda/kernel.cuh>
 #include <colt5/op/look_back.hpp>
 
@@ -132,7 +134,8 @@ void window_keys_vjp_kernel(const Cuda& policy, TokensView<T> d, TokensView<cons
                  d.data(), d_scores.data(), d.extent(2), d.size());
 }
 
-inline void look_back_counts_kernel(const Cuda& policy, TokensView<TokenIndex> counts, Index windows) {
+template <std::same_as<TokenIndex> Integer>
+void look_back_counts_kernel(const Cuda& policy, TokensView<Integer> counts, Index windows) {
     constexpr int threads = 256;
     cuda::launch(policy, "look_back_counts", cuda::look_back_counts<TokenIndex>,
                  cuda::blocks_for(counts.size(), threads), threads, 0, counts.data(), windows, counts.extent(2),

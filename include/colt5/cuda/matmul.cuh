@@ -278,7 +278,7 @@ void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Op
 }  // namespace colt5::cuda
 
 namespace colt5 {
-inline std::shared_ptr<cuda::MatmulPlans> Cuda::make_matmul_plans() {
+[[gnu::used]] inline std::shared_ptr<cuda::MatmulPlans> Cuda::make_matmul_plans() {
     return std::make_shared<cuda::MatmulPlans>();
 }
 }  // namespace colt5

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <concepts>
+
 #include <colt5/cuda/column_sums.cuh>
 #include <colt5/cuda/expr.cuh>
 #include <colt5/cuda/kernel.cuh>
@@ -52,8 +54,9 @@ __global__ void __launch_bounds__(sum_threads)
 }  // namespace cuda
 
 /// Indices are not checked: those out of range write out of bounds.
-inline void unrouted_tokens_kernel(const Cuda& policy, View<bool, dynamic, dynamic> unrouted,
-                                   MatrixView<const TokenIndex> indices, Mask mask, Mask live) {
+template <std::same_as<bool> Bool>
+void unrouted_tokens_kernel(const Cuda& policy, View<Bool, dynamic, dynamic> unrouted,
+                            MatrixView<const TokenIndex> indices, Mask mask, Mask live) {
     constexpr int threads = 256;
     cuda::launch(policy, "all_tokens", cuda::all_tokens<bool>, cuda::blocks_for(unrouted.size(), threads), threads, 0,
                  unrouted.data(), mask.data(), unrouted.size());

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <concepts>
+
 #include <colt5/cuda/kernel.cuh>
 #include <colt5/op/route_blocks.hpp>
 
@@ -79,8 +81,9 @@ inline constexpr int route_blocks_threads = 256;
 
 }  // namespace cuda
 
-inline void block_shares_kernel(const Cuda& policy, const RouteBlocks& blocks, VectorView<TokenIndex> lengths,
-                                VectorView<TokenIndex> picks, Mask mask) {
+template <std::same_as<TokenIndex> Integer>
+void block_shares_kernel(const Cuda& policy, const RouteBlocks& blocks, VectorView<Integer> lengths,
+                         VectorView<TokenIndex> picks, Mask mask) {
     cuda::launch(policy, "block_shares", cuda::block_shares<TokenIndex>, cuda::grid(mask.extent(0)),
                  cuda::route_blocks_threads, 0, blocks, lengths.data(), picks.data(), mask.data());
 }
@@ -88,7 +91,7 @@ inline void block_shares_kernel(const Cuda& policy, const RouteBlocks& blocks, V
 template <typename T>
 void merge_blocks_kernel(const Cuda& policy, const RouteBlocks& blocks, TokensView<TokenIndex> indices,
                          TokensView<T> scores, TokensView<const TokenIndex> block_indices,
-                         TokensView<const T> block_scores, VectorView<const TokenIndex> lengths = {}) {
+                         TokensView<const T> block_scores, VectorView<const TokenIndex> lengths) {
     cuda::launch(policy, "merge_blocks", cuda::merge_blocks<T>,
                  cuda::blocks_for(indices.size(), cuda::route_blocks_threads), cuda::route_blocks_threads, 0, blocks,
                  indices.extent(1), indices.size(), indices.data(), scores.data(), block_indices.data(),
@@ -113,7 +116,7 @@ void pad_sequences_kernel(const Cuda& policy, TokensView<T> padded, TokensView<c
 
 template <typename T>
 void split_blocks_kernel(const Cuda& policy, const RouteBlocks& blocks, TokensView<T> block_scores,
-                         TokensView<const T> scores, VectorView<const TokenIndex> lengths = {}) {
+                         TokensView<const T> scores, VectorView<const TokenIndex> lengths) {
     cuda::launch(policy, "split_blocks", cuda::split_blocks<T>,
                  cuda::blocks_for(block_scores.size(), cuda::route_blocks_threads), cuda::route_blocks_threads, 0,
                  blocks, block_scores.extent(1), block_scores.size(), block_scores.data(), scores.data(),

@@ -296,7 +296,7 @@ void sinkhorn_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensV
                      View<double, dynamic, dynamic, dynamic, dynamic> slot_potential,
                      View<double, dynamic, dynamic, dynamic, dynamic> token_potential, TokensView<const T> logits,
                      TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
-                     VectorView<const TokenIndex> slots_of_sample = {}) {
+                     VectorView<const TokenIndex> slots_of_sample) {
     if (indices.size() == 0) return;
     const Index slots = indices.extent(2), length = logits.extent(2), iterations = sinkhorn.n_iters;
     const cuda::PreparedSinkhorn<T> prepared(policy, logits, noise, mask, sinkhorn, slots, slots_of_sample);
@@ -319,7 +319,7 @@ void sinkhorn_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<
                          View<const double, dynamic, dynamic, dynamic, dynamic> slot_potential,
                          View<const double, dynamic, dynamic, dynamic, dynamic> token_potential,
                          TokensView<const T> logits, TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
-                         VectorView<const TokenIndex> slots_of_sample = {}) {
+                         VectorView<const TokenIndex> slots_of_sample) {
     if (logits.size() == 0) return;
     const Index slots = indices.extent(2), length = logits.extent(2), iterations = sinkhorn.n_iters;
     const Index rows = logits.extent(0) * logits.extent(1);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <concepts>
 #include <type_traits>
 
 #include <colt5/cuda/kernel.cuh>
@@ -132,8 +133,8 @@ void windows_kernel(const Cuda& policy, MapView<T> maps, TokensView<const T> tok
                                 channel_first);
 }
 
-inline void window_mask_kernel(const Cuda& policy, View<bool, dynamic, dynamic> out, MapMask mask,
-                               const WindowGrid& grid) {
+template <std::same_as<bool> Bool>
+void window_mask_kernel(const Cuda& policy, View<Bool, dynamic, dynamic> out, MapMask mask, const WindowGrid& grid) {
     constexpr int threads = 256;
     cuda::launch(policy, "mask_windows", cuda::mask_windows<bool>, cuda::blocks_for(out.size(), threads), threads, 0,
                  out.data(), mask.data(), grid, out.size());

@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// Written by tests/kernels/lists.py from the headers of cuda/: `./dev format` brings it up to date.
+
+/// Declares the kernels of the policy Cuda, which another translation unit instantiates (see kernels.cuh).
+
+#include <colt5/core/norm.hpp>
+#include <colt5/cuda/policy.cuh>
+#include <colt5/cuda/traits.cuh>
+#include <colt5/expr/assign.hpp>
+#include <colt5/op/adamw.hpp>
+#include <colt5/op/append_keys.hpp>
+#include <colt5/op/causal_key_counts.hpp>
+#include <colt5/op/causal_top_k.hpp>
+#include <colt5/op/causal_top_k_next.hpp>
+#include <colt5/op/coordinate_descent.hpp>
+#include <colt5/op/copy_sequences.hpp>
+#include <colt5/op/copy_tokens.hpp>
+#include <colt5/op/cumulative_softmax.hpp>
+#include <colt5/op/dense_attention.hpp>
+#include <colt5/op/dropout.hpp>
+#include <colt5/op/embedding.hpp>
+#include <colt5/op/feed_forward.hpp>
+#include <colt5/op/gather.hpp>
+#include <colt5/op/global_norm.hpp>
+#include <colt5/op/layer_norm.hpp>
+#include <colt5/op/linear.hpp>
+#include <colt5/op/local_attention.hpp>
+#include <colt5/op/look_back.hpp>
+#include <colt5/op/map_tokens.hpp>
+#include <colt5/op/norm_linear.hpp>
+#include <colt5/op/null_key.hpp>
+#include <colt5/op/null_query.hpp>
+#include <colt5/op/projected_local_attention.hpp>
+#include <colt5/op/relative_position_bias.hpp>
+#include <colt5/op/rms_norm.hpp>
+#include <colt5/op/rotary.hpp>
+#include <colt5/op/route_blocks.hpp>
+#include <colt5/op/route_logits.hpp>
+#include <colt5/op/sample_count.hpp>
+#include <colt5/op/sinkhorn.hpp>
+#include <colt5/op/swap_first_axes.hpp>
+#include <colt5/op/top_k.hpp>
+#include <colt5/op/windows.hpp>
+#include <colt5/op/zero.hpp>
+
+namespace colt5 {
+
+// adamw.cuh
+template <typename T>
+void adamw_kernel(const Cuda& policy, VectorView<T> parameter, VectorView<accumulate_t<T>> master,
+                  VectorView<const accumulate_t<T>> gradient, VectorView<accumulate_t<T>> mean,
+                  VectorView<accumulate_t<T>> square, const AdamWCoefficients& c);
+
+// append_keys.cuh
+template <typename T>
+void append_keys_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> to_kv,
+                        TokensView<accumulate_t<T>> to_scale, TokensView<TokenIndex> to_positions,
+                        MatrixView<TokenIndex> counts, View<const T, dynamic, dynamic, dynamic, dynamic> kv,
+                        TokensView<const accumulate_t<T>> value_scale, TokensView<const TokenIndex> positions,
+                        TokensView<const bool> live);
+
+// causal_key_counts.cuh
+template <std::same_as<TokenIndex> Integer>
+void causal_key_counts_kernel(const Cuda& policy, TokensView<Integer> counts, const PickedPositions& queries,
+                              const PickedPositions& keys, Index null_keys);
+
+// causal_top_k.cuh
+template <typename T>
+void causal_top_k_kernel(const Cuda& policy, const CausalTopK& how, const CausalBlocks& blocks,
+                         TokensView<TokenIndex> indices, TokensView<T> scores, TokensView<T> slopes,
+                         TokensView<bool> live, TokensView<const T> logits, Mask mask);
+
+// causal_top_k_next.cuh
+template <typename T>
+void causal_top_k_next_kernel(const Cuda& policy, const CausalTopK& how, NextCausalPicks<T, Cuda>* next,
+                              TokensView<T> history, TokensView<T> block, TokensView<std::int64_t> progress,
+                              TokensView<const T> logits, Mask mask);
+
+// coordinate_descent.cuh
+template <typename T>
+void coordinate_descent_kernel(const Cuda& policy, TokensView<T> scores, TokensView<T> threshold,
+                               TokensView<T> saturated, TokensView<const T> logits, Mask mask, DescentK k,
+                               const CoordinateDescent& descent);
+
+// coordinate_descent_vjp.cuh
+template <typename T>
+void coordinate_descent_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, MatrixView<T> d_k,
+                                   TokensView<const T> d_scores, TokensView<const T> scores,
+                                   TokensView<const T> threshold, TokensView<const T> saturated,
+                                   TokensView<const T> logits, Mask mask, DescentK wanted,
+                                   const CoordinateDescent& descent);
+
+// copy_sequences.cuh
+template <typename T>
+void gather_sequences_kernel(const Cuda& policy, TokensView<T> out, MatrixView<const T> all,
+                             std::span<const Index> firsts);
+template <typename T>
+void scatter_sequences_kernel(const Cuda& policy, MatrixView<T> all, TokensView<const T> x,
+                              std::span<const Index> firsts);
+
+// copy_tokens.cuh
+template <typename T>
+void copy_tokens_kernel(const Cuda& policy, TokensView<T> to, Index to_first, TokensView<const T> from,
+                        Index from_first, Index count);
+
+// cumulative_softmax.cuh
+template <typename T>
+void cumulative_softmax_kernel(const Cuda& policy, TokensView<T> scores, TokensView<const T> logits,
+                               TokensView<const TokenIndex> indices, Mask mask, double temperature);
+template <typename T>
+void cumulative_softmax_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<const T> d_scores,
+                                   TokensView<const T> logits, TokensView<const TokenIndex> indices, Mask mask,
+                                   double temperature);
+
+// dense_attention.cuh
+template <typename T, typename Bias>
+void dense_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
+                            TokensView<accumulate_t<T>> log_sum_exp,
+                            View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                            View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
+                            TokensView<const accumulate_t<T>> value_scale, const Bias& bias);
+template <typename T, typename Bias, typename DTable>
+void dense_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_q,
+                                View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
+                                TokensView<accumulate_t<T>> d_value_scale,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> out,
+                                TokensView<const accumulate_t<T>> log_sum_exp,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
+                                TokensView<const accumulate_t<T>> value_scale, const Bias& bias, const DTable& d_table);
+
+// dropout.cuh
+template <typename T>
+void dropout_kernel(const Cuda& policy, TokensView<T> out, TokensView<const T> x, TokensView<const T> residual,
+                    Mask mask, const DropoutMask& drop);
+
+// embedding.cuh
+template <typename T>
+void embedding_kernel(const Cuda& policy, MatrixView<T> out, MatrixView<const T> weight,
+                      VectorView<const TokenIndex> ids);
+template <typename T>
+void embedding_vjp_kernel(const Cuda& policy, MatrixView<accumulate_t<T>> d_weight, MatrixView<const T> d_out,
+                          VectorView<const TokenIndex> ids);
+
+// expr.cuh
+template <typename T, typename E>
+void assign_kernel(const Cuda& policy, const MatrixView<T>& out, const E& expression);
+
+// feed_forward.cuh
+template <typename T>
+void feed_forward_kernel(const Cuda& policy, TokensView<T> y, TokensView<T> pre_activation, TokensView<const T> x,
+                         const FeedForwardParameters<const T>& parameters, TokensView<const T> add);
+template <typename T, std::size_t updates>
+void feed_forward_vjp_kernel(const Cuda& policy, TokensView<T> d_x,
+                             const FeedForwardParameters<accumulate_t<T>>& gradients, TokensView<const T> d_y,
+                             TokensView<const T> x, TokensView<const T> pre_activation,
+                             const FeedForwardParameters<const T>& parameters,
+                             const GradientEpilogue<T, Cuda, updates>& epilogue);
+
+// gather.cuh
+template <typename T>
+void gather_kernel(const Cuda& policy, TokensView<T> out, TokensView<const T> x, MatrixView<const TokenIndex> indices,
+                   Mask clean_mask);
+template <std::same_as<bool> Bool>
+void gather_mask_kernel(const Cuda& policy, TokensView<Bool> out, Mask mask, TokensView<const TokenIndex> indices);
+template <typename T>
+void scatter_mean_weights_kernel(const Cuda& policy, TokensView<T> rows, MatrixView<const TokenIndex> indices);
+template <typename T>
+void scatter_kernel(const Cuda& policy, Scatter how, TokensView<T> out, TokensView<const T> rows,
+                    MatrixView<const TokenIndex> indices, MatrixView<const accumulate_t<T>> scale);
+template <typename T>
+void pick_scores_kernel(const Cuda& policy, TokensView<T> out, TokensView<const T> scores,
+                        TokensView<const TokenIndex> indices, Mask mask);
+template <typename T>
+void straight_through_scores_kernel(const Cuda& policy, TokensView<T> scores, TokensView<const T> logits,
+                                    TokensView<const TokenIndex> indices, Mask mask);
+template <typename T>
+void place_scores_kernel(const Cuda& policy, TokensView<T> d_scores, TokensView<const T> d_picked,
+                         TokensView<const TokenIndex> indices, Mask mask);
+template <typename T>
+void short_rows_kernel(const Cuda& policy, TokensView<T> values, TokensView<const TokenIndex> indices, Mask mask,
+                       SampleCount k);
+
+// global_norm.cuh
+template <typename T>
+double sum_of_squares_kernel(const Cuda& policy, VectorView<const T> x, double scale);
+template <typename T>
+void scale_kernel(const Cuda& policy, VectorView<T> x, double factor);
+
+// layer_norm.cuh
+template <typename T>
+void layer_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x,
+                       const LayerNormParameters<const T>& norm);
+template <typename T, std::size_t updates>
+void layer_norm_vjp_kernel(const Cuda& policy, TokensView<T> d_x, const LayerNormParameters<accumulate_t<T>>& d_norm,
+                           TokensView<const T> d_y, TokensView<const T> x, const LayerNormParameters<const T>& norm,
+                           const GradientEpilogue<T, Cuda, updates>& epilogue);
+
+// linear.cuh
+template <typename Y, typename T>
+void linear_kernel(const Cuda& policy, View<Y, dynamic, dynamic, dynamic, dynamic> y,
+                   View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight,
+                   VectorView<const T> bias);
+template <typename T>
+void linear_add_kernel(const Cuda& policy, TokensView<T> y, TokensView<const T> x, MatrixView<const T> weight,
+                       VectorView<const T> bias, TokensView<const T> add);
+template <typename T>
+void linear_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_x,
+                       MatrixView<accumulate_t<T>> d_weight, VectorView<accumulate_t<T>> d_bias,
+                       View<const T, dynamic, dynamic, dynamic, dynamic> d_y,
+                       View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight);
+
+// local_attention.cuh
+template <typename T, typename Bias>
+void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
+                            TokensView<accumulate_t<T>> log_sum_exp,
+                            View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                            View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
+                            const LocalAttention& attention, const Bias& bias);
+template <typename T, typename Bias, typename DTable>
+void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> out,
+                                TokensView<const accumulate_t<T>> log_sum_exp,
+                                View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
+                                Index carried, const LocalAttention& attention, const Bias& bias,
+                                const DTable& d_table);
+
+// look_back.cuh
+template <typename T>
+void look_back_kernel(const Cuda& policy, TokensView<T> rows, TokensView<const T> x, Index window);
+template <typename T>
+void look_back_vjp_kernel(const Cuda& policy, TokensView<T> d_x, TokensView<const T> d_rows, Index window);
+template <typename T>
+void window_prefixes_kernel(const Cuda& policy, TokensView<T> rows, View<bool, dynamic, dynamic> mask,
+                            MatrixView<const T> logits, Index window, Index first);
+template <typename T>
+void window_keys_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView<T> scores, TokensView<bool> mask,
+                        TokensView<const TokenIndex> picks, TokensView<const T> pick_scores, Index windows,
+                        Index window, Index first, Index null);
+template <typename T>
+void window_keys_vjp_kernel(const Cuda& policy, TokensView<T> d, TokensView<const T> d_scores);
+template <std::same_as<TokenIndex> Integer>
+void look_back_counts_kernel(const Cuda& policy, TokensView<Integer> counts, Index windows);
+
+// map_tokens.cuh
+template <typename T>
+void add_sincos_positions_kernel(const Cuda& policy, TokensView<T> tokens, const WindowGrid& grid);
+template <typename T>
+void map_mean_kernel(const Cuda& policy, TokensView<T> mean, TokensView<const T> tokens, const WindowGrid& grid);
+template <typename T>
+void map_mean_vjp_kernel(const Cuda& policy, TokensView<T> d_tokens, TokensView<const T> d_mean,
+                         const WindowGrid& grid);
+
+// norm_linear.cuh
+template <typename T, std::size_t Count, typename Norm>
+void norm_linear_kernel(const Cuda& policy, const std::array<Projection<T>, Count>& projections, TokensView<const T> x,
+                        const Norm& norm);
+template <typename T, typename Norm, typename NormGradients, std::size_t updates>
+void norm_linear_vjp_kernel(const Cuda& policy, TokensView<T> d_x, const NormGradients& d_norm,
+                            MatrixView<accumulate_t<T>> d_weight, VectorView<accumulate_t<T>> d_bias,
+                            TokensView<const T> d_y, TokensView<const T> x, const Norm& norm,
+                            MatrixView<const T> weight, const GradientEpilogue<T, Cuda, updates>& epilogue);
+
+// null_key.cuh
+template <typename T>
+void with_null_key_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> out,
+                          View<bool, dynamic, dynamic, dynamic> out_mask, TokensView<accumulate_t<T>> out_scale,
+                          View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv,
+                          TokensView<const T> null_kv, KeyMask mask, TokensView<const accumulate_t<T>> value_scale);
+template <typename T>
+void null_key_vjp_kernel(const Cuda& policy, TokensView<accumulate_t<T>> d_null_kv,
+                         View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
+                         TokensView<accumulate_t<T>> d_scale,
+                         View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_out,
+                         TokensView<const accumulate_t<T>> d_out_scale);
+
+// null_query.cuh
+template <std::same_as<bool> Bool>
+void unrouted_tokens_kernel(const Cuda& policy, View<Bool, dynamic, dynamic> unrouted,
+                            MatrixView<const TokenIndex> indices, Mask mask, Mask live);
+template <typename T>
+void null_query_vjp_kernel(const Cuda& policy, VectorView<accumulate_t<T>> d_null_token, TokensView<const T> d_out,
+                           Mask unrouted);
+
+// projected_local_attention.cuh
+template <typename T, typename Bias, typename DTable>
+void projected_local_attention_vjp_kernel(const Cuda& policy,
+                                          View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
+                                          MatrixView<accumulate_t<T>> d_weight, TokensView<const T> d_y,
+                                          View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                          View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask,
+                                          Index first, Index carried, const LocalAttention& attention,
+                                          MatrixView<const T> weight, const Bias& bias, const DTable& d_table);
+
+// relative_position_bias.cuh
+template <typename T>
+void relative_position_bias_kernel(const Cuda& policy, MatrixView<accumulate_t<T>> by_distance,
+                                   MatrixView<const T> table, const RelativePositionBuckets& buckets);
+template <typename T>
+void relative_position_bias_vjp_kernel(const Cuda& policy, MatrixView<T> d_table, MatrixView<const T> d_by_distance,
+                                       const RelativePositionBuckets& buckets);
+
+// rms_norm.cuh
+template <typename T>
+void rms_norm_kernel(const Cuda& policy, MatrixView<T> y, MatrixView<const T> x,
+                     const RMSNormParameters<const T>& norm);
+template <typename T, std::size_t updates>
+void rms_norm_vjp_kernel(const Cuda& policy, TokensView<T> d_x, const RMSNormParameters<accumulate_t<T>>& d_norm,
+                         TokensView<const T> d_y, TokensView<const T> x, const RMSNormParameters<const T>& norm,
+                         const GradientEpilogue<T, Cuda, updates>& epilogue);
+
+// rotary.cuh
+template <typename T>
+void rotary_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> x, Index heads,
+                   VectorView<const float> inv_freq, const RowPositions& at, bool back);
+
+// route_blocks.cuh
+template <std::same_as<TokenIndex> Integer>
+void block_shares_kernel(const Cuda& policy, const RouteBlocks& blocks, VectorView<Integer> lengths,
+                         VectorView<TokenIndex> picks, Mask mask);
+template <typename T>
+void merge_blocks_kernel(const Cuda& policy, const RouteBlocks& blocks, TokensView<TokenIndex> indices,
+                         TokensView<T> scores, TokensView<const TokenIndex> block_indices,
+                         TokensView<const T> block_scores, VectorView<const TokenIndex> lengths);
+template <typename T>
+void merge_block_rows_kernel(const Cuda& policy, const RouteBlocks& blocks, TokensView<T> merged,
+                             TokensView<const T> x);
+template <typename T>
+void pad_sequences_kernel(const Cuda& policy, TokensView<T> padded, TokensView<const T> x, Index length);
+template <typename T>
+void split_blocks_kernel(const Cuda& policy, const RouteBlocks& blocks, TokensView<T> block_scores,
+                         TokensView<const T> scores, VectorView<const TokenIndex> lengths);
+
+// route_logits.cuh
+template <typename T>
+void route_logits_kernel(const Cuda& policy, TokensView<accumulate_t<T>> logits, TokensView<const T> x,
+                         MatrixView<const T> token, accumulate_t<T> scale);
+template <typename T>
+void route_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<accumulate_t<T>> d_token,
+                             TokensView<const accumulate_t<T>> d_logits, TokensView<const T> x,
+                             MatrixView<const T> token, accumulate_t<T> scale);
+template <typename T>
+void cosine_logits_kernel(const Cuda& policy, TokensView<accumulate_t<T>> logits, MatrixView<accumulate_t<T>> norms,
+                          TokensView<const T> x, MatrixView<const T> token,
+                          VectorView<const accumulate_t<T>> token_norms, accumulate_t<T> scale);
+template <typename T>
+void cosine_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<accumulate_t<T>> d_token,
+                              TokensView<const accumulate_t<T>> d_logits, TokensView<const accumulate_t<T>> logits,
+                              MatrixView<const accumulate_t<T>> norms, TokensView<const T> x, MatrixView<const T> token,
+                              VectorView<const accumulate_t<T>> token_norms, accumulate_t<T> scale);
+
+// sinkhorn.cuh
+template <typename T>
+void gumbel_noise_kernel(const Cuda& policy, TokensView<T> noise, Random random, GumbelRows which);
+template <typename T>
+void sinkhorn_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView<T> scores,
+                     View<double, dynamic, dynamic, dynamic, dynamic> slot_potential,
+                     View<double, dynamic, dynamic, dynamic, dynamic> token_potential, TokensView<const T> logits,
+                     TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
+                     VectorView<const TokenIndex> slots_of_sample);
+template <typename T>
+void sinkhorn_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<const T> d_scores,
+                         TokensView<const TokenIndex> indices, TokensView<const T> scores,
+                         View<const double, dynamic, dynamic, dynamic, dynamic> slot_potential,
+                         View<const double, dynamic, dynamic, dynamic, dynamic> token_potential,
+                         TokensView<const T> logits, TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
+                         VectorView<const TokenIndex> slots_of_sample);
+
+// swap_first_axes.cuh
+template <typename T>
+void swap_first_axes_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> y,
+                            View<const T, dynamic, dynamic, dynamic, dynamic> x);
+
+// top_k.cuh
+template <typename T>
+void top_k_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView<const T> logits, Mask mask);
+
+// windows.cuh
+template <typename T>
+void windows_kernel(const Cuda& policy, TokensView<T> tokens, MapView<const T> maps, const WindowGrid& grid,
+                    bool channel_first);
+template <typename T>
+void windows_kernel(const Cuda& policy, MapView<T> maps, TokensView<const T> tokens, const WindowGrid& grid,
+                    bool channel_first);
+template <std::same_as<bool> Bool>
+void window_mask_kernel(const Cuda& policy, View<Bool, dynamic, dynamic> out, MapMask mask, const WindowGrid& grid);
+
+// zero.cuh
+template <typename T>
+void zero_kernel(const Cuda& policy, VectorView<T> x);
+
+}  // namespace colt5

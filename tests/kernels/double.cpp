@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: MIT
+#define COLT5_KERNEL_SCALAR double
+#include <colt5/kernels.hpp>

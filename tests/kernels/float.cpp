@@ -1,0 +1,2 @@
+// SPDX-License-Identifier: MIT
+#include <colt5/kernels.hpp>
