@@ -185,10 +185,8 @@ TEST_CASE("autoregressive attention: sees later tokens of a window, and none of 
     CHECK_FALSE(same_bits(moved.const_view()[0][17], out.const_view()[0][17]));
 }
 
-TEST_CASE("autoregressive attention: memory grows with the length and not with its square") {
-    const Cpu policy(1, Cpu::usual_plan, Allocations::together);
-    const Attention<straight, float> module(policy, Seed{1});
-    const auto peak = [&](Index length) {
+TEST_CASE("autoregressive attention: memory grows with the length and not with its square" * not_sanitized) {
+    const auto peak = [](Index length) {
         const Cpu fresh(1, Cpu::usual_plan, Allocations::together);
         const Attention<straight, float> own(fresh, Seed{1});
         const auto x = normal<float>(fresh, std::array<Index, 3>{1, length, dim}, 0);
@@ -196,7 +194,7 @@ TEST_CASE("autoregressive attention: memory grows with the length and not with i
         own.backward(own.forward(x), x, gradients);
         return fresh.workspace()->statistics().peak;
     };
-    CHECK(peak(16384) < 2.2 * static_cast<double>(peak(8192)));
+    CHECK(static_cast<double>(peak(8192)) < 2.2 * static_cast<double>(peak(4096)));
 }
 
 TEST_CASE("autoregressive attention: a second call allocates nothing new; errors name the argument") {
