@@ -64,6 +64,7 @@
 #include <colt5/op/topk.hpp>
 
 #include <colt5/module/conditional_routed_attention.hpp>
+#include <colt5/module/conditional_routed_autoregressive_attention.hpp>
 #include <colt5/module/conditional_routed_cross_attention.hpp>
 #include <colt5/module/conditional_routed_feed_forward.hpp>
 #include <colt5/module/conditional_routed_image_attention.hpp>
