@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # kernels.sh OBJECT...: whether every kernel that the host code of an object can launch is in its device code. nvcc 13.0
 # leaves out a kernel whose template it instantiates for the host alone, and says nothing; to launch it is an "invalid
-# device function". Needs cuobjdump and nm.
+# device function". Needs nm, and cuobjdump of the CUDA Toolkit.
 set -euo pipefail
 export LC_ALL=C
 code=0
@@ -10,6 +10,10 @@ code=0
 if grep -n -A1 -E '^ *(\} )?(if constexpr .*\)|else)$' "$(dirname "$0")"/../../include/colt5/cuda/*.cuh | grep '#pragma'; then
     echo '`if constexpr` needs braces around a #pragma' >&2
     code=1
+fi
+if ! command -v cuobjdump >/dev/null; then
+    echo 'skipped: there is no cuobjdump' >&2
+    exit $code
 fi
 for object; do
     # The host's stub of a kernel template has the kernel's name, but is static, which adds an L to one part of it.
