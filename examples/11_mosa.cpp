@@ -8,8 +8,8 @@
 using namespace colt5;
 
 /// One head: dense attention among the tokens of its route, of which the mask says which are real.
-struct Head : HeavyAttention<float, Cpu> {
-    Head(const Cpu& policy, SeedSequence& seeds) : HeavyAttention(policy, seeds, 16, 1, 16) {}  // one head of 16
+struct OneHead : HeavyAttention<float, Cpu> {
+    OneHead(const Cpu& policy, SeedSequence& seeds) : HeavyAttention(policy, seeds, 16, 1, 16) {}  // one head of 16
 
     // HeavyAttention has several sets of keys: here it is one set, (b, 1, k, d) and its mask (b, 1, k), or none.
     static auto keys(TokensView<const float> x) {
@@ -37,7 +37,7 @@ constexpr RoutedConfig config{.dim = 16,
 
 int main() {
     Cpu policy;
-    Routed<config, float, Cpu, Head> mosa{policy, Seed{0}};
+    Routed<config, float, Cpu, OneHead> mosa{policy, Seed{0}};
     AdamW optimizer(policy, mosa, {.lr = 2e-2});
     TokensTensor<float, Cpu> tokens(policy, {1, 96, 16}), d_out(policy, {1, 96, 16});
     auto gradients = mosa.make_gradients();
