@@ -11,8 +11,8 @@ namespace colt5 {
 
 namespace cuda {
 
-/// One entry for each block of each row, (rows, count). In the end `candidates` are the chosen ones, and `real` the
-/// number of those that were chosen before the block.
+/// One entry for each block of each row, (rows, count). causal_budgets replaces `candidates` by the number of tokens
+/// chosen in the block, and `real` by the number chosen before it.
 template <typename T>
 struct CausalBlockStates {
     T *threshold, *price;
@@ -41,7 +41,7 @@ __device__ void sort_shared(Key* keys, int count) {
     __syncthreads();
 }
 
-/// The price of converged coordinate descent for the `count` logits of a history, sorted ranks: the scores
+/// The price a of converged coordinate descent for the `count` logits s of a history, given as sorted ranks: the scores
 /// min(1, e^((s + a) / ε)) add up to k < count. `below` has room for two rows of CausalTopK::largest_block.
 template <typename T>
 __device__ T price_of(const typename LogitRank<T>::type* ranks, int count, T k, T eps, T* below) {
@@ -59,7 +59,7 @@ __device__ T price_of(const typename LogitRank<T>::type* ranks, int count, T k, 
         to = swapped;
     }
     __syncthreads();
-    // The m largest are saturated: the fewest that leave to the others what they can take below 1.
+    // The m largest have score 1: m is the least number with which the next score, (k − m) / below[m], is under 1.
     int saturated = count - 1;
     for (int m = static_cast<int>(threadIdx.x); m < saturated; m += causal_threads)
         if (k - static_cast<T>(m) < from[m]) saturated = m;
@@ -67,14 +67,14 @@ __device__ T price_of(const typename LogitRank<T>::type* ranks, int count, T k, 
     return eps * ::log((k - static_cast<T>(saturated)) / from[saturated]) - logit(saturated);
 }
 
-/// Which logits make a token of one block a candidate, and their price.
+/// The least logit of a block's candidates, and the price of their scores (see causal_top_k).
 template <typename T>
 struct CausalPrice {
     T threshold, price;
 };
 
-/// That of a block whose history has `count` real tokens. `ranks` are those of its how.block_size tokens, in shared
-/// memory, with LogitRank::masked for those that do not count; this sorts them. `below` as for price_of.
+/// The CausalPrice of a block whose history has `count` real tokens. `ranks` (how.block_size), in shared memory, are
+/// those of the history, with LogitRank::masked in the other places; this sorts them. `below` as for price_of.
 template <typename T>
 __device__ CausalPrice<T> price_of_history(const CausalTopK& how, typename LogitRank<T>::type* ranks, int count,
                                            T* below) {
@@ -92,7 +92,7 @@ __device__ CausalPrice<T> price_of_history(const CausalTopK& how, typename Logit
     return of;
 }
 
-/// One block of threads for each block of tokens of each row.
+/// One thread block for each block of tokens of each row.
 template <typename T>
 __global__ void __launch_bounds__(causal_threads)
     causal_prices(CausalTopK how, CausalBlocks blocks, CausalBlockStates<T> states, const T* logits, const bool* mask,
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(causal_threads)
     states.real[place] = static_cast<TokenIndex>(reals);
 }
 
-/// One block of threads for each row: one thread shares out the budget, the others fetch for it.
+/// One thread block for each row: thread 0 computes, the others load and store.
 template <typename T>
 __global__ void __launch_bounds__(causal_threads)
     causal_budgets(CausalTopK how, Index count, Index picks, CausalBlockStates<T> states, TokenIndex* taken) {
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(causal_threads)
     if (threadIdx.x == 0) taken[row] = static_cast<TokenIndex>(all);
 }
 
-/// A warp for each block of tokens of each row. `taken` (rows) are all that the row has chosen.
+/// A warp for each block of tokens of each row. `taken` (rows) is how many tokens each row has chosen.
 template <typename T>
 __global__ void causal_picks(CausalTopK how, CausalBlocks blocks, Index rows, Index routes, Index picks,
                              TokenIndex* indices, T* scores, T* slopes, bool* live, CausalBlockStates<T> states,
@@ -174,14 +174,14 @@ __global__ void causal_picks(CausalTopK how, CausalBlocks blocks, Index rows, In
         const RowMask real(mask, row, routes, blocks.length);
         const auto least = LogitRank<T>::of(states.threshold[place]);
         const T price = states.price[place];
-        const Index last = states.real[place] + states.candidates[place];  // chosen behind this block
+        const Index last = states.real[place] + states.candidates[place];  // chosen up to the end of this block
         Index chosen = states.real[place];
         for (Index first = blocks.begin(block); first < blocks.end(block); first += warp_size) {
             const Index i = first + lane;
             const bool candidate = i < blocks.end(block) && real[i] && LogitRank<T>::of(s[i]) <= least;
             const unsigned all = __ballot_sync(0xffffffffu, candidate);
             const Index before = chosen + __popc(all & lanes_before);
-            // Of the candidates that come too late, none takes a place.
+            // Candidates beyond the budget are not chosen.
             const Index taken_before = ::min(before, last);
             if (candidate && before < last) {
                 const ScoreAtPrice<T> at(s[i], price, how.eps);

@@ -16,7 +16,7 @@ namespace colt5 {
 
 namespace cuda {
 
-/// One warp for each token. The row of an id outside of the vocabulary is NaN.
+/// One warp for each token. The output for an id outside the vocabulary is NaN.
 template <typename T, int width>
 __global__ void embed_rows(T* out, const T* weight, const TokenIndex* ids, Index vocabulary, Index columns,
                            Index count) {
@@ -30,8 +30,8 @@ __global__ void embed_rows(T* out, const T* weight, const TokenIndex* ids, Index
     }
 }
 
-/// The tokens ordered by id, and those of one id by their position: keys (id, position), sorted. What is outside of the
-/// vocabulary has the id `vocabulary`, the last.
+/// Tokens sorted by id, then by position, as keys (id, position). Ids outside the vocabulary are replaced by
+/// `vocabulary` and come last.
 struct SortedIds {
     const std::uint64_t* keys;
     int position_bits;
@@ -51,9 +51,9 @@ __global__ void keys_of_ids(Key* keys, const TokenIndex* ids, Index vocabulary, 
     }
 }
 
-/// A warp sums the rows of one chunk of `chunk` sorted tokens, in a tile of columns. The sum of an id whose tokens are
-/// all in the chunk is added to d_weight. That of an id which began in a chunk before is written to parts[2 · chunk],
-/// that of an id which begins here and goes on in the next chunk to parts[2 · chunk + 1].
+/// A warp sums the rows of chunk `number` of `chunk` sorted tokens, in a tile of columns. The sum of an id whose tokens
+/// are all in the chunk is added to d_weight. That of an id that begins in an earlier chunk is written to
+/// parts[2 · number], that of an id that begins here and continues in the next chunk to parts[2 · number + 1].
 template <typename T, int width>
 __global__ void sum_chunks(accumulate_t<T>* d_weight, accumulate_t<T>* parts, const T* rows, SortedIds sorted,
                            Index chunk, Index chunks, Index tiles, Index vocabulary, Index columns, Index count) {
@@ -102,8 +102,8 @@ __global__ void sum_chunks(accumulate_t<T>* d_weight, accumulate_t<T>* parts, co
     finish(goes_on);
 }
 
-/// The ids that are in several chunks: the warp of the chunk where one begins adds its parts to d_weight, in the order
-/// of the chunks.
+/// For an id in several chunks, the warp of the chunk where it begins adds its parts to d_weight, in the order of the
+/// chunks.
 template <typename Sum, int width>
 __global__ void add_chunks(Sum* d_weight, const Sum* parts, SortedIds sorted, Index chunk, Index chunks, Index tiles,
                            Index vocabulary, Index columns, Index count) {
@@ -157,8 +157,8 @@ void embedding_kernel(const Cuda& policy, MatrixView<T> out, MatrixView<const T>
         out.data(), weight.data());
 }
 
-/// Sorts the tokens by id, then sums the rows of each id: in chunks of tokens, however often an id occurs, and the sums
-/// of chunks in their order. The chunks depend on the number of tokens alone.
+/// Sorts the tokens by id, sums the rows of each id within chunks of sorted tokens, then adds the sums of chunks in
+/// order. Chunks depend only on the number of tokens, so a frequent id is summed by many warps.
 template <typename T>
 void embedding_vjp_kernel(const Cuda& policy, MatrixView<accumulate_t<T>> d_weight, MatrixView<const T> d_out,
                           VectorView<const TokenIndex> ids) {

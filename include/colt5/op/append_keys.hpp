@@ -16,8 +16,8 @@ void append_keys_kernel(const P&, ...) {
                   "colt5: no `append_keys` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
-/// Keys and values of routed tokens, in the order of the sequence, with room for `capacity` of each route. It takes
-/// bytes(b, r, capacity, width, null_keys).
+/// A cache of the keys and values of routed tokens, in the order of the sequence: null keys first, then room for
+/// `capacity` tokens of each route. It takes bytes(b, r, capacity, width, null_keys).
 template <typename T, Policy P>
 struct RoutedKeys {
     static constexpr TokenIndex no_position = std::numeric_limits<TokenIndex>::max();  // where there is no key yet
@@ -25,10 +25,10 @@ struct RoutedKeys {
     Tensor<T, P, dynamic, dynamic, dynamic, dynamic> kv;                // (b, r, null_keys + capacity, width)
     Tensor<accumulate_t<T>, P, dynamic, dynamic, dynamic> value_scale;  // (b, r, null_keys + capacity)
     Tensor<TokenIndex, P, dynamic, dynamic, dynamic> positions;         // (b, r, capacity)
-    MatrixTensor<TokenIndex, P> counts;                                 // (b, r): how many keys there are
+    MatrixTensor<TokenIndex, P> counts;                                 // (b, r): keys so far, without null keys
 
     RoutedKeys() = default;
-    /// Without keys: zeros.
+    /// Empty; null keys are 0 and left to the caller.
     RoutedKeys(const P& policy, Index batch, Index routes, Index capacity, Index width, Index null_keys)
         : kv(policy, {batch, routes, null_keys + capacity, width}),
           value_scale(policy, {batch, routes, null_keys + capacity}),
@@ -56,11 +56,11 @@ struct RoutedKeys {
     }
 };
 
-/// Appends to each route the keys whose `live` is true, which are its first ones:
+/// Appends to each route its live keys, which must be the first ones of the route:
 ///
 ///     kv (b, r, k, width), value_scale, positions and live (b, r, k)
 ///
-/// Keys beyond the capacity are left out. Throws ShapeError when the inputs do not fit together.
+/// Keys beyond the capacity are dropped. Throws ShapeError when the inputs do not fit together.
 template <typename T, Policy P, Viewable KV>
 void append_keys(const P& policy, RoutedKeys<T, P>& keys, const KV& kv, TokensView<const accumulate_t<T>> value_scale,
                  TokensView<const TokenIndex> positions, TokensView<const bool> live) {

@@ -22,11 +22,10 @@ void causal_top_k_kernel(const P&, ...) {
 
 /// The blocks of tokens into which causal_top_k divides a sequence. The first ones are [0, 1), [1, 2), [2, 4), [4, 8)
 /// and so on; from token `size` on, a power of two, each block has `size` tokens. The last block ends with the
-/// sequence. The history of a block is the `size` tokens before the block, or all of them if there are fewer. `history`
-/// returns the first token of it.
+/// sequence. The history of a block is the `size` tokens before it, or all tokens before it if there are fewer;
+/// history(block) is its first token.
 ///
-/// The constructor counts bits, which device code cannot: there, nvcc makes nothing of std::countr_zero, without a
-/// warning.
+/// Construct it on the host: in device code, nvcc drops std::countr_zero without a warning.
 class CausalBlocks {
 public:
     constexpr CausalBlocks(Index tokens, Index block_size)
@@ -53,9 +52,9 @@ private:
 
 /// Settings of causal_top_k.
 struct CausalTopK {
-    double rate;             ///< chosen tokens per token, in [1e-9, 1]
-    double burst = 0;        ///< tokens that may be chosen beyond that, at any time; 0: max(1, 2 · rate · block_size)
-    Index block_size = 256;  ///< the `size` of CausalBlocks, a power of two up to 1024
+    double rate;                    ///< chosen tokens per token, in [1e-9, 1]
+    double burst = 0;               ///< the largest budget, in tokens; 0: max(1, 2 · rate · block_size)
+    Index block_size = 256;         ///< the `size` of CausalBlocks, a power of two up to 1024
     double fetch_k_ratio = 1;       ///< multiplies the k of the coordinate descent
     double eps = 1;                 ///< the ε of the descent
     bool straight_through = false;  ///< scores of chosen tokens are 1; gradients are as without it
@@ -73,7 +72,7 @@ struct CausalTopK {
     }
     /// ⌈rate · count⌉
     constexpr Index share(Index count) const { return (count * rate_in_units() + one - 1) / one; }
-    /// An upper bound of how many of the first `length` tokens are chosen: ⌊burst + rate · length⌋, at most `length`.
+    /// An upper bound on how many of the first `length` tokens are chosen: ⌊burst + rate · length⌋, at most `length`.
     constexpr Index capacity(Index length) const {
         if (burst_in_units() >= length * (one - rate_in_units())) return length;  // else the sum fits in 63 bits
         return (burst_in_units() + length * rate_in_units()) / one;
@@ -99,8 +98,8 @@ public:
     COLT5_HOST_DEVICE CausalBudget(const CausalTopK& how, Index picks)
         : rate_(how.rate_in_units()), burst_(how.burst_in_units()), saved_(burst_), picks_(picks) {}
 
-    /// Returns how many of the next block's candidates are chosen, and pays for them. `real` is the number of real
-    /// tokens of the block; what they earn counts from the block after it on. Call it once for each block, in order.
+    /// Returns how many of the next block's candidates are chosen, and subtracts them. The block's `real` tokens add
+    /// `rate` each to the budget of later blocks. Call it once for each block, in order.
     COLT5_HOST_DEVICE Index take(Index candidates, Index real) {
         Index taken = saved_ / CausalTopK::one;
         if (candidates < taken) taken = candidates;
@@ -157,7 +156,7 @@ struct CausalPicks {
 /// min(m, rate · m · fetch_k_ratio). Without a history, the score is 1. Gradients treat the price as a constant, and so
 /// do not reach the logits of other tokens.
 ///
-/// Throws ValueError when num_tokens < 1, n is 2^31 or more, or `how` is not valid.
+/// Throws ShapeError for a mask of another shape, ValueError when num_tokens < 1, n ≥ 2^31 or `how` is not valid.
 template <Policy P, Viewable L>
 auto causal_top_k(const P& policy, const CausalTopK& how, const L& logits, Mask mask, Index num_tokens) {
     using T = typename L::value_type;

@@ -21,14 +21,14 @@ void causal_top_k_next_kernel(const P&, ...) {
                   "colt5: no `causal_top_k_next` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
-/// Where causal_top_k stands within a row: what it has to know of the tokens so far beside their last logits.
+/// What causal_top_k knows of the tokens so far of a row, besides their last logits.
 struct CausalProgress {
     std::int64_t length;  ///< tokens so far
     std::int64_t saved;   ///< the budget, in units of 2⁻³² tokens; above `burst` only until the next block begins
     std::int64_t picks;   ///< how many tokens may still be chosen
     std::int64_t left;    ///< how many of them in the current block
 
-    static constexpr Index size = 4;  // numbers
+    static constexpr Index size = 4;  // members
 
     COLT5_HOST_DEVICE static CausalProgress load(const std::int64_t* from) {
         return {from[0], from[1], from[2], from[3]};
@@ -51,12 +51,12 @@ struct CausalProgress {
         while (end <= length) end *= 2;
         return end - length;
     }
-    /// Shares out what the tokens so far have saved.
+    /// Limits the budget to `burst`, and sets how many tokens of the block may be chosen.
     COLT5_HOST_DEVICE void begin_block(const CausalTopK& how) {
         if (saved > how.burst_in_units()) saved = how.burst_in_units();
         left = saved / CausalTopK::one < picks ? saved / CausalTopK::one : picks;
     }
-    /// Goes on by `tokens` of the current block, of which `taken` are chosen.
+    /// Adds `tokens` tokens of the current block, of which `taken` are chosen.
     COLT5_HOST_DEVICE void advance(const CausalTopK& how, Index tokens, Index taken) {
         length += tokens;
         saved += tokens * how.rate_in_units() - taken * CausalTopK::one;
@@ -65,8 +65,8 @@ struct CausalProgress {
     }
 };
 
-/// What causal_top_k_next keeps of each row between calls. It takes bytes(b, r, block_size), however long the sequences
-/// get.
+/// What causal_top_k_next keeps of each row between calls. It takes bytes(b, r, block_size) for sequences of any
+/// length.
 template <typename T, Policy P>
 struct CausalTopKState {
     Tensor<T, P, dynamic, dynamic, dynamic> history;              // (b, r, block_size): the logit of token i is at
@@ -75,7 +75,7 @@ struct CausalTopKState {
     Tensor<std::int64_t, P, dynamic, dynamic, dynamic> progress;  // (b, r, 4): CausalProgress
 
     CausalTopKState() = default;
-    /// Of sequences without a token, of which num_tokens tokens may be chosen.
+    /// For empty sequences, in each of which at most num_tokens tokens will be chosen.
     CausalTopKState(const P& policy, const CausalTopK& how, Index batch, Index routes, Index num_tokens)
         : history(zeros(policy, {batch, routes, how.block_size})), block(zeros(policy, {batch, routes, 2})) {
         expect_value(num_tokens >= 1, "num_tokens", ">= 1", num_tokens);
@@ -108,16 +108,16 @@ private:
     }
 };
 
-/// Token `unused` of those that are not among the `count` chosen ones, which are sorted: what a pick that is not live
-/// names.
+/// Token number `unused`, from 0, of those that are not among the `count` sorted tokens of `chosen`. Picks that are
+/// not live have these indices.
 COLT5_HOST_DEVICE inline TokenIndex unchosen_token(const TokenIndex* chosen, Index count, Index unused) {
     auto token = static_cast<TokenIndex>(unused);
     for (Index i = 0; i < count && chosen[i] <= token; ++i) ++token;
     return token;
 }
 
-/// The picks of a chunk of tokens: as CausalPicks, with `indices` within the chunk and `positions` in the sequence.
-/// Those that are not live are other tokens of the chunk, with score 0.
+/// The picks of a chunk of tokens: as CausalPicks, with `indices` in the chunk and `positions` in the sequence. Picks
+/// that are not live are other tokens of the chunk, with score 0.
 template <typename T, Policy P>
 struct NextCausalPicks {
     Tensor<TokenIndex, P, dynamic, dynamic, dynamic> indices;    // (b, r, k)
@@ -126,16 +126,16 @@ struct NextCausalPicks {
     Tensor<bool, P, dynamic, dynamic, dynamic> live;             // (b, r, k)
 };
 
-/// causal_top_k for the next m tokens of sequences whose earlier tokens `state` knows: chunk by chunk it chooses the
-/// tokens that causal_top_k chooses of the whole sequence, with the same scores, bit for bit.
+/// causal_top_k for the next m tokens of sequences whose earlier tokens `state` knows: chunk by chunk, it chooses the
+/// tokens that causal_top_k chooses in the whole sequence, with the same scores, bit for bit.
 ///
 ///     logits (b, r, m), mask (b, m) or absent  →  k picks a row, chosen tokens first, in the order of the sequence
 ///
 /// The mask is true for the first tokens of a row and false for the rest, which do not belong to the sequence: so
-/// sequences may go on by different numbers of tokens. k is the largest number of tokens that a row chooses where the
-/// host knows it, on the CPU; elsewhere it is the most that a row can choose of m tokens, at most m.
+/// sequences may go on by different numbers of tokens. On the CPU, k is the largest number of tokens that a row
+/// chooses; on a GPU, the most that a row can choose of m tokens.
 ///
-/// Throws ShapeError when `state` was made for another number of rows.
+/// `how` and num_tokens must be those of the state. Throws ShapeError if its rows or block_size are others.
 template <Policy P, typename T, Viewable L>
 NextCausalPicks<T, P> causal_top_k_next(const P& policy, const CausalTopK& how, CausalTopKState<T, P>& state,
                                         const L& logits, Mask mask, Index num_tokens) {

@@ -7,7 +7,7 @@
 
 #include <colt5/core/tensor.hpp>
 
-/// Sequences that lie here and there among the tokens of a ragged batch, as one batch, and back.
+/// Copies sequences of one length from the rows of a ragged batch to a dense batch, and back.
 namespace colt5 {
 
 template <typename P>
@@ -33,8 +33,8 @@ inline void expect_sequences(std::span<const Index> firsts, Index rows, const st
 
 /// out[i, j] = all[firsts[i] + j]:  all (rows, d), out (count, n, d)
 ///
-/// `firsts`, the first row of each sequence, is on the host and is read during the call; a CUDA graph keeps it. Throws
-/// ValueError if a sequence does not lie in `all`.
+/// `firsts`, the first row of each sequence, is on the host and read during the call; a CUDA graph keeps a copy. Throws
+/// ShapeError if d differs, ValueError if a sequence does not lie in `all` or firsts.size() is not `count`.
 template <Policy P, typename T>
 void gather_sequences(const P& policy, TokensView<T> out, MatrixView<const T> all, std::span<const Index> firsts) {
     expect_shape("out", out.shape(), {dynamic, dynamic, all.extent(1)});
@@ -42,7 +42,7 @@ void gather_sequences(const P& policy, TokensView<T> out, MatrixView<const T> al
     gather_sequences_kernel(policy, out, all, firsts);
 }
 
-/// The reverse, all[firsts[i] + j] = x[i, j]. Other rows stay as they are. Sequences must not overlap.
+/// The reverse, all[firsts[i] + j] = x[i, j], with the same errors. Other rows stay. Sequences must not overlap.
 template <Policy P, typename T>
 void scatter_sequences(const P& policy, MatrixView<T> all, TokensView<const T> x, std::span<const Index> firsts) {
     expect_shape("x", x.shape(), {dynamic, dynamic, all.extent(1)});

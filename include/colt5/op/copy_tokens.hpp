@@ -19,7 +19,7 @@ void copy_tokens_kernel(const P&, ...) {
 ///
 ///     to (b, n, d), from (b, m, d); they do not overlap
 ///
-/// Throws ShapeError when they do not fit together, ValueError when they have no such tokens.
+/// Throws ShapeError when b or d differ, ValueError when a range is not within its n or m tokens.
 template <Policy P, Viewable To, Viewable From>
 void copy_tokens(const P& policy, const To& to, Index to_first, const From& from, Index from_first, Index count) {
     static_assert(is_output<To>, "colt5: `to` must be a view to write to, such as tensor.view()");

@@ -15,11 +15,11 @@ void dropout_kernel(const P&, ...) {
                   "colt5: no `dropout` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
 
-/// Which elements dropout keeps, a pure function of the element's number i in row-major order: nothing is stored, and
-/// backward computes it again. Word i % 4 of block i / 4 of the stream is compared with rate · 2^32.
+/// Which elements dropout keeps: a pure function of an element's row-major index i, which backward recomputes. Element
+/// i is kept if word i % 4 of block i / 4 of the stream is at least ⌊rate · 2^32⌋.
 struct DropoutMask {
     Random random;
-    double rate;  ///< the probability of an element to be dropped, in [0, 1)
+    double rate;  ///< the probability that an element is dropped, in [0, 1)
 
     COLT5_HOST_DEVICE std::uint32_t threshold() const { return static_cast<std::uint32_t>(rate * 0x1p32); }
     COLT5_HOST_DEVICE double scale() const { return 1 / (1 - rate); }
@@ -30,9 +30,9 @@ struct DropoutMask {
 ///     out = residual + x · keep / (1 − rate)     keep is 1 with probability 1 − rate and 0 otherwise
 ///     x, residual (b, n, d), mask (b, n)  →  out (b, n, d)
 ///
-/// Without a residual, just the product; that is also its vector-Jacobian product: dropout(policy, d_x, d_out, drop).
-/// What is not finite in the residual of a masked token counts as 0. `out` may be x. Throws ValueError unless the rate
-/// is in [0, 1).
+/// An absent residual counts as 0. Vector-Jacobian product: dropout(policy, d_x, d_out, drop). In the residual of a
+/// masked token, what is not finite counts as 0. `out` may be x. Throws ValueError unless the rate is in [0, 1),
+/// ShapeError when shapes differ.
 template <Policy P, typename T, Viewable X>
 void dropout(const P& policy, TokensView<T> out, const X& x, const DropoutMask& drop, TokensView<const T> residual = {},
              Mask mask = {}) {

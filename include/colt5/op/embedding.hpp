@@ -24,13 +24,13 @@ inline void expect_id(TokenIndex id, Index vocabulary) {
         expect_value(false, "ids", concat({"in a vocabulary of ", value_string(vocabulary)}), id);
 }
 
-/// ids (b, n) as (b · n); on the CPU they are checked.
+/// ids (b, n) as (b · n). On the CPU, throws ValueError for an id out of its range.
 template <Policy P, typename Ids>
 VectorView<const TokenIndex> flat_ids(const Ids& ids, Index vocabulary) {
     static_assert(are_indices<Ids> && Ids::rank == 2, "colt5: `ids` must be TokenIndex (b, n)");
     expect_length("ids", ids.size());
     const auto flat = ids.const_view().reshape(std::array{ids.size()});
-    if constexpr (!cleans_as_it_reads<P>)  // elsewhere the host would have to wait for them
+    if constexpr (!cleans_as_it_reads<P>)  // on a GPU, the host would have to wait for them
         for (Index i = 0; i < flat.size(); ++i) expect_id(flat.data()[i], vocabulary);
     return flat;
 }
@@ -44,12 +44,12 @@ void expect_ids(const P& policy, const Ids& ids, Index vocabulary) {
     for (const TokenIndex id : to_host(policy, ids)) detail::expect_id(id, vocabulary);
 }
 
-/// A vector of a table for each token id:
+/// The row of a table for each token id:
 ///
 ///     out[b, i] = weight[ids[b, i]]     weight (V, d), ids (b, n) in [0, V)  →  (b, n, d)
 ///
-/// An id out of its range: on the CPU throws ValueError, which names it and V. On a GPU its vector is NaN and it gets
-/// no gradient; expect_ids finds it there.
+/// For an id out of range, the CPU throws ValueError, which names it and V. On a GPU its row is NaN and it has no
+/// gradient; expect_ids finds such ids.
 template <Policy P, Viewable W, Viewable Ids>
 TokensTensor<typename W::value_type, P> embedding(const P& policy, const W& weight, const Ids& ids) {
     using T = typename W::value_type;
@@ -61,7 +61,7 @@ TokensTensor<typename W::value_type, P> embedding(const P& policy, const W& weig
 }
 
 /// The gradient of the weight, from d_out (b, n, d):  d_weight[v] += Σ d_out[b, i] over all ids[b, i] = v,
-/// in the order of the tokens on the CPU, on a GPU in another order that is always the same. In float or double.
+/// in float or double; on the CPU in the order of the tokens, on a GPU in another fixed order. Ids as above.
 template <Policy P, Viewable D, Viewable Ids>
 void embedding_vjp(const P& policy, MatrixView<accumulate_t<typename D::value_type>> d_weight, const D& d_out,
                    const Ids& ids) {

@@ -41,7 +41,7 @@ void window_keys_vjp_kernel(const P&, ...) {
 }
 
 namespace detail {
-/// The windows of a sequence of `length` tokens. Throws ValueError unless it is a multiple of the window.
+/// The number of windows of a sequence of `length` tokens. Throws ValueError unless it is a multiple of the window.
 inline Index windows_of(const char* name, Index length, Index window) {
     expect_value(window >= 1, "window", ">= 1", window);
     expect_value(length % window == 0, name, "a multiple of the window", length);
@@ -49,13 +49,13 @@ inline Index windows_of(const char* name, Index length, Index window) {
 }
 }  // namespace detail
 
-/// For each window of a sequence, the rows of the window before it and its own:
+/// For each window of a sequence, the rows of the window before it, then its own:
 ///
 ///     x (b, m · window, d)  →  (b · m, 2 · window, d)
 ///
-/// The first window of a sequence has none before it: its own rows come first, then zeros. So in every window the rows
-/// that its i-th token may see if it sees the window before it, and its own up to itself, are the first ones, as many
-/// as look_back_counts says. Throws ValueError unless the length is a multiple of the window.
+/// The first window of a sequence has none before it: its own rows come first, then zeros. A token sees the window
+/// before its own, and its own window up to itself. These are always the first rows, as many as look_back_counts says.
+/// Throws ValueError unless the length is a multiple of the window.
 template <Policy P, Viewable X>
 auto look_back(const P& policy, const X& x, Index window) {
     const auto [batch, length, dim] = x.shape();
@@ -86,16 +86,16 @@ TokensTensor<TokenIndex, P> look_back_counts(const P& policy, Index batch, Index
     return counts;
 }
 
-/// The logits of sequences, once for each of their windows, and which tokens are before the window.
+/// The logits of sequences, repeated for each window, and a mask of the tokens before the window.
 template <typename T, Policy P>
 struct WindowPrefixes {
     TokensTensor<T, P> logits;               // (rows, 1, n)
     Tensor<bool, P, dynamic, dynamic> mask;  // (rows, n)
 };
 
-/// Each row of logits (s, n) for each of its n / window windows: of these s · n / window rows, those from `first` on.
-/// The mask of row i is true for the (i modulo n / window) · window tokens before its window. Throws ValueError unless
-/// n is a multiple of the window, and the rows are among those that there are.
+/// Repeats each row of logits (s, n) for each of its n / window windows. Of these s · n / window rows, returns those in
+/// [first, first + rows). The mask of row i of all is true for the (i modulo n / window) · window tokens before its
+/// window. Throws ValueError unless n is a multiple of the window and there are such rows.
 template <Policy P, Viewable L>
 auto window_prefixes(const P& policy, const L& logits, Index window, Index first, Index rows) {
     using T = typename L::value_type;
@@ -107,7 +107,7 @@ auto window_prefixes(const P& policy, const L& logits, Index window, Index first
     return prefixes;
 }
 
-/// The keys that windows have chosen of the tokens before them, with a null key at their front.
+/// The keys chosen for windows among the tokens before them, after a null key.
 template <typename T, Policy P>
 struct KeysOfWindows {
     TokensTensor<TokenIndex, P> indices;  // (rows, 1, k + 1): `null`, then those of the picks
@@ -115,8 +115,8 @@ struct KeysOfWindows {
     TokensTensor<bool, P> mask;           // (rows, 1, k + 1): true, then whether a pick is before its window
 };
 
-/// indices and scores (rows, 1, k) of the windows that window_prefixes(…, window, first, rows) returns for sequences of
-/// `windows` windows; `null` is the index of the null key.
+/// Adds the null key, whose index is `null`, to picks: indices and scores (rows, 1, k), for the rows of
+/// window_prefixes(…, window, first, rows) and sequences of `windows` windows. Throws ShapeError for other shapes.
 template <Policy P, typename T>
 KeysOfWindows<T, P> window_keys(const P& policy, TokensView<const TokenIndex> indices, TokensView<const T> scores,
                                 Index windows, Index window, Index first, Index null) {
