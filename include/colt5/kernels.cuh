@@ -2,9 +2,8 @@
 #pragma once
 
 /// All kernels of the GPU for one scalar type: float, double, bfloat16 or float16. Include it in one translation unit
-/// of a program, a file for nvcc that may have nothing else; the others can be compiled by any compiler (see cuda.cuh).
-/// The kernels of routers and of gradients are among those of float and double: a program in bfloat16 or float16 has a
-/// file of float, too.
+/// for nvcc, which needs nothing else; any compiler can compile the others (see cuda.cuh). Kernels of routers and of
+/// float gradients come with float and double: a program in bfloat16 or float16 also needs a file of float.
 ///
 ///     #define COLT5_KERNEL_SCALAR bfloat16   // float if it is not defined
 ///     #include <colt5/kernels.cuh>

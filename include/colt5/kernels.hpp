@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-/// All kernels of the CPU for one scalar type, float or double. Include it in one translation unit of a program, a file
-/// that may have nothing else; the others define COLT5_DECLARE_KERNELS, best on the compiler's command line.
+/// All kernels of the CPU for one scalar type, float or double. Include it in one translation unit of a program, which
+/// needs nothing else. The others define COLT5_DECLARE_KERNELS, best on the compiler's command line.
 ///
 ///     #define COLT5_KERNEL_SCALAR double   // float if it is not defined
 ///     #include <colt5/kernels.hpp>

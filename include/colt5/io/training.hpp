@@ -24,16 +24,16 @@ namespace colt5 {
 
 /// Where a run stands. Only the program that trains changes it.
 struct TrainingPosition {
-    std::uint64_t step = 0;    ///< steps that are done: where a schedule of the learning rate goes on
-    std::uint64_t data = 0;    ///< where the data go on, in what the program counts: bytes, batches, epochs
+    std::uint64_t step = 0;    ///< steps done: where the learning-rate schedule goes on
+    std::uint64_t data = 0;    ///< where the data go on, in a unit of the program: bytes, batches, epochs
     std::uint64_t stream = 0;  ///< the next stream of random numbers that the program draws (see core/random.hpp)
 };
 
-/// How a part of a run stands in the file. The parameters of a TrainableModule, and the state of its noise, have their
-/// names after `model.`; AdamW stands after `optimizer.` and TrainingPosition after `position.`. A type of one's own
-/// has a specialization with
+/// How a part of a run is named in the file. The parameters of a TrainableModule, and the state of its noise, are
+/// `model.NAME`. The other prefixes are `optimizer.` (AdamW), `position.` (TrainingPosition), `average.`
+/// (MovingAverage) and `loss_scale.` (LossScale). Specialize it for a type of your own, with
 ///
-///     name                      constant, std::string_view: what stands before the dot
+///     name                      constant, std::string_view: the prefix without the dot
 ///     add(file, prefix, part)   where prefix is name. Calls file.add<Module>(object, prefix), whose object has the
 ///                               parameters of Module, and file.add_number(prefix + ".number", number). To save, `part`
 ///                               is const
@@ -144,7 +144,7 @@ void add_parts(File& file, Parts&... parts) {
 
 }  // namespace detail
 
-/// Saves a run: one module or several parts, each of another type (see TrainingPart). The file appears as a whole or
+/// Saves a run: one or several parts, each with another TrainingPart::name. The file appears as a whole or
 /// not at all: a process that is killed at any moment leaves the file that was there before (see SafetensorsWriter).
 ///
 ///     const nlohmann::json configuration{{"text", "bible"}, {"batch", 8}};
@@ -157,11 +157,11 @@ void add_parts(File& file, Parts&... parts) {
 ///         if (position.step % 100 == 0) save_training(policy, path, configuration, model, optimizer, position);
 ///     }
 ///
-/// `configuration` is what must be the same when the run goes on and what the shapes of parameters do not tell. It is
-/// a JSON object in the metadata of the file, under `configuration`. The options of an optimizer, such as its learning
+/// `configuration` is what must be the same when the run goes on, but is not in the shapes of parameters. It is a JSON
+/// object in the metadata of the file, under `configuration`. The options of an optimizer, such as its learning
 /// rate, are not saved. The parameters alone: load_parameters(policy, path, model, {.prefix = "model"}).
 ///
-/// Throws FileError if the system refuses, and ValueError for two parts of one name.
+/// Throws FileError if the system refuses, ValueError for two parts of one name or an average that is swapped in.
 template <Policy P, typename... Parts>
 void save_training(const P& policy, const std::filesystem::path& path, const nlohmann::json& configuration,
                    const Parts&... parts) {

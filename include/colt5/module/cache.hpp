@@ -22,7 +22,7 @@
 /// Together the outputs are those of the module for the whole sequences: see `decode` of ModuleBase.
 namespace colt5 {
 
-/// The state of a part without one.
+/// For a part that has no state: no tensors.
 struct NoDecodeState {
     template <typename F, typename... States>
     static void each_tensor(F&&, const std::string&, States&...) {}
@@ -42,7 +42,7 @@ struct DecodeStateOf<M> {
 };
 }  // namespace detail
 
-/// What decode keeps of the tokens so far in a module or a part of one.
+/// What decode keeps of the tokens so far, for a module or a part of one: M::DecodeState, or NoDecodeState.
 template <typename M>
 using DecodeStateOf = typename detail::DecodeStateOf<M>::type;
 
@@ -55,7 +55,7 @@ class Cache {
 public:
     typename Module::DecodeState state;
 
-    /// Of sequences without a token. Throws ValueError when `batch` or `max_length` is less than 1.
+    /// For `batch` sequences, all empty. Throws ValueError when `batch` or `max_length` is less than 1.
     Cache(const Module& module, Index batch, Index max_length) : max_length_(max_length) {
         expect_value(batch >= 1, "batch", ">= 1", batch);
         expect_value(max_length >= 1, "max_length", ">= 1", max_length);
@@ -67,16 +67,16 @@ public:
     Cache& operator=(Cache&&) noexcept = default;
 
     Index batch() const { return static_cast<Index>(lengths_.size()); }
-    /// The tokens that a sequence can have.
+    /// The largest length of a sequence.
     Index max_length() const { return max_length_; }
-    /// The tokens that each sequence has.
+    /// How many tokens each sequence has.
     const std::vector<Index>& lengths() const { return lengths_; }
-    /// Whether the last call of decode has come to its end.
+    /// False after a call of decode that threw halfway: then the cache cannot be used any more.
     bool is_whole() const { return is_whole_; }
     Index bytes() const { return Module::cache_bytes(batch(), max_length_); }
 
-    /// The tokens of a call, of which there is room for `width` in each sequence, and lengths[b] are real; without
-    /// lengths all are. They are valid until the next call. Throws ValueError, and changes nothing, if they do not fit.
+    /// The NextTokens of a call with `width` tokens per sequence. The first lengths[b] are real; without lengths, all
+    /// are. Valid until the next call. Throws ValueError, with the lengths of the cache unchanged, if they do not fit.
     const NextTokens<P>& next(const P& policy, Index width, std::span<const Index> lengths) {
         expect_value(is_whole_, "cache", "as a call of decode left it", "half-written: that call threw an exception");
         if (!lengths.empty() && std::ssize(lengths) != batch())
@@ -107,8 +107,8 @@ public:
         upload(policy, next_.real.data(), real_.data(), real_.size());
         return next_;
     }
-    /// Calls body(), which computes these tokens and adds them to the state. If it throws, the cache cannot be used any
-    /// more: the error says so.
+    /// Returns body(), which computes these tokens and adds them to the state, and adds them to the lengths. If it
+    /// throws, further calls of `next` throw, too.
     template <typename Body>
     auto go_on(const NextTokens<P>& next, const Body& body) {
         is_whole_ = false;
@@ -117,7 +117,7 @@ public:
         is_whole_ = true;
         return out;
     }
-    /// What a file has: see io/cache.hpp.
+    /// For load_cache, once it has restored `state` (see io/cache.hpp).
     void set_lengths(std::vector<Index> lengths) {
         lengths_ = std::move(lengths);
         is_whole_ = true;

@@ -17,23 +17,23 @@
 
 namespace colt5 {
 
-/// The reference's autoregressive attention, of version 0.11. **Its outputs see later tokens**: which tokens of a
-/// window become queries, and with what score, depends on all tokens of the window. So a model of it cannot be sampled
-/// from as it was trained. Use it for the reference's numbers, and otherwise ConditionalRoutedAttention with
-/// RouterType::causal, whose outputs do not.
+/// The autoregressive attention of the reference, version 0.11. **Its outputs depend on later tokens**: which tokens of
+/// a window become queries, and with what score, depends on all tokens of the window. So sampling token by token does
+/// not compute what training computed. Use it to reproduce the reference, and otherwise ConditionalRoutedAttention with
+/// RouterType::causal, which is strictly causal.
 ///
 /// The light branch is LookBackAttention. For the heavy one, a sequence is cut into windows of heavy_window_size. In
 /// each but the first, a router chooses queries. They attend to a learned null key and to the tokens that the other
-/// router has chosen of all tokens before the window, whose values are multiplied by their scores:
+/// router chooses among all tokens before the window, whose values are multiplied by their scores:
 ///
 ///     out_i = light(x)_i + score_q,i · heavy(x_q, x_kv of the window, score_kv)_i [i chosen as a query]
 ///
-/// With use_null_q_tokens, tokens behind the first window that are not chosen get a learned null query token in place
-/// of a heavy output. Keys and values have num_routed_kv routes, as in ConditionalRoutedAttention.
+/// With use_null_q_tokens, tokens after the first window that are not chosen get a learned null query token in place of
+/// a heavy output. Keys and values have num_routed_kv routes, as in ConditionalRoutedAttention.
 ///
-/// Keys and values are computed once for each token; the windows hold indices into them. They are read for some windows
-/// at a time. So memory grows with n · (d + num_heavy_tokens_kv / heavy_window_size) and not with its square. The time
-/// of the routers grows with n² / heavy_window_size.
+/// Keys and values are computed once for each token; windows hold indices into them, and are processed a few at a time.
+/// So memory grows with n · (d + num_heavy_tokens_kv / heavy_window_size), not with n². The time of the routers grows
+/// with n² / heavy_window_size.
 template <AutoregressiveAttentionConfig config, typename Scalar, Policy P>
 class ConditionalRoutedAutoregressiveAttention
     : public ModuleBase<ConditionalRoutedAutoregressiveAttention<config, Scalar, P>, P> {
@@ -97,7 +97,7 @@ public:
     };
 
     /// What backward reads. The tokens must outlive the Activations. N is n rounded up to whole windows of both
-    /// branches, m is their number, q and k the numbers of queries and keys of a window, e = h / r · dim_head.
+    /// branches, m the number of heavy windows, q and k the queries and keys of each, e = h / r · dim_head.
     struct Activations {
         Out out;                                   // (b, n, d)
         TokensView<const Scalar> tokens;           // (b, n, d)
@@ -115,7 +115,7 @@ public:
         Out heavy;                                       // (b, m · q, d)
         ActivationsOrigin origin;
 
-        /// Calls f(prefix + "q_router", Routing): the queries of the windows. Those of the first one count for nothing.
+        /// Calls f(prefix + "q_router", Routing): the queries of the windows. Those of the first window have score 0.
         template <typename F>
         void each_routing(F&& f, const std::string& prefix = "") const {
             f(prefix + "q_router", routed_q.routing);
@@ -143,7 +143,7 @@ public:
             .out;
     }
 
-    /// The same, with what backward reads.
+    /// The same; returns what backward reads, too.
     template <typename X>
     Activations forward(X&& tokens, Kept<Mask, P> mask = {}, AttentionCounts counts = {}, Out out = {}) const {
         return compute(detail::expect_kept_tokens<Tokens, P>("tokens", std::forward<X>(tokens), "mask", mask), mask,
@@ -195,7 +195,7 @@ private:
     static TokensView<T> rows_of(T* all, Index first, Index count, Index columns) {
         return TokensView<T>::unchecked(all + first * columns, {count, 1, columns});
     }
-    /// Calls f(prefixes, first, count) for all windows, so many at a time that their logits take 16 MiB in float.
+    /// Calls f(prefixes, first, count) for all windows, as many at a time as have logits of 16 MiB in float.
     template <typename F>
     static void each_routed(const P& policy, const Sizes& of, const TokensTensor<Logit, P>& logits, const F& f) {
         const Index at_once = std::max((Index{1} << 22) / of.padded(), Index{1}), all = of.sequences() * of.windows;
@@ -222,7 +222,7 @@ private:
         TokensView<T> log_sum_exp(T* all) const {  // (count, h / r, q)
             return TokensView<T>::unchecked(all + first * per_route * of.queries, {count, per_route, of.queries});
         }
-        /// What there is of each key and the null key (count, 1, k + 1).
+        /// The rows of these windows in a tensor with a number for each key (count, 1, k + 1).
         template <typename T>
         TokensView<T> keys(T* all) const {
             return rows_of(all, first, count, of.keys + 1);
@@ -238,8 +238,8 @@ private:
         }
         auto keys_shape() const { return std::array<Index, 6>{count, 1, of.keys + 1, per_route, 2, dim_head}; }
     };
-    /// Calls f(Part) for all windows, so many of a sequence and route at a time that the keys and values that they
-    /// gather take no more than twice those of all its tokens.
+    /// Calls f(Part) for all windows. A Part has so many that the keys and values that it gathers take about twice as
+    /// much memory as those of all tokens of a sequence, or less.
     template <typename F>
     static void each_part(const Sizes& of, const F& f) {
         const Index at_once = std::clamp(2 * routes * of.padded() / of.keys, Index{1}, of.windows);
@@ -248,7 +248,7 @@ private:
                 f(Part{s, s * of.windows + first, std::min(at_once, of.windows - first), of});
     }
 
-    /// The null key and value of each head, as rows of keys and values are: (1, h, 2, dim_head)
+    /// The null key and value of each head, in the layout of kv: (1, h, 2, dim_head)
     auto null_rows(const P& policy) const {
         return swap_middle_axes(policy,
                                 heavy_attn.null_kv.const_view().reshape(std::array<Index, 4>{1, 2, heads, dim_head}));

@@ -13,24 +13,24 @@
 
 namespace colt5 {
 
-/// Of the decoder of EncoderDecoder. The defaults are those of the paper's base size.
+/// Settings of a DecoderLayer. The defaults are those of the paper's base size.
 struct DecoderConfig {
     Index dim = 768;
     Index heads = 12;
     Index dim_head = 64;
     Index dim_hidden = 2048;  ///< of the gated feedforward
-    /// T5's relative position bias of the self attention. It looks back alone, so half of the buckets stay unused: 64
-    /// here are the 32 of a T5 decoder.
+    /// T5's relative position bias of self attention. This only looks back, so half of the buckets are unused: 64 here
+    /// are the 32 of a T5 decoder.
     RelativePositionBuckets buckets{.num_buckets = 64, .max_distance = 128};
-    double dropout = 0;  ///< of the output of each part before its residual is added, in training
+    double dropout = 0;  ///< rate in training, of each output before its residual is added
 };
 
-/// A layer of the decoder in the CoLT5 paper, nothing of which is routed:
+/// A layer of the decoder in the CoLT5 paper, without routing:
 ///
 ///     x = self_attn(x) + x;  x = cross_attn(x, context) + x;  x = ff(x) + x
 ///
-/// Self attention is causal, with a relative position bias; cross attention is multi-query. Each part has an RMSNorm
-/// before it. So padding at the end of x reaches nothing before it.
+/// Each part starts with an RMSNorm. Self attention is causal, with a relative position bias, so padding at the end of
+/// x changes nothing before it. Cross attention is multi-query.
 template <typename Scalar, Policy P>
 struct DecoderLayer {
     using Out = TokensTensor<Scalar, P>;
@@ -49,7 +49,7 @@ struct DecoderLayer {
     };
     struct Activations {
         TokensTensor<TokenIndex, P> positions;          // (b, 1, n): 0, 1, 2, …
-        typename SelfAttention::Activations self_attn;  // `out` of these is with the residual
+        typename SelfAttention::Activations self_attn;  // its `out` includes the residual
         typename CrossAttention::Activations cross_attn;
         typename GatedFeedForward<Scalar, P>::Activations ff;
         std::array<Dropout::Activations, 3> dropout;
@@ -118,7 +118,7 @@ private:
         else
             assign(policy, out, out + x);
     }
-    /// The gradient of a part's output, from that of the sum with the residual; `dropped` owns it if it is another one.
+    /// The gradient of a part's output, from d_sum, that of output + residual: d_sum, or with dropout `dropped`.
     TokensView<const Scalar> of_part(const P& policy, std::size_t part, const Activations& saved, const Out& d_sum,
                                      Out& dropped) const {
         if (!saved.dropout[part].is_on) return d_sum.const_view();

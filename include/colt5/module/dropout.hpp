@@ -16,20 +16,20 @@ struct DropoutNoise {
 
     Source source = Source::seeded;
     Seed seed{};
-    std::uint64_t calls = 0;  ///< in training so far; with the seed, the state that files hold
-    bool evaluates = false;   ///< nothing is dropped in training, either
+    std::uint64_t calls = 0;  ///< of forward so far; files hold it and the seed
+    bool evaluates = false;   ///< switched off: nothing is dropped in training, either
 
     bool is_on() const { return source == Source::seeded && !evaluates; }
-    /// The numbers of the next call.
+    /// The random numbers of the next call.
     Random random() const { return Random(Seed{seed.value + (calls >> 32)}, calls & 0xFFFFFFFF); }
 };
 
-/// Dropout of a residual branch, in training alone:  out = x + branch · keep / (1 − rate). It has no parameters. Its
-/// state, in files that hold that of routers (see io/parameters.hpp), is a seed and the number of calls; without_noise
-/// switches it off.
+/// Dropout of a residual branch, in training only:  out = x + branch · keep / (1 − rate). It has no parameters. Its
+/// state is a seed and the number of calls; files that hold the state of routers hold it, too (see io/parameters.hpp).
+/// without_noise switches it off.
 class Dropout {
 public:
-    /// What backward needs: where the random numbers start.
+    /// What backward needs: the random numbers of the call.
     struct Activations {
         Random random{Seed{}};
         bool is_on = false;
@@ -41,11 +41,11 @@ public:
 
     Dropout(SeedSequence& seeds, double rate_) : noise{.seed = seeds.next_seed()}, rate(rate_) {}
 
-    /// Whether anything is to be dropped; otherwise `forward` is not to be called.
+    /// Whether anything is dropped; otherwise do not call `forward`.
     bool is_on() const { return noise.is_on() && rate > 0; }
 
-    /// out = x + dropped out, where `out` (b, n, d) is that of the branch, and x (b, n, d) its input. Masked tokens of
-    /// x may hold anything.
+    /// out = x + dropout(out), for `out` (b, n, d) of the branch and the residual x (b, n, d). Masked tokens of x may
+    /// hold anything.
     template <Policy P, typename T>
     Activations forward(const P& policy, TokensView<T> out, TokensView<const T> x, Mask mask = {}) const {
         const Activations saved{noise.random(), true};
@@ -53,7 +53,7 @@ public:
         ++noise.calls;
         return saved;
     }
-    /// The gradient of the branch's output, from that of the sum, d_out (b, n, d).
+    /// From d_out (b, n, d), the gradient of the sum: the gradient of the branch's output (b, n, d).
     template <Policy P, Viewable D>
     auto backward(const P& policy, const Activations& saved, const D& d_out) const {
         using T = typename D::value_type;
@@ -72,7 +72,7 @@ public:
     }
 };
 
-/// In the place of Dropout where the configuration has none.
+/// In place of Dropout where the configuration has none.
 struct NoDropout {
     struct Activations {
         static constexpr bool is_on = false;

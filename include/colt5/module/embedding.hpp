@@ -13,8 +13,8 @@ namespace colt5 {
 ///
 ///     out[b, i] = weight[ids[b, i]]     ids (b, n) in [0, vocabulary)  →  (b, n, d)
 ///
-/// A head of the same weight is linear_cross_entropy(policy, x, embedding.weight, targets), with its gradient added to
-/// that of the embedding. An id out of its range is a ValueError, and on a GPU a vector of NaN (see op/embedding.hpp).
+/// A tied head is linear_cross_entropy(policy, x, embedding.weight, targets), with its gradient added to that of the
+/// embedding. An id out of range is a ValueError, and on a GPU a row of NaN (see op/embedding.hpp).
 template <typename Scalar, Policy P>
 struct Embedding {
     using Sum = accumulate_t<Scalar>;

@@ -15,16 +15,16 @@
 
 namespace colt5 {
 
-/// The model of the CoLT5 paper: an encoder whose blocks route, for long inputs, and a decoder of plain layers, for
-/// short outputs, see DecoderLayer. `Encoder` is a Stack of blocks, or any module (b, m, d) → (b, m, d). Both read one
-/// Embedding; the encoder's output has a norm; the head is tied to the embedding.
+/// The model of the CoLT5 paper: an encoder whose blocks route, for long inputs, and a decoder of DecoderLayers, for
+/// short outputs. `Encoder` is a Stack of blocks, or any module (b, m, d) → (b, m, d). Encoder, decoder and head share
+/// one Embedding; the encoder's output is normed.
 ///
 ///     EncoderDecoder<Stack<Block, 12>, 12> model(policy, 32128, {.dim = 768});
 ///     const auto losses = model.add_gradients(ids, previous, targets, d_losses, gradients, mask);
 ///
-/// ids (b, m) are the input, with a mask (b, m) or none; targets (b, n) the output, and previous (b, n) what the
-/// decoder reads: the targets one place later, behind a token that starts. A target that is negative has no loss, as in
-/// padding.
+/// ids (b, m) are the input, with a mask (b, m) or none; targets (b, n) are the output. previous (b, n) is the input of
+/// the decoder: a start token, then the targets without the last. A negative target has no loss, such as for padding;
+/// ids and previous are in [0, V) at padding, too.
 template <typename Encoder, std::size_t depth>
 class EncoderDecoder {
     static_assert(depth >= 1, "colt5: the depth of an EncoderDecoder must be at least 1");
@@ -58,17 +58,17 @@ public:
     const P& policy() const { return policy_; }
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
 
-    /// What the decoder attends to: ids (b, m)  →  (b, m, d). For evaluation, as the next two.
+    /// The context of the decoder: ids (b, m)  →  (b, m, d). This and the next two are for evaluation, without dropout.
     template <Viewable Ids>
     Out encode(const Ids& ids, Mask mask = {}, const Counts& counts = {}) const {
         return encoder_norm(policy_, encoder(embedding(policy_, ids), mask, counts));
     }
-    /// previous (b, n)  →  (b, n, V)
+    /// Of the next tokens: previous (b, n)  →  (b, n, V)
     template <Viewable Previous>
     auto logits(const Out& context, Mask mask, const Previous& previous) const {
         return head.logits(policy_, decode(context, mask, previous), embedding.weight.const_view());
     }
-    /// previous and targets (b, n)  →  (b, n)
+    /// Cross-entropy: previous and targets (b, n)  →  (b, n)
     template <Viewable Previous, Viewable Targets>
     auto losses(const Out& context, Mask mask, const Previous& previous, const Targets& targets) const {
         return head.losses(policy_, decode(context, mask, previous), targets.const_view(),

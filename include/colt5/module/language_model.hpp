@@ -14,19 +14,19 @@ namespace colt5 {
 
 struct LanguageModelConfig {
     Index vocabulary;  ///< 256 for bytes
-    Index dim;         ///< that of the layers
-    bool tied = true;  ///< the head has the embedding's weight, otherwise one of its own
+    Index dim;         ///< d of the layers
+    bool tied = true;  ///< the head uses the embedding's weight, otherwise its own
 };
 
-/// Embedding, layers and head. `Layers` is a Stack of blocks, or any module (b, n, d) → (b, n, d). Whether it is a
-/// language model that predicts the next token or a masked one depends on the layers and the targets: with
-/// RouterType::causal, blocks see no later token.
+/// Embedding, layers and head. `Layers` is a Stack of blocks, or any module (b, n, d) → (b, n, d). With
+/// RouterType::causal, blocks see no later token, so targets can be the next tokens; with other routers, use masked
+/// tokens.
 ///
 ///     LanguageModel<Stack<Block, 6>> model(policy, {.vocabulary = 256, .dim = 512});
 ///     const auto losses = model.add_gradients(ids, targets, d_losses, gradients);   // (b, n), and a step's gradients
 ///     const auto logits = model.logits(ids);                                        // (b, n, V)
 ///
-/// Ids are in [0, V), as Embedding says; a token without a target has a negative one, and no loss. Names of parameters:
+/// Ids are in [0, V) (see Embedding). A negative target has no loss. Names of parameters:
 /// `embedding.weight`, those of the layers, `head.norm.gamma` and, if it is not tied, `head.weight`.
 template <typename Layers>
 class LanguageModel {
@@ -48,8 +48,8 @@ public:
         typename Head<Scalar, P>::Gradients head;
     };
 
-    /// A tied weight starts with deviation 1 / √dim, so that logits start with deviation 1; otherwise that of the
-    /// embedding starts with deviation 1.
+    /// A tied weight is initialized with standard deviation 1 / √dim, so that logits have about 1; otherwise the
+    /// embedding has 1.
     LanguageModel(const P& policy, const LanguageModelConfig& config, Seeds seeds = {})
         : embedding(policy, seeds, config.vocabulary, config.dim,
                     config.tied ? 1 / std::sqrt(static_cast<double>(config.dim)) : 1),
@@ -66,15 +66,15 @@ public:
     auto logits(const Ids& ids, Mask mask = {}, const Counts& counts = {}) const {
         return head.logits(policy_, layers(embedding(policy_, ids), mask, counts), tied_weight());
     }
-    /// A cache to decode with, see cache.hpp: of the layers.
+    /// A cache of the layers for `decode`, see module/cache.hpp.
     auto make_cache(Index batch, Index max_length) const { return layers.make_cache(batch, max_length); }
-    /// The next ids (b, m) of the sequences of a cache  →  (b, m, V), as `logits` gives them for whole sequences. Of
-    /// sequence b the first lengths[b] ids are its next ones, the others are any padding in [0, V).
+    /// The next ids (b, m) of the sequences of a cache  →  logits (b, m, V), as for whole sequences. The first
+    /// lengths[b] ids of sequence b are its next ones, the others padding in [0, V). Errors as `decode` of ModuleBase.
     template <typename Cache, Viewable Ids>
     auto decode(Cache& cache, const Ids& ids, std::span<const Index> lengths = {}) const {
         return head.logits(policy_, layers.decode(cache, embedding(policy_, ids), lengths), tied_weight());
     }
-    /// ids and targets (b, n)  →  (b, n), for evaluation.
+    /// Cross-entropy, for evaluation: ids and targets (b, n)  →  (b, n).
     template <Viewable Ids, Viewable Targets>
     auto losses(const Ids& ids, const Targets& targets, Mask mask = {}, const Counts& counts = {}) const {
         return head.losses(policy_, layers(embedding(policy_, ids), mask, counts), targets.const_view(), tied_weight());

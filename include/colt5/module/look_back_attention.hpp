@@ -130,7 +130,7 @@ private:
     auto kv_rows(W& weight) const {
         return weight.view().range(inner(), 2 * inner());
     }
-    /// Those of keys and values in the order that dense_attention wants: (1, h, 2, dim_head · d).
+    /// The rows of keys and values in the order of dense_attention: (1, h, 2, dim_head · d).
     auto kv_weight(const P& policy, Index dim) const {
         return swap_middle_axes(policy,
                                 kv_rows(to_qkv.weight).reshape(std::array<Index, 4>{1, 2, heads, dim_head * dim}));
@@ -141,8 +141,8 @@ private:
     }
     using Scales = TokensView<const accumulate_t<Scalar>>;
 
-    /// Calls f(first, count) for the sequences of a batch, so many at a time as have some thousand tokens: what it
-    /// looks back to is in memory twice.
+    /// Calls f(first, count) for the sequences of a batch, about 8192 tokens at a time, as look_back copies keys and
+    /// values twice.
     template <typename F>
     static void each_part(Index batch, Index length, const F& f) {
         const Index at_once = std::clamp(Index{8192} / std::max(length, Index{1}), Index{1}, std::max(batch, Index{1}));

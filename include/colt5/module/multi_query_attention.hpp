@@ -12,7 +12,7 @@
 namespace colt5 {
 
 /// Cross attention whose heads share one key and one value per token of the context (multi-query attention, Shazeer
-/// 2019), as in the decoder of the CoLT5 paper. Without biases; the context comes normed.
+/// 2019), as in the decoder of the CoLT5 paper. Without biases; the caller has normed the context.
 ///
 ///     out = to_out · attention(to_q · rms_norm(x), to_kv · context)
 ///
@@ -32,7 +32,7 @@ struct MultiQueryAttention {
     struct Activations {
         Out out;                                         // (b, n, d)
         Out q, kv;                                       // (b, n, h · dim_head), (b, m, 2 · dim_head)
-        DenseAttentionActivations<Scalar, P> attention;  // the heads of a token as so many queries
+        DenseAttentionActivations<Scalar, P> attention;  // one query for each token and head
     };
 
     MultiQueryAttention(const P& policy, SeedSequence& seeds, Index dim, Index heads_, Index dim_head_)
@@ -84,7 +84,7 @@ private:
     auto queries(const Out& x) const {
         return x.const_view().reshape(std::array{x.extent(0), x.extent(1) * heads, Index{1}, dim_head});
     }
-    /// And back.
+    /// (b, n · h, 1, dim_head) as (b, n, h · dim_head).
     template <typename Q>
     auto tokens(const Q& q, Index length) const {
         return q.const_view().reshape(std::array{q.extent(0), length, heads * dim_head});

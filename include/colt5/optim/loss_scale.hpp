@@ -14,7 +14,7 @@
 
 namespace colt5 {
 
-/// The defaults are those of torch.amp.GradScaler, but for the bounds.
+/// The defaults are those of torch.amp.GradScaler, except the bounds.
 struct LossScaleOptions {
     double initial = 65536;
     double growth = 2;     ///< factor after `growth_interval` steps with finite gradients in a row
@@ -23,8 +23,8 @@ struct LossScaleOptions {
     double least = 1, most = 16777216;  ///< bounds of the scale
 };
 
-/// Dynamic loss scaling, for float16: gradients below 6e-8 would be 0 there. The gradient of the loss is multiplied by
-/// a scale, as large as the range of float16 allows, and the gradients of the parameters, in float, are divided by it.
+/// Dynamic loss scaling, for float16, in which gradients below 3e-8 are 0. The gradient of the loss is multiplied by a
+/// scale, as large as the range of float16 allows, and the gradients of the parameters, in float, are divided by it.
 ///
 ///     LossScale loss_scale;
 ///     assign(policy, d_losses, loss_scale.scale() / number_of_tokens);   // instead of 1 / number_of_tokens
@@ -34,14 +34,14 @@ struct LossScaleOptions {
 ///         optimizer.step(model, gradients);
 ///     }
 ///
-/// A scale that is a power of two changes no bit of a gradient that fits without it. To save and restore it, see
-/// <colt5/io/training.hpp>.
+/// A power of two as the scale changes no bit of gradients that are in the normal range without it. To save and restore
+/// it, see <colt5/io/training.hpp>.
 class LossScale {
 public:
     struct State {
         double scale;
-        std::uint64_t finite_steps;  ///< in a row, since the scale has changed
-        std::uint64_t skipped;       ///< steps, of all
+        std::uint64_t finite_steps;  ///< in a row, since the scale last changed
+        std::uint64_t skipped;       ///< steps so far
     };
 
     /// Throws ValueError for options out of their range.
@@ -58,9 +58,9 @@ public:
 
     double scale() const { return state_.scale; }
 
-    /// Divides the gradients by the scale, and returns true; or if one of them is not finite, returns false: leave the
-    /// step out. Then adapts the scale for the next step. Gradients of a type without a member `Module` need its name:
-    /// unscale<Model>(policy, gradients).
+    /// If all gradients are finite, divides them by the scale and returns true. Otherwise returns false: skip the
+    /// optimizer's step. Either way adapts the scale for the next step. Gradients of a type without a member `Module`
+    /// need its name: unscale<Model>(policy, gradients).
     template <typename Module = void, Policy P, typename Gradients>
     bool unscale(const P& policy, Gradients& gradients) {
         using Of = module_of_t<Module, Gradients>;

@@ -22,14 +22,14 @@ struct MovingAverageOptions {
     bool warms_up = true;
 };
 
-/// The exponential moving average (EMA) of a module's parameters, often better than the last of them:
+/// The exponential moving average (EMA) of a module's parameters, which is often better than the last parameters:
 ///
-///     average += (1 − decay) (parameter − average)        in float, in double for double; starts as the parameters
+///     average += (1 − decay) (parameter − average)        in float, in double for double; at first, the parameters
 ///
 ///     MovingAverage average(policy, model);
 ///     … optimizer.step(model, gradients); average.update(model);
 ///     average.swap_in(model);    // evaluates with the average,
-///     average.swap_out(model);   // and goes on training, bit for bit as if nothing had been
+///     average.swap_out(model);   // and goes on training with the same bits as before
 ///
 /// Buffers and the state of noise stay those of the module. To save and restore it, see <colt5/io/training.hpp>.
 template <typename Module, Policy P = Cpu>
@@ -54,7 +54,7 @@ public:
         copy(state_.average, module);
     }
 
-    /// After a step of the optimizer. Throws ValueError while the average is swapped in.
+    /// Call it after a step of the optimizer. Throws ValueError while the average is swapped in.
     void update(const Module& module) {
         expect_swapped(false);
         expect_like<Module>("module", state_.average, module);
@@ -69,8 +69,8 @@ public:
         ++state_.updates;
     }
 
-    /// Sets the module's parameters to their average, rounded to their type, and keeps a copy of them. Throws
-    /// ValueError when they are set to it already.
+    /// Keeps a copy of the module's parameters, and sets them to their average, rounded to their type. Throws
+    /// ValueError when it is swapped in already.
     void swap_in(Module& module) {
         expect_swapped(false);
         expect_like<Module>("module", state_.average, module);
@@ -80,7 +80,7 @@ public:
         copy(module, state_.average);
         swapped_ = true;
     }
-    /// Gives the module the parameters back that it had, bit for bit.
+    /// Restores the module's parameters, bit for bit. Throws ValueError unless the average is swapped in.
     void swap_out(Module& module) {
         expect_swapped(true);
         expect_like<Module>("module", parameters_, module);
@@ -92,7 +92,7 @@ public:
     State& state() { return state_; }
     const State& state() const { return state_; }
 
-    /// Throws ValueError, for what must not happen while the average is swapped in, or while it is not.
+    /// Throws ValueError unless is_swapped_in() is `expected`.
     void expect_swapped(bool expected) const {
         expect_value(swapped_ == expected, "average", expected ? "swapped in" : "swapped out",
                      swapped_ ? "swapped in" : "swapped out");

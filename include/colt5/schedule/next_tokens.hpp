@@ -8,21 +8,21 @@
 #include <colt5/core/tensor.hpp>
 #include <colt5/op/local_attention.hpp>
 
-/// Decoding: sequences that are computed a few tokens at a time.
+/// Decoding: sequences are computed a few tokens at a time.
 namespace colt5 {
 
 /// What a call of decode gets: the next tokens of each sequence of a cache.
 template <Policy P>
 struct NextTokens {
-    std::vector<Index> past, counts;         ///< of each sequence: how many tokens it has, and how many come now
-    Tensor<bool, P, dynamic, dynamic> real;  ///< (b, m): true for those; empty if all m are
+    std::vector<Index> past, counts;         ///< of each sequence: tokens that it has, and new ones
+    Tensor<bool, P, dynamic, dynamic> real;  ///< (b, m): true for new ones; empty: all are new
 
     Index batch() const { return static_cast<Index>(past.size()); }
     Index past_of(Index b) const { return past[static_cast<std::size_t>(b)]; }
     Index count_of(Index b) const { return counts[static_cast<std::size_t>(b)]; }
     Mask mask() const { return real ? Mask(real) : Mask(); }
 
-    /// Calls f(first, number) for runs of sequences, in order, that have as many tokens and get as many.
+    /// Calls f(first, number) for each run of consecutive sequences with the same `past` and the same count.
     template <typename F>
     void each_run(const F& f) const {
         for (Index b = 0, number = 1; b < batch(); b += number, number = 1) {
@@ -34,20 +34,20 @@ struct NextTokens {
 };
 
 /// Which keys and values of local attention a cache keeps of a sequence of `past` tokens: those from token origin(past)
-/// on. They are more than the window of the next query by up to `grid.queries` + step() tokens, so that they move only
-/// once every step() tokens, and kernels find queries and keys at the places of LocalGrid.
+/// on. These are up to grid.queries + step() tokens more than the next query sees. So the origin is a multiple of
+/// grid.keys, as LocalGrid asks, and the cache moves its rows only once every step() tokens.
 struct DecodeWindow {
-    Index reach;
+    Index reach;  ///< tokens that a query sees before its own
     LocalGrid grid;
 
-    /// Of causal attention among sequences of up to max_length tokens.
+    /// For causal attention in sequences of up to max_length tokens.
     template <typename P, typename T>
     static constexpr DecodeWindow of(const LocalAttention& attention, Index max_length) {
         return {std::min(attention.reach, max_length), LocalGridOf<P, T>::of(attention)};
     }
 
     constexpr Index step() const { return round_up(std::max(Index{64}, grid.keys), grid.keys); }
-    /// Where the tile of queries begins that the next query is in.
+    /// The first token of the tile of queries that holds the next query.
     constexpr Index first_query(Index past) const { return past / grid.queries * grid.queries; }
     constexpr Index origin(Index past) const { return std::max(Index{0}, first_query(past) - reach) / step() * step(); }
     /// The most tokens that it keeps: reach + grid.queries + step(), or max_length if that is less.
