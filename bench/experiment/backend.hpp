@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The library with the backend of the compiler: g++ makes the program for the CPU, nvcc that for the GPU.
+// The library with its backend: g++ compiles the program for the CPU, nvcc the one for the GPU.
 #if defined(__CUDACC__)
 #include <colt5/cuda.cuh>
 #else

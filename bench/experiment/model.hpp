@@ -12,7 +12,7 @@ namespace experiment {
 
 using colt5::TokensTensor;
 
-/// Bytes to tokens, each of which also knows the bytes before it: attention by itself has no notion of order.
+/// Maps bytes to tokens. Each also depends on the 7 bytes before it, as heavy attention has no positions:
 ///
 ///     x[b, i] = Σ_j table[j][ids[b, i − j]],  j = 0 … width − 1
 template <typename Scalar, typename P>
@@ -27,7 +27,7 @@ struct ByteContext {
     ByteContext(const P& policy, colt5::SeedSequence& seeds, Index dim)
         : table(policy, seeds, width * symbols, dim, 1 / std::sqrt(double{width})) {}
 
-    /// The rows of the table that each token adds up. Before a sequence lies byte 0.
+    /// The rows of the table that each token sums, one (b, n) for each j. Before a sequence, bytes are 0.
     static std::vector<Ids> rows_of(const P& policy, const Batch& batch) {
         std::vector<Ids> rows;
         std::vector<TokenIndex> shifted(batch.ids.size());
@@ -57,7 +57,7 @@ struct ByteContext {
     }
 };
 
-/// Of a size's blocks. How many tokens are routed is said in each call.
+/// The blocks of a size. Each call says how many tokens are routed.
 template <Size size, bool causal>
 constexpr colt5::TransformerBlockConfig block_config() {
     return {.dim = size.dim,
@@ -76,7 +76,7 @@ constexpr colt5::TransformerBlockConfig block_config() {
             .light_rotary_emb = true};
 }
 
-/// Byte context, CoLT5 blocks, norm, and a linear map to bytes.
+/// ByteContext, CoLT5 blocks, norm, and a linear map to the logits of bytes.
 template <Size size, bool causal, typename Scalar, typename P>
 class Model {
 public:
@@ -119,7 +119,7 @@ public:
     Model(const Model&) = delete;
     Model& operator=(const Model&) = delete;
 
-    /// The losses (b, m) in nats of what the batch predicts, and whether the most probable byte was right: 1 or 0.
+    /// The losses (b, m) in nats at the batch's places, and whether the most probable byte is right, 1 or 0 (b, m).
     std::pair<colt5::MatrixTensor<Logit, P>, colt5::MatrixTensor<Logit, P>> evaluate(const Batch& batch) const {
         const auto x = blocks(bytes(policy_, bytes.rows_of(policy_, batch)), {}, counts(batch.length));
         const auto normed = norm(policy_, at_places(x, batch));                     // (b, m, d)
@@ -178,7 +178,7 @@ public:
 
 private:
     colt5::TransformerBlockCounts counts(Index length) const {
-        // A causal router chooses this many on average; the length allows it as many as its budget does.
+        // The rate and budget of a causal router limit its choice; `length` adds no other limit.
         const Index k = gate_.arm == Arm::light ? 1 : causal ? length : routed_tokens(size_, gate_.arm, length);
         return {.num_heavy_attn_tokens_q = k, .num_heavy_attn_tokens_kv = k, .num_heavy_ff_tokens = k};
     }

@@ -34,10 +34,10 @@ struct Options {
     std::vector<Arm> arms{Arm::learned,  Arm::fixed_stride, Arm::random, Arm::frozen,
                           Arm::position, Arm::package,      Arm::light,  Arm::dense};
     std::uint64_t seeds = 3;
-    Index steps = 0, length = 0;  // 0: those of the form
+    Index steps = 0, length = 0;  // 0: those of the program
     std::string text = demo::bible_file, out = "routing.csv";
     unsigned threads = 0;     // 0: as many as there are processors
-    double time_limit = 1e9;  // seconds, after which no training begins
+    double time_limit = 1e9;  // in seconds; after it, no training begins
     bool help = false;
 };
 
@@ -114,7 +114,7 @@ inline Options parse_options(int count, char** arguments) {
     return options;
 }
 
-/// The file of results. A training's lines are written at once, so that several programs may share a file.
+/// The file of results. The lines of a training are one write, so that several programs may share a file.
 class Results {
 public:
     explicit Results(std::string path) : path_(std::move(path)) {
@@ -127,7 +127,7 @@ public:
         }
         if (!has_header) append(csv_header);
     }
-    /// The begin of a run's lines is its key: task, arm, seed, dim, length and planned steps.
+    /// `key` is what a run's lines begin with: task, arm, seed, dim, length and planned steps.
     bool has(const std::string& key) const { return done_.contains(key); }
 
     void append(const std::string& lines) const {
@@ -147,7 +147,7 @@ private:
     std::set<std::string> done_;
 };
 
-/// Prints the operations of the arms: equal ones are what makes them comparable.
+/// Prints the operations of the arms. To compare arms, their sums must be about equal.
 inline void print_operations(const Options& options, const Size& size, Index steps) {
     std::printf("%-10s %-10s %14s %14s %8s\n", "task", "arm", "mult./token", "mult. in all", "steps");
     for (const Task task : options.tasks)
@@ -162,7 +162,7 @@ inline void print_operations(const Options& options, const Size& size, Index ste
     std::fflush(stdout);
 }
 
-/// `train` is called with the size and a Run, and returns lines of CSV; from `workers` threads at a time.
+/// Calls train(size, run), which returns lines of CSV, from `workers` threads for all runs that the file does not have.
 template <typename Train>
 void run_all(const Options& options, Size size, Index default_steps, Index held_out_batches, unsigned workers,
              Train&& train) {
@@ -174,7 +174,7 @@ void run_all(const Options& options, Size size, Index default_steps, Index held_
     const Results results(options.out);
     const Index steps = options.steps > 0 ? options.steps : default_steps;
     print_operations(options, size, steps);
-    std::vector<Run> runs;  // seeds last, so that what there is after some time compares all arms
+    std::vector<Run> runs;  // one seed after the other, so that early results are of all arms
     for (std::uint64_t seed = 0; seed < options.seeds; ++seed)
         for (const Task task : options.tasks)
             for (const Arm arm : options.arms) {
@@ -200,7 +200,7 @@ void run_all(const Options& options, Size size, Index default_steps, Index held_
                 std::printf("[%zu/%zu, %.0f s] %s", ++done, runs.size(), seconds(),
                             lines.substr(last == std::string::npos ? 0 : last + 1).c_str());
                 std::fflush(stdout);
-            } catch (const std::exception& error) {  // such as of memory that a dense model does not get
+            } catch (const std::exception& error) {  // such as OutOfMemory of the dense arm
                 const std::lock_guard lock(mutex);
                 std::fprintf(stderr, "%s, %s: %s\n", task_names[static_cast<std::size_t>(runs[i].task)].data(),
                              arm_names[static_cast<std::size_t>(runs[i].arm)].data(), error.what());

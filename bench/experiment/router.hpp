@@ -10,7 +10,7 @@
 
 namespace experiment {
 
-/// What all routers of a model share: which arm they are of, and numbers by the position in the sequence.
+/// What all routers of a model share: the arm, and logits or features that depend only on the position.
 template <typename Scalar, typename P>
 class Gate {
 public:
@@ -37,8 +37,8 @@ public:
 
     const Arm arm;
 
-    /// Logits (b, r, n) that depend on no token: random numbers, others in each call, or 1 at every 16th token.
-    /// On the stream of the router that asks.
+    /// Logits (b, r, n) that depend on no token: random numbers, different in each call; or 1 at chosen tokens, else 0.
+    /// `policy` is that of the router's stream.
     auto free_logits(const P& policy, Index batch, Index routes, Index length) const {
         colt5::TokensTensor<Logit, P> logits(policy, {batch, routes, length});
         for (Index row = 0; row < batch * routes; ++row) {
@@ -67,7 +67,7 @@ private:
     mutable std::uint64_t calls_ = 0;
 };
 
-/// The router of any arm. That the arm is known at run time only saves a compilation for each.
+/// The router of any arm. The arm is a run-time value, so that the model is compiled once for all.
 template <colt5::RouterConfig config, typename Scalar, typename P>
 class ArmRouter {
 public:
@@ -89,7 +89,7 @@ public:
     };
 
     colt5::MatrixTensor<Scalar, P> routing_token;  // (r, d)
-    const Gate<Scalar, P>* gate = nullptr;         // before the first call
+    const Gate<Scalar, P>* gate = nullptr;         // must be set before the first call
 
     ArmRouter(const P& policy, colt5::SeedSequence& seeds)
         : routing_token(policy, {config.num_routing_tokens, config.dim}) {
@@ -117,7 +117,7 @@ public:
                 all = coordinate_descent_forward(policy, descent(), descent_k(k), saved.logits, mask).scores;
             scores = colt5::pick_scores<Logit>(policy, all.const_view(), indices, mask);
         }
-        // One token takes the heavy branch for nothing.
+        // A module routes at least one token; score 0 removes its heavy output.
         if (gate->arm == Arm::light) set_zero(policy, scores);
         return saved;
     }
@@ -158,7 +158,7 @@ public:
     }
 
 private:
-    /// Of the tokens, or the same for all sequences, of the positions.
+    /// Logits (b, r, n) of the tokens; in the arm `position` those of the positions, the same for all sequences.
     colt5::TokensTensor<Logit, P> own_logits(const P& policy, colt5::TokensView<const Scalar> x) const {
         if (gate->arm != Arm::position) return route_logits(policy, x, routing_token, logit_scale());
         const auto one = route_logits(policy, gate->positions(x.extent(1)), routing_token, logit_scale());  // (1, r, n)

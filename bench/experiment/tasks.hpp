@@ -28,7 +28,7 @@ inline constexpr std::array<std::string_view, 3> task_names{"denoise", "language
 
 inline constexpr Index hidden_byte = 256, symbols = 257;  // bytes, and a symbol for a hidden byte
 
-/// Sequences, and what the model predicts at some places of each; without places, at all of them.
+/// Sequences, and the targets at some places of each; without places, at all tokens.
 struct Batch {
     Index size, length;
     std::vector<TokenIndex> ids;      // (b, n)
@@ -37,7 +37,7 @@ struct Batch {
     Index predictions() const { return static_cast<Index>(targets.size()) / size; }
 };
 
-/// Where batches come from: a pure function of (seed, number), so that all arms learn from the same ones.
+/// Makes batches, as a pure function of (seed, number), so that all arms train on the same ones.
 class Data {
 public:
     Data(Task task, const Size& size, std::string_view text, std::uint64_t seed)
@@ -103,7 +103,7 @@ private:
         }
     }
 
-    /// Notes such as `<K=4821>`, one for each of some keys, lie at random places of the text. At the end stand the
+    /// Notes such as `<K=4821>`, each with its own letter, are at random places of the text. At the end are the
     /// questions `<K?....>` in another order; the model predicts the digits at the dots.
     void add_notes(Batch& batch, Dice& dice, std::string_view text) const {
         constexpr std::size_t digits = 4, note_length = 8, answer_offset = 3;
@@ -138,9 +138,8 @@ private:
     std::uint64_t seed_;
 };
 
-/// Tokens of a sequence at `done` of the training. For retrieval, documents grow from an eighth of the full length in
-/// the first 70 % of the training: a router only learns about tokens that it routes, and the number of those is the
-/// same throughout.
+/// The length of sequences after the fraction `done` of the training. For retrieval, documents grow from an eighth of
+/// the full length in the first 70 %: a router learns only about tokens that it routes, and their number is fixed.
 inline Index length_at(Task task, const Size& size, double done) {
     if (task != Task::retrieve) return size.length;
     const double grown = static_cast<double>(size.length) / 8 * std::pow(8, std::min(1.0, done / 0.7));
@@ -159,8 +158,8 @@ inline double total_operations(Task task, const Size& size, Arm arm, Index steps
     return sum;
 }
 
-/// How many steps of an arm take as many multiplications as `steps` of the learned one. Of most arms it is as many; the
-/// dense one makes fewer, and the light one more, where sequences are short and a larger part of them is routed.
+/// How many steps of an arm take as many multiplications as `steps` of the learned one. The dense arm makes fewer; the
+/// light arm makes more where sequences are short and a larger part is routed; the other arms make `steps`.
 inline Index equal_steps(Task task, const Size& size, Arm arm, Index steps) {
     if (arm != Arm::dense && arm != Arm::light) return steps;
     const double budget = total_operations(task, size, Arm::learned, steps);

@@ -12,7 +12,7 @@
 
 namespace experiment {
 
-/// One training: what it is, and how long.
+/// One training.
 struct Run {
     Task task;
     Arm arm;
@@ -33,8 +33,8 @@ double router_gradient(const P& policy, const typename Model::Gradients& gradien
     return std::sqrt(squares);
 }
 
-/// Throws if what a language model predicts in the first half of a text depends on the second half. (Routing at random
-/// differs from call to call.)
+/// Throws if the losses of a language model in the first half of a text depend on the second half. (Not for the arm
+/// `random`, which differs from call to call.)
 template <typename Model>
 void expect_causal(const Model& model, const Batch& batch) {
     Batch changed = batch;
@@ -46,7 +46,7 @@ void expect_causal(const Model& model, const Batch& batch) {
             throw std::runtime_error("the language model sees the future: at byte " + std::to_string(i));
 }
 
-/// Trains and evaluates. Returns lines of CSV, one for each tenth of the training, the last one for its end.
+/// Trains and evaluates. Returns lines of CSV, one after each tenth of the training.
 template <Size model_size, bool causal, typename Scalar, typename P>
 std::string train(const P& policy, std::string_view text, const Size& size, const Run& run) {
     using Trained = Model<model_size, causal, Scalar, P>;

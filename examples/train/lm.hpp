@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A byte-level language model, trained on any file: one program to copy. lm.cpp makes the program for the CPU, lm.cu
-// the one for the GPU; both say how large the model is.
+// A byte-level language model, trained on any file: a program to copy. lm.cpp is for the CPU, lm.cu for the GPU; each
+// sets the size of the model.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +29,7 @@ using colt5::TokenIndex;
 struct Size {
     colt5::TransformerBlockConfig block;
     std::size_t depth;
-    Index length, batch;  // of a step
+    Index length, batch;  // of a training step: bytes of a sequence, sequences
     double learning_rate;
 };
 
@@ -37,7 +37,7 @@ template <Size size, typename Scalar, typename P>
 using Model =
     colt5::LanguageModel<colt5::Stack<colt5::ConditionalRoutedTransformerBlock<size.block, Scalar, P>, size.depth>>;
 
-/// Bytes as token ids (b, n) where the model is.
+/// Bytes as token ids (b, n), in the memory of the policy.
 template <typename P>
 colt5::MatrixTensor<TokenIndex, P> ids_of(const P& policy, std::string_view bytes, Index batch = 1) {
     std::vector<TokenIndex> numbers;
@@ -47,7 +47,7 @@ colt5::MatrixTensor<TokenIndex, P> ids_of(const P& policy, std::string_view byte
     return ids;
 }
 
-/// Pieces of the text, and for each of their bytes the next one: a pure function of the random numbers.
+/// Random pieces of the text (b, n), and the next byte of each byte (b, n). A pure function of `random`.
 template <Size size, typename P>
 auto draw_batch(const P& policy, std::string_view text, colt5::Random random) {
     std::string bytes, next_bytes;
@@ -60,7 +60,7 @@ auto draw_batch(const P& policy, std::string_view text, colt5::Random random) {
     return std::pair(ids_of(policy, bytes, size.batch), ids_of(policy, next_bytes, size.batch));
 }
 
-/// The mean of losses in nats, in bits.
+/// The mean loss in bits, from losses in nats.
 template <typename P, typename Losses>
 double mean_bits(const P& policy, const Losses& losses) {
     double sum = 0;
@@ -68,7 +68,7 @@ double mean_bits(const P& policy, const Losses& losses) {
     return sum / static_cast<double>(losses.size()) / std::numbers::ln2;
 }
 
-/// For comparison: the bits per byte of counting which byte follows which two bytes in the training text.
+/// For comparison: the bits per byte of a model that counts in the training text which byte follows which two.
 inline double order_2_bits(std::string_view training, std::string_view held_out) {
     std::vector<std::uint32_t> after_two(1 << 24), after_one(1 << 16), two(1 << 16), one(1 << 8);
     double bits = 0;
@@ -87,7 +87,7 @@ inline double order_2_bits(std::string_view training, std::string_view held_out)
     return bits / static_cast<double>(held_out.size() - 2);
 }
 
-/// `count` bytes that the model writes after `text`. What it keeps of earlier bytes is in a cache.
+/// Samples `count` bytes after `text`. The cache holds what the model needs of earlier bytes.
 template <typename Trained, typename P>
 std::string sample(const P& policy, const Trained& model, const std::string& text, std::size_t count,
                    double temperature) {
