@@ -164,13 +164,18 @@ inline void print_operations(const Options& options, const Size& size, Index ste
 
 /// Calls train(size, run), which returns lines of CSV, from `workers` threads for all runs that the file does not have.
 template <typename Train>
-void run_all(const Options& options, Size size, Index default_steps, Index held_out_batches, unsigned workers,
-             Train&& train) {
+void run_all(const Options& options, std::string_view text, Size size, Index default_steps, Index held_out_batches,
+             unsigned workers, Train&& train) {
     if (options.length > 0) {
         if (options.length % 1024 != 0) throw UserError("--length must be a multiple of 1024");
         size.length = options.length;
         size.tokens = std::max(size.tokens, size.length);
     }
+    if (const auto held_out = static_cast<Index>(text.size() / 8); held_out < size.length + 2)
+        throw UserError("the text must have at least " + std::to_string(8 * (size.length + 2)) +
+                        " bytes for sequences of " + std::to_string(size.length) + ", but it has " +
+                        std::to_string(text.size()));
+    workers = std::max(1u, workers);  // the number of processors may be unknown
     const Results results(options.out);
     const Index steps = options.steps > 0 ? options.steps : default_steps;
     print_operations(options, size, steps);

@@ -21,7 +21,7 @@ int main(int count, char** arguments) {
     return run_program(count, arguments, [](const Options& options) {
         const std::string text = demo::read_text(options.text);
         const unsigned workers = options.threads > 0 ? options.threads : std::thread::hardware_concurrency();
-        run_all(options, small, 1200, 4, workers, [&](const Size& size, const Run& run) {
+        run_all(options, text, small, 1200, 4, workers, [&](const Size& size, const Run& run) {
             const colt5::Cpu policy(1);
             if (run.task == Task::language) return train<small, true, float>(policy, text, size, run);
             return train<small, false, float>(policy, text, size, run);

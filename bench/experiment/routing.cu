@@ -21,7 +21,7 @@ int main(int count, char** arguments) {
     return run_program(count, arguments, [](const Options& options) {
         const std::string text = demo::read_text(options.text);
         const colt5::Cuda policy;
-        run_all(options, large, 1500, 4, 1, [&](const Size& size, const Run& run) {
+        run_all(options, text, large, 1500, 4, 1, [&](const Size& size, const Run& run) {
             if (run.task == Task::language) return train<large, true, colt5::bfloat16>(policy, text, size, run);
             return train<large, false, colt5::bfloat16>(policy, text, size, run);
         });

@@ -105,6 +105,23 @@ TEST_CASE("load_cache: a file that does not fit changes nothing, and the error n
                                       std::to_string(LocalGridOf<Cpu, float>::of({8}).queries) +
                                       " on this backend and processor, but is ");
     }
+    const auto save_with = [&](const char* name, const std::string& tensor, std::size_t at, TokenIndex number) {
+        auto other = model.make_cache(2, 5000);
+        std::remove_cvref_t<decltype(other.state)>::each_tensor(
+            [&]<typename T>(const std::string& of, T& values) {
+                using Number = typename T::value_type;
+                if constexpr (std::integral<Number> && !std::same_as<Number, bool>)
+                    if (of.ends_with(tensor)) values.data()[at] = number;
+            },
+            "", other.state);
+        save_cache(policy, folder / name, other);
+    };
+    save_with("counts", ".counts", 0, -100);
+    has(message("counts"), "counts` has the number -100, which must be from 0 to ");
+    save_with("progress", ".progress", 0, 6000);
+    has(message("progress"), "progress` has the number 6000, which must be from 0 to 5000 there");
+    save_with("left", ".progress", 3, 1000000);
+    has(message("left"), "progress` has the number 1000000, which must be from 0 to ");
     save_cache(policy, folder / "after", cache);
     CHECK(read_file(folder / "before") == read_file(folder / "after"));
     CHECK(message("long").empty());

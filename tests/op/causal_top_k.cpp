@@ -213,6 +213,35 @@ TEST_CASE_TEMPLATE("causal_top_k: NaN is the largest logit, and is a price where
     }
 }
 
+TEST_CASE_TEMPLATE("causal_top_k: infinite logits have scores that are numbers", T, float, double) {
+    const Cpu policy(1);
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    TokensTensor<T, Cpu> logits(policy, {1, 1, 16});
+    const auto score_of = [&](const CausalTopK& how, Index token) {
+        const auto picks = causal_top_k(policy, how, logits, {}, 16);
+        for (Index i = 0; i < picks.scores.size(); ++i) {
+            CHECK(!std::isnan(picks.scores.data()[i]));
+            if (picks.live.data()[i] && picks.indices.data()[i] == token) return picks.scores.data()[i];
+        }
+        return T(-1);
+    };
+    SUBCASE("the first token has no history: score 1") {
+        fill(policy, logits, -1);
+        logits.data()[0] = -infinity;
+        CHECK(score_of({.rate = 1, .block_size = 16}, 0) == 1);
+    }
+    SUBCASE("an infinite logit after another one in the history") {
+        fill(policy, logits, 0);
+        logits.data()[3] = logits.data()[8] = infinity;
+        for (const Index token : {3, 8}) CHECK(score_of({.rate = 1.0 / 16}, token) == 1);
+    }
+    SUBCASE("minus infinity") {
+        fill(policy, logits, -infinity);
+        logits.data()[0] = 0;
+        CHECK(score_of({.rate = 1, .block_size = 16}, 0) == 1);
+    }
+}
+
 TEST_CASE("causal_top_k: straight_through gives live picks 1, and keeps the slopes") {
     const Cpu policy(1);
     const auto logits = normal<double>(policy, std::array<Index, 3>{2, 1, 90}, 4);

@@ -147,4 +147,9 @@ TEST_CASE("causal_top_k_next: errors") {
                          "colt5: `state.history` must have shape (2, 2, 16), but has (3, 2, 16)", ShapeError);
     CHECK_THROWS_WITH_AS((CausalTopKState<float, Cpu>(policy, how, 3, 2, 0)),
                          "colt5: `num_tokens` must be >= 1, but is 0", ValueError);
+    const auto fitting = normal<float>(policy, std::array<Index, 3>{3, 2, 5}, 0);
+    CHECK_THROWS_WITH_AS(causal_top_k_next(policy, how, state, fitting, {}, 1),
+                         "colt5: `num_tokens` must be that of the state, 100, but is 1", ValueError);
+    CHECK_THROWS_WITH_AS(causal_top_k_next(policy, {.rate = 0.5, .block_size = 16}, state, fitting, {}, 100),
+                         "colt5: `how` must be that of the state, but is another", ValueError);
 }

@@ -85,6 +85,14 @@ TEST_CASE("look_back: errors name the argument and both values") {
     CHECK_THROWS_WITH_AS(look_back(policy, x, 4), "colt5: `length of x` must be a multiple of the window, but is 6",
                          ValueError);
     CHECK_THROWS_WITH_AS(look_back(policy, x, 0), "colt5: `window` must be >= 1, but is 0", ValueError);
+    const TokensTensor<TokenIndex, Cpu> picks(policy, {1, 1, 2});
+    const TokensTensor<double, Cpu> scores(policy, {1, 1, 2});
+    const auto keys_of = [&](Index windows, Index window, Index first) {
+        return window_keys<Cpu, double>(policy, picks.const_view(), scores.const_view(), windows, window, first, 12);
+    };
+    CHECK_THROWS_WITH_AS(keys_of(0, 3, 0), "colt5: `windows` must be >= 1, but is 0", ValueError);
+    CHECK_THROWS_WITH_AS(keys_of(4, 0, 0), "colt5: `window` must be >= 1, but is 0", ValueError);
+    CHECK_THROWS_WITH_AS(keys_of(4, 3, -1), "colt5: `first` must be >= 0, but is -1", ValueError);
     CHECK_THROWS_WITH_AS(look_back_vjp(policy, x, 9, 3),
                          "colt5: `d_rows` must have shape (0, 6, any), but has (2, 6, 3)", ShapeError);
 }

@@ -42,7 +42,7 @@ void causal_top_k_next_kernel(const Cpu& policy, const CausalTopK& how, NextCaus
                 at.begin_block(how);
             }
             of_history[at.length % size] = s[i];
-            const bool is_chosen = at.left > 0 && Rank::of(s[i]) <= Rank::of(of_block[0]);
+            const bool is_chosen = at.left > 0 && chosen < width && Rank::of(s[i]) <= Rank::of(of_block[0]);
             if (is_chosen) {
                 indices[chosen] = static_cast<TokenIndex>(i);
                 scores[chosen] = how.value_of(ScoreAtPrice<T>(s[i], of_block[1], how.eps).score);

@@ -54,16 +54,17 @@ __global__ void __launch_bounds__(causal_threads)
         }
         const Index rest = at.rest_of_block(size), end = rest < count - first ? first + rest : count;
         for (Index i = first + thread; i < end; i += causal_threads) history[(at.length + i - first) % size] = s[i];
+        const Index limit = at.left < picks - chosen ? Index{at.left} : picks - chosen;
         if (thread < warp_size) {
             const auto least = LogitRank<T>::of(of.threshold);
             const auto lanes_before = (1u << thread) - 1;
             Index candidates = 0;
-            for (Index group = first; group < end && candidates < at.left; group += warp_size) {
+            for (Index group = first; group < end && candidates < limit; group += warp_size) {
                 const Index i = group + thread;
                 const bool candidate = i < end && LogitRank<T>::of(s[i]) <= least;
                 const unsigned all = __ballot_sync(0xffffffffu, candidate);
                 const Index number = candidates + __popc(all & lanes_before);
-                if (candidate && number < at.left) {
+                if (candidate && number < limit) {
                     const Index place = chosen + number;
                     indices[place] = static_cast<TokenIndex>(i);
                     to.scores[row * picks + place] = how.value_of(ScoreAtPrice<T>(s[i], of.price, how.eps).score);
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(causal_threads)
                 }
                 candidates += __popc(all);
             }
-            if (thread == 0) taken_of_block = candidates < at.left ? candidates : Index{at.left};
+            if (thread == 0) taken_of_block = candidates < limit ? candidates : limit;
         }
         __syncthreads();
         chosen += taken_of_block;

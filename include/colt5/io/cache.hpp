@@ -3,12 +3,15 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <limits>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include <colt5/io/parameters.hpp>
 #include <colt5/module/cache.hpp>
+#include <colt5/op/causal_top_k_next.hpp>
 
 namespace colt5 {
 
@@ -38,6 +41,40 @@ struct ExpectLayout {
         if (const auto number = file.read<std::uint64_t>(name)[0]; number != expected)
             throw_file_error(file.path(), concat({"tensor ", backquoted(name), " must be ", std::to_string(expected),
                                                   " on this backend and processor, but is ", std::to_string(number)}));
+    }
+};
+/// Throws FileError where the file has a number that no cache of this max_length can have.
+struct ExpectNumbers {
+    const SafetensorsFile& file;
+    std::int64_t max_length;
+
+    template <typename T>
+    void operator()(const std::string& name, const T&) const {
+        if (!file.contains(name)) return;  // an error of the loader
+        if (name == "lengths")
+            for (const auto length : file.read<std::int64_t>(name)) expect(name, length, max_length);
+        if (name.ends_with(".counts")) {  // of RoutedKeys, whose capacity is that of the positions
+            const auto positions = name.substr(0, name.size() - std::string_view("counts").size()) + "positions";
+            const std::int64_t capacity = file.contains(positions) ? file.entry(positions).shape.back() : 0;
+            for (const auto count : file.read<TokenIndex>(name)) expect(name, count, capacity);
+        }
+        if (name.ends_with(".progress")) {
+            const auto numbers = file.read<std::int64_t>(name);
+            for (std::size_t i = 0; i + CausalProgress::size <= numbers.size(); i += CausalProgress::size) {
+                const auto of_row = CausalProgress::load(numbers.data() + i);
+                expect(name, of_row.length, max_length);
+                expect(name, of_row.picks, std::numeric_limits<std::int64_t>::max());
+                expect(name, of_row.left, of_row.picks);
+            }
+        }
+    }
+    void state(const std::string&, std::uint64_t) const {}
+
+private:
+    void expect(const std::string& name, std::int64_t number, std::int64_t most) const {
+        if (number >= 0 && number <= most) return;
+        throw_file_error(file.path(), concat({"tensor ", backquoted(name), " has the number ", std::to_string(number),
+                                              ", which must be from 0 to ", std::to_string(most), " there"}));
     }
 };
 }  // namespace detail
@@ -75,6 +112,8 @@ void load_cache(const P& policy, const std::filesystem::path& path, Cache<Module
                       [&](std::int64_t of_file) { return of_file == static_cast<std::int64_t>(cache.max_length()); });
     loader.template add<decltype(tensors)>(tensors, "");
     decltype(tensors)::each_parameter(detail::ExpectLayout{file}, "", tensors);
+    decltype(tensors)::each_parameter(detail::ExpectNumbers{file, static_cast<std::int64_t>(cache.max_length())}, "",
+                                      tensors);
     loader.finish();
     const auto numbers = to_host(policy, lengths);
     cache.set_lengths({numbers.begin(), numbers.end()});

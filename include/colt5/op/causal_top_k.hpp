@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <utility>
 
 #include <colt5/core/tensor.hpp>
@@ -84,6 +85,8 @@ struct CausalTopK {
         return straight_through && score == score ? T(1) : score;
     }
 
+    friend constexpr bool operator==(const CausalTopK&, const CausalTopK&) = default;
+
     constexpr bool is_valid() const {
         return rate >= least_rate && rate <= 1 && burst >= 0 && burst <= 1e6 && (burst == 0 || burst >= 1) &&
                block_size >= 1 && block_size <= largest_block &&
@@ -121,6 +124,9 @@ struct ScoreAtPrice {
     T score, slope;
 
     COLT5_HOST_DEVICE ScoreAtPrice(T logit, T price, double eps) : score(1), slope(0) {
+        constexpr T infinity = std::numeric_limits<T>::infinity();
+        // Not ∞ − ∞: the price is infinite without a history, and −infinite where the history has an infinite logit.
+        if ((logit == infinity && price == price) || (price == infinity && logit == logit)) return;
         const T above = logit + price;
         if (above >= T(0)) return;
         score = std::exp(above / static_cast<T>(eps));

@@ -73,11 +73,16 @@ struct CausalTopKState {
                                                                   // i mod block_size
     Tensor<T, P, dynamic, dynamic, dynamic> block;                // (b, r, 2): threshold and price of the current block
     Tensor<std::int64_t, P, dynamic, dynamic, dynamic> progress;  // (b, r, 4): CausalProgress
+    CausalTopK how{};                                             // what it was made for
+    Index num_tokens = 0;
 
     CausalTopKState() = default;
-    /// For empty sequences, in each of which at most num_tokens tokens will be chosen.
-    CausalTopKState(const P& policy, const CausalTopK& how, Index batch, Index routes, Index num_tokens)
-        : history(zeros(policy, {batch, routes, how.block_size})), block(zeros(policy, {batch, routes, 2})) {
+    /// For empty sequences, in each of which at most most_tokens tokens will be chosen.
+    CausalTopKState(const P& policy, const CausalTopK& settings, Index batch, Index routes, Index most_tokens)
+        : history(zeros(policy, {batch, routes, settings.block_size})),
+          block(zeros(policy, {batch, routes, 2})),
+          how(settings),
+          num_tokens(most_tokens) {
         expect_value(num_tokens >= 1, "num_tokens", ">= 1", num_tokens);
         expect_value(how.is_valid(), "how", "within the limits of CausalTopK", "something else");
         std::vector<std::int64_t> numbers(static_cast<std::size_t>(batch * routes * CausalProgress::size));
@@ -135,7 +140,8 @@ struct NextCausalPicks {
 /// sequences may go on by different numbers of tokens. On the CPU, k is the largest number of tokens that a row
 /// chooses; on a GPU, the most that a row can choose of m tokens.
 ///
-/// `how` and num_tokens must be those of the state. Throws ShapeError if its rows or block_size are others.
+/// `how` and num_tokens must be those of the state. Throws ShapeError if its rows or block_size are others,
+/// ValueError if another setting or num_tokens is.
 template <Policy P, typename T, Viewable L>
 NextCausalPicks<T, P> causal_top_k_next(const P& policy, const CausalTopK& how, CausalTopKState<T, P>& state,
                                         const L& logits, Mask mask, Index num_tokens) {
@@ -148,6 +154,9 @@ NextCausalPicks<T, P> causal_top_k_next(const P& policy, const CausalTopK& how, 
     expect_shape("state.history", state.history.shape(), {batch, routes, how.block_size});
     expect_shape("state.block", state.block.shape(), {batch, routes, 2});
     expect_shape("state.progress", state.progress.shape(), {batch, routes, CausalProgress::size});
+    expect_value(num_tokens == state.num_tokens, "num_tokens",
+                 detail::concat({"that of the state, ", std::to_string(state.num_tokens)}), num_tokens);
+    expect_value(how == state.how, "how", "that of the state", "another");
     const std::array<Index, 3> picks{batch, routes,
                                      std::min({length, num_tokens, how.capacity(length + how.block_size)})};
     NextCausalPicks<T, P> next{{policy, picks}, {policy, picks}, {policy, picks}, {policy, picks}};

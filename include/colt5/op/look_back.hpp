@@ -123,6 +123,9 @@ KeysOfWindows<T, P> window_keys(const P& policy, TokensView<const TokenIndex> in
     expect_shape("indices", indices.shape(), {dynamic, 1, dynamic});
     expect_shape("scores", scores.shape(), indices.shape());
     expect_length("null", null);
+    expect_value(windows >= 1, "windows", ">= 1", windows);
+    expect_value(window >= 1, "window", ">= 1", window);
+    expect_value(first >= 0, "first", ">= 0", first);
     const std::array<Index, 3> shape{indices.extent(0), 1, indices.extent(2) + 1};
     KeysOfWindows<T, P> keys{{policy, shape}, {policy, shape}, {policy, shape}};
     window_keys_kernel(policy, keys.indices.view(), keys.scores.view(), keys.mask.view(), indices, scores, windows,
