@@ -8,7 +8,7 @@ int main() {
     using namespace colt5;
     // [training]
     // To train a router, let its coordinate descent converge and give its logits a standard deviation of about 1. At
-    // the reference's √dim, its 50 steps leave the scores saturated, and the router's gradient is 0.
+    // the reference's √dim, its 50 steps leave most scores saturated, and the router's gradient is close to 0.
     constexpr TransformerBlockConfig config{
         .dim = 32,
         .num_heavy_attn_tokens_q = 16,

@@ -18,7 +18,7 @@ fi
 for object; do
     # The host's stub of a kernel template has the kernel's name, but is static, which adds an L to one part of it.
     missing=$(comm -23 \
-        <(nm "$object" | sed -nE 's/.* [a-zA-Z] (_ZN5colt5.*4cuda)L([^ ]*)$/\1\2/p' | grep -v '\.cold$' | sort -u) \
+        <(nm "$object" | sed -nE 's/.* [a-zA-Z] (_ZN5colt5.*4cuda)L([^ ]*)$/\1\2/p' | grep -v -e '\.cold$' -e __wrapper__device_stub | sort -u) \
         <(cuobjdump -symbols "$object" | grep -o '_ZN5colt5[^ ]*' | sort -u) | c++filt)
     [ -z "$missing" ] && continue
     printf '%s: no device code for\n%s\n' "$object" "$missing" >&2
