@@ -38,7 +38,6 @@
 #include <colt5/op/rotary.hpp>
 #include <colt5/op/route_blocks.hpp>
 #include <colt5/op/route_logits.hpp>
-#include <colt5/op/sample_count.hpp>
 #include <colt5/op/sinkhorn.hpp>
 #include <colt5/op/swap_first_axes.hpp>
 #include <colt5/op/top_k.hpp>

@@ -5,7 +5,7 @@
 #include <limits>
 
 #include <colt5/cuda/kernel.cuh>
-#include <colt5/op/sample_count.hpp>
+#include <colt5/op/gather.hpp>
 #include <colt5/op/sinkhorn.hpp>
 
 namespace colt5 {

@@ -6,7 +6,7 @@
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/op/divisor.hpp>
-#include <colt5/op/sample_count.hpp>
+#include <colt5/op/gather.hpp>
 
 namespace colt5 {
 
