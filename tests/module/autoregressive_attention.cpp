@@ -198,7 +198,7 @@ TEST_CASE("autoregressive attention: memory grows with the length and not with i
 }
 
 TEST_CASE("autoregressive attention: a second call allocates nothing new; errors name the argument") {
-    const Cpu policy(2);
+    const Cpu policy(2, Cpu::usual_plan, Allocations::together);  // under sanitizers, too
     const Attention<full, float> module(policy, Seed{1});
     const auto x = normal<float>(policy, std::array<Index, 3>{2, 100, dim}, 0);
     auto gradients = module.make_gradients();

@@ -138,7 +138,7 @@ TEST_CASE("local_attention with a bias: agrees with a loop over all pairs, in do
         }
 }
 
-TEST_CASE("local_attention with a bias: the gradients are those of finite differences") {
+TEST_CASE("local_attention with a bias: the gradients are those of finite differences" * not_sanitized) {
     const Cpu policy(1);
     for (const LocalProblem& p : local_problems)
         for (const bool masked : {false, true})

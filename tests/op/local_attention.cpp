@@ -212,7 +212,7 @@ TEST_CASE("local_attention: the log-sum-exp of each row, -infinity where no key 
     CHECK(without_key > 10);
 }
 
-TEST_CASE("local_attention: the gradient is that of finite differences") {
+TEST_CASE("local_attention: the gradient is that of finite differences" * not_sanitized) {
     const Cpu policy(1);
     for (const Problem& p : problems)
         for (const bool masked : {false, true})
