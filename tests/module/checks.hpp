@@ -16,6 +16,24 @@
 /// What the tests of the modules share.
 namespace support {
 
+/// A block with few of everything, whose router has gradients.
+constexpr colt5::TransformerBlockConfig small_block(double dropout = 0,
+                                                    colt5::RouterType type = colt5::RouterType::coor_descent) {
+    return {.dim = 6,
+            .num_heavy_attn_tokens_q = 3,
+            .num_heavy_attn_tokens_kv = 4,
+            .num_heavy_ff_tokens = 5,
+            .light_dim_head = 4,
+            .light_heads = 2,
+            .light_window_size = 4,
+            .heavy_dim_head = 4,
+            .heavy_heads = 2,
+            .router_straight_through = false,
+            .router_type = type,
+            .router_kwargs = {.coor_descent = {.score_scale = 0.4, .iterate_to_convergence = true}},
+            .dropout = dropout};
+}
+
 using colt5::Mask, colt5::TokensTensor, colt5::TokensView;
 
 /// Largest difference, relative to the largest expected entry, or to 1e-3 where a gradient is zero up to rounding.

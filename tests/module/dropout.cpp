@@ -12,21 +12,7 @@ using namespace support;
 
 namespace {
 
-constexpr TransformerBlockConfig config_of(double dropout) {
-    return {.dim = 6,
-            .num_heavy_attn_tokens_q = 3,
-            .num_heavy_attn_tokens_kv = 4,
-            .num_heavy_ff_tokens = 5,
-            .light_dim_head = 4,
-            .light_heads = 2,
-            .light_window_size = 4,
-            .heavy_dim_head = 4,
-            .heavy_heads = 2,
-            .router_straight_through = false,
-            .router_kwargs = {.coor_descent = {.score_scale = 0.4, .iterate_to_convergence = true}},
-            .dropout = dropout};
-}
-constexpr TransformerBlockConfig without = config_of(0), with = config_of(0.3);
+constexpr TransformerBlockConfig without = small_block(0), with = small_block(0.3);
 template <typename T>
 using Block = ConditionalRoutedTransformerBlock<with, T, Cpu>;
 template <typename T>

@@ -13,18 +13,7 @@ using namespace support;
 
 namespace {
 
-constexpr TransformerBlockConfig block_config{
-    .dim = 6,
-    .num_heavy_attn_tokens_q = 3,
-    .num_heavy_attn_tokens_kv = 4,
-    .num_heavy_ff_tokens = 5,
-    .light_dim_head = 4,
-    .light_heads = 2,
-    .light_window_size = 4,
-    .heavy_dim_head = 4,
-    .heavy_heads = 2,
-    .router_straight_through = false,
-    .router_kwargs = {.coor_descent = {.score_scale = 0.4, .iterate_to_convergence = true}}};
+constexpr TransformerBlockConfig block_config = small_block();
 template <typename T>
 using Model = EncoderDecoder<Stack<ConditionalRoutedTransformerBlock<block_config, T, Cpu>, 2>, 2>;
 static_assert(TrainableModule<Model<float>>);

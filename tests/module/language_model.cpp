@@ -11,23 +11,8 @@ using namespace support;
 
 namespace {
 
-constexpr TransformerBlockConfig config_of(double dropout, RouterType router = RouterType::coor_descent) {
-    return {.dim = 6,
-            .num_heavy_attn_tokens_q = 3,
-            .num_heavy_attn_tokens_kv = 4,
-            .num_heavy_ff_tokens = 5,
-            .light_dim_head = 4,
-            .light_heads = 2,
-            .light_window_size = 4,
-            .heavy_dim_head = 4,
-            .heavy_heads = 2,
-            .router_straight_through = false,
-            .router_type = router,
-            .router_kwargs = {.coor_descent = {.score_scale = 0.4, .iterate_to_convergence = true}},
-            .dropout = dropout};
-}
-constexpr TransformerBlockConfig config = config_of(0), dropped = config_of(0.2),
-                                 causal = config_of(0, RouterType::causal);
+constexpr TransformerBlockConfig config = small_block(0), dropped = small_block(0.2),
+                                 causal = small_block(0, RouterType::causal);
 template <typename T, auto& of_block = config>
 using Model = LanguageModel<Stack<ConditionalRoutedTransformerBlock<of_block, T, Cpu>, 2>>;
 static_assert(TrainableModule<Model<float>>);

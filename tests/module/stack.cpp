@@ -14,22 +14,8 @@ using namespace support;
 
 namespace {
 
-constexpr TransformerBlockConfig config_of(RouterType type) {
-    return {.dim = 6,
-            .num_heavy_attn_tokens_q = 3,
-            .num_heavy_attn_tokens_kv = 4,
-            .num_heavy_ff_tokens = 5,
-            .light_dim_head = 4,
-            .light_heads = 2,
-            .light_window_size = 4,
-            .heavy_dim_head = 4,
-            .heavy_heads = 2,
-            .router_straight_through = false,
-            .router_type = type,
-            .router_kwargs = {.coor_descent = {.score_scale = 0.4, .iterate_to_convergence = true}}};
-}
-constexpr TransformerBlockConfig by_descent = config_of(RouterType::coor_descent),
-                                 by_sinkhorn = config_of(RouterType::sinkhorn);
+constexpr TransformerBlockConfig by_descent = small_block(0, RouterType::coor_descent),
+                                 by_sinkhorn = small_block(0, RouterType::sinkhorn);
 template <typename T>
 using Descent = ConditionalRoutedTransformerBlock<by_descent, T, Cpu>;
 using Noisy = ConditionalRoutedTransformerBlock<by_sinkhorn, double, Cpu>;
