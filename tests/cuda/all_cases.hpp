@@ -105,6 +105,8 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("cross attention with null tokens", cross_case<cross_with_null_tokens, T, P>);
     add_of_modules("cross attention routed by what the queries ask for", cross_case<cross_conditioned, T, P>);
     add_of_modules("cross attention, context routed in blocks", cross_case<cross_in_blocks, T, P>);
+    add_of_modules("cross attention routed in blocks by what the queries ask for",
+                   cross_case<cross_conditioned_in_blocks, T, P>);
     add_of_modules("image attention over the map", image_attention_case<over_map, T, P>);
     add_of_modules("image attention over the map, channel first", image_attention_case<over_map_of_channels, T, P>);
     add_of_modules("image attention per window", image_attention_case<per_window, T, P>);

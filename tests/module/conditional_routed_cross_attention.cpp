@@ -35,6 +35,11 @@ constexpr CrossAttentionConfig in_blocks = [] {
     config.route_block_size = 3;
     return config;
 }();
+constexpr CrossAttentionConfig conditioned_in_blocks = [] {
+    CrossAttentionConfig config = conditioned;
+    config.route_block_size = 3;
+    return config;
+}();
 constexpr CrossAttentionConfig by_sinkhorn = with(RouterType::sinkhorn, false);
 template <CrossAttentionConfig config, typename Scalar = double>
 using Cross = ConditionalRoutedCrossAttention<config, Scalar, Cpu>;
@@ -58,7 +63,7 @@ void check_cross_gradients(Module& module, TokensTensor<double, Cpu>& x, TokensT
 
 TEST_CASE_TEMPLATE(
     "ConditionalRoutedCrossAttention: gradients by finite differences, queries and context routed or not", Module,
-    Cross<soft>, Cross<conditioned>, Cross<conditioned_by_cosine>, Cross<in_blocks>) {
+    Cross<soft>, Cross<conditioned>, Cross<conditioned_by_cosine>, Cross<in_blocks>, Cross<conditioned_in_blocks>) {
     const Cpu policy(1);
     Module module(policy, Seed{1});
     auto x = normal<double>(policy, std::array<Index, 3>{2, 7, 5}, 0, 0.7);

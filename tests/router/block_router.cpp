@@ -92,6 +92,52 @@ TEST_CASE_TEMPLATE("BlockRouter: each block is routed as a sequence of its own",
         }
 }
 
+TEST_CASE_TEMPLATE("BlockRouter: routing tokens from outside are those of all blocks of a sample", Type, CoorDescent,
+                   CumSoftmax, Gumbel) {
+    const Cpu policy(1);
+    for (const Index length : {16, 19}) {
+        CAPTURE(length);
+        auto router = make_router<typename Type::InBlocks>(policy);
+        auto x = normal<double>(policy, std::array<Index, 3>{2, length, 5}, 1, 0.3);
+        auto given = normal<double>(policy, std::array<Index, 3>{2, 2, 5}, 3);
+        const auto d_scores = normal<double>(policy, std::array<Index, 3>{2, 2, 5}, 2);
+        const auto with_mask = mask_of(policy, 2, length, [&](Index b, Index i) { return b == 0 || i + 2 < length; });
+        const auto forward = [&] {
+            if constexpr (requires { router.inner.noise; }) router.inner.noise.calls = 0;  // the same noise every time
+            return router.forward(policy, x.const_view(), with_mask.const_view(), 5, given.const_view());
+        };
+        const auto saved = forward();
+        typename Type::InBlocks::Gradients gradients{filled<double>(policy, router.inner.routing_token.shape(), 0)};
+        auto d_x = filled<double>(policy, x.shape(), 0), d_given = filled<double>(policy, given.shape(), 1);
+        router.backward(policy, saved, d_scores.const_view(), x.const_view(), with_mask.const_view(), d_x.view(),
+                        gradients, given.const_view(), d_given.view());
+        const auto loss = [&] { return inner(d_scores, forward().routing.scores); };
+        CHECK(relative_error(d_x, finite_differences(policy, x, loss)) <= 1e-5);
+        for (Index i = 0; i < d_given.size(); ++i) d_given.data()[i] -= 1;  // it accumulates
+        CHECK(relative_error(d_given, finite_differences(policy, given, loss)) <= 1e-5);
+        CHECK(inner(gradients.routing_token, gradients.routing_token) == 0);
+
+        auto learned = make_router<typename Type::InBlocks>(policy);  // those of the second sample
+        std::copy_n(given.const_view()[1].data(), 10, learned.inner.routing_token.data());
+        without_sinkhorn_noise(router);
+        without_sinkhorn_noise(learned);
+        const auto routing = router.route(policy, x.const_view(), with_mask.const_view(), 5, given.const_view());
+        const auto of_training = forward();
+        CHECK(same_bits(routing.indices, of_training.routing.indices));
+        CHECK(same_bits(routing.scores, of_training.routing.scores));
+        const auto expected = learned.route(policy, x.const_view(), with_mask.const_view(), 5);
+        CHECK(same_bits(sequence(routing.indices, 1), sequence(expected.indices, 1)));
+        CHECK(same_bits(sequence(routing.scores, 1), sequence(expected.scores, 1)));
+        CHECK(!same_bits(sequence(routing.indices, 0), sequence(expected.indices, 0)));
+        CHECK_THROWS_WITH_AS(router.route(policy, x.const_view(), {}, 5, given.const_view().range(0, 1)),
+                             "colt5: `routing_tokens` must have shape (2, any, 5), but has (1, 2, 5)", ShapeError);
+        CHECK_THROWS_WITH_AS(
+            router.backward(policy, saved, d_scores.const_view(), x.const_view(), with_mask.const_view(), d_x.view(),
+                            gradients, given.const_view(), d_given.view().range(0, 1)),
+            "colt5: `d_routing_tokens` must have shape (2, 2, 5), but has (1, 2, 5)", ShapeError);
+    }
+}
+
 TEST_CASE("BlockRouter: exactly as many tokens as asked for, shared out to all blocks, the last partial one included") {
     const Cpu policy(1);
     const auto router = make_router<CoorDescent::InBlocks>(policy);

@@ -66,8 +66,9 @@ public:
                   "colt5: attention does not take a router that leaves picks unused, such as RouterType::causal");
 
     using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias>;
-    static_assert(!config.condition_kv_routing_on_queries || IsLinearRouter<KVRouter>,
-                  "colt5: CrossAttentionConfig.condition_kv_routing_on_queries needs a LinearRouter, without blocks");
+    static_assert(!config.condition_kv_routing_on_queries ||
+                      IsLinearRouter<decltype(router_of_blocks(std::declval<const KVRouter&>()))>,
+                  "colt5: CrossAttentionConfig.condition_kv_routing_on_queries needs a LinearRouter");
     using RoutingTokens = std::conditional_t<config.condition_kv_routing_on_queries,
                                              ConditionedRoutingTokens<Scalar, P>, LearnedRoutingTokens>;
 
@@ -235,8 +236,8 @@ private:
         }
         if (saved.context.extent(1) > num_kv) {
             if constexpr (config.condition_kv_routing_on_queries) {
-                saved.kv_routing_tokens =
-                    kv_routing_tokens.forward(policy, kv_router.routing_token.const_view(), saved.x, mask);
+                saved.kv_routing_tokens = kv_routing_tokens.forward(
+                    policy, router_of_blocks(kv_router).routing_token.const_view(), saved.x, mask);
                 saved.routed_kv = run_router<save>(kv_router, policy, saved.context, context_mask, num_kv,
                                                    saved.kv_routing_tokens.routing_tokens.const_view());
             } else {

@@ -9,6 +9,7 @@
 
 #include <colt5/expr/expr.hpp>
 #include <colt5/op/route_blocks.hpp>
+#include <colt5/op/swap_first_axes.hpp>
 #include <colt5/op/zero.hpp>
 #include <colt5/router/router.hpp>
 
@@ -23,6 +24,8 @@ namespace colt5 {
 /// block's share is by the tokens up to the last real one of its sample, and at most so many are chosen: padding behind
 /// them changes nothing. This holds for routers that take a number of tokens for each sample behind the routing tokens,
 /// as those of the library do. For others, and for those that say that padding counts, shares are by the padded length.
+///
+/// Routing tokens that a call gives to each sample (b, r, d) are those of all its blocks.
 template <typename Inner, Index block_size, typename Scalar, typename P>
 class BlockRouter {
     static_assert(block_size >= 1, "colt5: route_block_size must be at least 1");
@@ -44,24 +47,35 @@ public:
         BlockShares<P> shares;          // with a mask
     };
 
-    Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
+    Routing<Logit, P> route(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
+                            TokensView<const Scalar> routing_tokens = {}) const {
         const RouteBlocks blocks = blocks_of(x, mask, num_tokens);
         const BlockShares<P> shares = shares_of(policy, blocks, mask);
         const Blocked in(policy, x, mask, blocks);
+        const auto of_blocks = for_each_block(policy, blocks, x, routing_tokens);
         if constexpr (takes_shares)
             return merged(policy, blocks, shares, x,
-                          inner.route(policy, in.x, in.mask, blocks.picks_of_block(), {}, shares.picks.const_view()));
+                          inner.route(policy, in.x, in.mask, blocks.picks_of_block(), of_blocks.const_view(),
+                                      shares.picks.const_view()));
+        else if constexpr (takes_tokens)
+            return merged(policy, blocks, shares, x,
+                          inner.route(policy, in.x, in.mask, blocks.picks_of_block(), of_blocks.const_view()));
         else
             return merged(policy, blocks, shares, x, inner.route(policy, in.x, in.mask, blocks.picks_of_block()));
     }
 
-    Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens) const {
+    Activations forward(const P& policy, TokensView<const Scalar> x, Mask mask, Index num_tokens,
+                        TokensView<const Scalar> routing_tokens = {}) const {
         const RouteBlocks blocks = blocks_of(x, mask, num_tokens);
         BlockShares<P> shares = shares_of(policy, blocks, mask);
         const Blocked in(policy, x, mask, blocks);
+        const auto of_blocks = for_each_block(policy, blocks, x, routing_tokens);
         auto saved = [&] {
             if constexpr (takes_shares)
-                return inner.forward(policy, in.x, in.mask, blocks.picks_of_block(), {}, shares.picks.const_view());
+                return inner.forward(policy, in.x, in.mask, blocks.picks_of_block(), of_blocks.const_view(),
+                                     shares.picks.const_view());
+            else if constexpr (takes_tokens)
+                return inner.forward(policy, in.x, in.mask, blocks.picks_of_block(), of_blocks.const_view());
             else
                 return inner.forward(policy, in.x, in.mask, blocks.picks_of_block());
         }();
@@ -73,12 +87,23 @@ public:
     }
 
     void backward(const P& policy, const Activations& saved, TokensView<const Logit> d_scores,
-                  TokensView<const Scalar> x, Mask mask, TokensView<Scalar> d_x, Gradients& gradients) const {
+                  TokensView<const Scalar> x, Mask mask, TokensView<Scalar> d_x, Gradients& gradients,
+                  TokensView<const Scalar> routing_tokens = {}, TokensView<Logit> d_routing_tokens = {}) const {
         expect_shape("d_x", d_x.shape(), x.shape());
         const RouteBlocks blocks = blocks_of(x, mask, d_scores.extent(2));
         const Blocked in(policy, x, mask, blocks);
         const auto d_block_scores = split_blocks(policy, blocks, d_scores, saved.shares.lengths.const_view());
         const auto to = [&](TokensView<Scalar> d_blocks) {
+            if constexpr (takes_tokens)
+                if (routing_tokens) {
+                    expect_shape("d_routing_tokens", d_routing_tokens.shape(), routing_tokens.shape());
+                    const auto of_blocks = for_each_block(policy, blocks, x, routing_tokens);
+                    TokensTensor<Logit, P> d_of_blocks(policy, of_blocks.shape());
+                    set_zero(policy, d_of_blocks);
+                    inner.backward(policy, saved.inner, d_block_scores.const_view(), in.x, in.mask, d_blocks, gradients,
+                                   of_blocks.const_view(), d_of_blocks.view());
+                    return add_sums_of_blocks(policy, blocks, d_routing_tokens, d_of_blocks);
+                }
             inner.backward(policy, saved.inner, d_block_scores.const_view(), in.x, in.mask, d_blocks, gradients);
         };
         if (!in.padded) return to(d_x.reshape(in.x.shape()));
@@ -106,6 +131,11 @@ private:
         else
             return false;
     }();
+    /// From outside.
+    static constexpr bool takes_tokens =
+        requires(const Inner& router, const P& policy, TokensView<const Scalar> x, Mask mask) {
+        router.route(policy, x, mask, Index{1}, x);
+    };
     static constexpr bool takes_shares =
         !padding_counts && requires(const Inner& router, const P& policy, TokensView<const Scalar> x, Mask mask,
                                     VectorView<const TokenIndex> picks) {
@@ -145,6 +175,31 @@ private:
         }
     };
 
+    /// Routing tokens (b, r, d) as those of each block, (b · blocks, r, d).
+    static TokensTensor<Scalar, P> for_each_block(const P& policy, const RouteBlocks& blocks,
+                                                  TokensView<const Scalar> x, TokensView<const Scalar> tokens) {
+        if (!tokens) return {};
+        expect_value(takes_tokens, "routing_tokens", "absent: the router of the blocks takes none", "given");
+        expect_shape("routing_tokens", tokens.shape(), {x.extent(0), dynamic, x.extent(2)});
+        const Index batch = tokens.extent(0), count = blocks.count(), size = tokens.extent(1) * tokens.extent(2);
+        TokensTensor<Scalar, P> repeated(policy, {batch * count, tokens.extent(1), tokens.extent(2)});
+        for (Index b = 0; b < batch; ++b) {
+            auto of_sample = repeated.view().range(b * count, count).reshape(std::array{count, size});
+            assign(policy, of_sample, row(tokens[b].reshape(std::array{size})));
+        }
+        return repeated;
+    }
+    /// Its vector-Jacobian product, added to d_tokens (b, r, d).
+    static void add_sums_of_blocks(const P& policy, const RouteBlocks& blocks, TokensView<Logit> d_tokens,
+                                   const TokensTensor<Logit, P>& d_of_blocks) {
+        const Index batch = d_tokens.extent(0), size = d_tokens.extent(1) * d_tokens.extent(2), count = blocks.count();
+        const auto by_number =
+            swap_middle_axes(policy, d_of_blocks.const_view().reshape(std::array{batch, count, size, Index{1}}));
+        TokensTensor<Logit, P> sums(policy, d_tokens.shape());
+        assign(policy, sums.view().reshape(std::array{batch * size, Index{1}}),
+               row_sum(by_number.const_view().reshape(std::array{batch * size, count})));
+        assign(policy, d_tokens, d_tokens + sums);
+    }
     static BlockShares<P> shares_of(const P& policy, const RouteBlocks& blocks, Mask mask) {
         return blocks.by_real_tokens ? block_shares(policy, blocks, mask) : BlockShares<P>();
     }
@@ -162,5 +217,15 @@ private:
             return router;
     }
 };
+
+/// The router that routes each block, of a BlockRouter; of others, the router itself.
+template <typename R>
+const R& router_of_blocks(const R& router) {
+    return router;
+}
+template <typename Inner, Index block_size, typename Scalar, typename P>
+const Inner& router_of_blocks(const BlockRouter<Inner, block_size, Scalar, P>& router) {
+    return router.inner;
+}
 
 }  // namespace colt5

@@ -165,6 +165,7 @@ void check_modules_alone(Precision precision) {
             with_context.template operator()<cross_with_null_tokens>(length, masked);
             with_context.template operator()<cross_conditioned>(length, masked);
             with_context.template operator()<cross_in_blocks>(length, masked);
+            with_context.template operator()<cross_conditioned_in_blocks>(length, masked);
         }
     }
 }

@@ -253,6 +253,7 @@ void check_padding() {
     check_padding_of_cross<cross_with_null_tokens, T>(policy);
     check_padding_of_cross<cross_conditioned, T>(policy);
     check_padding_of_cross<cross_in_blocks, T>(policy);
+    check_padding_of_cross<cross_conditioned_in_blocks, T>(policy);
 }
 
 }  // namespace cases

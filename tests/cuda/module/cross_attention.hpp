@@ -35,6 +35,11 @@ inline constexpr CrossAttentionConfig cross_in_blocks = [] {
     config.route_block_size = 50;
     return config;
 }();
+inline constexpr CrossAttentionConfig cross_conditioned_in_blocks = [] {
+    CrossAttentionConfig config = cross_conditioned;
+    config.route_block_size = 50;
+    return config;
+}();
 inline constexpr CrossAttentionConfig cross_with_query_routes = [] {
     CrossAttentionConfig config = cross_config;
     config.q_routing_tokens = 4;
