@@ -211,6 +211,55 @@ TEST_CASE_TEMPLATE("ConditionalRoutedImageAttention: a batch gives each map the 
     }
 }
 
+TEST_CASE_TEMPLATE(
+    "ConditionalRoutedImageAttention: maps of several sizes, packed as windows, have the bits of each alone", Module,
+    Image<channels>, InFloat) {
+    using T = typename Module::Out::value_type;
+    constexpr bool channel_first = Module::Maps::extents[1] == 5;
+    const Cpu policy(2);
+    const Module module(policy, Seed{1});
+    const Ragged ragged(module.attention);
+    const std::vector<std::array<Index, 2>> sizes_of_maps{{6, 9}, {3, 3}, {9, 6}, {12, 15}, {3, 3}};
+    std::vector<Index> lengths;
+    for (const auto& [height, width] : sizes_of_maps) lengths.push_back(height * width);
+    const auto offsets = cumulative_lengths(lengths);
+    HostTensor<T, 2> tokens(policy, {offsets.back(), 5}), d_out(policy, tokens.shape());
+    std::vector<HostTensor<T, 4>> outs, d_maps;
+    auto expected = module.make_gradients();
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+        const auto maps = normal<T>(policy, shape_of<Module>(1, sizes_of_maps[i][0], sizes_of_maps[i][1]), 2 * i),
+                   d = normal<T>(policy, maps.shape(), 2 * i + 1);
+        const WindowGrid grid = window_grid("maps", maps, 3, channel_first);
+        const auto pack = [&](const auto& from, auto& to) {
+            const auto of_windows = to_windows(policy, from, grid, channel_first);
+            std::copy_n(of_windows.data(), of_windows.size(), to.view()[offsets[i]].data());
+        };
+        pack(maps, tokens);
+        pack(d, d_out);
+        auto saved = module.forward(maps);
+        d_maps.push_back(module.backward(saved, d, expected));
+        outs.push_back(std::move(saved.out));
+    }
+    auto gradients = module.make_gradients();
+    const auto saved = ragged.forward(tokens, offsets);
+    const auto d_tokens = ragged.backward(saved, d_out, gradients.attention);
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+        CAPTURE(i);
+        const WindowGrid grid = window_grid("maps", outs[i], 3, channel_first);
+        const auto of = [&](const auto& packed) {
+            const auto part = packed.const_view().range(offsets[i], lengths[i]);
+            return from_windows(policy, part.reshape(std::array{Index{1}, lengths[i], Index{5}}), grid, channel_first);
+        };
+        CHECK(same_bits(of(saved.out), outs[i]));
+        CHECK(same_bits(of(d_tokens), d_maps[i]));
+    }
+    Module::each_parameter(
+        [](const std::string&, const auto& a, const auto& b) {
+            CHECK(relative_error(a, b) <= (std::is_same_v<T, float> ? 1e-5 : 1e-12));
+        },
+        "", gradients, expected);
+}
+
 TEST_CASE_TEMPLATE("ConditionalRoutedImageAttention: what stands in masked tokens is not seen", Module, Image<over_map>,
                    Image<per_window>, Image<channels>) {
     const Cpu policy(2);
