@@ -10,7 +10,7 @@ template <colt5::ViTConfig config>
 using Module = colt5::ConditionalRoutedViT<config, float, colt5::Cpu>;
 using Config = colt5::ViTConfig;
 
-constexpr Config right{.patch_size = 4,
+constexpr Config valid{.patch_size = 4,
                        .num_classes = 2,
                        .dim = 8,
                        .depth = 1,
@@ -20,7 +20,7 @@ constexpr Config right{.patch_size = 4,
                        .ff_num_heavy_tokens = 2};
 template <typename Change>
 constexpr Config with(Change change) {
-    Config config = right;
+    Config config = valid;
     change(config);
     return config;
 }

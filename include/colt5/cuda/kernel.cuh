@@ -50,9 +50,10 @@ inline dim3 grid(Index blocks) {
 }
 /// A grid of `blocks_each` blocks for each of `rows` rows. The kernel finds its row and block by RowBlock.
 inline dim3 grid_of_rows(Index rows, Index blocks_each) {
-    expect_value(rows == 0 || blocks_each <= max_blocks / rows, "blocks of a kernel",
-                 colt5::detail::concat({"at most 2147483647 on a GPU, in rows times ", std::to_string(blocks_each)}),
-                 rows);
+    if (rows > 0 && blocks_each > max_blocks / rows)
+        expect_value(
+            false, "blocks of a kernel",
+            colt5::detail::concat({"at most 2147483647 on a GPU, in rows times ", std::to_string(blocks_each)}), rows);
     return grid(rows * blocks_each);
 }
 /// The grid of a grid-stride loop over `count` items: at most so many blocks that they fill an H100 several times.

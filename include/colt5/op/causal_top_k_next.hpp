@@ -154,8 +154,9 @@ NextCausalPicks<T, P> causal_top_k_next(const P& policy, const CausalTopK& how, 
     expect_shape("state.history", state.history.shape(), {batch, routes, how.block_size});
     expect_shape("state.block", state.block.shape(), {batch, routes, 2});
     expect_shape("state.progress", state.progress.shape(), {batch, routes, CausalProgress::size});
-    expect_value(num_tokens == state.num_tokens, "num_tokens",
-                 detail::concat({"that of the state, ", std::to_string(state.num_tokens)}), num_tokens);
+    if (num_tokens != state.num_tokens)
+        expect_value(false, "num_tokens", detail::concat({"that of the state, ", std::to_string(state.num_tokens)}),
+                     num_tokens);
     expect_value(how == state.how, "how", "that of the state", "another");
     const std::array<Index, 3> picks{batch, routes,
                                      std::min({length, num_tokens, how.capacity(length + how.block_size)})};
