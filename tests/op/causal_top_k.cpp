@@ -242,6 +242,26 @@ TEST_CASE_TEMPLATE("causal_top_k: infinite logits have scores that are numbers",
     }
 }
 
+TEST_CASE_TEMPLATE("causal_top_k: a history whose k-th logit is far above the others", T, float, double) {
+    const Cpu policy(1);
+    for (const T gap : {T(20), T(60), T(1000)}) {  // e^-gap is less than the rounding of 1
+        CAPTURE(gap);
+        TokensTensor<T, Cpu> logits(policy, {1, 1, 8});
+        fill(policy, logits, 0);
+        logits.data()[0] = gap;
+        logits.data()[4] = gap + 5;
+        logits.data()[6] = gap;
+        // k is 1 in the block [4, 8): the price is −gap, up to rounding
+        const auto picks = causal_top_k(policy, {.rate = 0.25, .block_size = 4}, logits, {}, 8);
+        for (Index pick = 0; pick < 3; ++pick) {
+            CHECK(picks.live.data()[pick]);
+            CHECK(picks.indices.data()[pick] == std::array<TokenIndex, 3>{0, 4, 6}[static_cast<std::size_t>(pick)]);
+            CHECK(picks.scores.data()[pick] == doctest::Approx(1));
+        }
+        CHECK(!picks.live.data()[3]);
+    }
+}
+
 TEST_CASE("causal_top_k: straight_through gives live picks 1, and keeps the slopes") {
     const Cpu policy(1);
     const auto logits = normal<double>(policy, std::array<Index, 3>{2, 1, 90}, 4);

@@ -23,13 +23,13 @@ T price_of(const T* logits, Index top, Index count, T k, T eps) {
     for (Index i = top; i < count; ++i) sum += ratio(logits[i], logits[top - 1]);
     below[top - 1] = sum;
     for (Index m = top - 1; m-- > 0;) below[m] = 1 + below[m + 1] * ratio(logits[m + 1], logits[m]);
-    // The m largest have score 1: m is the least number with which the next score, (k − m) / below[m], is under 1.
+    // The m largest have score 1: m is the least number with which the next score, (k − m) / below[m], is at most 1.
     Index m = 0;
-    while (m + 1 < top && !(k - static_cast<T>(m) < below[m])) ++m;
+    while (m + 1 < top && !(k - static_cast<T>(m) <= below[m])) ++m;
     return eps * std::log((k - static_cast<T>(m)) / below[m]) - logits[m];
 }
 
-/// The least logit of a block's candidates, and the price of their scores (see causal_top_k).
+/// The logit that a token of a block must reach to be a candidate, and the price of scores (see causal_top_k).
 template <typename T>
 struct CausalPrice {
     T threshold = -std::numeric_limits<T>::infinity(), price = std::numeric_limits<T>::infinity();

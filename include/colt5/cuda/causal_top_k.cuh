@@ -59,15 +59,15 @@ __device__ T price_of(const typename LogitRank<T>::type* ranks, int count, T k, 
         to = swapped;
     }
     __syncthreads();
-    // The m largest have score 1: m is the least number with which the next score, (k − m) / below[m], is under 1.
+    // The m largest have score 1: m is the least number with which the next score, (k − m) / below[m], is at most 1.
     int saturated = count - 1;
     for (int m = static_cast<int>(threadIdx.x); m < saturated; m += causal_threads)
-        if (k - static_cast<T>(m) < from[m]) saturated = m;
+        if (k - static_cast<T>(m) <= from[m]) saturated = m;
     saturated = block_reduce(saturated, count - 1, Smaller());
     return eps * ::log((k - static_cast<T>(saturated)) / from[saturated]) - logit(saturated);
 }
 
-/// The least logit of a block's candidates, and the price of their scores (see causal_top_k).
+/// The logit that a token of a block must reach to be a candidate, and the price of scores (see causal_top_k).
 template <typename T>
 struct CausalPrice {
     T threshold, price;

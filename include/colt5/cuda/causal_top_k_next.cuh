@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(causal_threads)
     const Index count = block_sum(mine);
     Index chosen = 0;
     for (Index first = 0; first < count;) {
-        __syncthreads();  // what the loop before this one has written to history, and read of taken_of_block
+        __syncthreads();  // the previous iteration has written to history and read taken_of_block
         if (at.begins_block(size)) {
             for (Index i = thread; i < size; i += causal_threads)
                 ranks[i] = i < at.length ? LogitRank<T>::of(history[i]) : LogitRank<T>::masked;
