@@ -23,11 +23,15 @@ void check_rounding(std::uint32_t infinity) {
     for (std::uint32_t bits = 0; bits + 1 < infinity; ++bits) {
         const double below = widened<T>(bits), above = widened<T>(bits + 1), middle = (below + above) / 2;
         const std::uint32_t even = bits % 2 == 0 ? bits : bits + 1;
-        const auto round = [](double value) { return T(static_cast<float>(value)).bits(); };
+        const auto round = [](auto value) { return T(value).bits(); };
         REQUIRE(round(below) == bits);
         REQUIRE(round(-below) == (bits | 0x8000u));
-        if (static_cast<double>(static_cast<float>(middle)) != middle) continue;  // the smallest bfloat16s
         REQUIRE(round(middle) == even);
+        REQUIRE(round(std::nextafter(middle, 0.0)) == bits);  // not twice: the nearest float is the middle
+        REQUIRE(round(std::nextafter(middle, 1e300)) == bits + 1);
+        REQUIRE(round(-std::nextafter(middle, 1e300)) == ((bits + 1) | 0x8000u));
+        if (static_cast<double>(static_cast<float>(middle)) != middle) continue;  // the smallest bfloat16s
+        REQUIRE(round(static_cast<float>(middle)) == even);
         REQUIRE(round(std::nextafter(static_cast<float>(middle), 0.0f)) == bits);
         REQUIRE(round(std::nextafter(static_cast<float>(middle), std::numeric_limits<float>::infinity())) == bits + 1);
     }
@@ -36,6 +40,10 @@ void check_rounding(std::uint32_t infinity) {
     CHECK(T(std::numeric_limits<float>::infinity()).bits() == infinity);
     CHECK(T(-std::numeric_limits<float>::infinity()).bits() == (infinity | 0x8000u));
     CHECK(T(std::numeric_limits<float>::max()).bits() == infinity);
+    CHECK(T(1e300).bits() == infinity);
+    CHECK(T(-1e-300).bits() == 0x8000u);
+    CHECK(std::isnan(static_cast<float>(T(std::numeric_limits<double>::quiet_NaN()))));
+    CHECK(T(std::int64_t{1} << 40).bits() == T(0x1p40f).bits());
     CHECK(std::isnan(static_cast<float>(T(std::numeric_limits<float>::quiet_NaN()))));
     CHECK(std::isnan(static_cast<float>(T(std::bit_cast<float>(0xFF800001u)))));  // all of its bits are low ones
 }

@@ -212,6 +212,8 @@ TEST_CASE("npy: what is wrong with a file is said in one line") {
           "has 0 bytes behind the header, but <f8 of shape (1152921504606846976) takes 2^63 or more");
     CHECK(complaint(npy("<f8", "(9223372036854775808,)", "")) ==
           "the header has a number of at least 2^63 at its byte 51");
+    CHECK(complaint(npy("<f4", "(18446744073709551617,)", "1234")) ==  // 2^64 + 1
+          "the header has a number of at least 2^63 at its byte 51");
     CHECK(complaint(npy(">f4", "(1,)", "1234")) == "holds big-endian elements, `>f4`");
     for (const char* descr : {"<U5", "<c8", "|O", "<V2", "|S3", "<f16", "<M8[ns]", "", "f4", "=f4"})
         CHECK(complaint(npy(descr, "(1,)", "1234")) == "holds elements that are not numbers of ours, `"s + descr + "`");

@@ -58,7 +58,9 @@ struct Float16Format {
         const std::uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7FFFFFFFu;
         if (magnitude > 0x7F800000u) return static_cast<std::uint16_t>(sign | 0x7E00u);  // NaN
         if (magnitude >= 0x477FF000u) return static_cast<std::uint16_t>(sign | 0x7C00u);  // rounds to 2¹⁶ or more: ∞
-        if (magnitude < 0x38800000u) {  // below 2⁻¹⁴: subnormal, a multiple of 2⁻²⁴; adding 1/2 rounds to one
+        // Below 2⁻¹⁴ the result is subnormal, a multiple of 2⁻²⁴. Adding 1/2 rounds to such a multiple, because floats
+        // in [1/2, 1) are 2⁻²⁴ apart.
+        if (magnitude < 0x38800000u) {
             const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
             return static_cast<std::uint16_t>(sign | (std::bit_cast<std::uint32_t>(shifted) - 0x3F000000u));
         }
@@ -68,15 +70,31 @@ struct Float16Format {
     }
 };
 
+/// A float for a number that is rounded further: if it is no float, the odd one of its two neighbours. A float that
+/// lies halfway between two numbers of fewer bits is even, so that the second rounding sees on which side the number
+/// was.
+template <typename T>
+COLT5_HOST_DEVICE float round_to_odd(T value) {
+    const auto nearest = static_cast<float>(value);
+    if constexpr (std::is_same_v<T, float> || sizeof(T) <= 2) {
+        return nearest;
+    } else {
+        const auto exact = static_cast<double>(value), rounded = static_cast<double>(nearest);
+        if (rounded == exact || exact != exact) return nearest;
+        const bool is_beyond = exact < 0 ? rounded < exact : rounded > exact;
+        return std::bit_cast<float>((std::bit_cast<std::uint32_t>(nearest) - (is_beyond ? 1u : 0u)) | 1u);
+    }
+}
+
 /// A floating-point number of 16 bits. A storage type: arithmetic is done in float, and conversions to it round to
-/// nearest, ties to even.
+/// nearest, ties to even, once.
 template <typename Format>
 class SmallFloat {
 public:
     SmallFloat() = default;
     template <typename T>
     requires std::is_arithmetic_v<T> COLT5_HOST_DEVICE explicit SmallFloat(T value)
-        : bits_(Format::round(static_cast<float>(value))) {}
+        : bits_(Format::round(round_to_odd(value))) {}
 
     template <typename T>
     requires std::is_arithmetic_v<T> COLT5_HOST_DEVICE explicit operator T() const {

@@ -159,9 +159,10 @@ private:
         const std::size_t begin = at_;
         std::uint64_t value = 0;
         for (; is_digit(); ++at_) {
-            value = 10 * value + static_cast<std::uint64_t>(text_[at_] - '0');
-            if (value > largest_count)
+            const auto digit = static_cast<std::uint64_t>(text_[at_] - '0');
+            if (value > (largest_count - digit) / 10)
                 fail_(concat({"the header has a number of at least 2^63 at its byte ", std::to_string(begin)}));
+            value = 10 * value + digit;
         }
         if (at_ < text_.size() && text_[at_] == 'L') ++at_;  // written by Python 2
         return static_cast<Index>(value);
@@ -196,9 +197,9 @@ inline std::string npy_header(DType dtype, const std::vector<Index>& shape) {
 
 }  // namespace detail
 
-/// An array of a file. Opening reads and checks the header; the elements are read when they are asked for, from several
-/// threads at once if need be. Every method throws FileError, which names the file and, where two values disagree,
-/// both.
+/// An array of a file. Opening reads and checks the header; the elements are read when they are asked for. Several
+/// threads may read at the same time. Every method throws FileError, which names the file and, where two values
+/// disagree, both.
 ///
 ///     NpyArray array("tokens.npy");                                // array.dtype(), array.shape()
 ///     std::vector<float> values = array.read<float>();             // row-major
