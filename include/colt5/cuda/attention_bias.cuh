@@ -6,7 +6,7 @@
 
 /// The bias of the logits of attention by the positions of query and key, in the kernels, and its gradient. Kernels
 /// take NoBias, WindowBias or PositionBias; a bias divided by the scale is added to the products q·k, so that all that
-/// follows is as without. LimitedBias is one of them, and says in addition which keys a query sees.
+/// follows is as without. LimitedBias wraps one of these three, and says in addition which keys a query sees.
 namespace colt5::cuda {
 
 /// Of local attention: by the distance within the sequence.
@@ -61,8 +61,9 @@ __device__ Index part_of_warp(const Attention<T>& a, const AttentionBlock<T>& bl
 ///     hides                                 constant: some may be
 ///     keys_seen(i, keys)                    of `keys` keys, those before this number are what query i sees
 ///     most_keys_seen(i, count, keys, stage)
-///         the largest keys_seen of `count` queries from i on, rounded up to whole stages of so many keys, or all keys:
-///         the order of a query's sums then depends on what it sees alone. All lanes call it
+///         the largest keys_seen of `count` queries from i on, rounded up to a multiple of `stage`, so perhaps more
+///         than `keys`; without counts, `keys`. Then the order of a query's sums depends only on the keys that it sees,
+///         not on what the other queries of its tile see. All lanes call it
 ///     is_hidden(i, j)                       whether query i does not see key j
 ///     clip(range, j)
 ///         leaves out queries at both ends that see no key from j on. All lanes call it
@@ -187,7 +188,8 @@ struct HeadBias<T, PositionBias<accumulate_t<T>>> : SeesAll {
                             ? nullptr
                             : bias.key_positions +
                                   (static_cast<Index>(block.b) * a.routes + block.route) * (a.keys - bias.null_keys)) {}
-    /// The positions of query i and of key j; −1 of a null key. Those beyond the end are read nowhere.
+    /// The positions of query i and of key j; −1 of a null key. An index beyond the end reads no memory, and what is
+    /// returned for it does not matter.
     __device__ int query_position(int i) const {
         return query_positions == nullptr || i >= queries ? i : __ldg(query_positions + i);
     }
@@ -229,7 +231,7 @@ struct HeadBias<T, LimitedBias<Inner>> : HeadBias<T, Inner> {
                                                          static_cast<Index>(block.h) * bias.groups / a.heads()) *
                                                             a.queries),
           all_queries(a.queries) {}
-    /// Queries beyond the end see nothing.
+    /// With counts, queries beyond the end see nothing.
     __device__ int count(int query) const {
         if (counts == nullptr) return Attention<T>::everything;
         return query < all_queries ? ::max(0, __ldg(counts + query)) : 0;
@@ -285,7 +287,8 @@ struct HeadBias<T, LimitedBias<Inner>> : HeadBias<T, Inner> {
 ///     add(d_s, key, query)  of 16 keys (rows) and 16 queries (columns), from these on
 ///     end()                 writes the warp's part
 ///
-/// `Memory` is what it takes of shared memory for each warp.
+/// `shared_bytes_of_block` is the shared memory that a block needs for it, beyond that of the kernel; the constructor
+/// gets a pointer to it. `is_present` says whether there is such a gradient.
 template <typename Shape, typename Bias>
 class BiasGradient;
 
@@ -311,7 +314,8 @@ public:
     static constexpr bool is_present = true;
     /// Of scratch: 8 rows, each of 24 entries between 8 zeros on both sides.
     static constexpr int pitch = 40, scratch_entries = 8 * pitch;
-    /// The sums by distance of a sliding window stay in shared memory. Scratch does, too, if there is room.
+    /// The sums by distance of a sliding window stay in shared memory, unless the bias goes beyond the window. Scratch
+    /// does, too, if there is room.
     static constexpr int row_entries = Shape::slides ? 2 * sliding_rows + 1 : 0;
     static constexpr int bytes = Shape::warps * (scratch_entries + row_entries) * static_cast<int>(sizeof(Sum));
     static constexpr bool fits = static_cast<int>(sizeof(typename Shape::Shared)) + bytes <= shared_bytes;
@@ -329,9 +333,11 @@ public:
         if constexpr (fits)
             scratch_ = reinterpret_cast<Sum*>(memory) + warp * scratch_entries;
         else
-            scratch_ = part_ + (2 * span_ + 2);  // an even number of entries after an even number
-        sums_ = Shape::slides ? reinterpret_cast<Sum*>(memory) + Shape::warps * scratch_entries + warp * row_entries
-                              : part_;
+            scratch_ = part_ + (2 * span_ + 2);  // `write` stores pairs: this and part_entries are even
+        if (Shape::slides && span_ <= sliding_rows)
+            sums_ = reinterpret_cast<Sum*>(memory) + Shape::warps * scratch_entries + warp * row_entries;
+        else
+            sums_ = part_;
         for (int i = lane_id(); i < scratch_entries; i += warp_size) scratch_[i] = 0;
         for (int i = lane_id(); i < 2 * span_ + 1; i += warp_size) sums_[i] = 0;
     }
@@ -364,7 +370,7 @@ public:
             sums_[2 * span_] += ahead_;
         }
         __syncwarp();
-        if constexpr (Shape::slides)
+        if (Shape::slides && sums_ != part_)
             for (int i = lane_id(); i < 2 * span_ + 1; i += warp_size) part_[i] = sums_[i];
     }
 

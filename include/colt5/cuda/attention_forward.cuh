@@ -123,8 +123,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                 top[half] = row_reduce(top[half], Greater());
                 shift[half] = top[half] == -infinity ? Sum(0) : top[half] * to_log2;
                 Sum shrink = fast_exp2(largest[half] * to_log2 - shift[half]);
-                // Exactly 1, whatever the product was rounded to: hidden keys change no bit.
-                if (HeadBias<T, Bias>::hides && top[half] == largest[half]) shrink = 1;
+                // Exactly 1, whatever the product was rounded to: keys that the query does not see change no bit.
+                if (top[half] == largest[half]) shrink = 1;
                 largest[half] = top[half];
                 total[half] *= shrink;
 #pragma unroll
@@ -167,8 +167,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         // The warp's queries in shared memory are no longer needed: their rows are the staging buffer of the outputs.
         Tile::store(own, sum, factor[0], factor[1], block.rows(a, a.out.with(out)), first, a.queries, a.dim_head,
                     Shape::slides || a.vectors);
-        // 0 · NaN of a hidden key makes a whole row NaN: such rows are recomputed without hidden keys, over the first
-        // result. See attention_rows.cuh.
+        // A key that the query does not see (masked, out of reach or hidden) has weight 0, but 0 · NaN makes the whole
+        // row NaN. Such rows are recomputed without these keys, over the first result. See attention_rows.cuh.
         unsigned recompute = rows_with_nan(sum);
         if (recompute == 0) return;
         __syncwarp();

@@ -49,19 +49,20 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         load_tile_rows<Shape>(shared.first[tile % Shape::tile_buffers], k_rows, from, a.keys, a);
         load_tile_rows<Shape>(shared.second[tile % Shape::tile_buffers], v_rows, from, a.keys, a);
     };
-    // Queries beyond the sequence get shift = dot = 0. Their p is 1, but their rows of q and d_out are zeros, so
-    // they add nothing.
+    // Rows outside the sequence get shift = ∞, so that their p is 0.
     const auto load_numbers = [&](Stage& stage, int first, int rows, int limit) {
         const Index at = block.of_queries(a) + first;
         for (int row = thread; row < rows; row += Shape::threads) {
             const bool real = first + row >= 0 && first + row < limit;
             if constexpr (std::is_same_v<Sum, float>) {
-                copy_float(&stage.of_row[0][row], numbers.shift + at + row, real);
-                copy_float(&stage.of_row[1][row], numbers.dot + at + row, real);
-            } else {
-                stage.of_row[0][row] = real ? numbers.shift[at + row] : Sum(0);
-                stage.of_row[1][row] = real ? numbers.dot[at + row] : Sum(0);
+                if (real) {
+                    copy_float(&stage.of_row[0][row], numbers.shift + at + row, true);
+                    copy_float(&stage.of_row[1][row], numbers.dot + at + row, true);
+                    continue;
+                }
             }
+            stage.of_row[0][row] = real ? numbers.shift[at + row] : std::numeric_limits<Sum>::infinity();
+            stage.of_row[1][row] = real ? numbers.dot[at + row] : Sum(0);
         }
     };
 

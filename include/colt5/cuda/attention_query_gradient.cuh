@@ -74,11 +74,14 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     const bool vectors = Shape::slides || a.vectors, has_value_scale = !Shape::slides && a.value_scale != nullptr;
     const Reach reach = Reach::of_query(a);
     // Otherwise every query attends to at least two keys.
-    const bool may_have_one_key = a.mask != nullptr || a.keys == 1 || a.ahead == 0 || HeadBias<T, Bias>::hides;
+    const bool may_have_one_key =
+        a.mask != nullptr || (a.keys == 1 && !a.sees_zeros) || a.ahead == 0 || HeadBias<T, Bias>::hides;
     const auto* const mask = reinterpret_cast<const std::uint8_t*>(block.mask(a));
     // What the next tile needs in registers, not in shared memory.
     Half next_out;
-    unsigned next_visible = 1;  // whether one key near the lane's query is visible; see begin
+    // Whether the key that the lane looks at is visible: without a window key number lane_id(), with one the key at the
+    // position of query lane_id() % 16 of the warp. See begin.
+    unsigned next_visible = 1;
     Sum next_log_sum_exp[2];
     const auto load_queries = [&](int tile) {
         const int from = block.first + tile * Shape::tile_rows, first = from + own_row;
@@ -136,9 +139,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             if (lane_id() % 4 == 0 && first + row < a.queries) numbers.shift[of_queries + first + row] = shift[half];
         }
         if (may_have_one_key) {
-            // Without a window, two visible keys among the first 32 rule it out; with a window, the visible keys at the
-            // queries' own positions do, but not in causal attention for the first of the 16, whose other key is before
-            // them.
+            // Without a window, two visible keys among the first 32 rule it out. With a window, it is ruled out if the
+            // keys at the positions of all 16 queries are visible; but not in causal attention for the first of the 16,
+            // whose other key is before them.
             unsigned visible = __ballot_sync(0xffffffffu, next_visible != 0);
             if constexpr (HeadBias<T, Bias>::hides) {
                 const int query = first + lane_id() % 16, seen = head_bias.keys_seen(query, a.keys);

@@ -3,9 +3,10 @@
 
 #include <colt5/cuda/attention_tile.cuh>
 
-/// Recomputes single rows of attention that came out as NaN. The tile kernels multiply whole tiles, so that a key that
-/// is masked or out of reach and not finite gives 0 · NaN = NaN. The functions here skip such keys: a warp visits the
-/// pairs of query and key one by one. That is slow, and rarely needed.
+/// Recomputes single rows of attention that came out as NaN or infinite. The tile kernels multiply whole tiles, so that
+/// a key that is not finite gives 0 · NaN = NaN even if the query does not see it: masked, out of reach, or hidden by
+/// LimitedBias. The functions here skip such keys: a warp visits the pairs of query and key one by one. That is slow,
+/// and rarely needed.
 namespace colt5::cuda {
 
 /// A row of up to 128 entries, distributed over the lanes of a warp; entries beyond its end are zeros.
@@ -69,8 +70,9 @@ __device__ unsigned rows_with_nan(const Sum (&acc)[blocks][4]) {
     return rows;
 }
 
-/// Assigns out = Σ softmax(q · k) value_scale v. In these functions `add_bias(product, i)` gives a product q·k and the
-/// bias of key i, or of query i; for a key, add_bias.hides(i) says whether query i does not see it.
+/// Assigns out = Σ softmax(scale · add_bias(q · k)) value_scale v. In these functions `add_bias(product, i)` returns
+/// the product q·k plus the bias of key i, or of query i; for a key, add_bias.hides(i) says whether query i does not
+/// see it.
 template <typename T, typename Sum, typename AddBias>
 __device__ __noinline__ void attend_row(T* out, const T* q_row, Rows<const T> k, Rows<const T> v, MaskedKeyRange range,
                                         const Sum* value_scale, Sum to_log2, int dim, AddBias add_bias) {

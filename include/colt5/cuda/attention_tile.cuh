@@ -47,11 +47,12 @@ struct Attention {
     int batch, routes, per_route, queries, keys, dim_head;
     // Query i attends to key j if −reach <= j − (first + i) <= ahead; `ahead` is `reach`, or 0 for causal attention.
     int reach, ahead;
-    int first;               // position of the first query among the keys; 0 for dense attention
-    const bool* mask;        // (batch, routes, keys) or null
-    const Sum* value_scale;  // (batch, routes, keys) or null
-    Sum scale;               // 1 / √dim_head
-    bool vectors;            // the address and the length of every row are multiples of 16 bytes
+    int first;                // position of the first query among the keys; 0 for dense attention
+    const bool* mask;         // (batch, routes, keys) or null
+    const Sum* value_scale;   // (batch, routes, keys) or null
+    Sum scale;                // 1 / √dim_head
+    bool vectors;             // the address and the length of every row are multiples of 16 bytes
+    bool sees_zeros = false;  // queries also attend to keys of 0 behind the sequence; log-sum-exps have them
 
     COLT5_HOST_DEVICE int heads() const { return routes * per_route; }
 };

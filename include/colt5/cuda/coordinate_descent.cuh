@@ -7,6 +7,7 @@
 #include <colt5/cuda/grid_team.cuh>
 #include <colt5/cuda/masked_row.cuh>
 #include <colt5/cuda/top_k.cuh>
+#include <colt5/cuda/zero.cuh>
 #include <colt5/op/coordinate_descent.hpp>
 
 namespace colt5 {
@@ -189,6 +190,10 @@ template <typename T>
 void coordinate_descent_kernel(const Cuda& policy, TokensView<T> scores, TokensView<T> threshold,
                                TokensView<T> saturated, TokensView<const T> logits, Mask mask, DescentK k,
                                const CoordinateDescent& descent) {
+    if (logits.size() == 0) {
+        zero_kernel(policy, VectorView<T>(threshold.data(), {threshold.size()}));
+        return zero_kernel(policy, VectorView<T>(saturated.data(), {saturated.size()}));
+    }
     cuda::launch_teams<T>(policy, "coordinate_descent", cuda::coordinate_descent<cuda::ClusterTeam, T>,
                           cuda::coordinate_descent<cuda::GridTeam, T>, logits.extent(0) * logits.extent(1),
                           logits.extent(2), scores.data(), threshold.data(), saturated.data(), logits.data(),

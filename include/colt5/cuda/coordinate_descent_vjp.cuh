@@ -6,6 +6,7 @@
 #include <colt5/cuda/grid_team.cuh>
 #include <colt5/cuda/kernel.cuh>
 #include <colt5/cuda/masked_row.cuh>
+#include <colt5/cuda/zero.cuh>
 #include <colt5/op/coordinate_descent.hpp>
 
 namespace colt5 {
@@ -53,8 +54,8 @@ struct DescentVjp {
     }
 };
 
-/// The number of a row's distinct steps, and all of them as one step. The latter is for logits s ≤ together.before,
-/// which are below the thresholds of all steps, and if all steps have the same ε.
+/// The number of a row's distinct steps, and all of them as one step. That is for logits s ≤ together.before, which no
+/// step leaves out. If steps differ in ε, together.before is −∞, and the steps are summed one by one.
 template <typename T>
 struct DescentSteps {
     int distinct;
@@ -105,6 +106,7 @@ __device__ int collect_steps(DescentStep<T>* steps, double& k_gradient, double a
         const bool ends = takes && (lane == warp_size - 1 || ((starts | ~taking) >> (lane + 1) & 1) != 0);
         const int place = distinct + __popc(starts & up_to_here) - 1;
         if (ends) steps[place] = {tau[t - 1], tau[t], inverse_eps, static_cast<T>(sum)};
+        __syncwarp();  // a step that continues with the next 32 iterations is written again, by another lane
         distinct += __popc(starts);
         open = __shfl_sync(all_lanes, sum, warp_size - 1);
     }
@@ -227,6 +229,7 @@ void coordinate_descent_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, M
                                   length,
                                   steps,
                                   static_cast<T>(1 / descent.step_eps(steps + 1))};
+    if (length == 0) return zero_kernel(policy, VectorView<T>(d_k.data(), {rows}));
     VectorTensor<cuda::DescentStep<T>, Cuda> all_steps(policy, {rows * steps});
     VectorTensor<cuda::DescentSteps<T>, Cuda> steps_of_row(policy, {rows});
     cuda::launch_teams<T>(policy, "descent_vjp_steps", cuda::descent_vjp_steps<cuda::ClusterTeam, T>,

@@ -128,6 +128,7 @@ __global__ void __launch_bounds__(Team::threads)
             all = carry;
             __syncthreads();
         }
+        __threadfence();  // before `combine` tells the other blocks, which read sum_of_pick
     }
     all = team.combine(threadIdx.x == 0 ? all : 0.0, 0, 0, Plus()).value;
     for (Index i = threadIdx.x; i < team.count; i += Team::threads) {

@@ -48,6 +48,7 @@ void linear_input_gradient(const Cuda& policy, Index rows, Index in, Index out, 
 template <typename T>
 void add_weight_gradient(const Cuda& policy, Index rows, Index in, Index out, accumulate_t<T>* d_weight, const T* d_y,
                          const T* x) {
+    if (rows == 0) return;
     matmul<T, accumulate_t<T>>(policy, out, in, rows, {d_weight, in}, {d_y, out, true}, {x, in}, nullptr, d_weight, 1,
                                Sums::shared);
 }

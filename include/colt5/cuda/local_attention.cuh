@@ -23,7 +23,7 @@ Attention<T> local_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
                            Index key, Index keys, const LocalAttention& attention) {
     using Sum = accumulate_t<T>;
     const Index batch = q.extent(0), queries = q.extent(1), heads = q.extent(2), dim = q.extent(3), all = heads * dim;
-    const int reach = static_cast<int>(std::min(attention.reach, Index{Attention<T>::everything}));
+    const int reach = static_cast<int>(std::min(attention.reach, Index{Attention<T>::everything} - 1));
     const auto of_queries = [&](const T* data) { return Heads<const T>{data, queries * all, 0, dim, all}; };
     const auto of_keys = [&](Index part) {
         return Heads<const T>{kv.data() + (2 * key + part) * all, kv.extent(1) * 2 * all, 0, dim, 2 * all};
@@ -44,7 +44,8 @@ Attention<T> local_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
             .mask = mask ? mask.data() + key : nullptr,  // key is 0 unless there is one sequence
             .value_scale = nullptr,
             .scale = Sum(1) / std::sqrt(static_cast<Sum>(dim)),
-            .vectors = dim * static_cast<Index>(sizeof(T)) % 16 == 0 && is_aligned(q.data()) && is_aligned(kv.data())};
+            .vectors = dim * static_cast<Index>(sizeof(T)) % 16 == 0 && is_aligned(q.data()) && is_aligned(kv.data()),
+            .sees_zeros = attention.attends_to_padding && !attention.causal && !mask};
 }
 
 inline NoBias window_bias(NoBias, Index) {

@@ -88,6 +88,7 @@ private:
         void* function = nullptr;
         cudaDriverEntryPointQueryResult result{};
         check(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &result), name);
+        if (function == nullptr) fail(name, "the driver has no such function", std::source_location::current());
         return reinterpret_cast<Function>(function);
     }
 };
@@ -96,8 +97,8 @@ inline void check(CUresult status, const char* call, const std::source_location&
     if (status != CUDA_SUCCESS) fail(call, colt5::detail::concat({"error ", std::to_string(status)}).c_str(), at);
 }
 
-/// A range of a device's addresses, as large as the device's memory. Memory is mapped to the beginning of the range, as
-/// much as `resize` was asked for.
+/// A range of a device's addresses, as large as the device's memory. Memory is mapped to the beginning of the range, at
+/// least as much as `resize` was asked for.
 class DeviceMemory {
 public:
     DeviceMemory(int device, Allocations allocations) : device_(device), allocations_(allocations) {

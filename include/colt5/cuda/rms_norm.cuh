@@ -23,7 +23,7 @@ struct RowScale {
             square = sum_of_squares(x);
         }
         const Sum norm = ::sqrt(square), floor = static_cast<Sum>(rms_norm_floor) * unit;
-        above_floor = norm > floor;
+        above_floor = !(norm <= floor);  // NaN stays NaN
         scale = ::sqrt(static_cast<Sum>(d)) / (above_floor ? norm : floor);
     }
     /// x · unit

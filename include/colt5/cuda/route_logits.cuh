@@ -104,7 +104,8 @@ __global__ void __launch_bounds__(route_threads)
 }
 
 /// Adds to d_x, and writes the sums of d_token over a block's rows to partial (blocks, routes, d). A block covers
-/// `lanes` packs of columns, and route_threads / lanes rows at a time. Rows whose d_logits are 0 are not read.
+/// `lanes` packs of columns, and route_threads / lanes rows at a time. Rows whose d_logits are 0 are not read. With
+/// `cosine` the sums are Σ ds · scale · x̂ / ‖t‖, from which the operation subtracts the part along t.
 template <typename T, int width, int routes, bool cosine = false>
 __global__ void __launch_bounds__(route_threads)
     route_logits_vjp(T* d_x, accumulate_t<T>* partial, const accumulate_t<T>* d_logits, const T* x, const T* token,
@@ -156,6 +157,7 @@ __global__ void __launch_bounds__(route_threads)
                     Sum change = 0;
                     if constexpr (cosine) change = -along[i] * static_cast<Sum>(in[i].values[e]);
                     for (int r = 0; r < routes; ++r) {
+                        if (routes > 1 && s[i][r] == Sum(0)) continue;  // 0 · ∞ is NaN
                         change += s[i][r] * weights[r][e];
                         sum[r][e] += s[i][r] * static_cast<Sum>(in[i].values[e]);
                     }

@@ -231,12 +231,13 @@ void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(T
                   const Arguments&... arguments) {
     if (rows == 0 || length == 0) return;
     const DeviceGuard guard(policy.device());
-    cudaFuncAttributes attributes{};
+    cudaFuncAttributes attributes{}, grid_attributes{};
     check(cudaFuncGetAttributes(&attributes, cluster_kernel), name);
+    check(cudaFuncGetAttributes(&grid_attributes, grid_kernel), name);
     int shared_limit = 0;
     const int processors = multiprocessors(policy);
     check(cudaDeviceGetAttribute(&shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, policy.device()), name);
-    shared_limit -= static_cast<int>(attributes.sharedSizeBytes);
+    shared_limit -= static_cast<int>(std::max(attributes.sharedSizeBytes, grid_attributes.sharedSizeBytes));
 
     const auto start = [&](auto* kernel, const TeamBarrier& barrier, const RowSplit& split, int blocks, int threads,
                            cudaLaunchAttributeID how) {

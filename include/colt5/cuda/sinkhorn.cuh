@@ -48,7 +48,7 @@ template <typename T>
 __global__ void sinkhorn_prepare(double* log_logit, SinkhornSlots* slots, const T* logits, const bool* mask,
                                  Index routes, Index length, SampleCount slots_of_sample,
                                  bool masked_tokens_take_part) {
-    const Index row = blockIdx.x, all_slots = slots_of_sample(row / routes);
+    const Index row = blockIdx.x, all_slots = ::min(slots_of_sample.all, slots_of_sample(row / routes));
     const RowMask real(mask, row, routes, length);
     unsigned reals = 0, nans = 0;
     Index masked = length;
@@ -173,9 +173,9 @@ __global__ void sinkhorn_choose(TokenIndex* indices, T* scores, const double* u,
 }
 
 /// The gradients through the chosen entries of P = exp(z − u − v). With g_i = d_score_i · score_i:
-/// d_log_j = Σ of g_i over the slots i that chose token j, and d_v_j = −d_log_j.
+/// d_z_j = Σ of g_i over the slots i that chose token j (the gradient of z_ij, summed over i), and d_v_j = −d_z_j.
 template <typename T>
-__global__ void sinkhorn_vjp_start(double* d_log, double* d_v, const T* d_scores, const T* scores,
+__global__ void sinkhorn_vjp_start(double* d_z, double* d_v, const T* d_scores, const T* scores,
                                    const TokenIndex* indices, SinkhornRows<T> rows) {
     const RowBlock at(divide_up(rows.length, sinkhorn_threads));
     const Index row = at.row, slots = rows.slots[row].count;
@@ -184,7 +184,7 @@ __global__ void sinkhorn_vjp_start(double* d_log, double* d_v, const T* d_scores
     double sum = 0;
     for (Index i = row * rows.all_slots; i < row * rows.all_slots + slots; ++i)
         if (indices[i] == j) sum += static_cast<double>(d_scores[i]) * static_cast<double>(scores[i]);
-    d_log[row * rows.length + j] = sum;
+    d_z[row * rows.length + j] = sum;
     d_v[row * rows.length + j] = -sum;
 }
 
@@ -207,9 +207,9 @@ __global__ void sinkhorn_vjp_slots(double* d_u, const double* d_v, const double*
 }
 
 /// With e_j = Σ_i d_u_i exp(z_ij − u_i − v_j), where v is that of the iteration before, or null for zeros:
-/// d_log_j += d_v_j + e_j, then d_v_j = −e_j.
+/// d_z_j += d_v_j + e_j, then d_v_j = −e_j.
 template <typename T>
-__global__ void sinkhorn_vjp_tokens(double* d_log, double* d_v, const double* d_u, const double* u, const double* v,
+__global__ void sinkhorn_vjp_tokens(double* d_z, double* d_v, const double* d_u, const double* u, const double* v,
                                     Index iterations, SinkhornRows<T> rows) {
     __shared__ double shared[sinkhorn_groups][warp_size];
     const auto [row, j, slots, lane, group] = SinkhornToken(rows.length, rows.slots);
@@ -225,12 +225,12 @@ __global__ void sinkhorn_vjp_tokens(double* d_log, double* d_v, const double* d_
     if (group != 0 || j >= rows.length) return;
     for (int g = 1; g < sinkhorn_groups; ++g) sum += shared[g][lane];
     const Index at = row * rows.length + j;
-    d_log[at] += d_v[at] + sum;
+    d_z[at] += d_v[at] + sum;
     d_v[at] = -sum;
 }
 
 template <typename T>
-__global__ void sinkhorn_vjp_logits(T* d_logits, const double* d_log, const T* logits, const bool* mask,
+__global__ void sinkhorn_vjp_logits(T* d_logits, const double* d_z, const T* logits, const bool* mask,
                                     const SinkhornSlots* slots, Index routes, Index length, Index count,
                                     double temperature) {
     for (Index i = global_thread(); i < count; i += grid_threads()) {
@@ -239,7 +239,7 @@ __global__ void sinkhorn_vjp_logits(T* d_logits, const double* d_log, const T* l
         const bool has_nan = slots[i / length].has_nan;
         d_logits[i] = !real                 ? T(0)
                       : has_nan             ? std::numeric_limits<T>::quiet_NaN()
-                      : s >= sinkhorn_floor ? static_cast<T>(d_log[i] / (s * temperature))
+                      : s >= sinkhorn_floor ? static_cast<T>(d_z[i] / (s * temperature))
                                             : T(0);
     }
 }
@@ -325,22 +325,22 @@ void sinkhorn_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<
     const Index rows = logits.extent(0) * logits.extent(1);
     const cuda::PreparedSinkhorn<T> prepared(policy, logits, noise, mask, sinkhorn, slots, slots_of_sample);
     const cuda::SinkhornGrid grid(policy, slots, length, rows);
-    VectorTensor<double, Cuda> d_log(policy, {logits.size()}), d_v(policy, {logits.size()}),
+    VectorTensor<double, Cuda> d_z(policy, {logits.size()}), d_v(policy, {logits.size()}),
         d_u(policy, {indices.size()});
     constexpr int threads = cuda::sinkhorn_threads;
     cuda::launch(policy, "sinkhorn_vjp_start", cuda::sinkhorn_vjp_start<T>,
-                 cuda::grid_of_rows(rows, divide_up(length, threads)), threads, 0, d_log.data(), d_v.data(),
+                 cuda::grid_of_rows(rows, divide_up(length, threads)), threads, 0, d_z.data(), d_v.data(),
                  d_scores.data(), scores.data(), indices.data(), prepared.rows);
     const auto u = [&](Index t) { return slot_potential.data() + t * slots; };
     const auto v = [&](Index t) { return t < 0 ? nullptr : token_potential.data() + t * length; };
     for (Index t = iterations - 1; t >= 0; --t) {
         grid.over_slots("sinkhorn_vjp_slots", cuda::sinkhorn_vjp_slots<T>, d_u.data(), d_v.data(), u(t), v(t),
                         iterations, prepared.rows, d_scores.data(), scores.data(), t == iterations - 1);
-        grid.over_tokens("sinkhorn_vjp_tokens", cuda::sinkhorn_vjp_tokens<T>, d_log.data(), d_v.data(), d_u.data(),
-                         u(t), v(t - 1), iterations, prepared.rows);
+        grid.over_tokens("sinkhorn_vjp_tokens", cuda::sinkhorn_vjp_tokens<T>, d_z.data(), d_v.data(), d_u.data(), u(t),
+                         v(t - 1), iterations, prepared.rows);
     }
     cuda::launch(policy, "sinkhorn_vjp_logits", cuda::sinkhorn_vjp_logits<T>, cuda::blocks_for(logits.size(), threads),
-                 threads, 0, d_logits.data(), d_log.data(), logits.data(), mask.data(), prepared.slots_of_row.data(),
+                 threads, 0, d_logits.data(), d_z.data(), logits.data(), mask.data(), prepared.slots_of_row.data(),
                  logits.extent(1), length, logits.size(), sinkhorn.temperature);
 }
 

@@ -14,7 +14,7 @@
 
 #include "numbers.hpp"
 
-/// Norms at the ends of the range of numbers.
+/// Norms at the ends of the range of numbers, and of NaN.
 namespace cases {
 
 using namespace colt5;
@@ -78,6 +78,18 @@ void check_scale_of_norms() {
     MatrixTensor<T, Cuda> constant(policy, {3, 37});
     fill(policy, constant, 0.7 * static_cast<double>(std::numeric_limits<Sum>::max()));
     for (const double value : numbers(policy, layer_norm(policy, constant, ones, zeros))) CHECK(value == 0);
+
+    // A NaN makes its row NaN, and no other.
+    std::vector<T> with_nan(2 * 37, T(1.5f));
+    with_nan[5] = T(std::numeric_limits<float>::quiet_NaN());
+    const auto x = from_host<MatrixTensor<T, Cuda>>(policy, {2, 37}, with_nan);
+    const auto d_y = normal_rows<T>(policy, 2, 37, 3, 1);
+    VectorTensor<Sum, Cuda> d_weight(policy, {37}), d_bias(policy, {37});
+    for (const auto& results :
+         {numbers(policy, rms_norm(policy, x, ones)), numbers(policy, layer_norm(policy, x, ones, zeros)),
+          numbers(policy, rms_norm_vjp(policy, d_y, x, ones, d_weight.view())),
+          numbers(policy, layer_norm_vjp(policy, d_y, x, ones, d_weight.view(), d_bias.view()))})
+        for (std::size_t i = 0; i < results.size(); ++i) CHECK(std::isnan(results[i]) == (i < 37));
 }
 
 }  // namespace cases

@@ -84,7 +84,7 @@ Results many_heads_case(const P& policy, const Setting& setting) {
 /// With a bias: out and gradients, those of the first sequence in parts, and the same bits on a second run.
 template <typename T, typename P>
 Results local_bias_of(const P& policy, Draw<T, P>& draw, Index batch, Index length, Index heads, Index dim_head,
-                      const LocalAttention& attention, const RelativePositionBuckets& buckets) {
+                      const LocalAttention& attention, const RelativePositionBuckets& buckets, Index bias_reach) {
     using Sum = accumulate_t<T>;
     Recorder record(policy);
     const auto with_mask = draw.optional_mask(batch, length);
@@ -93,7 +93,7 @@ Results local_bias_of(const P& policy, Draw<T, P>& draw, Index batch, Index leng
     const auto kv = draw.values(std::array{batch, length, Index{2}, heads, dim_head});
     const auto d_out = draw.values(q.shape());
     const auto table = draw.values(std::array{buckets.num_buckets, heads});
-    const auto by_distance = relative_position_bias(policy, buckets, table, attention.reach);
+    const auto by_distance = relative_position_bias(policy, buckets, table, bias_reach);
     record.in_float("by distance", by_distance);
     const RelativePositionBias<Sum> bias{buckets, by_distance.const_view()};
     const auto zero_table = [&] {
@@ -146,15 +146,17 @@ Results local_bias_case(const P& policy, const Setting& setting) {
     const Index length = draw.length(5000, batch * heads * dim_head), reach = draw.length(200);
     const RelativePositionBuckets buckets{2 * draw.size(2, 20), draw.size(11, 150)};
     return local_bias_of(policy, draw, batch, length, heads, dim_head, {.reach = reach, .causal = draw.size(0, 1) == 1},
-                         buckets);
+                         buckets, reach);
 }
 
-/// Several tiles of a head in each block, as in many_heads_case.
+/// Several tiles of a head in each block, as in many_heads_case. The bias may go beyond the window.
 template <typename T, typename P>
 Results local_bias_of_many_heads_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
     const Index length = draw.size(257, 450), dim_head = 8 * draw.size(1, 8), reach = draw.size(1, 64);
-    return local_bias_of(policy, draw, 9, length, 16, dim_head, {.reach = reach, .causal = draw.size(0, 1) == 1}, {});
+    const Index bias_reach = draw.size(reach, 150);
+    return local_bias_of(policy, draw, 9, length, 16, dim_head, {.reach = reach, .causal = draw.size(0, 1) == 1}, {},
+                         bias_reach);
 }
 
 }  // namespace cases
