@@ -123,4 +123,12 @@ TEST_CASE("LanguageModel: names, and what does not fit") {
     CHECK_THROWS_WITH_AS(
         untied.head.logits(policy, tied.layers(embedding(policy, tied.embedding.weight, ids)), tied.embedding.weight),
         "colt5: `tied` must be absent, since the head has a weight, but is there", ValueError);
+    const auto x = filled<float>(policy, std::array<Index, 3>{1, 8, 6}, 1);
+    const auto narrow = filled<float>(policy, std::array<Index, 2>{11, 5}, 1);
+    auto gradients = zeros_like_parameters(policy, tied.head);
+    const MatrixView<const float> weight = tied.embedding.weight;
+    CHECK_THROWS_WITH_AS(tied.head.logits(policy, x, narrow), "colt5: `tied` must have shape (any, 6), but has (11, 5)",
+                         ShapeError);
+    CHECK_THROWS_WITH_AS(tied.head.backward(policy, d_losses, x, ids.const_view(), gradients, weight),
+                         "colt5: `d_tied` must be there, but is absent", ValueError);
 }

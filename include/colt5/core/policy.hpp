@@ -44,7 +44,8 @@ inline constexpr bool is_module_scalar = std::same_as<Scalar, float> || std::sam
 template <typename P>
 inline constexpr bool cleans_as_it_reads = false;
 
-/// Used in the message of a missing kernel: `static_assert(has_kernel<Policy>, "…")`.
+/// Always false; do not specialize it. Where a policy has no kernel `x`, the call finds the fallback x_kernel(const P&,
+/// …), which says `static_assert(has_kernel<P>, "…")`: since that depends on P, it fails only where it is called.
 template <typename>
 inline constexpr bool has_kernel = false;
 

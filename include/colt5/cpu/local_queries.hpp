@@ -119,6 +119,7 @@ public:
         }
         // If something is not finite, a query whose row of q or d_out is not finite gets NaN weights for the keys that
         // it sees and 0 for the others. Its rows become zeros, so that no 0 · NaN reaches the gradient of another key.
+        // So does a query whose log-sum-exp is NaN or +∞; its rows, if finite, stay.
         for (Index i = 0; i < count && !finite; ++i) {
             const bool row_is_finite =
                 all_finite(q_rows + i * stride, stride) && all_finite(d_o_rows + i * stride, stride);
@@ -244,8 +245,9 @@ private:
         T* entry = scores + (seen.begin - key) * Tile::queries + c * lanes<T>;
         for (Index j = seen.begin; j < seen.end; ++j, entry += Tile::queries) body(j, entry);
     }
-    /// Adds the bias to scores if told so, and masks them: `value` for keys out of reach, padded or not before `until`;
-    /// NaN for others whose key or value is not finite. Returns the maximum of `top` and the scores.
+    /// With `add_bias`, first adds the bias. Then the score of each key that is out of reach, or masked, or at `until`
+    /// or later becomes `value`, and that of each other key whose key or value vector is not finite becomes NaN.
+    /// Returns the maximum of `top` and the scores.
     template <bool add_bias>
     Batch<T> hide(T value, Index c, Index key, Index until, T* scores, Batch<T> top) const {
         alignas(64) std::array<T, static_cast<std::size_t>(lanes<T>)> positions;

@@ -22,8 +22,8 @@
 
 namespace colt5::detail {
 
-/// For messages that stay readable whatever a file holds: on one line, control characters as \xNN, and not much longer
-/// than `longest` bytes.
+/// For messages that stay readable whatever a file holds: at most the first `longest` bytes of the text, on one line,
+/// with control characters as \xNN.
 inline std::string printable(std::string_view text, std::size_t longest = 200) {
     const std::size_t all = text.size();
     if (all > longest) {
@@ -122,13 +122,14 @@ private:
 };
 
 /// A file that appears under its name as a whole or not at all: `commit` puts what was written in place of what was
-/// there before, with the same permissions and, where the system allows it, the same owner. Without `commit`, what was
-/// there before stays. Symbolic links are followed, also to a file that does not exist yet; FileError for anything else
-/// than a regular file.
+/// there before, with the same owner, where the system allows it, and the same permissions (without those of a group
+/// that it cannot keep). Without `commit`, what was there before stays. Symbolic links are followed, also to a file
+/// that does not exist yet; FileError for anything else than a regular file.
 ///
 /// The data are written to a file in the same folder that has no name until `commit`, and so vanishes with a process
-/// that is killed. Where the file system has no such files, or a process is killed within `commit`, a temporary file
-/// stays behind: its writer held a lock on it, and the next AtomicFile in the folder removes those that are not locked.
+/// that is killed. A killed process leaves a temporary file behind if the file system has no such files, or if it was
+/// killed within `commit`. A writer holds a lock on its temporary file, which ends with its process; the next
+/// AtomicFile in the folder removes the temporary files that nobody has locked.
 class AtomicFile {
 public:
     explicit AtomicFile(std::filesystem::path path, bool unnamed_if_possible = true) : path_(std::move(path)) {

@@ -52,7 +52,11 @@ struct Head {
     CrossEntropyGradients<Scalar, P> backward(const P& policy, const D& d_losses, const X& x, Targets targets,
                                               Gradients& gradients, Weight tied = {}, MatrixView<Sum> d_tied = {},
                                               const CrossEntropy& how = {}) const {
-        auto result = linear_cross_entropy_vjp(policy, d_losses, norm(policy, x), weight_or(tied), targets,
+        const Weight used = weight_or(tied);
+        expect_value(static_cast<bool>(d_tied) == static_cast<bool>(tied), "d_tied", tied ? "there" : "absent",
+                     d_tied ? "there" : "absent");
+        if (tied) expect_shape("d_tied", d_tied.shape(), tied.shape());
+        auto result = linear_cross_entropy_vjp(policy, d_losses, norm(policy, x), used, targets,
                                                weight ? gradients.weight.view() : d_tied, {}, {}, how);
         result.d_x = norm.backward(policy, result.d_x, x, gradients.norm);
         return result;
@@ -69,6 +73,7 @@ private:
         expect_value(static_cast<bool>(weight) != static_cast<bool>(tied), "tied",
                      weight ? "absent, since the head has a weight" : "a weight, since the head has none",
                      tied ? "there" : "absent");
+        if (tied) expect_shape("tied", tied.shape(), {dynamic, norm.gamma.extent(0)});
         return weight ? weight.const_view() : tied;
     }
 };

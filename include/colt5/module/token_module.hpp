@@ -89,8 +89,8 @@ concept HasEpilogue = requires(const BranchArguments<M, Scalar, P>& a,
 /// LightAttention do. Its forward then takes a residual behind the arguments above, and its backward a
 /// GradientEpilogue. If the branch takes no mask so far, both functions get one as their last argument. On a policy
 /// that cleans padding as it reads (see core/policy.hpp), x then comes with its padding as it is, and the branch must
-/// treat what is not finite in masked tokens as 0. Backward must also accept Activations of a forward without `save`,
-/// and recompute what they lack.
+/// treat what is not finite in masked tokens as 0. The backward of such a branch must also accept Activations of a
+/// forward without `save`, and recompute what they lack; other branches are called with `save` if a backward follows.
 ///
 /// Work goes to the `policy` of the call, which may be that of a side stream. A module with a policy of its own becomes
 /// a branch by AsBranch.

@@ -91,8 +91,10 @@ struct LocalAttention {
     }
 };
 
-/// How kernels divide a sequence. The output of a query has the same bits in any chunk of queries and with any part of
-/// the keys at hand, if the chunk begins at a multiple of `queries`, and the part at a multiple of `keys`.
+/// Kernels compute a sequence in tiles of `queries` queries and `keys` keys, counted from token 0. So the output of a
+/// query has the same bits whichever chunk of queries it is in, if the chunk begins at a multiple of `queries`. It also
+/// has the same bits if kv begins after token 0, as long as that is at a multiple of `keys` and kv has every key that
+/// the query sees.
 struct LocalGrid {
     Index queries, keys;
 };

@@ -25,7 +25,7 @@ void map_mean_vjp_kernel(const P&, ...) {
 }
 
 namespace detail {
-/// ω_c of sincos positions of a quarter of the dimension, `quarter` ≥ 2.
+/// The frequency ω_c of add_sincos_positions, with `quarter` = d/4 ≥ 2.
 COLT5_HOST_DEVICE inline double sincos_frequency(Index c, Index quarter) {
     return ::pow(10000.0, -static_cast<double>(c) / static_cast<double>(quarter - 1));
 }
@@ -38,8 +38,8 @@ COLT5_HOST_DEVICE inline double sincos_frequency(Index c, Index quarter) {
 ///
 ///     tokens (b, grid.tokens(), d)
 ///
-/// Angles and their functions are computed in double. The gradient of the tokens goes through unchanged. Throws
-/// ValueError unless d is a multiple of 4 and at least 8.
+/// Padding tokens change, too. Angles and their functions are computed in double. The gradient of the tokens goes
+/// through unchanged. Throws ValueError unless d is a multiple of 4 and at least 8.
 template <Policy P, typename Scalar>
 void add_sincos_positions(const P& policy, TokensView<Scalar> tokens, const WindowGrid& grid) {
     const Index dim = tokens.extent(2);

@@ -33,8 +33,9 @@ struct AdamWOptions {
     std::function<bool(std::string_view name)> decays = {};
 };
 
-/// The usual choice of what decays: matrices, such as the weights of linear layers. Not vectors, such as biases and the
-/// gains of norms, and nothing whose name contains one of the words `without`.
+/// The usual choice of what decays: parameters of two or more dimensions, such as the weights of linear layers and
+/// routing tokens (r, d). Not those of one dimension, such as biases and the gains of norms, and nothing whose name
+/// contains one of the words `without`.
 ///
 ///     AdamW optimizer(policy, model, {.weight_decay = 0.1, .decays = decays_matrices(model)});
 template <typename Module>

@@ -36,15 +36,15 @@ inline double warmup_cosine(Index step, const WarmupCosine& schedule) {
 }
 
 struct WarmupInverseSqrt {
-    double peak = 1e-2;  // the largest learning rate, reached after `warmup` steps
+    double peak = 1e-2;  // the largest learning rate
     Index warmup = 10000;
-    bool linear = true;  // up in a line during the warm-up; otherwise at the peak all along, as T5 does
+    bool linear = true;  // during the warm-up it rises linearly; false: it is `peak` then, too, as in T5
 };
 
-/// The learning rate of step 0, 1, …: linear from peak / warmup to peak, then falling as one over the root of the step,
-/// without an end:
+/// The learning rate of step 0, 1, …: during the warm-up, linear from peak / warmup to peak (or `peak`, if `linear` is
+/// false); then it falls as one over the square root of the step, without an end. With t = step + 1:
 ///
-///     peak · √(warmup / max(step + 1, warmup))
+///     t < warmup:  peak · t / warmup        t ≥ warmup:  peak · √(warmup / t)
 ///
 ///     optimizer.set_learning_rate(warmup_inverse_sqrt(step, {.peak = 1e-2, .warmup = 10000}));
 ///

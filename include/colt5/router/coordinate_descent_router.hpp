@@ -18,8 +18,8 @@ namespace colt5 {
 /// logit wins, then the lower index.) Under straight-through real tokens score 1, and only backward runs the descent.
 ///
 /// For each sample and routing token, the descent's k is min(num_tokens · fetch_k_ratio, number of real tokens), so
-/// that padding changes nothing. (With masked_tokens_count it is min(num_tokens · fetch_k_ratio, n), as the
-/// reference's.)
+/// that padding changes nothing. (With masked_tokens_count and a fixed number of steps it is
+/// min(num_tokens · fetch_k_ratio, n), as in the reference.)
 template <RouterConfig config, typename Scalar, typename P>
 class CoordinateDescentRouter : public LinearRouter<CoordinateDescentRouter<config, Scalar, P>, config, Scalar, P> {
     using Base = LinearRouter<CoordinateDescentRouter, config, Scalar, P>;

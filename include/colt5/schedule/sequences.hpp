@@ -121,20 +121,24 @@ private:
     Index stride_;  // rows between the beginnings of two padded sequences
 };
 
-/// Groups of sequences that are equally long on each of several sides, such as x and a context, without those that are
-/// empty on the first side. They are in the order of their first sequences, and so are the sequences of each. Made
-/// again for as many sequences, it asks for no memory.
+/// Groups the sequences of a batch by length. Where a batch has several sides, such as x and a context, all sequences
+/// of a group have the same length of x and the same length of context. Sequences that are empty on the first side are
+/// in no group. Within a group, sequences are in ascending order; groups are in the order of their first sequences.
+/// Made again for as many sequences, it allocates no memory.
 template <std::size_t sides>
 class SequencePlan {
 public:
-    /// `rows` say where the sequences are on each side; they have as many.
+    /// `rows` say where the sequences are on each side. Every side must have the same number of sequences.
     template <std::same_as<SequenceRows>... Rows>
     void make(const Rows&... rows) {
         static_assert(sizeof...(Rows) == sides);
         const std::array<const SequenceRows*, sides> of_side{&rows...};
         const auto length = [&](std::size_t side, Index i) { return of_side[side]->length(i); };
+        const auto count = static_cast<std::size_t>(of_side[0]->size());
         numbers_.clear();
+        numbers_.reserve(count);
         groups_.clear();
+        groups_.reserve(count);
         for (Index i = 0; i < of_side[0]->size(); ++i)
             if (length(0, i) > 0) numbers_.push_back(i);
         std::sort(numbers_.begin(), numbers_.end(), [&](Index a, Index b) {
@@ -144,6 +148,7 @@ public:
         });
         for (std::size_t side = 0; side < sides; ++side) {
             first_rows_[side].clear();
+            first_rows_[side].reserve(count);
             for (const Index i : numbers_) first_rows_[side].push_back(of_side[side]->row(i));
         }
         for (std::size_t at = 0; at < numbers_.size(); ++at) {
@@ -190,7 +195,8 @@ class RowsOfGroups {
     using T = typename Tensor::value_type;
 
 public:
-    /// `written` is the number of rows of all groups. If there are others, which are padding, all become 0 first.
+    /// `written` is the number of rows of all groups. If the tensor has others (padding, or tokens of sequences that
+    /// are in no group), the whole tensor becomes 0 first.
     RowsOfGroups(const P& policy, const typename Tensor::Shape& shape, Index written)
         : policy_(policy), tensor_(policy, shape), rows_(tensor_.view().rows()) {
         if (written < rows_.extent(0)) set_zero(policy, tensor_);
