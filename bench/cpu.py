@@ -27,7 +27,8 @@ How it is measured
   median of the products made between their calls, since the clock of a processor that others use, too, wanders. Our own
   products may beat it. Routing and choosing have no floor.
 - The rows `attention_null_tokens`, `attention_rotary` and `image_attention_per_window` stand beside version 0.11 of the package,
-  whose defaults they have, and `paper_block` beside paper_torch.py; all others beside 0.2.3.
+  whose defaults they have; `light_attention_bias`, `attention_in_blocks` and `image_attention`, which no version can run, beside
+  attention_torch.py; `paper_block` beside paper_torch.py; all others beside 0.2.3.
 - The rows `block_k16_…` route 16 tokens whatever the length, so that the work of a token does not depend on it.
 - The rows `ragged_…` are sequences of 512, 1024, …, 8192 tokens, or 2048 with --quick: packed, padded with a mask, as PyTorch has them
   in the first row, and as many tokens in sequences of one length; each routes 256 tokens. The floor is that of the real tokens.
@@ -131,7 +132,7 @@ def cases(quick, shrink):
     yield Case('light_attention', 'light_attention', 2, piece, kernels=light_attention_kernels(2, piece, 512, **FLAGSHIP))
     yield Case('light_attention_rotary', 'light_attention', 2, piece, numbers=(1,),
                kernels=light_attention_kernels(2, piece, 512, **FLAGSHIP))
-    yield Case('light_attention_bias', 'light_attention', 2, piece, numbers=(0, 1), peer=False,  # which has none
+    yield Case('light_attention_bias', 'light_attention', 2, piece, numbers=(0, 1),
                kernels=light_attention_kernels(2, piece, 512, **FLAGSHIP))
     yield Case('feed_forward', 'conditional_routed_feed_forward', 2, piece,
                kernels=feed_forward_kernels(2, piece, 512, **FLAGSHIP))
@@ -140,11 +141,11 @@ def cases(quick, shrink):
         yield attention('attention', 0, shorter)
         yield attention('attention_null_tokens', 1, shorter, version='0.11')
         yield attention('attention_rotary', 2, shorter, version='0.11')
-        yield attention('attention_in_blocks', 3, shorter, peer=False)  # no version can run it
+        yield attention('attention_in_blocks', 3, shorter // 2048 * 2048)
         yield Case('autoregressive_attention', 'conditional_routed_autoregressive_attention', 1, 2048,
                    kernels=autoregressive_attention_kernels(1, 2048, 512, 32, 1024, 128, 512), version='0.11')
         side = 16 * max(2, 6 // shrink)
-        yield image_attention('image_attention', side, False, version='0.11', peer=False)  # which routes in each window alone
+        yield image_attention('image_attention', side, False, version='0.11')
         yield image_attention('image_attention_per_window', side, True, version='0.11')
         yield Case('paper_block', 'paper_block', 1, shorter, 768, (shorter,), paper_block_kernels(1, shorter, 768))
     yield block('small_block', 1, 256, 128)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The PyTorch package on the CPU: the counterpart of the C++ programs of this folder, started by cpu.py.
+"""PyTorch on the CPU, most of it the package: the counterpart of the C++ programs of this folder, started by cpu.py.
 
     reference_cpu.py PROGRAM INPUTS.safetensors THREADS BATCH LENGTH WIDTH [NUMBER...] [--wide-logits] [--forward-only]
 
@@ -20,6 +20,7 @@ import colt5_attention
 import local_attention.local_attention
 from local_attention.rotary import SinusoidalEmbeddings, rotate_half
 
+import attention_torch
 from common import write_safetensors
 from paper_torch import EPS, ITERATIONS, PaperBlock
 
@@ -42,6 +43,8 @@ def rotate_three_windows(q, k, angles, scale):
 
 
 def light_attention(width, numbers):
+    if len(numbers) > 1 and numbers[1]:
+        return attention_torch.light_attention_with_bias(width)
     light = colt5_attention.ConditionalRoutedAttention(width, num_heavy_tokens_q=1024, num_heavy_tokens_kv=1024).light_attn
     if numbers and numbers[0]:
         light.attn_fn.rel_pos = SinusoidalEmbeddings(64)
@@ -82,12 +85,16 @@ class PaddedBatch(nn.Module):
 
 
 def attention(width, numbers):
-    """Form 0 of version 0.2.3; 1 and 2 of 0.11, which alone has null tokens and rotary embeddings."""
+    """Form 0 of version 0.2.3; 1 and 2 of 0.11, which alone has null tokens and rotary embeddings; 3 of attention_torch."""
+    if numbers and numbers[0] == 3:
+        return attention_torch.attention_in_blocks(width)
     rotary = {'rotary_emb': True} if numbers and numbers[0] == 2 else {}
     return colt5_attention.ConditionalRoutedAttention(width, num_heavy_tokens_q=1024, num_heavy_tokens_kv=1024, **rotary)
 
 
-def image_attention(width, _):
+def image_attention(width, numbers):
+    if not numbers[0]:
+        return attention_torch.ImageAttention(width)
     from colt5_attention.transformer_block import ConditionalRoutedImageAttention
     return ConditionalRoutedImageAttention(width, num_heavy_tokens_q=16, num_heavy_tokens_kv=16, light_window_size=16)
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The light branch of the flagship block's attention. Numbers: whether it has a rotary embedding, and whether a
-// relative position bias, whose table it draws.
+// relative position bias.
 #include "../measure.hpp"
 
 template <bool has_bias>
@@ -9,9 +9,7 @@ int run(const bench::Inputs& inputs) {
     colt5::SeedSequence seeds(colt5::Seed{0});
     colt5::LightAttention<bench::Scalar, bench::Policy, has_bias> light(policy, seeds, 512, 8, 64, {.reach = 64}, {},
                                                                         inputs.number(0, 0) != 0);
-    auto table = std::move(light.relative_attention_bias);
-    inputs.load(light);  // the file has no such table
-    light.relative_attention_bias = std::move(table);
+    inputs.load(light);
     const bench::Tokens x = inputs.tokens("x"), d_out = inputs.tokens("d_out");
     const auto mask = bench::all_true_mask(policy, x.extent(0), x.extent(1));
     return bench::serve(policy, [&](bool backward, const bench::Keep& keep) {
