@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: MIT
 #include <colt5/module/encoder_decoder.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <set>
 #include <string>
+#include <vector>
 
+#include <colt5/io/cache.hpp>
+
+#include "io/temporary_folder.hpp"
 #include "module/checks.hpp"
+#include "module/decode.hpp"
 
 using namespace colt5;
 using namespace support;
@@ -32,6 +38,43 @@ HostTensor<TokenIndex, 2> distinct_ids(const Cpu& policy, Index batch, Index len
     HostTensor<TokenIndex, 2> ids(policy, {batch, length});
     for (Index i = 0; i < ids.size(); ++i) ids.data()[i] = static_cast<TokenIndex>(i * factor % vocabulary);
     return ids;
+}
+
+/// Ids [first[b], first[b] + count[b]) of each sequence, and 0 behind them.
+HostTensor<TokenIndex, 2> ids_of(const Cpu& policy, const HostTensor<TokenIndex, 2>& all,
+                                 const std::vector<Index>& first, const std::vector<Index>& count, Index width) {
+    auto ids = filled<TokenIndex>(policy, std::array<Index, 2>{all.extent(0), width}, 0);
+    for (std::size_t b = 0; b < count.size(); ++b) {
+        const auto row = static_cast<Index>(b);
+        std::copy_n(all.const_view()[row].data() + first[b], count[b], ids.view()[row].data());
+    }
+    return ids;
+}
+
+/// Decodes sequences to these lengths, `chunk` tokens of each at a time, or different numbers if it is 0. Returns
+/// whether all logits are those of whole sequences, `expected`.
+template <typename M, typename Logits>
+bool decodes(const M& model, typename M::DecodeCache& cache, const HostTensor<TokenIndex, 2>& previous,
+             const std::vector<Index>& lengths, Index chunk, const Logits& expected) {
+    bool same = true;
+    for (Index step = 0; cache.lengths() != lengths; ++step) {
+        const std::vector<Index> past = cache.lengths();
+        std::vector<Index> counts;
+        for (std::size_t b = 0; b < past.size(); ++b)
+            counts.push_back(
+                std::min(chunk > 0 ? chunk : (step * step + 7 * static_cast<Index>(b)) % 31, lengths[b] - past[b]));
+        const Index width = *std::max_element(counts.begin(), counts.end());
+        const auto next = ids_of(model.policy(), previous, past, counts, width);
+        const bool ragged = std::any_of(counts.begin(), counts.end(), [&](Index count) { return count != width; });
+        const auto logits =
+            model.decode(cache, next, ragged ? std::span<const Index>(counts) : std::span<const Index>());
+        for (std::size_t b = 0; b < past.size(); ++b) {
+            const auto row = static_cast<Index>(b);
+            same = same && same_outputs(logits.const_view()[row].range(0, counts[b]),
+                                        expected.const_view()[row].range(past[b], counts[b]));
+        }
+    }
+    return same;
 }
 
 }  // namespace
@@ -162,4 +205,105 @@ TEST_CASE("EncoderDecoder: a batch is its samples, padding reaches nothing, name
         CHECK(names.contains(name));
     ids.view()(0, 0) = vocabulary;
     CHECK_THROWS_WITH_AS(model.encode(ids), "colt5: `ids` must be in a vocabulary of 23, but is 23", ValueError);
+}
+
+TEST_CASE_TEMPLATE("EncoderDecoder: decode gives the logits of whole sequences, bit for bit", T, float, double) {
+    const Cpu policy(2, Cpu::usual_plan, Allocations::together);
+    const Model<T> model(policy, vocabulary, decoder_config(), Seed{4});
+    constexpr Index longest = 300;  // tokens: more than a tile of queries, or of keys
+    const auto ids = distinct_ids(policy, 3, 11, 5), previous = distinct_ids(policy, 3, longest, 7);
+    const auto mask = mask_of_lengths(policy, {11, 8, 3}, 11);
+    const std::vector<Index> lengths{longest, 120, 257};
+    for (const bool masked : {true, false}) {
+        const Mask of_context = masked ? Mask(mask) : Mask();
+        const auto context = model.encode(ids, of_context);
+        const auto expected = model.logits(context, of_context, previous);
+        for (const Index chunk : {1, 16, 100, 0}) {
+            CAPTURE(chunk);
+            auto cache = model.make_cache(context, of_context, longest);
+            CHECK(decodes(model, cache, previous, lengths, chunk, expected));
+        }
+    }
+    // A sequence alone, on a policy with other chunks and another number of threads.
+    const Cpu other(1, {64, true});
+    const Model<T> same(other, vocabulary, decoder_config(), Seed{4});
+    HostTensor<TokenIndex, 2> input(other, {1, 11}), output(other, {1, longest});
+    std::copy_n(ids.const_view()[1].data(), 11, input.data());
+    std::copy_n(previous.const_view()[1].data(), longest, output.data());
+    const auto of_input = mask_of_lengths(other, {8}, 11);
+    auto cache = same.make_cache(same.encode(input, of_input), of_input, 150);
+    const auto whole = model.logits(model.encode(ids, mask), mask, previous);
+    CHECK(decodes(same, cache, output, {120}, 3, sequence(whole, 1)));
+}
+
+TEST_CASE("EncoderDecoder: a cache is of the stated size, is saved and restored, and errors leave it as it was") {
+    const TemporaryFolder folder;
+    const Cpu policy(1, Cpu::usual_plan, Allocations::together);
+    const Model<float> model(policy, vocabulary, decoder_config(), Seed{4});
+    const auto ids = distinct_ids(policy, 2, 11, 5), previous = distinct_ids(policy, 2, 40, 7);
+    const auto mask = mask_of_lengths(policy, {11, 8}, 11);
+    const auto context = model.encode(ids, mask);
+    const auto expected = model.logits(context, mask, previous);
+    auto cache = model.make_cache(context, mask, 40);
+    // Of two layers with 3 heads of 4: keys and values of 40 tokens, a factor and a position of each, the number of
+    // them; one head for 11 tokens of the context, and their mask.
+    CHECK(cache.bytes() == 2 * 2 * (40 * (2 * 3 * 4 * 4 + 4 + 4) + 4 + 2 * 11 * 4 * 4) + 2 * 11);
+    CHECK(cache.bytes() == model.cache_bytes(2, 11, 40));
+
+    const auto first = ids_of(policy, previous, {0, 0}, {7, 4}, 7);
+    const std::vector<Index> lengths{7, 4};
+    model.decode(cache, first, lengths);
+    save_cache(policy, folder / "cache", cache);
+    auto restored = model.make_cache(2, 11, 40);
+    load_cache(policy, folder / "cache", restored);
+    save_cache(policy, folder / "again", restored);
+    CHECK(read_file(folder / "cache") == read_file(folder / "again"));
+
+    const auto next = ids_of(policy, previous, lengths, {1, 1}, 1);
+    const auto unchanged = [&](const auto& call, const std::string& message) {
+        CHECK_THROWS_WITH_AS(call(), message.c_str(), Error);
+        CHECK(cache.lengths() == lengths);
+        CHECK(cache.is_whole());
+    };
+    unchanged([&] { model.decode(cache, previous); },
+              "colt5: `length of sequence[0]` must be at most 40, for which the cache was made, but is 47");
+    auto unknown = ids_of(policy, previous, {0, 0}, {1, 1}, 1);
+    unknown.view()(1, 0) = vocabulary;
+    unchanged([&] { model.decode(cache, unknown); }, "colt5: `ids` must be in a vocabulary of 23, but is 23");
+    unchanged([&] { model.decode(cache, distinct_ids(policy, 3, 1, 7)); },
+              "colt5: `previous` must have shape (2, any), but has (3, 1)");
+    auto config = decoder_config();
+    config.heads = 6;
+    const Model<float> wider(policy, vocabulary, config, Seed{4});
+    unchanged([&] { wider.decode(cache, next); },
+              "colt5: `cache.decoder.0.self_attn.kv` must have shape (2, 1, 40, 48), but has (2, 1, 40, 24)");
+    config.dim_head = 2;
+    const Model<float> narrower(policy, vocabulary, config, Seed{4});
+    unchanged([&] { narrower.decode(cache, next); },
+              "colt5: `cache.decoder.0.cross_attn.kv` must have shape (2, 11, 4), but has (2, 11, 8)");
+    const auto refused = [&](auto other, const char* message) {
+        save_cache(policy, folder / "before", other);
+        try {
+            load_cache(policy, folder / "cache", other);
+            FAIL("the cache of another configuration was loaded");
+        } catch (const FileError& error) {
+            CHECK(std::string(error.what()).find(message) != std::string::npos);
+        }
+        save_cache(policy, folder / "after", other);
+        CHECK(read_file(folder / "before") == read_file(folder / "after"));
+    };
+    refused(model.make_cache(2, 12, 40),
+            "tensor `state.decoder.0.cross_attn.kv` must have shape (2, 12, 8), but has (2, 11, 8)");
+    refused(model.make_cache(2, 11, 41), "tensor `max_length` must be 41, but is 40");
+    refused(wider.make_cache(2, 11, 40),
+            "tensor `state.decoder.0.self_attn.kv` must have shape (2, 1, 40, 48), but has (2, 1, 40, 24)");
+    CHECK_THROWS_WITH_AS(model.make_cache(context, mask, 0), "colt5: `max_length` must be >= 1, but is 0", ValueError);
+    CHECK_THROWS_WITH_AS(model.make_cache(context, mask_of_lengths(policy, {11, 8}, 12), 40),
+                         "colt5: `mask` must have shape (2, 11), but has (2, 12)", ShapeError);
+
+    CHECK(decodes(model, restored, previous, {40, 30}, 3, expected));
+    CHECK(decodes(model, cache, previous, {12, 9}, 1, expected));
+    const auto before = policy.workspace()->statistics().system_allocations;
+    CHECK(decodes(model, cache, previous, {40, 37}, 1, expected));
+    CHECK(policy.workspace()->statistics().system_allocations == before);
 }

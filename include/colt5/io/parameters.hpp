@@ -21,6 +21,7 @@
 #include <colt5/core/error.hpp>
 #include <colt5/core/parameters.hpp>
 #include <colt5/core/policy.hpp>
+#include <colt5/core/random.hpp>
 #include <colt5/core/tensor.hpp>
 #include <colt5/core/view.hpp>
 #include <colt5/io/dtype.hpp>
@@ -165,7 +166,10 @@ private:
     void add_tensor(const std::string& name, Tensor<T, P, Extents...>& tensor) {
         add_values<T>(name, {tensor.shape().begin(), tensor.shape().end()},
                       [this, &tensor](const std::vector<T>& values) {
-                          upload(policy_, tensor.data(), values.data(), values.size() * sizeof(T));
+                          if constexpr (std::same_as<T, bool>)  // a vector of them has no data()
+                              fill_with(policy_, tensor, [&](std::size_t i) { return values[i] ? 1.0 : 0.0; });
+                          else
+                              upload(policy_, tensor.data(), values.data(), values.size() * sizeof(T));
                       });
     }
 
@@ -215,7 +219,12 @@ private:
         specs_.push_back({name, dtype_of<T>(), {tensor.shape().begin(), tensor.shape().end()}});
         writes_.push_back([this, name, &tensor](SafetensorsWriter& writer) {
             const std::vector<T> values = to_host(policy_, tensor);
-            writer.write(name, std::as_bytes(std::span(values)));
+            if constexpr (std::same_as<T, bool>) {  // likewise
+                const std::vector<unsigned char> bytes(values.begin(), values.end());
+                writer.write(name, std::as_bytes(std::span(bytes)));
+            } else {
+                writer.write(name, std::as_bytes(std::span(values)));
+            }
         });
     }
 

@@ -46,6 +46,18 @@ struct DecodeStateOf<M> {
 template <typename M>
 using DecodeStateOf = typename detail::DecodeStateOf<M>::type;
 
+namespace detail {
+/// The bytes of the tensors of a state, which has each_tensor.
+template <typename State>
+Index bytes_of(const State& state) {
+    Index bytes = 0;
+    State::each_tensor([&](const std::string&,
+                           const auto& tensor) { bytes += tensor.size() * static_cast<Index>(sizeof(*tensor.data())); },
+                       "", state);
+    return bytes;
+}
+}  // namespace detail
+
 /// The cache of a module: what decode keeps of the tokens so far. Its tensors take bytes(), which `cache_bytes` of the
 /// module says beforehand, and do not grow. Move-only.
 template <typename Module>
@@ -55,13 +67,15 @@ class Cache {
 public:
     typename Module::DecodeState state;
 
-    /// For `batch` sequences, all empty. Throws ValueError when `batch` or `max_length` is less than 1.
-    Cache(const Module& module, Index batch, Index max_length) : max_length_(max_length) {
+    /// For `batch` sequences, all empty; `make_decode_state` of the module takes `more`. Throws ValueError when `batch`
+    /// or `max_length` is less than 1.
+    template <typename... More>
+    Cache(const Module& module, Index batch, Index max_length, const More&... more) : max_length_(max_length) {
         expect_value(batch >= 1, "batch", ">= 1", batch);
         expect_value(max_length >= 1, "max_length", ">= 1", max_length);
         expect_length("max_length", max_length);
         lengths_.assign(static_cast<std::size_t>(batch), 0);
-        state = module.make_decode_state(batch, max_length);
+        state = module.make_decode_state(batch, max_length, more...);
     }
     Cache(Cache&&) noexcept = default;
     Cache& operator=(Cache&&) noexcept = default;
@@ -73,7 +87,7 @@ public:
     const std::vector<Index>& lengths() const { return lengths_; }
     /// False after a call of decode that threw halfway: then the cache cannot be used any more.
     bool is_whole() const { return is_whole_; }
-    Index bytes() const { return Module::cache_bytes(batch(), max_length_); }
+    Index bytes() const { return detail::bytes_of(state); }
 
     /// The NextTokens of a call with `width` tokens per sequence. The first lengths[b] are real; without lengths, all
     /// are. Valid until the next call. Throws ValueError, with the lengths of the cache unchanged, if they do not fit.
@@ -134,17 +148,5 @@ private:
     std::vector<unsigned char> real_;  // likewise: next_.real on the host
     bool is_whole_ = true;
 };
-
-namespace detail {
-/// The bytes of the tensors of a state, which has each_tensor.
-template <typename State>
-Index bytes_of(const State& state) {
-    Index bytes = 0;
-    State::each_tensor([&](const std::string&,
-                           const auto& tensor) { bytes += tensor.size() * static_cast<Index>(sizeof(*tensor.data())); },
-                       "", state);
-    return bytes;
-}
-}  // namespace detail
 
 }  // namespace colt5

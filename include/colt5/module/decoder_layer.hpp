@@ -4,12 +4,14 @@
 #include <array>
 #include <cstddef>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include <colt5/module/dropout.hpp>
 #include <colt5/module/gated_feed_forward.hpp>
 #include <colt5/module/heavy_attention.hpp>
 #include <colt5/module/multi_query_attention.hpp>
+#include <colt5/schedule/next_tokens.hpp>
 
 namespace colt5 {
 
@@ -92,6 +94,72 @@ struct DecoderLayer {
                                     of_one_route(x), {}, {}, gradients.self_attn, {}, positions(saved));
         assign(policy, d.d_x, d.d_x + d.d_context.const_view().reshape(x.shape()) + d_self);
         return std::move(d.d_x);
+    }
+
+    /// What decode keeps of a layer: the keys and values of self attention, and those of the context, computed once.
+    struct DecodeState {
+        typename SelfAttention::DecodeState self_attn;
+        Out cross_kv;  // (b, m, 2 · dim_head)
+
+        template <typename F, typename... States>
+        static void each_tensor(F&& f, const std::string& prefix, States&... states) {
+            SelfAttention::DecodeState::each_tensor(f, prefix + "self_attn.", states.self_attn...);
+            f(prefix + "cross_attn.kv", states.cross_kv...);
+        }
+    };
+    /// b · (n · (2 · h · dim_head · s + a + 4) + 4 + 2 · m · dim_head · s) for sequences of up to n tokens and contexts
+    /// of m, with s = sizeof(Scalar) and a = sizeof(accumulate_t<Scalar>): keys and values of self attention, their
+    /// factors and positions, the number of them, and keys and values of the context.
+    Index decode_bytes(Index batch, Index context_length, Index max_length) const {
+        return SelfAttention::decode_bytes(batch, 1, max_length, self_attn.heads, self_attn.dim_head, false) +
+               batch * context_length * 2 * cross_attn.dim_head * static_cast<Index>(sizeof(Scalar));
+    }
+    /// Of sequences without a token. The context is left to the caller.
+    DecodeState make_decode_state(const P& policy, Index batch, Index context_length, Index max_length) const {
+        DecodeState state{self_attn.make_decode_state(policy, batch, 1, max_length),
+                          {policy, {batch, context_length, 2 * cross_attn.dim_head}}};
+        set_zero(policy, state.cross_kv);
+        return state;
+    }
+    /// Throws ShapeError, which names the tensor, unless the state is of a layer of these sizes.
+    void expect_state(std::string_view prefix, const DecodeState& state, Index batch, Index context_length,
+                      Index max_length) const {
+        expect_shape(prefix, "self_attn.kv", state.self_attn.kv.shape(),
+                     {batch, 1, max_length, 2 * self_attn.heads * self_attn.dim_head});
+        expect_shape(prefix, "cross_attn.kv", state.cross_kv.shape(), {batch, context_length, 2 * cross_attn.dim_head});
+    }
+    /// The next tokens of decode, as queries and keys of self attention.
+    struct NextPositions {
+        TokensTensor<TokenIndex, P> positions;            // (b, 1, n)
+        Tensor<bool, P, dynamic, dynamic, dynamic> real;  // (b, 1, n)
+        TokensTensor<accumulate_t<Scalar>, P> ones;       // (b, 1, n), what values are multiplied by
+
+        NextPositions(const P& policy, const NextTokens<P>& next, Index length)
+            : positions(policy, {next.batch(), 1, length}),
+              real(policy, positions.shape()),
+              ones(policy, positions.shape()) {
+            const auto fill_tokens = [&](auto& tensor, const auto& number) {
+                fill_with(policy, tensor, [&](std::size_t i) {
+                    return static_cast<double>(number(static_cast<Index>(i) / length, static_cast<Index>(i) % length));
+                });
+            };
+            fill_tokens(positions, [&](Index b, Index i) { return next.past_of(b) + i; });
+            fill_tokens(real, [&](Index b, Index i) { return i < next.count_of(b); });
+            fill(policy, ones, 1);
+        }
+    };
+    /// `out` of forward, without dropout, for the next tokens x (b, n, d), whose keys and values it adds to `state`;
+    /// `mask` (b, m) is that of the context.
+    Out decode_next(const P& policy, DecodeState& state, const NextPositions& next, const Out& x, Mask mask) const {
+        const typename SelfAttention::Positions at{
+            next.positions.const_view(), next.positions.const_view(), {}, next.real.const_view()};
+        Out self = self_attn.decode_next(policy, state.self_attn, x, of_one_route(x), next.ones.const_view(), {}, at);
+        assign(policy, self, self + x);
+        Out cross = cross_attn.decode_next(policy, self, state.cross_kv, mask);
+        assign(policy, cross, cross + self);
+        Out out = ff(policy, cross);
+        assign(policy, out, out + cross);
+        return out;
     }
 
     template <typename F, typename... M>

@@ -4,10 +4,12 @@
 #include <array>
 #include <cmath>
 #include <cstddef>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include <colt5/module/cache.hpp>
 #include <colt5/module/decoder_layer.hpp>
 #include <colt5/module/embedding.hpp>
 #include <colt5/module/head.hpp>
@@ -21,6 +23,10 @@ namespace colt5 {
 ///
 ///     EncoderDecoder<Stack<Block, 12>, 12> model(policy, 32128, {.dim = 768});
 ///     const auto losses = model.add_gradients(ids, previous, targets, d_losses, gradients, mask);
+///
+///     const auto context = model.encode(ids, mask);                    // (b, m, d)
+///     auto cache = model.make_cache(context, mask, max_length);
+///     const auto logits = model.decode(cache, previous);               // (b, 1, V), then with the next tokens
 ///
 /// ids (b, m) are the input, with a mask (b, m) or none; targets (b, n) are the output. previous (b, n) is the input of
 /// the decoder: a start token, then the targets without the last. A negative target has no loss, such as for padding;
@@ -66,13 +72,85 @@ public:
     /// Of the next tokens: previous (b, n)  →  (b, n, V)
     template <Viewable Previous>
     auto logits(const Out& context, Mask mask, const Previous& previous) const {
-        return head.logits(policy_, decode(context, mask, previous), embedding.weight.const_view());
+        return head.logits(policy_, decoded(context, mask, previous), embedding.weight.const_view());
     }
     /// Cross-entropy: previous and targets (b, n)  →  (b, n)
     template <Viewable Previous, Viewable Targets>
     auto losses(const Out& context, Mask mask, const Previous& previous, const Targets& targets) const {
-        return head.losses(policy_, decode(context, mask, previous), targets.const_view(),
+        return head.losses(policy_, decoded(context, mask, previous), targets.const_view(),
                            embedding.weight.const_view());
+    }
+
+    /// What decode keeps, see module/cache.hpp: of each layer of the decoder, and the mask of the context.
+    struct DecodeState {
+        std::array<typename Layer::DecodeState, depth> decoder;
+        Tensor<bool, P, dynamic, dynamic> mask;  // (b, m)
+
+        template <typename F, typename... States>
+        static void each_tensor(F&& f, const std::string& prefix, States&... states) {
+            for (std::size_t i = 0; i < depth; ++i)
+                Layer::DecodeState::each_tensor(f, prefix + name_of_layer(i), states.decoder[i]...);
+            f(prefix + "mask", states.mask...);
+        }
+    };
+    using DecodeCache = Cache<EncoderDecoder>;
+
+    /// A cache to decode sequences of up to max_length tokens with, for the context (b, m, d) that `encode` returned
+    /// and the mask it was given. The keys and values of the context are computed here, once.
+    DecodeCache make_cache(const Out& context, Mask mask, Index max_length) const {
+        expect_shape("context", context.shape(), {dynamic, dynamic, embedding.weight.extent(1)});
+        if (mask) expect_shape("mask", mask.shape(), {context.extent(0), context.extent(1)});
+        return {*this, context.extent(0), max_length, context, mask};
+    }
+    /// One to load a saved cache into: for contexts of which all tokens are masked.
+    DecodeCache make_cache(Index batch, Index context_length, Index max_length) const {
+        return {*this, batch, max_length, context_length};
+    }
+    /// What either takes: depth times decode_bytes of a layer, and b · m for the mask.
+    Index cache_bytes(Index batch, Index context_length, Index max_length) const {
+        return static_cast<Index>(depth) * decoder[0].decode_bytes(batch, context_length, max_length) +
+               batch * context_length;
+    }
+    /// Of the next ids (b, n) of the sequences of a cache: their logits (b, n, V), as for whole sequences. The first
+    /// lengths[b] ids of sequence b are its next ones, the others padding in [0, V); without lengths, all n are. On the
+    /// CPU the bits are those of `logits`, or with a BLAS the numbers up to rounding; on a GPU as in `decode` of
+    /// ModuleBase.
+    ///
+    /// Throws ShapeError for a cache of another configuration, ValueError when a sequence gets more than max_length
+    /// tokens or an id is not in [0, V), with the cache as it was.
+    template <Viewable Previous>
+    auto decode(DecodeCache& cache, const Previous& previous, std::span<const Index> lengths = {}) const {
+        expect_shape("previous", previous.shape(), {cache.batch(), dynamic});
+        DecodeState& state = cache.state;
+        for (std::size_t i = 0; i < depth; ++i)
+            decoder[i].expect_state("cache." + name_of_layer(i), state.decoder[i], cache.batch(), state.mask.extent(1),
+                                    cache.max_length());
+        Out x = embedding(policy_, previous);  // (b, n, d)
+        const auto& next = cache.next(policy_, x.extent(1), lengths);
+        x = cache.go_on(next, [&] {
+            const typename Layer::NextPositions at(policy_, next, x.extent(1));
+            for (std::size_t i = 0; i < depth; ++i)
+                x = decoder[i].decode_next(policy_, state.decoder[i], at, x, state.mask);
+            return std::move(x);
+        });
+        return head.logits(policy_, x, embedding.weight.const_view());
+    }
+    DecodeState make_decode_state(Index batch, Index max_length, Index context_length) const {
+        DecodeState state{{}, {policy_, {batch, context_length}}};
+        for (std::size_t i = 0; i < depth; ++i)
+            state.decoder[i] = decoder[i].make_decode_state(policy_, batch, context_length, max_length);
+        fill(policy_, state.mask, 0);
+        return state;
+    }
+    DecodeState make_decode_state(Index batch, Index max_length, const Out& context, Mask mask) const {
+        DecodeState state = make_decode_state(batch, max_length, context.extent(1));
+        for (std::size_t i = 0; i < depth; ++i)
+            state.decoder[i].cross_kv = decoder[i].cross_attn.to_kv(policy_, context);
+        if (mask)
+            assign(policy_, state.mask, mask);
+        else
+            fill(policy_, state.mask, 1);
+        return state;
     }
 
     /// Forward and backward of a training step: returns the losses (b, n), and adds the gradients of
@@ -110,12 +188,13 @@ public:
         Embedding<Scalar, P>::each_parameter(f, prefix + "embedding.", m.embedding...);
         Encoder::each_parameter(f, prefix + "encoder.", m.encoder...);
         RMSNorm<Scalar, P>::each_parameter(f, prefix + "encoder_norm.", m.encoder_norm...);
-        for (std::size_t i = 0; i < depth; ++i)
-            Layer::each_parameter(f, prefix + "decoder." + std::to_string(i) + ".", m.decoder[i]...);
+        for (std::size_t i = 0; i < depth; ++i) Layer::each_parameter(f, prefix + name_of_layer(i), m.decoder[i]...);
         Head<Scalar, P>::each_parameter(f, prefix + "head.", m.head...);
     }
 
 private:
+    static std::string name_of_layer(std::size_t i) { return "decoder." + std::to_string(i) + "."; }
+
     template <std::size_t... i>
     EncoderDecoder(const P& policy, Index vocabulary, const DecoderConfig& config, Seeds& seeds,
                    std::index_sequence<i...>)
@@ -127,7 +206,7 @@ private:
           policy_(policy) {}
 
     template <Viewable Previous>
-    Out decode(const Out& context, Mask mask, const Previous& previous) const {
+    Out decoded(const Out& context, Mask mask, const Previous& previous) const {
         Out x = embedding(policy_, previous);  // (b, n, d)
         for (const Layer& layer : decoder) x = std::move(layer.forward(policy_, x, context, mask, false).out);
         return x;

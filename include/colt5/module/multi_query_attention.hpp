@@ -55,6 +55,14 @@ struct MultiQueryAttention {
         return saved;
     }
 
+    /// `out` of forward for kv = to_kv(policy, context), which decode computes once for all tokens of a sequence.
+    template <Viewable X>
+    Out decode_next(const P& policy, const X& x, const Out& kv, Mask mask) const {
+        const auto q = to_q(policy, norm(policy, x));  // (b, n, h · dim_head)
+        const auto attention = dense_attention_forward(policy, queries(q), keys(kv), key_mask(mask), {});
+        return to_out(policy, tokens(attention.out, x.extent(1)));  // (b, n, d)
+    }
+
     /// Returns d_x (b, n, d). Adds the gradient of the context to d_context (b, m, d).
     template <Viewable D, Viewable X, Viewable C>
     Out backward(const P& policy, const Activations& saved, const D& d_out, const X& x, const C& context, Mask mask,

@@ -78,7 +78,7 @@ void record_decode(Recorder<P>& record, Draw<T, P>& draw, const Setting& setting
     // In 16 bits, rounding can choose another token.
     const bool is_close = std::isfinite(error) && std::sqrt(error) <= 0.3 * std::sqrt(norm);
     record.holds(name + ": decode is close to forward", is_close);
-    record.holds(name + ": bytes", colt5::detail::bytes_of(cache.state) == cache.bytes());
+    record.holds(name + ": bytes", cache.bytes() == Module::cache_bytes(batch, length));
 }
 
 inline constexpr CausalKwargs decoded_routing{.rate = 0.25, .block_size = 64, .score_scale = 0.2};

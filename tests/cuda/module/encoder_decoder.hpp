@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <colt5/module/conditional_routed_transformer_block.hpp>
 #include <colt5/module/encoder_decoder.hpp>
@@ -111,6 +114,42 @@ Results encoder_decoder_case(const P& policy, const Setting& setting) {
         const auto losses = model.losses(model.encode(ids, mask.const_view()), mask.const_view(), previous, targets);
         record.holds("evaluation", same_bits(policy, losses, step(model, gradients)));
     });
+    // Decoded in chunks of random sizes: the same logits, in double and float bit for bit.
+    const auto context = model.encode(ids, mask.const_view());
+    const auto whole = model.logits(context, mask.const_view(), previous);
+    const auto expected = to_host(policy, whole);
+    const auto all = to_host(policy, previous);
+    auto cache = model.make_cache(context, mask.const_view(), to);
+    bool same = true;
+    double error = 0, norm = 0;
+    while (cache.lengths() != std::vector<Index>(static_cast<std::size_t>(batch), to)) {
+        const auto past = cache.lengths();
+        const Index width = draw.size(1, 20);
+        std::vector<Index> counts;
+        for (const Index length : past) counts.push_back(std::min(draw.chance(0.8) ? width : Index{0}, to - length));
+        const auto at = [&](Index b, Index i) {  // the i-th new token of sequence b, or any for padding
+            return static_cast<std::size_t>(b * to + std::min(past[static_cast<std::size_t>(b)] + i, to - 1));
+        };
+        MatrixTensor<TokenIndex, P> next(policy, {batch, width});
+        fill_with(policy, next,
+                  [&](std::size_t i) { return all[at(static_cast<Index>(i) / width, static_cast<Index>(i) % width)]; });
+        const auto logits = to_host(policy, model.decode(cache, next, counts));
+        for (Index b = 0; b < batch; ++b)
+            for (Index i = 0; i < counts[static_cast<std::size_t>(b)]; ++i)
+                for (Index v = 0; v < vocabulary; ++v) {
+                    const auto wanted = static_cast<double>(
+                        expected[at(b, i) * static_cast<std::size_t>(vocabulary) + static_cast<std::size_t>(v)]);
+                    const auto got =
+                        static_cast<double>(logits[static_cast<std::size_t>((b * width + i) * vocabulary + v)]);
+                    same = same && got == wanted;
+                    error += (got - wanted) * (got - wanted);
+                    norm += wanted * wanted;
+                }
+    }
+    const bool is_exact = setting.precision == Precision::fp64 || setting.precision == Precision::fp32;
+    record.holds("decode = forward", !is_exact || same);
+    record.holds("decode is close to forward", std::isfinite(error) && std::sqrt(error) <= 0.05 * std::sqrt(norm));
+    record.holds("bytes of the cache", cache.bytes() == model.cache_bytes(batch, from, to));
     return record.results;
 }
 
