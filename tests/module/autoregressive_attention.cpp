@@ -169,7 +169,7 @@ TEST_CASE("autoregressive attention: parts of the windows, batches and threads g
         CHECK(same_bits(other.backward(alone, sequence(d_out, b), gradients_alone), sequence(d_x, b)));
     }
     // Keys of the windows take several parts: 5 · 75 of them are more than twice 300 tokens.
-    CHECK(saved.indices_kv.shape() == std::array<Index, 3>{6 * 76, 1, 5});
+    CHECK(saved.heavy.indices.shape() == std::array<Index, 3>{6 * 76, 1, 5});
 }
 
 TEST_CASE("autoregressive attention: sees later tokens of a window, and none of later windows") {

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+#include <utility>
+
+#include <colt5/module/config.hpp>
+#include <colt5/module/heavy_attention.hpp>
+#include <colt5/module/module.hpp>
+#include <colt5/op/gather.hpp>
+#include <colt5/op/look_back.hpp>
+#include <colt5/op/route_blocks.hpp>
+#include <colt5/op/top_k.hpp>
+
+namespace colt5 {
+
+/// The heavy branch of ConditionalRoutedAutoregressiveAttention for one call. A sequence is cut into windows. Queries,
+/// a few of each window, attend to a learned null key and to the tokens that a router chooses among all tokens before
+/// the window, whose values are multiplied by their scores:
+///
+///     out_i = to_out · attention(to_q · n_i, to_kv · n of the window's keys, their scores),   n = norm(x)
+///
+/// Keys and values are computed once for each token; windows hold indices into them, and are processed a few at a time.
+/// So memory grows with n · (d + num_heavy_tokens_kv / heavy_window_size), not with n². The time of the router grows
+/// with n² / heavy_window_size.
+///
+/// In shapes, N is n rounded up to whole windows, m the number of windows, q and k the queries and keys of each, and
+/// e = h / r · dim_head.
+template <AutoregressiveAttentionConfig config, typename KVRouter, typename Scalar, Policy P>
+class PrefixAttention {
+public:
+    using Heavy = HeavyAttention<Scalar, P>;
+    using Logit = accumulate_t<Scalar>;
+    using Out = TokensTensor<Scalar, P>;
+    static constexpr Index window = config.heavy_window_size != 0 ? config.heavy_window_size : config.light_window_size;
+
+    /// The sizes of a call. The windows of all sequences and routes are numbered (b, r, m).
+    struct Sizes {
+        Index batch = 0, length = 0, windows = 0, queries = 0, keys = 0;
+
+        Sizes() = default;
+        Sizes(const std::array<Index, 3>& shape, const AttentionCounts& counts) : batch(shape[0]), length(shape[1]) {
+            constexpr Index step = std::lcm(window, config.light_window_size);  // whole windows of both branches
+            windows = (length + step - 1) / step * (step / window);
+            const Index q =
+                detail::token_count("num_heavy_tokens_q", counts.num_heavy_tokens_q, config.num_heavy_tokens_q);
+            const Index kv =
+                detail::token_count("num_heavy_tokens_kv", counts.num_heavy_tokens_kv, config.num_heavy_tokens_kv);
+            queries = std::min(q, window);
+            keys = std::min(kv, padded());
+        }
+        Index padded() const { return windows * window; }
+        Index sequences() const { return batch * routes; }
+    };
+
+    struct Activations {
+        TokensTensor<Scalar, P> q;            // (b, r · m · q, e), rotated
+        TokensTensor<Scalar, P> kv;           // (b, r · (N + 1), 2 · e), keys rotated, null ones last
+        TokensTensor<Logit, P> logits;        // (b, r, N), of the router
+        TokensTensor<TokenIndex, P> indices;  // (b · r · m, 1, k)
+        KeysOfWindows<Logit, P> keys;         // the same with the null keys, and scores
+        TokensTensor<Scalar, P> attended;     // (b, r · m · q, e)
+        TokensTensor<Logit, P> log_sum_exp;   // (b · r, m, h / r · q)
+        Out out;                              // (b, m · q, d)
+    };
+    struct InputGradients {
+        Out d_x;                          // (b, N, d), without that of the logits
+        TokensTensor<Logit, P> d_logits;  // (b, r, N)
+    };
+
+    PrefixAttention(const Heavy& heavy, const KVRouter& router, const Sizes& sizes)
+        : heavy_(heavy), router_(router), of_(sizes) {}
+
+    /// x (b, N, d), and the tokens of it that are queries, at_q (b, m · q), those of each window together.
+    Activations forward(const P& policy, TokensView<const Scalar> x, MatrixView<const TokenIndex> at_q) const {
+        const Index batch = of_.batch, length = of_.padded();
+        Activations saved;
+        const auto normed = heavy_.norm(policy, x);  // (b, N, d)
+        auto q = linear(policy, gather(policy, normed, at_q), heavy_.to_q.weight);
+        auto kv = linear(policy, normed, heavy_.to_kv.weight);  // (b, N, 2 · r · e)
+        if constexpr (config.rotary_emb) {
+            rotary(policy, heads_of_q(q.view()), heads, heavy_.inv_freq, {at_q});
+            rotary(policy, heads_of_kv(kv.view()), 1, heavy_.inv_freq, {});
+        }
+        saved.q = by_route(policy, std::move(q));
+        TokensTensor<Scalar, P> with_null(policy, {batch, length + 1, 2 * inner});
+        pad_sequences(policy, with_null.view(), TokensView<const Scalar>(kv.const_view()), length);
+        kv = {};
+        saved.kv = by_route(policy, std::move(with_null));
+        const auto null = null_rows(policy);
+        for (Index s = 0; s < of_.sequences(); ++s)
+            assign(policy, null_row(saved.kv.data(), s), by_route_row(null).range(s % routes, 1));
+        saved.logits = route_logits(policy, x, router_.routing_token, KVRouter::logit_scale);
+        choose_keys(policy, saved);
+        saved.attended = tensor_like(policy, saved.q);
+        saved.log_sum_exp = {policy, {batch * routes, of_.windows, per_route * of_.queries}};
+        each_part([&](const Part& part) {
+            const auto kv_of_part = gather(policy, part.tokens(std::as_const(saved.kv).data()),
+                                           part.flat(saved.keys.indices));  // (1, count · (k + 1), 2 · e)
+            dense_attention_kernel(
+                policy, part.queries(saved.attended.data()), part.log_sum_exp(saved.log_sum_exp.data()),
+                part.queries(std::as_const(saved.q).data()), kv_of_part.const_view().reshape(part.keys_shape()),
+                KeyMask(part.keys(std::as_const(saved.keys.mask).data())),
+                part.keys(std::as_const(saved.keys.scores).data()), NoBias());
+        });
+        saved.attended = by_token(policy, std::move(saved.attended));  // (b, m · q, r · e)
+        saved.out = linear(policy, saved.attended, heavy_.to_out.weight);
+        return saved;
+    }
+
+    /// From d_out (b, m · q, d), the gradient of `out`, which is freed as soon as it is read. If `saved` is not const,
+    /// frees parts of it, too.
+    template <typename SomeActivations>
+    InputGradients backward(const P& policy, SomeActivations& saved, Out d_out, TokensView<const Scalar> x,
+                            MatrixView<const TokenIndex> at_q, typename Heavy::Gradients& gradients) const {
+        const Index batch = of_.batch, length = of_.padded();
+        detail::release(saved.out);
+        auto d_attended = by_route(policy, heavy_.to_out.backward(policy, d_out, saved.attended, gradients.to_out));
+        d_out = {};
+        TokensTensor<Scalar, P> swapped_attended;  // the outputs by route, if there are several
+        if constexpr (routes > 1) {
+            swapped_attended = tensor_like(policy, saved.attended);
+            assign(policy, swapped_attended, saved.attended);
+            swapped_attended = by_route(policy, std::move(swapped_attended));
+        }
+        const auto& attended = routes > 1 ? std::as_const(swapped_attended) : std::as_const(saved.attended);
+
+        auto d_q = tensor_like(policy, saved.q), d_with_null = tensor_like(policy, saved.kv);
+        set_zero(policy, d_with_null);
+        auto d_key_scores = tensor_like(policy, saved.keys.scores);  // (b · r · m, 1, k + 1)
+        each_part([&](const Part& part) {
+            const auto at = part.flat(saved.keys.indices);
+            const auto kv_of_part = gather(policy, part.tokens(std::as_const(saved.kv).data()), at);
+            auto d_kv_of_part = tensor_like(policy, kv_of_part);
+            dense_attention_vjp_kernel(
+                policy, part.queries(d_q.data()), d_kv_of_part.view().reshape(part.keys_shape()),
+                part.keys(d_key_scores.data()), part.queries(std::as_const(d_attended).data()),
+                part.queries(attended.data()), part.log_sum_exp(std::as_const(saved.log_sum_exp).data()),
+                part.queries(std::as_const(saved.q).data()), kv_of_part.const_view().reshape(part.keys_shape()),
+                KeyMask(part.keys(std::as_const(saved.keys.mask).data())),
+                part.keys(std::as_const(saved.keys.scores).data()), NoBias(), NoBias());
+            gather_vjp(policy, part.tokens(d_with_null.data()), d_kv_of_part, at);
+        });
+        detail::release(saved.kv);
+        detail::release(saved.q);
+        detail::release(saved.attended);
+        d_attended = {};
+        swapped_attended = {};
+        InputGradients d{{}, logit_gradients(policy, saved, d_key_scores)};
+
+        TokensTensor<Scalar, P> d_kv(policy, {batch, length, 2 * inner});
+        {
+            Four d_null(policy, {1, heads, 2, dim_head});
+            set_zero(policy, d_null);
+            const auto rows = by_route_row(d_null);
+            for (Index s = 0; s < of_.sequences(); ++s)
+                assign(policy, rows.range(s % routes, 1),
+                       rows.range(s % routes, 1) + null_row(std::as_const(d_with_null).data(), s));
+            assign(policy, gradients.null_kv,
+                   gradients.null_kv + swap_middle_axes(policy, d_null).view().reshape(gradients.null_kv.shape()));
+            const auto by_tokens = by_token(policy, std::move(d_with_null));
+            for (Index b = 0; b < batch; ++b)
+                assign(policy, d_kv.view()[b], by_tokens.const_view()[b].range(0, length));
+        }
+        d_q = by_token(policy, std::move(d_q));
+        if constexpr (config.rotary_emb) {
+            rotary_vjp(policy, heads_of_q(d_q.view()), heads, heavy_.inv_freq, {at_q});
+            rotary_vjp(policy, heads_of_kv(d_kv.view()), 1, heavy_.inv_freq, {});
+        }
+        d.d_x = tensor_like(policy, x);
+        const auto normed = heavy_.norm(policy, x);
+        auto d_normed = heavy_.to_kv.backward(policy, d_kv, normed, gradients.to_kv);
+        d_kv = {};
+        gather_vjp(policy, d_normed.view(),
+                   heavy_.to_q.backward(policy, d_q, gather(policy, normed, at_q), gradients.to_q), at_q);
+        d_q = {};
+        heavy_.norm.backward(policy, d.d_x.view(), d_normed, x, gradients.norm);
+        return d;
+    }
+
+private:
+    static constexpr Index routes = config.num_routed_kv, heads = config.heavy_heads, dim_head = config.heavy_dim_head,
+                           inner = heads * dim_head, per_route = heads / routes, width = per_route * dim_head;
+    using Four = Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>;
+
+    /// Indices, scores and mask of the keys of all windows, from the logits.
+    void choose_keys(const P& policy, Activations& saved) const {
+        const Index all_windows = of_.sequences() * of_.windows;
+        const std::array<Index, 3> of_keys{all_windows, 1, of_.keys + 1};
+        saved.indices = {policy, {all_windows, 1, of_.keys}};
+        saved.keys = {{policy, of_keys}, {policy, of_keys}, {policy, of_keys}};
+        each_routed(policy, saved.logits, [&](const auto& prefixes, Index first, Index count) {
+            const auto picks = rows_of(saved.indices.data(), first, count, of_.keys);
+            top_k_kernel(policy, picks, prefixes.logits.const_view(), Mask(prefixes.mask.const_view()));
+            const auto scores =
+                KVRouter::scores_of(policy, prefixes.logits, picks, prefixes.mask.const_view(), of_.keys);
+            const auto part = [&](auto& all) { return rows_of(all.data(), first, count, of_.keys + 1); };
+            window_keys_kernel(policy, part(saved.keys.indices), part(saved.keys.scores), part(saved.keys.mask),
+                               TokensView<const TokenIndex>(picks), scores.const_view(), of_.windows, window, first,
+                               of_.padded());
+        });
+    }
+    /// The gradient of the logits (b, r, N) from that of the scores of keys (b · r · m, 1, k + 1).
+    auto logit_gradients(const P& policy, const Activations& saved, const TokensTensor<Logit, P>& d_key_scores) const {
+        const Index length = of_.padded();
+        auto d_logits = tensor_like(policy, saved.logits);
+        set_zero(policy, d_logits);
+        each_routed(policy, saved.logits, [&](const auto& prefixes, Index first, Index count) {
+            const auto d_scores =
+                window_keys_vjp<P, Logit>(policy, rows_of(d_key_scores.data(), first, count, of_.keys + 1));
+            const auto d_rows =
+                KVRouter::d_logits_of(policy, prefixes.logits, rows_of(saved.indices.data(), first, count, of_.keys),
+                                      d_scores.const_view(), prefixes.mask.const_view(), of_.keys);  // (count, 1, N)
+            for (Index row = 0; row < count;) {  // the windows of one sequence and route after the other
+                const Index s = (first + row) / of_.windows, end = std::min(count, (s + 1) * of_.windows - first);
+                add_rows(policy, d_logits.view().rows()[s],
+                         MatrixView<const Logit>::unchecked(d_rows.data() + row * length, {end - row, length}));
+                row = end;
+            }
+        });
+        return d_logits;
+    }
+    /// Adds the rows of d (count, N) to sum (N), in their order.
+    static void add_rows(const P& policy, VectorView<Logit> sum, MatrixView<const Logit> d) {
+        const Index count = d.extent(0), length = d.extent(1);
+        MatrixTensor<TokenIndex, P> to_one(policy, {1, count});
+        set_zero(policy, to_one);
+        scatter(policy, Scatter::add, sum.reshape(std::array{Index{1}, Index{1}, length}),
+                d.reshape(std::array{Index{1}, count, length}), to_one);
+    }
+
+    /// Rows [first, first + count) of a tensor as (count, 1, columns).
+    template <typename T>
+    static TokensView<T> rows_of(T* all, Index first, Index count, Index columns) {
+        return TokensView<T>::unchecked(all + first * columns, {count, 1, columns});
+    }
+    /// Calls f(prefixes, first, count) for all windows, as many at a time as have logits of 16 MiB in float.
+    template <typename F>
+    void each_routed(const P& policy, const TokensTensor<Logit, P>& logits, const F& f) const {
+        const Index at_once = std::max((Index{1} << 22) / of_.padded(), Index{1}), all = of_.sequences() * of_.windows;
+        for (Index first = 0; first < all; first += at_once) {
+            const Index count = std::min(at_once, all - first);
+            f(window_prefixes(policy, logits.const_view().reshape(std::array{of_.sequences(), of_.padded()}), window,
+                              first, count),
+              first, count);
+        }
+    }
+
+    /// Some windows of one sequence and route: their parts of the tensors of a call.
+    struct Part {
+        Index sequence, first, count;  // the first window among all, and how many
+        Sizes of;
+
+        /// Queries or outputs (count, q, h / r, dim_head) of a tensor (b, r · m · q, e).
+        template <typename T>
+        View<T, dynamic, dynamic, dynamic, dynamic> queries(T* all) const {
+            return View<T, dynamic, dynamic, dynamic, dynamic>::unchecked(all + first * of.queries * width,
+                                                                          {count, of.queries, per_route, dim_head});
+        }
+        template <typename T>
+        TokensView<T> log_sum_exp(T* all) const {  // (count, h / r, q)
+            return TokensView<T>::unchecked(all + first * per_route * of.queries, {count, per_route, of.queries});
+        }
+        /// The rows of these windows in a tensor with a number for each key (count, 1, k + 1).
+        template <typename T>
+        TokensView<T> keys(T* all) const {
+            return rows_of(all, first, count, of.keys + 1);
+        }
+        /// Keys and values of all tokens and the null key (1, N + 1, 2 · e).
+        template <typename T>
+        TokensView<T> tokens(T* kv) const {
+            const Index rows = of.padded() + 1;
+            return TokensView<T>::unchecked(kv + sequence * rows * 2 * width, {1, rows, 2 * width});
+        }
+        auto flat(const TokensTensor<TokenIndex, P>& indices) const {  // (1, count · (k + 1))
+            return keys(indices.data()).reshape(std::array{Index{1}, count * (of.keys + 1)});
+        }
+        auto keys_shape() const { return std::array<Index, 6>{count, 1, of.keys + 1, per_route, 2, dim_head}; }
+    };
+    /// Calls f(Part) for all windows. A Part has so many that the keys and values that it gathers take about twice as
+    /// much memory as those of all tokens of a sequence, or less.
+    template <typename F>
+    void each_part(const F& f) const {
+        const Index at_once = std::clamp(2 * routes * of_.padded() / of_.keys, Index{1}, of_.windows);
+        for (Index s = 0; s < of_.sequences(); ++s)
+            for (Index first = 0; first < of_.windows; first += at_once)
+                f(Part{s, s * of_.windows + first, std::min(at_once, of_.windows - first), of_});
+    }
+
+    /// The null key and value of each head, in the layout of kv: (1, h, 2, dim_head)
+    auto null_rows(const P& policy) const {
+        return swap_middle_axes(policy,
+                                heavy_.null_kv.const_view().reshape(std::array<Index, 4>{1, 2, heads, dim_head}));
+    }
+    template <typename T>
+    static auto by_route_row(T& null) {  // (r, 2 · e)
+        return null.view().reshape(std::array<Index, 2>{routes, 2 * width});
+    }
+    /// The row of the null key (1, 2 · e) in a tensor (b, r · (N + 1), 2 · e).
+    template <typename T>
+    MatrixView<T> null_row(T* kv, Index sequence) const {
+        return MatrixView<T>::unchecked(kv + ((sequence + 1) * (of_.padded() + 1) - 1) * 2 * width, {1, 2 * width});
+    }
+
+    /// Rows (b, n, r · e) as (b, r · n, e), sorted by route, and back.
+    static TokensTensor<Scalar, P> by_route(const P& policy, TokensTensor<Scalar, P> x) {
+        const auto [batch, length, all] = x.shape();
+        return swapped(policy, std::move(x), length, routes, {batch, routes * length, all / routes});
+    }
+    static TokensTensor<Scalar, P> by_token(const P& policy, TokensTensor<Scalar, P> x) {
+        const auto [batch, rows, each] = x.shape();
+        return swapped(policy, std::move(x), routes, rows / routes, {batch, rows / routes, routes * each});
+    }
+    /// x seen as (b, rows, columns, e), with these two axes swapped, in this shape.
+    static TokensTensor<Scalar, P> swapped(const P& policy, TokensTensor<Scalar, P> x, Index rows, Index columns,
+                                           const std::array<Index, 3>& shape) {
+        if constexpr (routes == 1) return x;
+        const Index batch = x.extent(0), each = shape[2] * shape[1] / (rows * columns);
+        TokensTensor<Scalar, P> y(policy, shape);
+        swap_first_axes_kernel(policy, y.view().reshape(std::array{batch, columns, rows, each}),
+                               x.const_view().reshape(std::array{batch, rows, columns, each}));
+        return y;
+    }
+    static auto heads_of_q(TokensView<Scalar> q) {  // (b, m · q, 1, h, dim_head)
+        return q.reshape(std::array<Index, 5>{q.extent(0), q.extent(1), 1, heads, dim_head});
+    }
+    static auto heads_of_kv(TokensView<Scalar> kv) {  // (b, N, h, 2, dim_head)
+        return kv.reshape(std::array<Index, 5>{kv.extent(0), kv.extent(1), heads, 2, dim_head});
+    }
+
+    const Heavy& heavy_;
+    const KVRouter& router_;
+    Sizes of_;
+};
+
+}  // namespace colt5
