@@ -215,20 +215,17 @@ private:
     Out compute_gradients(SomeActivations& saved, const D& d_of_out, Gradients& gradients, Out given = {}) const {
         const P& policy = this->policy();
         if (given) expect_shape("d_tokens", given.shape(), saved.tokens.shape());
-        Out d_tokens = detail::result_like(policy, "d_tokens", std::move(given), saved.tokens);
         detail::release(saved.out);
-        if (d_tokens.size() == 0) return d_tokens;
+        if (saved.tokens.size() == 0) return tensor_like(policy, saved.tokens);
         const auto of = saved.sizes;
         const bool pads = static_cast<bool>(saved.padded);
         const auto x = pads ? saved.padded.const_view() : saved.tokens;  // (b, N, d)
-        Out padded_d_out, padded_d_x;
+        Out padded_d_out;
         if (pads) {
             padded_d_out = tensor_like(policy, x);
-            padded_d_x = tensor_like(policy, x);
             pad_sequences(policy, padded_d_out.view(), TokensView<const Scalar>(d_of_out.const_view()), of.length);
         }
         const auto d_out = pads ? padded_d_out.const_view() : d_of_out.const_view();
-        const auto d_x = pads ? padded_d_x.view() : d_tokens.view();
 
         const auto& routing_q = saved.routed_q.routing;
         const auto at_q = single_route(routing_q.indices);
@@ -238,6 +235,9 @@ private:
         assign(policy, d_heavy, d_heavy * column(routing_q.scores));
         const auto d = HeavyBranch(heavy_attn, kv_router, of)
                            .backward(policy, saved.heavy, std::move(d_heavy), x, at_q, gradients.heavy_attn);
+        Out d_tokens = detail::result_like(policy, "d_tokens", std::move(given), saved.tokens), padded_d_x;
+        if (pads) padded_d_x = tensor_like(policy, x);
+        const auto d_x = pads ? padded_d_x.view() : d_tokens.view();
         light_attn.backward(policy, saved.light, d_x, d_out, x, gradients.light_attn);
         assign(policy, d_x, d_x + d.d_x);
         route_logits_vjp(policy, d_x, gradients.kv_router.routing_token.view(), d.d_logits, x, kv_router.routing_token,

@@ -5,9 +5,11 @@
 #include <array>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include <colt5/module/light_attention.hpp>
+#include <colt5/module/module.hpp>
 #include <colt5/op/dense_attention.hpp>
 #include <colt5/op/look_back.hpp>
 #include <colt5/op/swap_first_axes.hpp>
@@ -77,18 +79,26 @@ struct LookBackAttention {
         return saved;
     }
 
-    /// Assigns d_x, and adds the gradients of the parameters to `gradients`.
-    template <Viewable D, Viewable X>
-    void backward(const P& policy, const Activations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
+    /// Assigns d_x, and adds the gradients of the parameters to `gradients`. If `saved` is not const, its tensors are
+    /// freed once they are read, and the gradient of keys and values takes their memory.
+    template <typename SomeActivations, Viewable D, Viewable X>
+    void backward(const P& policy, SomeActivations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
                   Gradients& gradients) const {
         using Sum = accumulate_t<Scalar>;
         const Index batch = x.extent(0), length = x.extent(1), dim = x.extent(2);
-        const auto d_attended =
+        auto d_attended =
             to_out.backward(policy, d_out, saved.attention.out.const_view().reshape(saved.q.shape()), gradients.to_out);
-        auto d_q = tensor_like(policy, saved.q), d_kv = tensor_like(policy, saved.kv);
+        auto d_q = tensor_like(policy, saved.q);
+        const auto kv = saved.kv.const_view();
+        auto d_kv = [&] {  // look_back has copied the rows of a part before its gradient is written
+            if constexpr (std::is_const_v<SomeActivations>)
+                return tensor_like(policy, saved.kv);
+            else
+                return std::move(saved.kv);
+        }();
         each_part(batch, length, [&](Index first, Index count) {
             const auto of = [&](auto view) { return by_window(sequences(view, first, count)); };
-            const auto rows = look_back(policy, sequences(saved.kv.const_view(), first, count), window);
+            const auto rows = look_back(policy, sequences(kv, first, count), window);
             const auto counts = look_back_counts(policy, count, length / window, window);
             auto d_rows = tensor_like(policy, rows);
             dense_attention_vjp_kernel(policy, of(d_q.view()), keys_of(d_rows), TokensView<Sum>(),
@@ -99,6 +109,9 @@ struct LookBackAttention {
                                        FirstKeys<>{{}, counts.const_view()}, NoBias());
             look_back_vjp_kernel(policy, sequences(d_kv.view(), first, count), d_rows.const_view(), window);
         });
+        detail::release(saved.q);
+        detail::release(saved.attention);
+        d_attended = {};
         const auto normed = norm(policy, x);
         auto d_normed = linear_vjp(policy, d_q, normed, q_rows(to_qkv.weight), q_rows(gradients.to_qkv.weight));
         const auto weight = kv_weight(policy, dim);

@@ -56,12 +56,13 @@ public:
     };
 
     struct Activations {
-        TokensTensor<Scalar, P> q;            // (b, r · m · q, e), rotated
-        TokensTensor<Scalar, P> kv;           // (b, r · (N + 1), 2 · e), keys rotated, null ones last
-        TokensTensor<Logit, P> logits;        // (b, r, N), of the router
+        TokensTensor<Scalar, P> q;      // (b, r · m · q, e), rotated
+        TokensTensor<Scalar, P> kv;     // (1 + b · r, N + 1, 2 · e), keys rotated, null ones last. The first rows
+                                        // are free: backward uses them, see there
+        TokensTensor<Logit, P> logits;  // (b, r, N), of the router
         TokensTensor<TokenIndex, P> indices;  // (b · r · m, 1, k)
         KeysOfWindows<Logit, P> keys;         // the same with the null keys, and scores
-        TokensTensor<Scalar, P> attended;     // (b, r · m · q, e)
+        TokensTensor<Scalar, P> attended;     // (b, m · q, r · e)
         TokensTensor<Logit, P> log_sum_exp;   // (b · r, m, h / r · q)
         Out out;                              // (b, m · q, d)
     };
@@ -85,33 +86,32 @@ public:
             rotary(policy, heads_of_kv(kv.view()), 1, heavy_.inv_freq, {});
         }
         saved.q = by_route(policy, std::move(q));
-        TokensTensor<Scalar, P> with_null(policy, {batch, length + 1, 2 * inner});
-        pad_sequences(policy, with_null.view(), TokensView<const Scalar>(kv.const_view()), length);
-        kv = {};
-        saved.kv = by_route(policy, std::move(with_null));
+        saved.kv = {policy, {1 + of_.sequences(), length + 1, 2 * width}};
+        place_by_route(policy, of_sequence(saved.kv.data(), 1).data(), std::move(kv));
         const auto null = null_rows(policy);
         for (Index s = 0; s < of_.sequences(); ++s)
-            assign(policy, null_row(saved.kv.data(), s), by_route_row(null).range(s % routes, 1));
+            assign(policy, null_row(saved.kv.data(), 1 + s), by_route_row(null).range(s % routes, 1));
         saved.logits = route_logits(policy, x, router_.routing_token, KVRouter::logit_scale);
         choose_keys(policy, saved);
-        saved.attended = tensor_like(policy, saved.q);
+        auto attended = tensor_like(policy, saved.q);  // (b, r · m · q, e)
         saved.log_sum_exp = {policy, {batch * routes, of_.windows, per_route * of_.queries}};
         each_part([&](const Part& part) {
-            const auto kv_of_part = gather(policy, part.tokens(std::as_const(saved.kv).data()),
+            const auto kv_of_part = gather(policy, of_sequence(std::as_const(saved.kv).data(), 1 + part.sequence),
                                            part.flat(saved.keys.indices));  // (1, count · (k + 1), 2 · e)
-            dense_attention_kernel(
-                policy, part.queries(saved.attended.data()), part.log_sum_exp(saved.log_sum_exp.data()),
-                part.queries(std::as_const(saved.q).data()), kv_of_part.const_view().reshape(part.keys_shape()),
-                KeyMask(part.keys(std::as_const(saved.keys.mask).data())),
-                part.keys(std::as_const(saved.keys.scores).data()), NoBias());
+            dense_attention_kernel(policy, part.queries(attended.data()), part.log_sum_exp(saved.log_sum_exp.data()),
+                                   part.queries(std::as_const(saved.q).data()),
+                                   kv_of_part.const_view().reshape(part.keys_shape()),
+                                   KeyMask(part.keys(std::as_const(saved.keys.mask).data())),
+                                   part.keys(std::as_const(saved.keys.scores).data()), NoBias());
         });
-        saved.attended = by_token(policy, std::move(saved.attended));  // (b, m · q, r · e)
+        saved.attended = by_token(policy, std::move(attended));  // (b, m · q, r · e)
         saved.out = linear(policy, saved.attended, heavy_.to_out.weight);
         return saved;
     }
 
-    /// From d_out (b, m · q, d), the gradient of `out`, which is freed as soon as it is read. If `saved` is not const,
-    /// frees parts of it, too.
+    /// From d_out (b, m · q, d), the gradient of `out`. If `saved` is not const, parts of it are freed once they are
+    /// read, and the gradient of keys and values takes their memory: that of one sequence and route goes to the rows
+    /// before its own, which nobody reads any more.
     template <typename SomeActivations>
     InputGradients backward(const P& policy, SomeActivations& saved, Out d_out, TokensView<const Scalar> x,
                             MatrixView<const TokenIndex> at_q, typename Heavy::Gradients& gradients) const {
@@ -119,20 +119,20 @@ public:
         detail::release(saved.out);
         auto d_attended = by_route(policy, heavy_.to_out.backward(policy, d_out, saved.attended, gradients.to_out));
         d_out = {};
-        TokensTensor<Scalar, P> swapped_attended;  // the outputs by route, if there are several
+        TokensTensor<Scalar, P> of_routes;  // saved.attended, by route, if there are several
         if constexpr (routes > 1) {
-            swapped_attended = tensor_like(policy, saved.attended);
-            assign(policy, swapped_attended, saved.attended);
-            swapped_attended = by_route(policy, std::move(swapped_attended));
+            of_routes = by_route(policy, saved.attended.const_view());
+            detail::release(saved.attended);
         }
-        const auto& attended = routes > 1 ? std::as_const(swapped_attended) : std::as_const(saved.attended);
+        const auto& attended = routes > 1 ? std::as_const(of_routes) : std::as_const(saved.attended);
 
-        auto d_q = tensor_like(policy, saved.q), d_with_null = tensor_like(policy, saved.kv);
-        set_zero(policy, d_with_null);
+        auto d_q = tensor_like(policy, saved.q);
+        const Scalar* const kv = std::as_const(saved.kv).data();
+        auto d_by_route = reuse(policy, saved.kv);                   // (1 + b · r, N + 1, 2 · e)
         auto d_key_scores = tensor_like(policy, saved.keys.scores);  // (b · r · m, 1, k + 1)
         each_part([&](const Part& part) {
             const auto at = part.flat(saved.keys.indices);
-            const auto kv_of_part = gather(policy, part.tokens(std::as_const(saved.kv).data()), at);
+            const auto kv_of_part = gather(policy, of_sequence(kv, 1 + part.sequence), at);
             auto d_kv_of_part = tensor_like(policy, kv_of_part);
             dense_attention_vjp_kernel(
                 policy, part.queries(d_q.data()), d_kv_of_part.view().reshape(part.keys_shape()),
@@ -141,29 +141,18 @@ public:
                 part.queries(std::as_const(saved.q).data()), kv_of_part.const_view().reshape(part.keys_shape()),
                 KeyMask(part.keys(std::as_const(saved.keys.mask).data())),
                 part.keys(std::as_const(saved.keys.scores).data()), NoBias(), NoBias());
-            gather_vjp(policy, part.tokens(d_with_null.data()), d_kv_of_part, at);
+            auto d = of_sequence(d_by_route.data(), part.sequence);
+            if (part.first % of_.windows == 0) set_zero(policy, d);
+            gather_vjp(policy, d, d_kv_of_part, at);
         });
-        detail::release(saved.kv);
         detail::release(saved.q);
         detail::release(saved.attended);
         d_attended = {};
-        swapped_attended = {};
+        of_routes = {};
         InputGradients d{{}, logit_gradients(policy, saved, d_key_scores)};
 
-        TokensTensor<Scalar, P> d_kv(policy, {batch, length, 2 * inner});
-        {
-            Four d_null(policy, {1, heads, 2, dim_head});
-            set_zero(policy, d_null);
-            const auto rows = by_route_row(d_null);
-            for (Index s = 0; s < of_.sequences(); ++s)
-                assign(policy, rows.range(s % routes, 1),
-                       rows.range(s % routes, 1) + null_row(std::as_const(d_with_null).data(), s));
-            assign(policy, gradients.null_kv,
-                   gradients.null_kv + swap_middle_axes(policy, d_null).view().reshape(gradients.null_kv.shape()));
-            const auto by_tokens = by_token(policy, std::move(d_with_null));
-            for (Index b = 0; b < batch; ++b)
-                assign(policy, d_kv.view()[b], by_tokens.const_view()[b].range(0, length));
-        }
+        add_null_gradient(policy, gradients, std::as_const(d_by_route).data());
+        auto d_kv = by_token_without_null(policy, std::move(d_by_route));  // (b, N, 2 · r · e)
         d_q = by_token(policy, std::move(d_q));
         if constexpr (config.rotary_emb) {
             rotary_vjp(policy, heads_of_q(d_q.view()), heads, heavy_.inv_freq, {at_q});
@@ -268,12 +257,6 @@ private:
         TokensView<T> keys(T* all) const {
             return rows_of(all, first, count, of.keys + 1);
         }
-        /// Keys and values of all tokens and the null key (1, N + 1, 2 · e).
-        template <typename T>
-        TokensView<T> tokens(T* kv) const {
-            const Index rows = of.padded() + 1;
-            return TokensView<T>::unchecked(kv + sequence * rows * 2 * width, {1, rows, 2 * width});
-        }
         auto flat(const TokensTensor<TokenIndex, P>& indices) const {  // (1, count · (k + 1))
             return keys(indices.data()).reshape(std::array{Index{1}, count * (of.keys + 1)});
         }
@@ -298,29 +281,96 @@ private:
     static auto by_route_row(T& null) {  // (r, 2 · e)
         return null.view().reshape(std::array<Index, 2>{routes, 2 * width});
     }
-    /// The row of the null key (1, 2 · e) in a tensor (b, r · (N + 1), 2 · e).
+    /// Keys and values of all tokens of a sequence and route, and of its null key, in a tensor of such rows:
+    /// (1, N + 1, 2 · e)
     template <typename T>
-    MatrixView<T> null_row(T* kv, Index sequence) const {
-        return MatrixView<T>::unchecked(kv + ((sequence + 1) * (of_.padded() + 1) - 1) * 2 * width, {1, 2 * width});
+    TokensView<T> of_sequence(T* kv, Index sequence) const {
+        const Index rows = of_.padded() + 1;
+        return TokensView<T>::unchecked(kv + sequence * rows * 2 * width, {1, rows, 2 * width});
+    }
+    template <typename T>
+    MatrixView<T> null_row(T* kv, Index sequence) const {  // (1, 2 · e)
+        return of_sequence(kv, sequence)[0].range(of_.padded(), 1);
+    }
+    /// Adds to the gradient of the null keys its sum over the sequences.
+    void add_null_gradient(const P& policy, typename Heavy::Gradients& gradients, const Scalar* d_by_route) const {
+        Four d_null(policy, {1, heads, 2, dim_head});
+        set_zero(policy, d_null);
+        const auto rows = by_route_row(d_null);
+        for (Index s = 0; s < of_.sequences(); ++s)
+            assign(policy, rows.range(s % routes, 1), rows.range(s % routes, 1) + null_row(d_by_route, s));
+        assign(policy, gradients.null_kv,
+               gradients.null_kv + swap_middle_axes(policy, d_null).view().reshape(gradients.null_kv.shape()));
+    }
+    /// A tensor like t: t itself, or a new one if t is const.
+    template <typename T>
+    static auto reuse(const P& policy, T& t) {
+        if constexpr (std::is_const_v<T>)
+            return tensor_like(policy, t);
+        else
+            return std::move(t);
+    }
+    /// kv (b, N, 2 · r · e) sorted by route, to the rows `to` (b · r, N + 1, 2 · e), without the null keys.
+    void place_by_route(const P& policy, Scalar* to, TokensTensor<Scalar, P> kv) const {
+        const Index rows = of_.padded() + 1;
+        TokensTensor<Scalar, P> padded;  // (b, N + 1, 2 · r · e)
+        if constexpr (routes > 1) padded = {policy, {of_.batch, rows, 2 * inner}};
+        pad_sequences(policy,
+                      routes > 1 ? padded.view() : TokensView<Scalar>::unchecked(to, {of_.batch, rows, 2 * inner}),
+                      TokensView<const Scalar>(kv.const_view()), of_.padded());
+        kv = {};
+        if constexpr (routes > 1)
+            swap_first_axes_kernel(policy, of_all(to, routes, rows),
+                                   of_all(std::as_const(padded).data(), rows, routes));
+    }
+    /// The inverse: the first b · r of these rows as (b, N, 2 · r · e).
+    TokensTensor<Scalar, P> by_token_without_null(const P& policy, TokensTensor<Scalar, P> d_by_route) const {
+        const Index rows = of_.padded() + 1;
+        TokensTensor<Scalar, P> padded = std::move(d_by_route);
+        if constexpr (routes > 1) {
+            TokensTensor<Scalar, P> of_tokens(policy, {of_.batch, rows, 2 * inner});
+            swap_first_axes_kernel(policy, of_all(of_tokens.data(), rows, routes),
+                                   of_all(std::as_const(padded).data(), routes, rows));
+            padded = std::move(of_tokens);
+        }
+        TokensTensor<Scalar, P> d_kv(policy, {of_.batch, of_.padded(), 2 * inner});
+        for (Index b = 0; b < of_.batch; ++b)
+            assign(
+                policy, d_kv.view()[b],
+                MatrixView<const Scalar>::unchecked(padded.data() + b * rows * 2 * inner, {of_.padded(), 2 * inner}));
+        return d_kv;
+    }
+    template <typename T>
+    View<T, dynamic, dynamic, dynamic, dynamic> of_all(T* kv, Index rows, Index columns) const {
+        return View<T, dynamic, dynamic, dynamic, dynamic>::unchecked(kv, {of_.batch, rows, columns, 2 * width});
     }
 
     /// Rows (b, n, r · e) as (b, r · n, e), sorted by route, and back.
-    static TokensTensor<Scalar, P> by_route(const P& policy, TokensTensor<Scalar, P> x) {
+    static TokensTensor<Scalar, P> by_route(const P& policy, TokensView<const Scalar> x) {
         const auto [batch, length, all] = x.shape();
-        return swapped(policy, std::move(x), length, routes, {batch, routes * length, all / routes});
+        return swapped(policy, x, length, routes, {batch, routes * length, all / routes});
+    }
+    static TokensTensor<Scalar, P> by_route(const P& policy, TokensTensor<Scalar, P> x) {
+        if constexpr (routes == 1)
+            return x;
+        else
+            return by_route(policy, std::as_const(x).view());
     }
     static TokensTensor<Scalar, P> by_token(const P& policy, TokensTensor<Scalar, P> x) {
         const auto [batch, rows, each] = x.shape();
-        return swapped(policy, std::move(x), routes, rows / routes, {batch, rows / routes, routes * each});
+        if constexpr (routes == 1)
+            return x;
+        else
+            return swapped(policy, std::as_const(x).view(), routes, rows / routes,
+                           {batch, rows / routes, routes * each});
     }
     /// x seen as (b, rows, columns, e), with these two axes swapped, in this shape.
-    static TokensTensor<Scalar, P> swapped(const P& policy, TokensTensor<Scalar, P> x, Index rows, Index columns,
+    static TokensTensor<Scalar, P> swapped(const P& policy, TokensView<const Scalar> x, Index rows, Index columns,
                                            const std::array<Index, 3>& shape) {
-        if constexpr (routes == 1) return x;
         const Index batch = x.extent(0), each = shape[2] * shape[1] / (rows * columns);
         TokensTensor<Scalar, P> y(policy, shape);
         swap_first_axes_kernel(policy, y.view().reshape(std::array{batch, columns, rows, each}),
-                               x.const_view().reshape(std::array{batch, rows, columns, each}));
+                               x.reshape(std::array{batch, rows, columns, each}));
         return y;
     }
     static auto heads_of_q(TokensView<Scalar> q) {  // (b, m · q, 1, h, dim_head)
