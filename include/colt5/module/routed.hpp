@@ -10,10 +10,9 @@
 
 #include <colt5/module/config.hpp>
 #include <colt5/module/module.hpp>
+#include <colt5/module/route_order.hpp>
 #include <colt5/module/token_module.hpp>
 #include <colt5/op/gather.hpp>
-#include <colt5/op/swap_first_axes.hpp>
-#include <colt5/op/top_k.hpp>
 #include <colt5/router/router_view.hpp>
 
 namespace colt5 {
@@ -39,57 +38,6 @@ struct ExpectRouted {
     static_assert(config.num_heavy_tokens >= 1, "colt5: RoutedConfig.num_heavy_tokens must be at least 1");
     static_assert(config.num_routes >= 1, "colt5: RoutedConfig.num_routes must be at least 1");
     static_assert(sizeof(ExpectTokenModule<Heavy, Scalar, P>) > 0 && sizeof(ExpectTokenModule<Light, Scalar, P>) > 0);
-};
-
-/// How Routed calls a branch.
-template <typename M, typename Scalar, Policy P>
-struct Branch {
-    static constexpr bool sees_mask = MapsMaskedTokens<M, Scalar, P>;
-    static constexpr bool has_epilogue = HasEpilogue<M, Scalar, P>;
-
-    static typename M::Activations forward(const M& branch, const P& policy, TokensView<Scalar> out,
-                                           TokensView<const Scalar> x, Mask mask, bool save) {
-        if constexpr (sees_mask)
-            return branch.forward(policy, out, x, mask, save);
-        else
-            return branch.forward(policy, out, x, save);
-    }
-    static void backward(const M& branch, const P& policy, const typename M::Activations& saved, TokensView<Scalar> d_x,
-                         TokensView<const Scalar> d_out, TokensView<const Scalar> x, Mask mask,
-                         typename M::Gradients& gradients) {
-        if constexpr (sees_mask)
-            branch.backward(policy, saved, d_x, d_out, x, mask, gradients);
-        else
-            branch.backward(policy, saved, d_x, d_out, x, gradients);
-    }
-
-    /// The same with a residual, in the branch's own epilogue if it has one.
-    static typename M::Activations forward(const M& branch, const P& policy, TokensView<Scalar> out,
-                                           TokensView<const Scalar> x, Mask mask, bool save,
-                                           TokensView<const Scalar> residual) {
-        if constexpr (has_epilogue && sees_mask) {
-            return branch.forward(policy, out, x, mask, save, residual);
-        } else if constexpr (has_epilogue) {
-            return branch.forward(policy, out, x, save, residual, mask);
-        } else {
-            auto saved = forward(branch, policy, out, x, mask, save);
-            if (residual) assign(policy, out, out + residual);
-            return saved;
-        }
-    }
-    template <std::size_t updates>
-    static void backward(const M& branch, const P& policy, const typename M::Activations& saved, TokensView<Scalar> d_x,
-                         TokensView<const Scalar> d_out, TokensView<const Scalar> x, Mask mask,
-                         typename M::Gradients& gradients, const GradientEpilogue<Scalar, P, updates>& epilogue) {
-        if constexpr (has_epilogue && sees_mask) {
-            branch.backward(policy, saved, d_x, d_out, x, mask, gradients, epilogue);
-        } else if constexpr (has_epilogue) {
-            branch.backward(policy, saved, d_x, d_out, x, gradients, epilogue, mask);
-        } else {
-            backward(branch, policy, saved, d_x, d_out, x, mask, gradients);
-            if (epilogue.d_residual) assign(policy, d_x, d_x + epilogue.d_residual);
-        }
-    }
 };
 
 /// T, or an array of `count`
@@ -167,7 +115,7 @@ public:
         typename Light::Activations light;
         std::array<OfRoute, num_routes> heavy;
         RouterActivations<TokenRouter, Scalar, P> routed;  // indices, scores (b, r, k)
-        Routing<accumulate_t<Scalar>, P> by_route;         // the same (r, b, k), or empty, see `rearranged`
+        Routing<accumulate_t<Scalar>, P> by_route;         // the same (r, b, k), or empty, see RouteOrder
         ActivationsOrigin origin;
 
         /// Calls f(prefix + the router's name, Routing) for each router.
@@ -330,53 +278,25 @@ private:
         return clean;
     }
 
-    /// Whether indices and scores must be rearranged for the heavy modules. With one route, in the router's order, the
-    /// heavy module reads the router's (b, 1, k).
-    static constexpr bool rearranges = num_routes > 1 || config.sequence_order;
     using Logit = accumulate_t<Scalar>;
+    using Order = detail::RouteOrder<config, Logit, P>;
 
-    /// The router's indices and scores (b, r, k), rearranged for the heavy modules to (r, b, k), and with
-    /// sequence_order sorted by token. Empty if nothing needs to be rearranged.
+    /// The router's picks in the order of the heavy modules (r, b, k), or nothing where that is the router's own.
     static Routing<Logit, P> rearranged([[maybe_unused]] const P& policy, const Routing<Logit, P>& routing,
                                         [[maybe_unused]] Index length) {
         expect_shape("routing", routing.indices.shape(), {dynamic, config.num_routes, dynamic});
-        const auto& [indices, scores] = routing;
-        if constexpr (config.sequence_order)
-            if (const Index picks = indices.extent(2); picks > 0) {
-                const auto ones = pick_scores<Logit>(policy, {}, indices, {});
-                // Sorts the indices of a row: of numbers that are 1 at chosen tokens and 0 elsewhere, top_k takes the
-                // ones, and of equal numbers that of the lower index first.
-                const auto sorted = top_k(policy, place_scores(policy, ones, indices, {}, length), {}, picks);
-                return {swap_first_axes(policy, sorted),
-                        swap_first_axes(policy, moved(policy, scores, indices, sorted, length))};
-            }
-        if constexpr (rearranges)
-            return {swap_first_axes(policy, indices), swap_first_axes(policy, scores)};
+        if constexpr (Order::rearranges)
+            return Order::rearranged(policy, routing, length);
         else
             return {};
-    }
-    /// `numbers` (b, r, k) belong to the indices `from`. Returns them in the order of the indices `to`, which name the
-    /// same tokens.
-    template <typename Indices>
-    static auto moved(const P& policy, const TokensTensor<Logit, P>& numbers, const Indices& from, const Indices& to,
-                      Index length) {
-        return pick_scores<Logit>(policy, place_scores(policy, numbers, from, {}, length), to, {});
     }
     /// The part of a route (b, k): of `by_route` (r, b, k), or of `all` (b, 1, k) where nothing is rearranged.
     template <typename T>
     static auto of_route([[maybe_unused]] const T& all, [[maybe_unused]] const T& by_route, std::size_t route) {
-        if constexpr (rearranges)
+        if constexpr (Order::rearranges)
             return by_route.const_view()[static_cast<Index>(route)];
         else
             return single_route(all);
-    }
-    /// Undoes `rearranged` for the gradient of the scores: from the heavy modules' (r, b, k) to the router's (b, r, k).
-    static TokensTensor<Logit, P> restored(const P& policy, TokensTensor<Logit, P> d_scores, const Activations& saved) {
-        if constexpr (rearranges) d_scores = swap_first_axes(policy, d_scores);
-        if constexpr (config.sequence_order)
-            d_scores = moved(policy, d_scores, swap_first_axes(policy, saved.by_route.indices),
-                             saved.routed.routing.indices, saved.tokens.extent(1));
-        return d_scores;
     }
 
     template <typename X, typename Indices>
@@ -461,8 +381,9 @@ private:
         const P& side = side_stream.policy();
         std::array<Out, num_routes> d_picked, d_heavy;  // (b, k, d)
         for (std::size_t r = 0; r < num_routes; ++r) d_picked[r] = tensor_like(side, saved.heavy[r].out);
-        auto d_scores = tensor_like(side, rearranges ? saved.by_route.scores : routing.scores);  // (r, b, k), (b, 1, k)
-        TokensTensor<Logit, P> d_logits;                                                         // (b, r, n)
+        auto d_scores =
+            tensor_like(side, Order::rearranges ? saved.by_route.scores : routing.scores);  // (r, b, k), (b, 1, k)
+        TokensTensor<Logit, P> d_logits;                                                    // (b, r, n)
         GradientEpilogue<Scalar, P, num_updates> epilogue{detail::residual_of(saved.residual, d_out)};
         // d_x, allocated below, reuses the memory of saved.out. Large tensors that live until then must not take it, so
         // they are allocated above.
@@ -474,7 +395,8 @@ private:
             assign(side, d_scores.view().rows().range(static_cast<Index>(r) * batch, batch),  // (b, k)
                    row_sum(d_heavy[r] * saved.heavy[r].out));
         }
-        d_scores = restored(side, std::move(d_scores), saved);
+        if constexpr (Order::rearranges)
+            d_scores = Order::restored(side, d_scores, saved.by_route.indices, routing, saved.tokens.extent(1));
         if constexpr (num_updates > 0) {  // before the heavy branch, because the light branch's norm waits for it
             d_logits = this->router.d_logits(side, saved.routed, d_scores.const_view(), saved.mask);  // (b, r, n)
             set_rank_one_updates(epilogue, 0, this->router, d_logits.const_view(), gradients.router);
