@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <concepts>
 #include <cstddef>
@@ -13,135 +12,12 @@
 
 #include <colt5/core/tensor.hpp>
 #include <colt5/core/view.hpp>
-#include <colt5/module/module.hpp>
+#include <colt5/module/ragged_base.hpp>
 #include <colt5/module/token_count.hpp>
 #include <colt5/schedule/sequences.hpp>
 
 /// Modules on batches of sequences of different lengths.
 namespace colt5 {
-
-namespace detail {
-
-/// Packed tokens (total, d), or padded ones (b, n, d).
-template <typename Scalar, Policy P, std::size_t rank>
-using RaggedTensor = std::conditional_t<rank == 2, MatrixTensor<Scalar, P>, TokensTensor<Scalar, P>>;
-
-/// Checks that tokens are packed or padded ones, in the memory of policy P. Returns all of their rows.
-template <typename Scalar, typename P, Viewable X>
-MatrixView<const Scalar> expect_rows(const char* argument, const X& tokens) {
-    using Wanted = std::conditional_t<X::rank == 2, MatrixView<const Scalar>, TokensView<const Scalar>>;
-    return expect<Wanted, P>(argument, tokens).rows();
-}
-
-/// The numbers of routed tokens for sequences of given lengths: `counts`, or if that is a function, what it returns.
-template <typename Counts, typename By, std::same_as<Index>... Lengths>
-Counts counts_for(const By& counts, Lengths... lengths) {
-    if constexpr (std::convertible_to<const By&, Counts>) {
-        return counts;
-    } else {
-        static_assert(std::is_invocable_r_v<Counts, const By&, Lengths...>,
-                      "colt5: `counts` must be the numbers of tokens that the module takes, or a function that returns "
-                      "them for the length of a sequence (for cross attention, for the lengths of x and context)");
-        return counts(lengths...);
-    }
-}
-
-/// What the calls of the module have saved, each for the sequences of one length.
-template <typename Call, std::size_t sides>
-struct RaggedCalls {
-    std::vector<Call> calls;
-    SequencePlan<sides> plan;  // which sequences are in which call
-    Index sequences = 0;       // of the batch, with those that are empty
-
-    /// The call that computed a sequence, and which sample of that call's batch the sequence is. The call is null if
-    /// the sequence is empty. Throws ValueError if there is no such sequence.
-    std::pair<const Call*, Index> call_of(Index sequence) const {
-        expect_value(sequence >= 0 && sequence < sequences, "sequence", "one of the batch", sequence);
-        for (const Call& call : calls) {
-            const auto& numbers = call.sequences.numbers;
-            const auto found = std::lower_bound(numbers.begin(), numbers.end(), sequence);
-            if (found != numbers.end() && *found == sequence) return {&call, found - numbers.begin()};
-        }
-        return {nullptr, 0};
-    }
-    /// Calls f(prefix + "calls.0." + the router's name, Routing) for each router of each call.
-    template <typename F>
-    void each_routing(F&& f, const std::string& prefix = "") const {
-        for (std::size_t i = 0; i < calls.size(); ++i) calls[i].activations.each_routing(f, prefix + name_of(i));
-    }
-    /// Calls f(prefix + "calls.0." + the router's name, RouterView) for each router of each call.
-    template <typename F>
-    void each_router(F&& f, const std::string& prefix = "") const {
-        for (std::size_t i = 0; i < calls.size(); ++i) calls[i].activations.each_router(f, prefix + name_of(i));
-    }
-
-private:
-    static std::string name_of(std::size_t i) { return concat({"calls.", std::to_string(i), "."}); }
-};
-
-/// Calls f(plan) with a plan of its thread, whose memory is used again by later calls.
-template <std::size_t sides, typename F>
-auto with_plan(F&& f) {
-    thread_local SequencePlan<sides> kept;
-    auto plan = std::move(kept);  // f may come here again
-    auto result = f(plan);
-    kept = std::move(plan);
-    return result;
-}
-
-/// What the two forms of Ragged have in common.
-template <typename Module>
-class RaggedBase {
-protected:
-    using Scalar = typename Module::Out::value_type;
-    using P = typename Module::Out::PolicyType;
-    using Rows = MatrixView<const Scalar>;
-    using ModuleCounts = typename Module::Counts;
-    template <std::size_t rank>
-    using Tensor = RaggedTensor<Scalar, P, rank>;
-
-public:
-    using Counts = CountsByLength<ModuleCounts>;
-
-    const P& policy() const { return module_->policy(); }
-
-protected:
-    explicit RaggedBase(const Module& module) : module_(&module) {}
-    const Module& module() const { return *module_; }
-
-    /// Marks saved activations as what forward returned, until backward has used them up. It does not say which module
-    /// they are of: that is checked by the origin of each call's activations.
-    ActivationsOrigin origin() const { return {policy(), policy().workspace().get()}; }
-
-    /// Checks saved activations and d_out. If `saved` is not const, frees its output.
-    template <typename Saved, Viewable D>
-    Rows begin_backward(Saved& saved, const D& d_out) const {
-        saved.origin.expect(policy(), policy().workspace().get());
-        const Rows d = expect_rows<Scalar, P>("d_out", d_out);
-        expect_shape("d_out", d_out.shape(), saved.shape);
-        if constexpr (!std::is_const_v<Saved>) {
-            expect_value(d.data() == nullptr || d.data() != saved.out.data(), "d_out",
-                         "another tensor than the output that is handed over", "that output");
-            saved.origin = {};
-            saved.out = {};
-        }
-        return d;
-    }
-
-private:
-    const Module* module_;
-};
-
-/// Calls f with `saved`: as a const reference, unless it was moved in.
-template <typename Saved, typename F>
-auto with_saved(std::remove_reference_t<Saved>& saved, F&& f) {
-    if constexpr (std::is_lvalue_reference_v<Saved>)
-        return f(std::as_const(saved));
-    else
-        return f(saved);
-}
-
-}  // namespace detail
 
 /// A module on sequences of different lengths. It computes each as if it were alone and had no padding, so a batch
 /// costs what its real tokens cost. Outputs and the gradients of tokens are those of each sequence alone, bit for bit,
