@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 """generate.py FOLDER: writes what the installed colt5-attention computes in float64. With version 0.2.3 (and local-attention 1.8.6) it
-writes the v023_*.safetensors files; with 0.11 (and local-attention 1.9.15) the three head_*_b1.safetensors. A program like this one wrote
+writes the v023_*.safetensors files; with 0.11 (and local-attention 1.9.15) the four head_*_b1.safetensors. A program like this one wrote
 the other head_* files, in the same form, with 0.11.1.
 
 One file a case; the loss is sum(out.y * in.cotangent):
@@ -193,11 +193,14 @@ def main():
 
 
 def cases_of_version_0_11():
-    """With two key/value routes, the package gathers from the right sample only when there is but one."""
+    """With two key/value routes, the package gathers from the right sample only when there is but one; in autoregressive attention,
+    whose windows are samples to it, also from the right window only when there is but one that has keys."""
     attention = dict(**ATTENTION, num_heavy_tokens_q=NUM_Q, num_heavy_tokens_kv=NUM_KV, num_routed_kv=2)
     for tag, options in (('', {}), ('_rotary', dict(rotary_emb=True))):
         module_case(f'attn_routes2{tag}_b1', reference.ConditionalRoutedAttention, dict(**attention, **options), batch=1)
     module_case('attn_routes2_mask_b1', reference.ConditionalRoutedAttention, attention, batch=1, mask=True, seed=1001)
+    module_case('autoregressive_routes2_rotary_b1', reference.ConditionalRoutedAutoregressiveAttention,
+                {**attention, 'light_window_size': 8, 'num_heavy_tokens_q': 5, 'num_heavy_tokens_kv': 6, 'rotary_emb': True}, batch=1, length=16)
 
 
 def cases_of_version_0_2_3():

@@ -141,4 +141,16 @@ TEST_CASE("LanguageModel: decode gives the logits of whole sequences") {
         for (Index b = 0; b < 2; ++b) std::copy_n(&ids.view()(b, first), count, &next.view()(b, 0));
         CHECK(same_outputs(model.decode(cache, next), part(policy, expected, first, count)));
     }
+    // Errors leave the cache as it was.
+    const std::vector<Index> full{90, 90};
+    MatrixTensor<TokenIndex, Cpu> more(policy, {2, 1});
+    fill(policy, more, 29);
+    CHECK_THROWS_WITH_AS(model.decode(cache, more),
+                         "colt5: `length of sequence[0]` must be at most 90, for which the cache was made, but is 91",
+                         ValueError);
+    fill(policy, more, 30);
+    CHECK_THROWS_WITH_AS(model.decode(cache, more), "colt5: `ids` must be in a vocabulary of 30, but is 30",
+                         ValueError);
+    CHECK(cache.lengths() == full);
+    CHECK(cache.is_whole());
 }
