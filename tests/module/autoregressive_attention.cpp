@@ -197,6 +197,26 @@ TEST_CASE("autoregressive attention: memory grows with the length and not with i
     CHECK(static_cast<double>(peak(8192)) < 2.2 * static_cast<double>(peak(4096)));
 }
 
+TEST_CASE("autoregressive attention: forward and backward take up to 12.5 times the memory of the tokens" *
+          not_sanitized) {
+    constexpr AutoregressiveAttentionConfig config{.dim = 128,
+                                                   .num_heavy_tokens_q = 32,
+                                                   .num_heavy_tokens_kv = 1024,
+                                                   .num_routed_kv = 2,
+                                                   .light_heads = 2,
+                                                   .heavy_heads = 2,
+                                                   .use_null_q_tokens = true};
+    const Cpu policy(2, Cpu::usual_plan, Allocations::together);
+    const Attention<config, float> module(policy, Seed{1});
+    const auto x = normal<float>(policy, std::array<Index, 3>{2, 8192, config.dim}, 0);
+    auto gradients = module.make_gradients();
+    const auto before = policy.workspace()->statistics().in_use;
+    policy.workspace()->reset_peak();
+    module.backward(module.forward(x), x, gradients);
+    const auto taken = static_cast<double>(policy.workspace()->statistics().peak - before);
+    CHECK(taken <= 12.5 * sizeof(float) * static_cast<double>(x.size()));
+}
+
 TEST_CASE("autoregressive attention: a second call allocates nothing new; errors name the argument") {
     const Cpu policy(2, Cpu::usual_plan, Allocations::together);  // under sanitizers, too
     const Attention<full, float> module(policy, Seed{1});

@@ -294,7 +294,8 @@ TEST_CASE("EncoderDecoder: a cache is of the stated size, is saved and restored,
     };
     refused(model.make_cache(2, 12, 40),
             "tensor `state.decoder.0.cross_attn.kv` must have shape (2, 12, 8), but has (2, 11, 8)");
-    refused(model.make_cache(2, 11, 41), "tensor `max_length` must be 41, but is 40");
+    refused(model.make_cache(2, 11, 41),
+            "tensor `state.decoder.0.self_attn.kv` must have shape (2, 1, 41, 24), but has (2, 1, 40, 24)");
     refused(wider.make_cache(2, 11, 40),
             "tensor `state.decoder.0.self_attn.kv` must have shape (2, 1, 40, 48), but has (2, 1, 40, 24)");
     CHECK_THROWS_WITH_AS(model.make_cache(context, mask, 0), "colt5: `max_length` must be >= 1, but is 0", ValueError);

@@ -235,11 +235,11 @@ private:
         assign(policy, d_heavy, d_heavy * column(routing_q.scores));
         const auto d = HeavyBranch(heavy_attn, kv_router, of)
                            .backward(policy, saved.heavy, std::move(d_heavy), x, at_q, gradients.heavy_attn);
+        const Out d_light = light_attn.backward(policy, saved.light, d_out, x, gradients.light_attn);
         Out d_tokens = detail::result_like(policy, "d_tokens", std::move(given), saved.tokens), padded_d_x;
         if (pads) padded_d_x = tensor_like(policy, x);
         const auto d_x = pads ? padded_d_x.view() : d_tokens.view();
-        light_attn.backward(policy, saved.light, d_x, d_out, x, gradients.light_attn);
-        assign(policy, d_x, d_x + d.d_x);
+        assign(policy, d_x, d_light + d.d_x);
         route_logits_vjp(policy, d_x, gradients.kv_router.routing_token.view(), d.d_logits, x, kv_router.routing_token,
                          KVRouter::logit_scale);
         q_router.backward(policy, saved.routed_q, d_scores_q.const_view(), x, saved.q_mask.const_view(), d_x,

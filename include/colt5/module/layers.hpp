@@ -200,6 +200,10 @@ struct LayerNorm {
     void backward(const P& policy, const DX& d_x, const D& d_y, const X& x, Gradients& gradients) const {
         layer_norm_vjp(policy, d_x, d_y, x, weight, gradients.weight.view(), gradients.bias.view());
     }
+    template <Viewable D, Viewable X>
+    auto backward(const P& policy, const D& d_y, const X& x, Gradients& gradients) const {
+        return layer_norm_vjp(policy, d_y, x, weight, gradients.weight.view(), gradients.bias.view());
+    }
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {

@@ -79,11 +79,11 @@ struct LookBackAttention {
         return saved;
     }
 
-    /// Assigns d_x, and adds the gradients of the parameters to `gradients`. If `saved` is not const, its tensors are
-    /// freed once they are read, and the gradient of keys and values takes their memory.
+    /// Returns d_x (b, n, d), and adds the gradients of the parameters to `gradients`. If `saved` is not const, its
+    /// tensors are freed once they are read, and the gradient of keys and values takes their memory.
     template <typename SomeActivations, Viewable D, Viewable X>
-    void backward(const P& policy, SomeActivations& saved, TokensView<Scalar> d_x, const D& d_out, const X& x,
-                  Gradients& gradients) const {
+    TokensTensor<Scalar, P> backward(const P& policy, SomeActivations& saved, const D& d_out, const X& x,
+                                     Gradients& gradients) const {
         using Sum = accumulate_t<Scalar>;
         const Index batch = x.extent(0), length = x.extent(1), dim = x.extent(2);
         auto d_attended =
@@ -122,7 +122,7 @@ struct LookBackAttention {
         const auto d_kv_rows = kv_rows(gradients.to_qkv.weight);
         assign(policy, d_kv_rows, d_kv_rows + swap_middle_axes(policy, d_weight).view().reshape(d_kv_rows.shape()));
         assign(policy, d_normed, d_normed + d_of_kv);
-        norm.backward(policy, d_x, d_normed, x, gradients.norm);
+        return norm.backward(policy, d_normed, x, gradients.norm);
     }
 
     template <typename F, typename... M>

@@ -76,25 +76,24 @@ public:
 
     /// x (b, N, d), and the tokens of it that are queries, at_q (b, m · q), those of each window together.
     Activations forward(const P& policy, TokensView<const Scalar> x, MatrixView<const TokenIndex> at_q) const {
-        const Index batch = of_.batch, length = of_.padded();
         Activations saved;
-        const auto normed = heavy_.norm(policy, x);  // (b, N, d)
+        auto normed = heavy_.norm(policy, x);  // (b, N, d)
         auto q = linear(policy, gather(policy, normed, at_q), heavy_.to_q.weight);
         auto kv = linear(policy, normed, heavy_.to_kv.weight);  // (b, N, 2 · r · e)
+        normed = {};
         if constexpr (config.rotary_emb) {
             rotary(policy, heads_of_q(q.view()), heads, heavy_.inv_freq, {at_q});
             rotary(policy, heads_of_kv(kv.view()), 1, heavy_.inv_freq, {});
         }
         saved.q = by_route(policy, std::move(q));
-        saved.kv = {policy, {1 + of_.sequences(), length + 1, 2 * width}};
-        place_by_route(policy, of_sequence(saved.kv.data(), 1).data(), std::move(kv));
+        saved.kv = by_route_with_room(policy, std::move(kv));
         const auto null = null_rows(policy);
         for (Index s = 0; s < of_.sequences(); ++s)
             assign(policy, null_row(saved.kv.data(), 1 + s), by_route_row(null).range(s % routes, 1));
         saved.logits = route_logits(policy, x, router_.routing_token, KVRouter::logit_scale);
         choose_keys(policy, saved);
         auto attended = tensor_like(policy, saved.q);  // (b, r · m · q, e)
-        saved.log_sum_exp = {policy, {batch * routes, of_.windows, per_route * of_.queries}};
+        saved.log_sum_exp = {policy, {of_.sequences(), of_.windows, per_route * of_.queries}};
         each_part([&](const Part& part) {
             const auto kv_of_part = gather(policy, of_sequence(std::as_const(saved.kv).data(), 1 + part.sequence),
                                            part.flat(saved.keys.indices));  // (1, count · (k + 1), 2 · e)
@@ -115,7 +114,6 @@ public:
     template <typename SomeActivations>
     InputGradients backward(const P& policy, SomeActivations& saved, Out d_out, TokensView<const Scalar> x,
                             MatrixView<const TokenIndex> at_q, typename Heavy::Gradients& gradients) const {
-        const Index batch = of_.batch, length = of_.padded();
         detail::release(saved.out);
         auto d_attended = by_route(policy, heavy_.to_out.backward(policy, d_out, saved.attended, gradients.to_out));
         d_out = {};
@@ -310,18 +308,27 @@ private:
         else
             return std::move(t);
     }
-    /// kv (b, N, 2 · r · e) sorted by route, to the rows `to` (b · r, N + 1, 2 · e), without the null keys.
-    void place_by_route(const P& policy, Scalar* to, TokensTensor<Scalar, P> kv) const {
+    /// kv (b, N, 2 · r · e) sorted by route, with free rows at the front and one at the end of each sequence:
+    /// (1 + b · r, N + 1, 2 · e)
+    TokensTensor<Scalar, P> by_route_with_room(const P& policy, TokensTensor<Scalar, P> kv) const {
         const Index rows = of_.padded() + 1;
-        TokensTensor<Scalar, P> padded;  // (b, N + 1, 2 · r · e)
-        if constexpr (routes > 1) padded = {policy, {of_.batch, rows, 2 * inner}};
-        pad_sequences(policy,
-                      routes > 1 ? padded.view() : TokensView<Scalar>::unchecked(to, {of_.batch, rows, 2 * inner}),
-                      TokensView<const Scalar>(kv.const_view()), of_.padded());
-        kv = {};
+        TokensTensor<Scalar, P> padded;  // (b, N + 1, 2 · r · e), if there are several routes
+        const auto pad = [&](TokensView<Scalar> to) {
+            pad_sequences(policy, to, TokensView<const Scalar>(kv.const_view()), of_.padded());
+            kv = {};
+        };
+        if constexpr (routes > 1) {
+            padded = {policy, {of_.batch, rows, 2 * inner}};
+            pad(padded.view());
+        }
+        TokensTensor<Scalar, P> sorted(policy, {1 + of_.sequences(), rows, 2 * width});
+        const auto behind = sorted.view().range(1, of_.sequences());
         if constexpr (routes > 1)
-            swap_first_axes_kernel(policy, of_all(to, routes, rows),
+            swap_first_axes_kernel(policy, of_all(behind.data(), routes, rows),
                                    of_all(std::as_const(padded).data(), rows, routes));
+        else
+            pad(behind);
+        return sorted;
     }
     /// The inverse: the first b · r of these rows as (b, N, 2 · r · e).
     TokensTensor<Scalar, P> by_token_without_null(const P& policy, TokensTensor<Scalar, P> d_by_route) const {
