@@ -186,6 +186,14 @@ def is_right_for_first_sample_only(config, reference):
     return reference == 'head' and config.get('num_routed_kv', 1) > 1 and config.get('shape', [1])[0] > 1
 
 
+def first_sample_arguments(path):
+    """In autoregressive attention, that is row w of the windows that have keys, so the first of these alone has its own mask."""
+    config = read_config(path)
+    if config['class'] != 'ConditionalRoutedAutoregressiveAttention':
+        return path_literal(path)
+    return f'{path_literal(path)}, {2 * config.get("heavy_window_size", config.get("light_window_size", 128))}'
+
+
 def runner(path, run, by_cosine='false'):
     return f'        {{{literal(path.stem)}, {path_literal(path)}, {by_cosine}, {run}}},\n'
 
@@ -235,7 +243,8 @@ constexpr auto config_{i} = [] {{
 }}();
 template <typename Scalar, typename P>
 using Module{i} = colt5::{name}<config_{i}, Scalar, P>;
-''', ''.join(case(path, f'golden::check_{"first_sample" if path in first_samples else "module"}<Module{i}>({path_literal(path)});')
+''', ''.join(case(path, f'golden::check_first_sample<Module{i}>({first_sample_arguments(path)});' if path in first_samples else
+                                        f'golden::check_module<Module{i}>({path_literal(path)});')
                                    for path in users),
                        ''.join(runner(path, f'run_module<Module{i}<Scalar, P>, P>', by_cosine) for path in users if path not in first_samples)))
     return pieces
