@@ -234,8 +234,10 @@ private:
         assign(policy, d_scores_q, row_sum(d_heavy * saved.heavy.out));
         assign(policy, d_heavy, d_heavy * column(routing_q.scores));
         const auto d = HeavyBranch(heavy_attn, kv_router, of)
-                           .backward(policy, saved.heavy, std::move(d_heavy), x, at_q, gradients.heavy_attn);
-        const Out d_light = light_attn.backward(policy, saved.light, d_out, x, gradients.light_attn);
+                           .backward(policy, saved.heavy, detail::if_owned(saved.heavy), std::move(d_heavy), x, at_q,
+                                     gradients.heavy_attn);
+        const Out d_light =
+            light_attn.backward(policy, saved.light, detail::if_owned(saved.light), d_out, x, gradients.light_attn);
         Out d_tokens = detail::result_like(policy, "d_tokens", std::move(given), saved.tokens), padded_d_x;
         if (pads) padded_d_x = tensor_like(policy, x);
         const auto d_x = pads ? padded_d_x.view() : d_tokens.view();

@@ -5,11 +5,9 @@
 #include <array>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 
 #include <colt5/module/light_attention.hpp>
-#include <colt5/module/module.hpp>
 #include <colt5/op/dense_attention.hpp>
 #include <colt5/op/look_back.hpp>
 #include <colt5/op/swap_first_axes.hpp>
@@ -79,23 +77,20 @@ struct LookBackAttention {
         return saved;
     }
 
-    /// Returns d_x (b, n, d), and adds the gradients of the parameters to `gradients`. If `saved` is not const, its
-    /// tensors are freed once they are read, and the gradient of keys and values takes their memory.
-    template <typename SomeActivations, Viewable D, Viewable X>
-    TokensTensor<Scalar, P> backward(const P& policy, SomeActivations& saved, const D& d_out, const X& x,
-                                     Gradients& gradients) const {
+    /// Returns d_x (b, n, d), and adds the gradients of the parameters to `gradients`. `owned` is `saved` if that may
+    /// be freed, or null. Then tensors are freed once they are read, and the gradient of keys and values takes their
+    /// memory.
+    template <Viewable D, Viewable X>
+    TokensTensor<Scalar, P> backward(const P& policy, const Activations& saved, Activations* owned, const D& d_out,
+                                     const X& x, Gradients& gradients) const {
         using Sum = accumulate_t<Scalar>;
         const Index batch = x.extent(0), length = x.extent(1), dim = x.extent(2);
         auto d_attended =
             to_out.backward(policy, d_out, saved.attention.out.const_view().reshape(saved.q.shape()), gradients.to_out);
         auto d_q = tensor_like(policy, saved.q);
         const auto kv = saved.kv.const_view();
-        auto d_kv = [&] {  // look_back has copied the rows of a part before its gradient is written
-            if constexpr (std::is_const_v<SomeActivations>)
-                return tensor_like(policy, saved.kv);
-            else
-                return std::move(saved.kv);
-        }();
+        // look_back has copied the rows of a part before their gradient is written.
+        auto d_kv = owned ? std::move(owned->kv) : tensor_like(policy, saved.kv);
         each_part(batch, length, [&](Index first, Index count) {
             const auto of = [&](auto view) { return by_window(sequences(view, first, count)); };
             const auto rows = look_back(policy, sequences(kv, first, count), window);
@@ -109,8 +104,10 @@ struct LookBackAttention {
                                        FirstKeys<>{{}, counts.const_view()}, NoBias());
             look_back_vjp_kernel(policy, sequences(d_kv.view(), first, count), d_rows.const_view(), window);
         });
-        detail::release(saved.q);
-        detail::release(saved.attention);
+        if (owned) {
+            owned->q = {};
+            owned->attention = {};
+        }
         d_attended = {};
         const auto normed = norm(policy, x);
         auto d_normed = linear_vjp(policy, d_q, normed, q_rows(to_qkv.weight), q_rows(gradients.to_qkv.weight));

@@ -201,6 +201,16 @@ void release(T& value) {
     if constexpr (!std::is_const_v<T>) value = {};
 }
 
+/// A pointer to a value that backward may free, or null if it is const: backward of a part of a module that takes both
+/// needs to be compiled only once.
+template <typename T>
+std::remove_const_t<T>* if_owned([[maybe_unused]] T& value) {
+    if constexpr (std::is_const_v<T>)
+        return nullptr;
+    else
+        return &value;
+}
+
 /// Passes a part of saved activations to backward of a part of the module: as an rvalue if the whole was moved in,
 /// otherwise by const reference.
 template <typename T>

@@ -108,43 +108,44 @@ public:
         return saved;
     }
 
-    /// From d_out (b, m · q, d), the gradient of `out`. If `saved` is not const, parts of it are freed once they are
-    /// read, and the gradient of keys and values takes their memory: that of one sequence and route goes to the rows
-    /// before its own, which nobody reads any more.
-    template <typename SomeActivations>
-    InputGradients backward(const P& policy, SomeActivations& saved, Out d_out, TokensView<const Scalar> x,
-                            MatrixView<const TokenIndex> at_q, typename Heavy::Gradients& gradients) const {
-        detail::release(saved.out);
+    /// From d_out (b, m · q, d), the gradient of `out`. `owned` is `saved` if that may be freed, or null. Then parts of
+    /// it are freed once they are read, and the gradient of keys and values takes their memory: that of one sequence
+    /// and route goes to the rows before its own, which nobody reads any more.
+    InputGradients backward(const P& policy, const Activations& saved, Activations* owned, Out d_out,
+                            TokensView<const Scalar> x, MatrixView<const TokenIndex> at_q,
+                            typename Heavy::Gradients& gradients) const {
+        if (owned) owned->out = {};
         auto d_attended = by_route(policy, heavy_.to_out.backward(policy, d_out, saved.attended, gradients.to_out));
         d_out = {};
         TokensTensor<Scalar, P> of_routes;  // saved.attended, by route, if there are several
         if constexpr (routes > 1) {
             of_routes = by_route(policy, saved.attended.const_view());
-            detail::release(saved.attended);
+            if (owned) owned->attended = {};
         }
-        const auto& attended = routes > 1 ? std::as_const(of_routes) : std::as_const(saved.attended);
+        const auto& attended = routes > 1 ? std::as_const(of_routes) : saved.attended;
 
         auto d_q = tensor_like(policy, saved.q);
-        const Scalar* const kv = std::as_const(saved.kv).data();
-        auto d_by_route = reuse(policy, saved.kv);                   // (1 + b · r, N + 1, 2 · e)
-        auto d_key_scores = tensor_like(policy, saved.keys.scores);  // (b · r · m, 1, k + 1)
+        const Scalar* const kv = saved.kv.data();
+        auto d_by_route = owned ? std::move(owned->kv) : tensor_like(policy, saved.kv);  // (1 + b · r, N + 1, 2 · e)
+        auto d_key_scores = tensor_like(policy, saved.keys.scores);                      // (b · r · m, 1, k + 1)
         each_part([&](const Part& part) {
             const auto at = part.flat(saved.keys.indices);
             const auto kv_of_part = gather(policy, of_sequence(kv, 1 + part.sequence), at);
             auto d_kv_of_part = tensor_like(policy, kv_of_part);
-            dense_attention_vjp_kernel(
-                policy, part.queries(d_q.data()), d_kv_of_part.view().reshape(part.keys_shape()),
-                part.keys(d_key_scores.data()), part.queries(std::as_const(d_attended).data()),
-                part.queries(attended.data()), part.log_sum_exp(std::as_const(saved.log_sum_exp).data()),
-                part.queries(std::as_const(saved.q).data()), kv_of_part.const_view().reshape(part.keys_shape()),
-                KeyMask(part.keys(std::as_const(saved.keys.mask).data())),
-                part.keys(std::as_const(saved.keys.scores).data()), NoBias(), NoBias());
+            dense_attention_vjp_kernel(policy, part.queries(d_q.data()), d_kv_of_part.view().reshape(part.keys_shape()),
+                                       part.keys(d_key_scores.data()), part.queries(std::as_const(d_attended).data()),
+                                       part.queries(attended.data()), part.log_sum_exp(saved.log_sum_exp.data()),
+                                       part.queries(saved.q.data()), kv_of_part.const_view().reshape(part.keys_shape()),
+                                       KeyMask(part.keys(saved.keys.mask.data())), part.keys(saved.keys.scores.data()),
+                                       NoBias(), NoBias());
             auto d = of_sequence(d_by_route.data(), part.sequence);
             if (part.first % of_.windows == 0) set_zero(policy, d);
             gather_vjp(policy, d, d_kv_of_part, at);
         });
-        detail::release(saved.q);
-        detail::release(saved.attended);
+        if (owned) {
+            owned->q = {};
+            owned->attended = {};
+        }
         d_attended = {};
         of_routes = {};
         InputGradients d{{}, logit_gradients(policy, saved, d_key_scores)};
@@ -299,14 +300,6 @@ private:
             assign(policy, rows.range(s % routes, 1), rows.range(s % routes, 1) + null_row(d_by_route, s));
         assign(policy, gradients.null_kv,
                gradients.null_kv + swap_middle_axes(policy, d_null).view().reshape(gradients.null_kv.shape()));
-    }
-    /// A tensor like t: t itself, or a new one if t is const.
-    template <typename T>
-    static auto reuse(const P& policy, T& t) {
-        if constexpr (std::is_const_v<T>)
-            return tensor_like(policy, t);
-        else
-            return std::move(t);
     }
     /// kv (b, N, 2 · r · e) sorted by route, with free rows at the front and one at the end of each sequence:
     /// (1 + b · r, N + 1, 2 · e)

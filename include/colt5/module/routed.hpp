@@ -11,49 +11,65 @@
 #include <colt5/module/config.hpp>
 #include <colt5/module/module.hpp>
 #include <colt5/module/route_order.hpp>
+#include <colt5/module/routed_parts.hpp>
 #include <colt5/module/token_module.hpp>
 #include <colt5/op/gather.hpp>
 #include <colt5/router/router_view.hpp>
 
 namespace colt5 {
 
-/// The parts of Routed, or of its Gradients. A template like this one, with three members in this order, gives them
-/// other names.
-template <typename Router, typename Light, typename Heavy>
-struct RoutedParts {
-    static constexpr const char *light_name = "light", *heavy_name = "heavy";
-
-    Router router;
-    Light light;
-    Heavy heavy;  // one module, or an array of one for each route
-};
-
 namespace detail {
 
-template <RoutedConfig config, typename Scalar, typename P, typename Heavy, typename Light>
-struct ExpectRouted {
-    static_assert(is_module_scalar<Scalar, P>,
-                  "colt5: modules compute in float or double, on Cuda also in bfloat16 or float16");
-    static_assert(config.dim >= 1, "colt5: RoutedConfig.dim must be at least 1");
-    static_assert(config.num_heavy_tokens >= 1, "colt5: RoutedConfig.num_heavy_tokens must be at least 1");
-    static_assert(config.num_routes >= 1, "colt5: RoutedConfig.num_routes must be at least 1");
-    static_assert(sizeof(ExpectTokenModule<Heavy, Scalar, P>) > 0 && sizeof(ExpectTokenModule<Light, Scalar, P>) > 0);
+/// How Routed calls a branch.
+template <typename M, typename Scalar, Policy P>
+struct Branch {
+    static constexpr bool sees_mask = MapsMaskedTokens<M, Scalar, P>;
+    static constexpr bool has_epilogue = HasEpilogue<M, Scalar, P>;
+
+    static typename M::Activations forward(const M& branch, const P& policy, TokensView<Scalar> out,
+                                           TokensView<const Scalar> x, Mask mask, bool save) {
+        if constexpr (sees_mask)
+            return branch.forward(policy, out, x, mask, save);
+        else
+            return branch.forward(policy, out, x, save);
+    }
+    static void backward(const M& branch, const P& policy, const typename M::Activations& saved, TokensView<Scalar> d_x,
+                         TokensView<const Scalar> d_out, TokensView<const Scalar> x, Mask mask,
+                         typename M::Gradients& gradients) {
+        if constexpr (sees_mask)
+            branch.backward(policy, saved, d_x, d_out, x, mask, gradients);
+        else
+            branch.backward(policy, saved, d_x, d_out, x, gradients);
+    }
+
+    /// The same with a residual, in the branch's own epilogue if it has one.
+    static typename M::Activations forward(const M& branch, const P& policy, TokensView<Scalar> out,
+                                           TokensView<const Scalar> x, Mask mask, bool save,
+                                           TokensView<const Scalar> residual) {
+        if constexpr (has_epilogue && sees_mask) {
+            return branch.forward(policy, out, x, mask, save, residual);
+        } else if constexpr (has_epilogue) {
+            return branch.forward(policy, out, x, save, residual, mask);
+        } else {
+            auto saved = forward(branch, policy, out, x, mask, save);
+            if (residual) assign(policy, out, out + residual);
+            return saved;
+        }
+    }
+    template <std::size_t updates>
+    static void backward(const M& branch, const P& policy, const typename M::Activations& saved, TokensView<Scalar> d_x,
+                         TokensView<const Scalar> d_out, TokensView<const Scalar> x, Mask mask,
+                         typename M::Gradients& gradients, const GradientEpilogue<Scalar, P, updates>& epilogue) {
+        if constexpr (has_epilogue && sees_mask) {
+            branch.backward(policy, saved, d_x, d_out, x, mask, gradients, epilogue);
+        } else if constexpr (has_epilogue) {
+            branch.backward(policy, saved, d_x, d_out, x, gradients, epilogue, mask);
+        } else {
+            backward(branch, policy, saved, d_x, d_out, x, mask, gradients);
+            if (epilogue.d_residual) assign(policy, d_x, d_x + epilogue.d_residual);
+        }
+    }
 };
-
-/// T, or an array of `count`
-template <typename T, Index count>
-using OneOrArray = std::conditional_t<count == 1, T, std::array<T, static_cast<std::size_t>(count)>>;
-
-constexpr Index heavy_modules(const RoutedConfig& config) {
-    return config.shared_heavy ? 1 : config.num_routes;
-}
-constexpr RouterConfig router_config(const RoutedConfig& config) {
-    return {.dim = config.dim,
-            .num_routing_tokens = config.num_routes,
-            .straight_through = config.router_straight_through,
-            .router_type = config.router_type,
-            .kwargs = config.router_kwargs};
-}
 
 }  // namespace detail
 

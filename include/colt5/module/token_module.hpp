@@ -115,57 +115,6 @@ struct ExpectTokenModule {
                   "`backward(policy, saved, d_x, d_out, x, gradients) const`, or both with a mask behind x");
 };
 
-/// How Routed calls a branch.
-template <typename M, typename Scalar, Policy P>
-struct Branch {
-    static constexpr bool sees_mask = MapsMaskedTokens<M, Scalar, P>;
-    static constexpr bool has_epilogue = HasEpilogue<M, Scalar, P>;
-
-    static typename M::Activations forward(const M& branch, const P& policy, TokensView<Scalar> out,
-                                           TokensView<const Scalar> x, Mask mask, bool save) {
-        if constexpr (sees_mask)
-            return branch.forward(policy, out, x, mask, save);
-        else
-            return branch.forward(policy, out, x, save);
-    }
-    static void backward(const M& branch, const P& policy, const typename M::Activations& saved, TokensView<Scalar> d_x,
-                         TokensView<const Scalar> d_out, TokensView<const Scalar> x, Mask mask,
-                         typename M::Gradients& gradients) {
-        if constexpr (sees_mask)
-            branch.backward(policy, saved, d_x, d_out, x, mask, gradients);
-        else
-            branch.backward(policy, saved, d_x, d_out, x, gradients);
-    }
-
-    /// The same with a residual, in the branch's own epilogue if it has one.
-    static typename M::Activations forward(const M& branch, const P& policy, TokensView<Scalar> out,
-                                           TokensView<const Scalar> x, Mask mask, bool save,
-                                           TokensView<const Scalar> residual) {
-        if constexpr (has_epilogue && sees_mask) {
-            return branch.forward(policy, out, x, mask, save, residual);
-        } else if constexpr (has_epilogue) {
-            return branch.forward(policy, out, x, save, residual, mask);
-        } else {
-            auto saved = forward(branch, policy, out, x, mask, save);
-            if (residual) assign(policy, out, out + residual);
-            return saved;
-        }
-    }
-    template <std::size_t updates>
-    static void backward(const M& branch, const P& policy, const typename M::Activations& saved, TokensView<Scalar> d_x,
-                         TokensView<const Scalar> d_out, TokensView<const Scalar> x, Mask mask,
-                         typename M::Gradients& gradients, const GradientEpilogue<Scalar, P, updates>& epilogue) {
-        if constexpr (has_epilogue && sees_mask) {
-            branch.backward(policy, saved, d_x, d_out, x, mask, gradients, epilogue);
-        } else if constexpr (has_epilogue) {
-            branch.backward(policy, saved, d_x, d_out, x, gradients, epilogue, mask);
-        } else {
-            backward(branch, policy, saved, d_x, d_out, x, mask, gradients);
-            if (epilogue.d_residual) assign(policy, d_x, d_x + epilogue.d_residual);
-        }
-    }
-};
-
 }  // namespace detail
 
 /// In the place of a light branch where there is none: the output is the residual, or 0.
