@@ -103,7 +103,8 @@ void check_batched_equals_alone() {
     }
 }
 
-/// What stands in masked tokens changes no bit of a real one; appending masked tokens changes them by rounding at most.
+/// What stands in masked tokens changes no bit of a real one. Appending masked tokens changes no bit of its output, and
+/// gradients by rounding at most.
 template <typename Block>
 void check_padding_is_not_seen() {
     using T = typename Block::Out::value_type;
@@ -131,7 +132,9 @@ void check_padding_is_not_seen() {
                 const auto real = [&](const auto& tensor) {
                     return colt5::MatrixView<const T>(tensor.const_view()[b].data(), {length, 12});
                 };
-                CHECK(relative_error(real(padded.out), real(unpadded.out)) <= tolerance);
+                // How a BLAS rounds a row depends on the number of rows.
+                CHECK((colt5::cpu::uses_blas ? relative_error(real(padded.out), real(unpadded.out)) <= tolerance
+                                             : same_bits(real(padded.out), real(unpadded.out))));
                 CHECK(relative_error(real(padded.d_tokens), real(unpadded.d_tokens)) <= tolerance);
                 CHECK(same_bits(real(padded.out), real(other.out)));
                 CHECK(same_bits(real(padded.d_tokens), real(other.d_tokens)));
