@@ -35,5 +35,10 @@ using KernelSum = accumulate_t<KernelScalar>;
 
 #include <colt5/cuda/expressions.inc>
 #include <colt5/cuda/instances.inc>
+#if COLT5_KERNELS_OF_LOGITS
+#include <colt5/cuda/instances_of_logits.inc>
+#else
+#include <colt5/cuda/instances_of_half.inc>
+#endif
 
 }  // namespace colt5

@@ -15,7 +15,6 @@
 #ifndef COLT5_KERNEL_SCALAR
 #define COLT5_KERNEL_SCALAR float
 #endif
-#define COLT5_KERNELS_OF_LOGITS 1
 
 namespace colt5 {
 
@@ -25,5 +24,6 @@ using KernelSum = accumulate_t<KernelScalar>;
 }  // namespace
 
 #include <colt5/cpu/instances.inc>
+#include <colt5/cpu/instances_of_logits.inc>
 
 }  // namespace colt5

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Writes the lists of all kernels of a backend, from the headers that define them: cpu/declared.hpp and cuda/declared.cuh declare
-the kernels, cpu/instances.inc and cuda/instances.inc instantiate them (see kernels.hpp).
+the kernels, cpu/instances.inc and cuda/instances.inc instantiate them (see kernels.hpp). Kernels of logits, which are never of 16
+bits, are in files of their own (…_of_logits), as are instances that only scalars of 16 bits have (…_of_half).
 
 lists.py           writes the lists; ./dev format calls it
 lists.py --expressions OBJECT...   writes cuda/expressions.inc: the expressions that objects, compiled by g++, want of nvcc
@@ -50,7 +51,7 @@ def kernels(folder, policy):
     head = re.compile(r'(template <[^\n]*(?:\n[^\n]*)?>\n)?(inline )?(\w+) (\w+)_kernel\((?=\s*const ' + policy + '&)')
     for path in sorted((include / folder).glob('*.[hc]*')):
         text = path.read_text()
-        if path.stem == 'declared':
+        if path.stem.startswith('declared'):
             continue
         for match in head.finditer(text):
             depth, end = 1, match.end()
@@ -74,33 +75,39 @@ def formatted(path, text):
 
 
 def lists(folder, policy, suffix):
-    declared, instances, last = [], {'all': [], 'logits': [], 'half': []}, None
-    headers = {f'<colt5/{folder}/policy.{suffix}>', f'<colt5/{folder}/traits.{suffix}>', '<colt5/expr/assign.hpp>'}
+    declared, headers, last = {'tokens': [], 'logits': []}, {'tokens': set(), 'logits': set()}, {}
+    instances = {'all': [], 'logits': [], 'half': []}
     for path, name, template, result, arguments in kernels(folder, policy):
-        headers |= set(re.findall(r'#include (<colt5/(?:op|core)/.*>)', path.read_text()))
-        declared += ['', f'// {path.name}'] if path != last else []
-        last = path
-        declared.append(f'{template}\n{result} {name}_kernel({arguments});')
         parameters = re.findall(r'(\w+)(?:,|$)', template[len('template <'):-1])
+        part = 'logits' if name in of_logits or not {'Bool', 'Integer'}.isdisjoint(parameters) else 'tokens'
+        headers[part] |= set(re.findall(r'#include (<colt5/(?:op|core)/.*>)', path.read_text()))
+        declared[part] += ['', f'// {path.name}'] if path != last.get(part) else []
+        last[part] = path
+        declared[part].append(f'{template}\n{result} {name}_kernel({arguments});')
         for case in cases(name, parameters) if name != 'assign' else []:
             line = re.sub(r'\b(' + '|'.join(case) + r')\b', lambda word: case[word[0]], arguments)
             of = ', '.join(case.values())
-            of_any = name in of_logits or case.get('T') not in (None, 'S') or not {'Bool', 'Integer'}.isdisjoint(parameters)
+            of_any = part == 'logits' or case.get('T') not in (None, 'S')
             instances['logits' if of_any else 'half' if case.get('Y') == 'A' else 'all'].append(f'template {result} {name}_kernel<{of}>({line});')
     title = '// SPDX-License-Identifier: MIT\n'
     written = f'// Written by tests/kernels/lists.py from the headers of {folder}/: `./dev format` brings it up to date.\n'
-    path = include / folder / f'declared.{suffix}'
-    yield path, formatted(path, '\n'.join([
-        title + '#pragma once\n', written,
-        f'/// Declares the kernels of the policy {policy}, which another translation unit instantiates (see kernels.{suffix}).\n',
-        *(f'#include {header}' for header in sorted(headers)),
-        '', 'namespace colt5 {', *declared, '', '}  // namespace colt5', '']))
-    path = include / folder / 'instances.inc'
+    headers['logits'].add(f'<colt5/{folder}/policy.{suffix}>')
+    headers['tokens'] |= {f'<colt5/{folder}/traits.{suffix}>', '<colt5/expr/assign.hpp>', f'<colt5/{folder}/declared_of_logits.{suffix}>'}
+    for part, stem, what in ('tokens', 'declared', 'kernels'), ('logits', 'declared_of_logits', 'kernels of logits'):
+        path = include / folder / f'{stem}.{suffix}'
+        yield path, formatted(path, '\n'.join([
+            title + '#pragma once\n', written,
+            f'/// Declares the {what} of the policy {policy}, which another translation unit instantiates (see kernels.{suffix}).\n',
+            *(f'#include {header}' for header in sorted(headers[part])),
+            '', 'namespace colt5 {', *declared[part], '', '}  // namespace colt5', '']))
     named = lambda lines: [re.sub(r'\bS\b', 'KernelScalar', re.sub(r'\bA\b', 'KernelSum', line)) for line in lines]
-    yield path, formatted(path, '\n'.join([
-        title, written, f'// Instances of the kernels of the policy {policy} for KernelScalar, whose sums are KernelSum.', '',
-        *named(instances['all']), '', '#if COLT5_KERNELS_OF_LOGITS', *named(instances['logits']), '#else',
-        *named(instances['half']), '#endif', '']))
+    for stem, part in ('instances', 'all'), ('instances_of_logits', 'logits'), ('instances_of_half', 'half'):
+        if part == 'half' and policy == 'Cpu':
+            continue
+        path = include / folder / f'{stem}.inc'
+        yield path, formatted(path, '\n'.join([
+            title, written, f'// Instances of the kernels of the policy {policy} for KernelScalar, whose sums are KernelSum.', '',
+            *named(instances[part]), '']))
 
 
 def expressions(objects):

@@ -6,19 +6,14 @@
 /// Declares the kernels of the policy Cpu, which another translation unit instantiates (see kernels.hpp).
 
 #include <colt5/core/norm.hpp>
-#include <colt5/cpu/policy.hpp>
+#include <colt5/cpu/declared_of_logits.hpp>
 #include <colt5/cpu/traits.hpp>
 #include <colt5/expr/assign.hpp>
 #include <colt5/op/adamw.hpp>
 #include <colt5/op/append_keys.hpp>
-#include <colt5/op/causal_key_counts.hpp>
-#include <colt5/op/causal_top_k.hpp>
-#include <colt5/op/causal_top_k_next.hpp>
 #include <colt5/op/clean_padding.hpp>
-#include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/copy_sequences.hpp>
 #include <colt5/op/copy_tokens.hpp>
-#include <colt5/op/cumulative_softmax.hpp>
 #include <colt5/op/dense_attention.hpp>
 #include <colt5/op/dropout.hpp>
 #include <colt5/op/embedding.hpp>
@@ -39,9 +34,7 @@
 #include <colt5/op/rotary.hpp>
 #include <colt5/op/route_blocks.hpp>
 #include <colt5/op/route_logits.hpp>
-#include <colt5/op/sinkhorn.hpp>
 #include <colt5/op/swap_first_axes.hpp>
-#include <colt5/op/top_k.hpp>
 #include <colt5/op/windows.hpp>
 #include <colt5/op/zero.hpp>
 
@@ -60,37 +53,9 @@ void append_keys_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dy
                         View<const T, dynamic, dynamic, dynamic, dynamic> kv, TokensView<const T> value_scale,
                         TokensView<const TokenIndex> positions, TokensView<const bool> live);
 
-// causal_key_counts.hpp
-template <std::same_as<TokenIndex> Integer>
-void causal_key_counts_kernel(const Cpu& policy, TokensView<Integer> counts, const PickedPositions& queries,
-                              const PickedPositions& keys, Index null_keys);
-
-// causal_top_k.hpp
-template <typename T>
-void causal_top_k_kernel(const Cpu& policy, const CausalTopK& how, const CausalBlocks& blocks,
-                         TokensView<TokenIndex> indices, TokensView<T> scores, TokensView<T> slopes,
-                         TokensView<bool> live, TokensView<const T> logits, Mask mask);
-
-// causal_top_k_next.hpp
-template <typename T>
-void causal_top_k_next_kernel(const Cpu& policy, const CausalTopK& how, NextCausalPicks<T, Cpu>* next,
-                              TokensView<T> history, TokensView<T> block, TokensView<std::int64_t> progress,
-                              TokensView<const T> logits, Mask mask);
-
 // clean_padding.hpp
 template <typename T>
 bool padding_is_finite_kernel(const Cpu& policy, TokensView<const T> x, Mask mask);
-
-// coordinate_descent.hpp
-template <typename T>
-void coordinate_descent_kernel(const Cpu& policy, TokensView<T> scores, TokensView<T> threshold,
-                               TokensView<T> saturated, TokensView<const T> logits, Mask mask, DescentK k,
-                               const CoordinateDescent& descent);
-template <typename T>
-void coordinate_descent_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, MatrixView<T> d_k,
-                                   TokensView<const T> d_scores, TokensView<const T> scores,
-                                   TokensView<const T> threshold, TokensView<const T> saturated,
-                                   TokensView<const T> logits, Mask mask, DescentK k, const CoordinateDescent& descent);
 
 // copy_sequences.hpp
 template <typename T>
@@ -104,15 +69,6 @@ void scatter_sequences_kernel(const Cpu& policy, MatrixView<T> all, TokensView<c
 template <typename T>
 void copy_tokens_kernel(const Cpu& policy, TokensView<T> to, Index to_first, TokensView<const T> from, Index from_first,
                         Index count);
-
-// cumulative_softmax.hpp
-template <typename T>
-void cumulative_softmax_kernel(const Cpu& policy, TokensView<T> scores, TokensView<const T> logits,
-                               TokensView<const TokenIndex> indices, Mask mask, double temperature);
-template <typename T>
-void cumulative_softmax_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, TokensView<const T> d_scores,
-                                   TokensView<const T> logits, TokensView<const TokenIndex> indices, Mask mask,
-                                   double temperature);
 
 // dense_attention.hpp
 template <typename T, typename Bias>
@@ -155,31 +111,15 @@ void feed_forward_vjp_kernel(const Cpu& policy, TokensView<T> d_x, const FeedFor
 // gather.hpp
 template <typename T>
 void gather_kernel(const Cpu& policy, TokensView<T> out, TokensView<const T> x, MatrixView<const TokenIndex> indices);
-template <std::same_as<bool> Bool>
-void gather_mask_kernel(const Cpu&, TokensView<Bool> out, Mask mask, TokensView<const TokenIndex> indices);
 template <typename T>
 void scatter_mean_weights_kernel(const Cpu& policy, TokensView<T> rows, MatrixView<const TokenIndex> indices);
 template <typename T>
 void scatter_kernel(const Cpu& policy, Scatter how, TokensView<T> out, TokensView<const T> rows,
                     MatrixView<const TokenIndex> indices, MatrixView<const T> scale);
-template <typename T>
-void pick_scores_kernel(const Cpu&, TokensView<T> out, TokensView<const T> scores, TokensView<const TokenIndex> indices,
-                        Mask mask);
-template <typename T>
-void straight_through_scores_kernel(const Cpu&, TokensView<T> scores, TokensView<const T> logits,
-                                    TokensView<const TokenIndex> indices, Mask mask);
-template <typename T>
-void place_scores_kernel(const Cpu&, TokensView<T> d_scores, TokensView<const T> d_picked,
-                         TokensView<const TokenIndex> indices, Mask mask);
-template <typename T>
-void short_rows_kernel(const Cpu&, TokensView<T> values, TokensView<const TokenIndex> indices, Mask mask,
-                       SampleCount k);
 
 // global_norm.hpp
 template <typename T>
 double sum_of_squares_kernel(const Cpu& policy, VectorView<const T> x, double scale);
-template <typename T>
-void scale_kernel(const Cpu& policy, VectorView<T> x, double factor);
 
 // layer_norm.hpp
 template <typename T>
@@ -223,8 +163,6 @@ template <typename T>
 void look_back_kernel(const Cpu& policy, TokensView<T> rows, TokensView<const T> x, Index window);
 template <typename T>
 void look_back_vjp_kernel(const Cpu& policy, TokensView<T> d_x, TokensView<const T> d_rows, Index window);
-template <std::same_as<TokenIndex> Integer>
-void look_back_counts_kernel(const Cpu&, TokensView<Integer> counts, Index windows);
 template <typename T>
 void window_keys_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensView<T> scores, TokensView<bool> mask,
                         TokensView<const TokenIndex> picks, TokensView<const T> pick_scores, Index windows,
@@ -265,9 +203,6 @@ void null_key_vjp_kernel(const Cpu& policy, TokensView<T> d_null_kv,
                          TokensView<const T> d_out_scale);
 
 // null_query.hpp
-template <std::same_as<bool> Bool>
-void unrouted_tokens_kernel(const Cpu&, View<Bool, dynamic, dynamic> unrouted, MatrixView<const TokenIndex> indices,
-                            Mask mask, Mask live);
 template <typename T>
 void null_query_vjp_kernel(const Cpu& policy, VectorView<T> d_null_token, TokensView<const T> d_out, Mask unrouted);
 
@@ -284,9 +219,6 @@ void projected_local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dy
 template <typename T>
 void relative_position_bias_kernel(const Cpu&, MatrixView<T> by_distance, MatrixView<const T> table,
                                    const RelativePositionBuckets& buckets);
-template <typename T>
-void relative_position_bias_vjp_kernel(const Cpu& policy, MatrixView<T> d_table, MatrixView<const T> d_by_distance,
-                                       const RelativePositionBuckets& buckets);
 
 // rms_norm.hpp
 template <typename T>
@@ -302,20 +234,10 @@ void rotary_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic
                    VectorView<const float> inv_freq, const RowPositions& at, bool back);
 
 // route_blocks.hpp
-template <std::same_as<TokenIndex> Integer>
-void block_shares_kernel(const Cpu&, const RouteBlocks& blocks, VectorView<Integer> lengths,
-                         VectorView<TokenIndex> picks, Mask mask);
-template <typename T>
-void merge_blocks_kernel(const Cpu&, const RouteBlocks& blocks, TokensView<TokenIndex> indices, TokensView<T> scores,
-                         TokensView<const TokenIndex> block_indices, TokensView<const T> block_scores,
-                         VectorView<const TokenIndex> lengths);
 template <typename T>
 void merge_block_rows_kernel(const Cpu&, const RouteBlocks& blocks, TokensView<T> merged, TokensView<const T> x);
 template <typename T>
 void pad_sequences_kernel(const Cpu&, TokensView<T> padded, TokensView<const T> x, Index length);
-template <typename T>
-void split_blocks_kernel(const Cpu&, const RouteBlocks& blocks, TokensView<T> block_scores, TokensView<const T> scores,
-                         VectorView<const TokenIndex> lengths);
 
 // route_logits.hpp
 template <typename T>
@@ -332,31 +254,10 @@ void cosine_logits_vjp_kernel(const Cpu& policy, TokensView<T> d_x, MatrixView<T
                               TokensView<const T> logits, MatrixView<const T> norms, TokensView<const T> x,
                               MatrixView<const T> token, VectorView<const T> token_norms, T scale);
 
-// sinkhorn.hpp
-template <typename T>
-void gumbel_noise_kernel(const Cpu& policy, TokensView<T> noise, Random random, GumbelRows which);
-template <typename T>
-void sinkhorn_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensView<T> scores,
-                     View<double, dynamic, dynamic, dynamic, dynamic> slot_potential,
-                     View<double, dynamic, dynamic, dynamic, dynamic> token_potential, TokensView<const T> logits,
-                     TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
-                     VectorView<const TokenIndex> slots_of_sample);
-template <typename T>
-void sinkhorn_vjp_kernel(const Cpu& policy, TokensView<T> d_logits, TokensView<const T> d_scores,
-                         TokensView<const TokenIndex> indices, TokensView<const T> scores,
-                         View<const double, dynamic, dynamic, dynamic, dynamic> slot_potential,
-                         View<const double, dynamic, dynamic, dynamic, dynamic> token_potential,
-                         TokensView<const T> logits, TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
-                         VectorView<const TokenIndex> slots_of_sample);
-
 // swap_first_axes.hpp
 template <typename T>
 void swap_first_axes_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> y,
                             View<const T, dynamic, dynamic, dynamic, dynamic> x);
-
-// top_k.hpp
-template <typename T>
-void top_k_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensView<const T> logits, Mask mask);
 
 // windows.hpp
 template <typename T>
@@ -365,8 +266,6 @@ void windows_kernel(const Cpu& policy, TokensView<T> tokens, MapView<const T> ma
 template <typename T>
 void windows_kernel(const Cpu& policy, MapView<T> maps, TokensView<const T> tokens, const WindowGrid& grid,
                     bool channel_first);
-template <std::same_as<bool> Bool>
-void window_mask_kernel(const Cpu& policy, View<Bool, dynamic, dynamic> out, MapMask mask, const WindowGrid& grid);
 
 // zero.hpp
 template <typename T>

@@ -6,18 +6,13 @@
 /// Declares the kernels of the policy Cuda, which another translation unit instantiates (see kernels.cuh).
 
 #include <colt5/core/norm.hpp>
-#include <colt5/cuda/policy.cuh>
+#include <colt5/cuda/declared_of_logits.cuh>
 #include <colt5/cuda/traits.cuh>
 #include <colt5/expr/assign.hpp>
 #include <colt5/op/adamw.hpp>
 #include <colt5/op/append_keys.hpp>
-#include <colt5/op/causal_key_counts.hpp>
-#include <colt5/op/causal_top_k.hpp>
-#include <colt5/op/causal_top_k_next.hpp>
-#include <colt5/op/coordinate_descent.hpp>
 #include <colt5/op/copy_sequences.hpp>
 #include <colt5/op/copy_tokens.hpp>
-#include <colt5/op/cumulative_softmax.hpp>
 #include <colt5/op/dense_attention.hpp>
 #include <colt5/op/dropout.hpp>
 #include <colt5/op/embedding.hpp>
@@ -38,9 +33,7 @@
 #include <colt5/op/rotary.hpp>
 #include <colt5/op/route_blocks.hpp>
 #include <colt5/op/route_logits.hpp>
-#include <colt5/op/sinkhorn.hpp>
 #include <colt5/op/swap_first_axes.hpp>
-#include <colt5/op/top_k.hpp>
 #include <colt5/op/windows.hpp>
 #include <colt5/op/zero.hpp>
 
@@ -60,37 +53,6 @@ void append_keys_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, d
                         TokensView<const accumulate_t<T>> value_scale, TokensView<const TokenIndex> positions,
                         TokensView<const bool> live);
 
-// causal_key_counts.cuh
-template <std::same_as<TokenIndex> Integer>
-void causal_key_counts_kernel(const Cuda& policy, TokensView<Integer> counts, const PickedPositions& queries,
-                              const PickedPositions& keys, Index null_keys);
-
-// causal_top_k.cuh
-template <typename T>
-void causal_top_k_kernel(const Cuda& policy, const CausalTopK& how, const CausalBlocks& blocks,
-                         TokensView<TokenIndex> indices, TokensView<T> scores, TokensView<T> slopes,
-                         TokensView<bool> live, TokensView<const T> logits, Mask mask);
-
-// causal_top_k_next.cuh
-template <typename T>
-void causal_top_k_next_kernel(const Cuda& policy, const CausalTopK& how, NextCausalPicks<T, Cuda>* next,
-                              TokensView<T> history, TokensView<T> block, TokensView<std::int64_t> progress,
-                              TokensView<const T> logits, Mask mask);
-
-// coordinate_descent.cuh
-template <typename T>
-void coordinate_descent_kernel(const Cuda& policy, TokensView<T> scores, TokensView<T> threshold,
-                               TokensView<T> saturated, TokensView<const T> logits, Mask mask, DescentK k,
-                               const CoordinateDescent& descent);
-
-// coordinate_descent_vjp.cuh
-template <typename T>
-void coordinate_descent_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, MatrixView<T> d_k,
-                                   TokensView<const T> d_scores, TokensView<const T> scores,
-                                   TokensView<const T> threshold, TokensView<const T> saturated,
-                                   TokensView<const T> logits, Mask mask, DescentK wanted,
-                                   const CoordinateDescent& descent);
-
 // copy_sequences.cuh
 template <typename T>
 void gather_sequences_kernel(const Cuda& policy, TokensView<T> out, MatrixView<const T> all,
@@ -103,15 +65,6 @@ void scatter_sequences_kernel(const Cuda& policy, MatrixView<T> all, TokensView<
 template <typename T>
 void copy_tokens_kernel(const Cuda& policy, TokensView<T> to, Index to_first, TokensView<const T> from,
                         Index from_first, Index count);
-
-// cumulative_softmax.cuh
-template <typename T>
-void cumulative_softmax_kernel(const Cuda& policy, TokensView<T> scores, TokensView<const T> logits,
-                               TokensView<const TokenIndex> indices, Mask mask, double temperature);
-template <typename T>
-void cumulative_softmax_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<const T> d_scores,
-                                   TokensView<const T> logits, TokensView<const TokenIndex> indices, Mask mask,
-                                   double temperature);
 
 // dense_attention.cuh
 template <typename T, typename Bias>
@@ -163,31 +116,15 @@ void feed_forward_vjp_kernel(const Cuda& policy, TokensView<T> d_x,
 template <typename T>
 void gather_kernel(const Cuda& policy, TokensView<T> out, TokensView<const T> x, MatrixView<const TokenIndex> indices,
                    Mask clean_mask);
-template <std::same_as<bool> Bool>
-void gather_mask_kernel(const Cuda& policy, TokensView<Bool> out, Mask mask, TokensView<const TokenIndex> indices);
 template <typename T>
 void scatter_mean_weights_kernel(const Cuda& policy, TokensView<T> rows, MatrixView<const TokenIndex> indices);
 template <typename T>
 void scatter_kernel(const Cuda& policy, Scatter how, TokensView<T> out, TokensView<const T> rows,
                     MatrixView<const TokenIndex> indices, MatrixView<const accumulate_t<T>> scale);
-template <typename T>
-void pick_scores_kernel(const Cuda& policy, TokensView<T> out, TokensView<const T> scores,
-                        TokensView<const TokenIndex> indices, Mask mask);
-template <typename T>
-void straight_through_scores_kernel(const Cuda& policy, TokensView<T> scores, TokensView<const T> logits,
-                                    TokensView<const TokenIndex> indices, Mask mask);
-template <typename T>
-void place_scores_kernel(const Cuda& policy, TokensView<T> d_scores, TokensView<const T> d_picked,
-                         TokensView<const TokenIndex> indices, Mask mask);
-template <typename T>
-void short_rows_kernel(const Cuda& policy, TokensView<T> values, TokensView<const TokenIndex> indices, Mask mask,
-                       SampleCount k);
 
 // global_norm.cuh
 template <typename T>
 double sum_of_squares_kernel(const Cuda& policy, VectorView<const T> x, double scale);
-template <typename T>
-void scale_kernel(const Cuda& policy, VectorView<T> x, double factor);
 
 // layer_norm.cuh
 template <typename T>
@@ -243,8 +180,6 @@ void window_keys_kernel(const Cuda& policy, TokensView<TokenIndex> indices, Toke
                         Index window, Index first, Index null);
 template <typename T>
 void window_keys_vjp_kernel(const Cuda& policy, TokensView<T> d, TokensView<const T> d_scores);
-template <std::same_as<TokenIndex> Integer>
-void look_back_counts_kernel(const Cuda& policy, TokensView<Integer> counts, Index windows);
 
 // map_tokens.cuh
 template <typename T>
@@ -279,9 +214,6 @@ void null_key_vjp_kernel(const Cuda& policy, TokensView<accumulate_t<T>> d_null_
                          TokensView<const accumulate_t<T>> d_out_scale);
 
 // null_query.cuh
-template <std::same_as<bool> Bool>
-void unrouted_tokens_kernel(const Cuda& policy, View<Bool, dynamic, dynamic> unrouted,
-                            MatrixView<const TokenIndex> indices, Mask mask, Mask live);
 template <typename T>
 void null_query_vjp_kernel(const Cuda& policy, VectorView<accumulate_t<T>> d_null_token, TokensView<const T> d_out,
                            Mask unrouted);
@@ -300,9 +232,6 @@ void projected_local_attention_vjp_kernel(const Cuda& policy,
 template <typename T>
 void relative_position_bias_kernel(const Cuda& policy, MatrixView<accumulate_t<T>> by_distance,
                                    MatrixView<const T> table, const RelativePositionBuckets& buckets);
-template <typename T>
-void relative_position_bias_vjp_kernel(const Cuda& policy, MatrixView<T> d_table, MatrixView<const T> d_by_distance,
-                                       const RelativePositionBuckets& buckets);
 
 // rms_norm.cuh
 template <typename T>
@@ -319,21 +248,11 @@ void rotary_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynami
                    VectorView<const float> inv_freq, const RowPositions& at, bool back);
 
 // route_blocks.cuh
-template <std::same_as<TokenIndex> Integer>
-void block_shares_kernel(const Cuda& policy, const RouteBlocks& blocks, VectorView<Integer> lengths,
-                         VectorView<TokenIndex> picks, Mask mask);
-template <typename T>
-void merge_blocks_kernel(const Cuda& policy, const RouteBlocks& blocks, TokensView<TokenIndex> indices,
-                         TokensView<T> scores, TokensView<const TokenIndex> block_indices,
-                         TokensView<const T> block_scores, VectorView<const TokenIndex> lengths);
 template <typename T>
 void merge_block_rows_kernel(const Cuda& policy, const RouteBlocks& blocks, TokensView<T> merged,
                              TokensView<const T> x);
 template <typename T>
 void pad_sequences_kernel(const Cuda& policy, TokensView<T> padded, TokensView<const T> x, Index length);
-template <typename T>
-void split_blocks_kernel(const Cuda& policy, const RouteBlocks& blocks, TokensView<T> block_scores,
-                         TokensView<const T> scores, VectorView<const TokenIndex> lengths);
 
 // route_logits.cuh
 template <typename T>
@@ -353,31 +272,10 @@ void cosine_logits_vjp_kernel(const Cuda& policy, TokensView<T> d_x, MatrixView<
                               MatrixView<const accumulate_t<T>> norms, TokensView<const T> x, MatrixView<const T> token,
                               VectorView<const accumulate_t<T>> token_norms, accumulate_t<T> scale);
 
-// sinkhorn.cuh
-template <typename T>
-void gumbel_noise_kernel(const Cuda& policy, TokensView<T> noise, Random random, GumbelRows which);
-template <typename T>
-void sinkhorn_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView<T> scores,
-                     View<double, dynamic, dynamic, dynamic, dynamic> slot_potential,
-                     View<double, dynamic, dynamic, dynamic, dynamic> token_potential, TokensView<const T> logits,
-                     TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
-                     VectorView<const TokenIndex> slots_of_sample);
-template <typename T>
-void sinkhorn_vjp_kernel(const Cuda& policy, TokensView<T> d_logits, TokensView<const T> d_scores,
-                         TokensView<const TokenIndex> indices, TokensView<const T> scores,
-                         View<const double, dynamic, dynamic, dynamic, dynamic> slot_potential,
-                         View<const double, dynamic, dynamic, dynamic, dynamic> token_potential,
-                         TokensView<const T> logits, TokensView<const T> noise, Mask mask, const Sinkhorn& sinkhorn,
-                         VectorView<const TokenIndex> slots_of_sample);
-
 // swap_first_axes.cuh
 template <typename T>
 void swap_first_axes_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> y,
                             View<const T, dynamic, dynamic, dynamic, dynamic> x);
-
-// top_k.cuh
-template <typename T>
-void top_k_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView<const T> logits, Mask mask);
 
 // windows.cuh
 template <typename T>
@@ -386,8 +284,6 @@ void windows_kernel(const Cuda& policy, TokensView<T> tokens, MapView<const T> m
 template <typename T>
 void windows_kernel(const Cuda& policy, MapView<T> maps, TokensView<const T> tokens, const WindowGrid& grid,
                     bool channel_first);
-template <std::same_as<bool> Bool>
-void window_mask_kernel(const Cuda& policy, View<Bool, dynamic, dynamic> out, MapMask mask, const WindowGrid& grid);
 
 // zero.cuh
 template <typename T>

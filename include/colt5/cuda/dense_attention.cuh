@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include <colt5/cuda/attention_backward.cuh>
-#include <colt5/cuda/attention_forward.cuh>
+#include <colt5/cuda/attention/backward.cuh>
+#include <colt5/cuda/attention/forward.cuh>
 #include <colt5/op/dense_attention.hpp>
 
 namespace colt5 {

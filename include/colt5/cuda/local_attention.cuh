@@ -5,8 +5,8 @@
 #include <cmath>
 #include <limits>
 
-#include <colt5/cuda/attention_backward.cuh>
-#include <colt5/cuda/attention_forward.cuh>
+#include <colt5/cuda/attention/backward.cuh>
+#include <colt5/cuda/attention/forward.cuh>
 #include <colt5/cuda/kernel.cuh>
 #include <colt5/cuda/traits.cuh>
 #include <colt5/cuda/zero.cuh>

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 
-#include <colt5/cuda/attention_gradients.cuh>
-#include <colt5/cuda/kernel.cuh>
+#include <colt5/cuda/attention/gradients.cuh>
 
 namespace colt5::cuda {
 

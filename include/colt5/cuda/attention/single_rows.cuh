@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/attention_tile.cuh>
+#include <colt5/cuda/attention/mask.cuh>
+#include <colt5/cuda/attention/online_softmax.cuh>
 
 /// Recomputes single rows of attention that came out as NaN or infinite. The tile kernels multiply whole tiles, so that
 /// a key that is not finite gives 0 · NaN = NaN even if the query does not see it: masked, out of reach, or hidden by

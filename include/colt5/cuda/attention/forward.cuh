@@ -1,38 +1,22 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/attention_bias.cuh>
-#include <colt5/cuda/attention_rows.cuh>
+#include <colt5/cuda/attention/bias.cuh>
+#include <colt5/cuda/attention/dispatch.cuh>
+#include <colt5/cuda/attention/online_softmax.cuh>
+#include <colt5/cuda/attention/pipeline.cuh>
+#include <colt5/cuda/attention/single_rows.cuh>
 
 namespace colt5::cuda {
 
-/// The sizes of the forward kernel. Each warp owns 16 queries of a tile of queries; keys and values are streamed
-/// through shared memory in stages. See stream_keys and Staging.
-template <typename Arithmetic_, int width_, Staging staging>
-struct ForwardShape {
-    using Arithmetic = Arithmetic_;
-    using T = typename Arithmetic::Scalar;
-    using Sum = typename Arithmetic::Sum;
-    using Tile = cuda::Tile<Arithmetic, width_>;
-    static constexpr bool slides = staging == Staging::sliding, large_stage = staging == Staging::large_stage;
-    static constexpr int width = width_, row_bytes = width * sizeof(T);
-    static constexpr int warps = row_bytes > 512 ? 2 : 4;
-    static constexpr int tile_rows = 16 * warps, threads = warp_size * warps, tile_buffers = slides ? 2 : 1;
-    static constexpr int pipelined_rows = row_bytes <= 256 ? 64 : row_bytes <= 512 ? 32 : 16;
-    static constexpr int stage_rows = slides        ? tile_rows
-                                      : large_stage ? window_rows<T>(tile_rows, tile_rows, Tile::stride)
-                                                    : pipelined_rows;
-    static constexpr int stages = slides ? sliding_stages : large_stage || row_bytes > 256 ? 1 : 2;
-    /// The number of groups of 16 keys in one step of the online softmax. Groups that do not fill a step are processed
-    /// one by one.
-    static constexpr int groups_at_once = slides ? 2 : large_stage ? 3 : stage_rows / 16;
-    static constexpr int blocks_per_multiprocessor = slides ? 3 : row_bytes > 256 ? 1 : row_bytes > 128 ? 2 : 4;
-
-    using Stage = StagingBuffer<Tile, Sum, stage_rows, 1>;
+template <typename Arithmetic, int width, Staging staging>
+struct ForwardShape : KernelShape<Arithmetic, width, staging, forward_tuning<Arithmetic, width, staging>(), 1> {
+    using Base = KernelShape<Arithmetic, width, staging, forward_tuning<Arithmetic, width, staging>(), 1>;
     struct Shared {
-        T q[tile_buffers][tile_rows * Tile::stride];
-        Stage stage[stages];
+        typename Base::T q[Base::tile_buffers][Base::tile_rows * Base::Tile::stride];
+        typename Base::Stage stage[Base::stages];
     };
+    static_assert(sizeof(Shared) <= shared_bytes);
 };
 
 /// Attention by online softmax over the key range of a tile of queries. A thread block owns `tiles` tiles of one head:
@@ -168,7 +152,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         Tile::store(own, sum, factor[0], factor[1], block.rows(a, a.out.with(out)), first, a.queries, a.dim_head,
                     Shape::slides || a.vectors);
         // A key that the query does not see (masked, out of reach or hidden) has weight 0, but 0 · NaN makes the whole
-        // row NaN. Such rows are recomputed without these keys, over the first result. See attention_rows.cuh.
+        // row NaN. Such rows are recomputed without these keys, over the first result. See single_rows.cuh.
         unsigned recompute = rows_with_nan(sum);
         if (recompute == 0) return;
         __syncwarp();

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <colt5/cuda/attention_key_gradient.cuh>
-#include <colt5/cuda/attention_query_gradient.cuh>
+#include <colt5/cuda/attention/dispatch.cuh>
+#include <colt5/cuda/attention/key_gradient.cuh>
+#include <colt5/cuda/attention/query_gradient.cuh>
+#include <colt5/cuda/relative_position_bias.cuh>
 
 /// The vector-Jacobian product of attention, in two kernels. Each block writes rows that no other block writes, without
 /// atomic additions, so that the order of all sums is fixed. With s = q·k · scale, p = exp(s − log_sum_exp), dp =

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
-#include <colt5/cuda/attention_tile.cuh>
+#include <colt5/cuda/attention/stage.cuh>
 
 /// How attention kernels stream rows through shared memory.
 ///
@@ -13,80 +12,6 @@
 /// the query gradient own queries and stream keys and values. The key gradient owns keys and values and streams queries
 /// and gradients of the output. Streamed rows lie in staging buffers; warps process them in groups of 16.
 namespace colt5::cuda {
-
-enum class Staging {
-    pipelined,    ///< stages of a few rows: with two of them, one is loaded while the other is processed. Rows over 256
-                  ///< bytes have one stage
-    large_stage,  ///< one large stage: the rows that a tile attends to, or as many as fit; further rows follow in it
-    sliding       ///< a sliding window over tiles: a block has one or more tiles and loads each streamed tile once
-};
-
-/// A sliding window: tiles have sliding_rows rows, the reach is at most sliding_rows, and there are sliding_stages
-/// stages.
-inline constexpr int sliding_rows = 64, sliding_stages = 3;
-
-/// The key range of a tile: the streamed rows of [0, limit) that are in reach of a row in [first, first + rows),
-/// rounded down to begin at a multiple of 16. For the key gradient, which streams queries, it is a range of queries.
-struct KeyRange {
-    int begin, end;
-
-    __device__ KeyRange(int first, int rows, Reach reach, int limit)
-        : begin(::max(0, first - reach.before) / 16 * 16), end(::min(limit, first + rows + reach.after)) {}
-};
-
-/// The key range of 16 rows, from `first` on, within one stage, in groups of 16 streamed rows. The stage starts at row
-/// `stage_first`, has room for `size` rows, and ends at row `limit` at the latest.
-struct Groups {
-    int begin, end;
-
-    __device__ Groups(int first, int stage_first, int size, int limit, Reach reach)
-        : begin(::max(0, first - reach.before - stage_first) / 16),
-          end(::min(::min(size, limit - stage_first) + 15, first + reach.after - stage_first + 31) / 16) {}
-};
-
-/// A group of 16 streamed rows: its stage, and its first row in it.
-template <typename Stage>
-struct Group {
-    const Stage& stage;
-    int row;
-};
-
-/// One bit for each row of a stage: whether the row is a key that is not masked.
-template <int rows>
-struct Visibility {
-    std::uint32_t words[(rows + 31) / 32];
-
-    /// Sets the bit of `row`. All lanes of a warp call it, with 32 consecutive rows.
-    __device__ void set(int row, bool visible) {
-        const std::uint32_t word = __ballot_sync(0xffffffffu, visible);
-        if (row % 32 == 0) words[row / 32] = word;
-    }
-    /// The bits of the 16 rows from `row` on, a multiple of 16.
-    __device__ std::uint32_t of_group(int row) const { return words[row / 32] >> row % 32 & 0xffffu; }
-};
-inline constexpr std::uint32_t whole_group = 0xffffu;
-
-/// One stage: streamed rows in shared memory. `first` and `second` hold keys and values, or queries and gradients of
-/// the output. `of_row` holds `numbers` numbers for each row: the value scale, or for the key gradient the shift and D
-/// of a query.
-template <typename Tile, typename Sum, int rows, int numbers>
-struct alignas(16) StagingBuffer {  // rows are copied in 16 bytes
-    typename Tile::T first[rows * Tile::stride], second[rows * Tile::stride];
-    Sum of_row[numbers][rows];
-    /// stream_keys writes it if it slides, if there is a mask, or if the key range ends before the stage is full.
-    Visibility<rows> visible;
-};
-
-/// The rows of a stage that holds a whole window, a multiple of 16: a tile and 64 rows on each side of it, or as many
-/// as shared memory has room for beside `fixed_rows` rows of the tile's own operands. A streamed row takes two rows of
-/// shared memory, one in `first` and one in `second`.
-template <typename T>
-constexpr int window_rows(int tile_rows, int fixed_rows, int stride) {
-    constexpr int available = shared_bytes - 2048, numbers_bytes = 2 * static_cast<int>(sizeof(accumulate_t<T>)) + 1;
-    const int row_bytes = stride * static_cast<int>(sizeof(T));
-    return std::min(tile_rows + 128,
-                    (available - fixed_rows * (row_bytes + 8)) / (2 * row_bytes + numbers_bytes) / 16 * 16);
-}
 
 /// Calls `run(std::integral_constant<int, count>(), group)` for `count` groups from `group` on: `at_once` of them in
 /// each step, then the remaining ones one by one.
@@ -157,44 +82,6 @@ __device__ void slide_window(int tiles, const LoadTile& load_tile, const LoadSta
     }
 }
 
-/// The groups in reach of a warp's 16 rows of tile t, which begin at `position`. Groups are counted from `first_row`,
-/// where streamed tile t − 1 begins. Without `rest` those in tile t − 1, with it those in tiles t and t + 1.
-struct SlidingWindow : Groups {
-    static constexpr int groups_per_tile = sliding_rows / 16;
-
-    __device__ SlidingWindow(int t, bool rest, int first_row, int position, Reach reach, int limit)
-        : Groups(position, first_row, sliding_stages * sliding_rows, limit, reach), first(first_row), streamed(t - 1) {
-        if (rest)
-            begin = ::max(begin, groups_per_tile);
-        else
-            end = ::min(end, groups_per_tile);
-    }
-    /// Whether the three tiles reach beyond the sequence.
-    __device__ bool is_incomplete(int limit) const {
-        return first < 0 || first + sliding_stages * sliding_rows > limit;
-    }
-    /// A function that finds group i, counted from the first of the three tiles, in the ring of stages.
-    template <typename Stage>
-    __device__ auto groups_of(const Stage* stages) const {
-        const int first_stage = (streamed + sliding_stages) % sliding_stages;
-        return [stages, first_stage](int group) {
-            const int at = first_stage + group / groups_per_tile;
-            return Group<Stage>{stages[at < sliding_stages ? at : at - sliding_stages], group % groups_per_tile * 16};
-        };
-    }
-    int first, streamed;  // row, and number, of the first of the three tiles
-};
-
-/// Starts copying one of the block's own tiles.
-template <typename Shape>
-__device__ void load_tile_rows(typename Shape::T* tile, const Rows<const typename Shape::T>& from, int first, int limit,
-                               const Attention<typename Shape::T>& a) {
-    if constexpr (Shape::slides)
-        Shape::Tile::template load_whole<Shape::threads, Shape::tile_rows>(tile, from, first, limit, a.dim_head);
-    else
-        Shape::Tile::template load<Shape::threads>(tile, from, first, Shape::tile_rows, limit, a.dim_head, a.vectors);
-}
-
 /// Streams keys and values past the queries of a block, which owns `tiles` tiles of them. It calls
 ///
 ///     load_queries(t)    starts copying tile t
@@ -226,7 +113,9 @@ __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& bloc
     };
     if constexpr (Shape::slides) {
         const auto first_key = [&](int p) { return a.first + block.first + p * Shape::stage_rows; };
-        const auto stage_of = [&](int p) -> Stage& { return stages[(p + sliding_stages) % sliding_stages]; };
+        const auto stage_of = [&](int p) -> Stage& {
+            return stages[(p + SlidingWindowTuning::stages) % SlidingWindowTuning::stages];
+        };
         unsigned visible = 0;  // of this thread's key, until finish_stage writes it
         int position = 0;
         slide_window(
@@ -285,35 +174,6 @@ __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& bloc
             });
         end();
     }
-}
-
-/// Calls `run.template operator()<Arithmetic, width, staging>()` with the arithmetic, the tile width and the staging
-/// that suit the problem. Sliding: local attention without a value scale, aligned 16-bit rows of at most 128 bytes, a
-/// reach of at most 64. One large stage: local attention on tensor cores, rows of 256 bytes. Otherwise pipelined.
-template <bool window, typename T, typename Run>
-void with_staging(const Cuda& policy, const Attention<T>& a, const Run& run) {
-    with_arithmetic<T>(policy, [&]<typename Arithmetic>() {
-        with_width(a.dim_head, [&]<int width>() {
-            constexpr bool may_slide = window && HalfPrecision<T> && width * sizeof(T) <= 128;
-            constexpr bool large_stage = window && Arithmetic::has_tensor_cores && width * sizeof(T) == 256;
-            if constexpr (may_slide) {
-                if (a.reach <= sliding_rows && a.vectors && a.value_scale == nullptr)
-                    return run.template operator()<Arithmetic, width, Staging::sliding>();
-            }
-            run.template operator()<Arithmetic, width, large_stage ? Staging::large_stage : Staging::pipelined>();
-        });
-    });
-}
-
-/// The number of tiles of `tile_rows` rows that a block owns, of the `rows` rows of each head: 1, or for a sliding
-/// window about so many that one wave of blocks has all tiles, at most 32.
-template <typename Shape, typename T>
-int tiles_of_block(const Cuda& policy, const Attention<T>& a, Index rows, Index tile_rows) {
-    if (!Shape::slides) return 1;
-    constexpr Index most = 32;
-    const Index blocks = Index{multiprocessors(policy)} * Shape::blocks_per_multiprocessor;
-    const Index tiles = divide_up(rows, tile_rows) * a.heads() * a.batch;
-    return static_cast<int>(std::clamp(divide_up(tiles, blocks), Index{1}, most));
 }
 
 }  // namespace colt5::cuda

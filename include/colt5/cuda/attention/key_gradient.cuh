@@ -4,7 +4,8 @@
 #include <cstdint>
 #include <type_traits>
 
-#include <colt5/cuda/attention_gradients.cuh>
+#include <colt5/cuda/attention/bias_gradient.cuh>
+#include <colt5/cuda/attention/gradients.cuh>
 
 namespace colt5::cuda {
 
