@@ -105,6 +105,17 @@ TEST_CASE("load_cache: a file that does not fit changes nothing, and the error n
                                       std::to_string(LocalGridOf<Cpu, float>::of({8}).queries) +
                                       " on this backend and processor, but is ");
     }
+    {
+        auto other = model.make_cache(2, 5000);
+        auto& settings = other.state.layers[0].conditional_ff.settings;
+        --settings[0];
+        save_cache(policy, folder / "fewer", other);
+        has(message("fewer"), "num_tokens` must be 60 in this configuration, but is 59");
+        ++settings[0];
+        settings[4] /= 2;
+        save_cache(policy, folder / "eps", other);
+        has(message("eps"), "eps` must be 4294967296 in this configuration, but is 2147483648");
+    }
     const auto save_with = [&](const char* name, const std::string& tensor, std::size_t at, TokenIndex number) {
         auto other = model.make_cache(2, 5000);
         std::remove_cvref_t<decltype(other.state)>::each_tensor(
@@ -122,6 +133,26 @@ TEST_CASE("load_cache: a file that does not fit changes nothing, and the error n
     has(message("progress"), "progress` has the number 6000, which must be from 0 to 5000 there");
     save_with("left", ".progress", 3, 1000000);
     has(message("left"), "progress` has the number 1000000, which must be from 0 to ");
+    save_with("saved", ".progress", 1, -1);
+    has(message("saved"), "progress` has the number -1, which must be from 0 to 9007199254740992 there");
+    // What `tensor` has no elements of, or no dimensions.
+    const auto save_as = [&](const char* name, const std::string& tensor, const std::vector<Index>& shape) {
+        const SafetensorsFile good(folder / "long");
+        std::vector<std::vector<std::byte>> bytes;
+        std::vector<SafetensorsTensor> tensors;
+        bytes.reserve(good.entries().size());
+        for (const auto& [of, entry] : good.entries()) {
+            bytes.push_back(good.read_bytes(of));
+            const bool changes = of.ends_with(tensor);
+            if (changes) bytes.back().resize(shape.empty() ? sizeof(TokenIndex) : 0);
+            tensors.emplace_back(SafetensorsSpec{of, entry.dtype, changes ? shape : entry.shape}, bytes.back());
+        }
+        save_safetensors(folder / name, tensors);
+    };
+    save_as("no number", "grid_of_keys", {0});
+    has(message("no number"), "grid_of_keys` must have shape (), but has (0)");
+    save_as("no dimension", ".positions", {});
+    has(message("no dimension"), "positions` must have shape (");
     save_cache(policy, folder / "after", cache);
     CHECK(read_file(folder / "before") == read_file(folder / "after"));
     CHECK(message("long").empty());

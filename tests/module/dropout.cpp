@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "module/checks.hpp"
@@ -91,6 +92,26 @@ TEST_CASE("Dropout: gradients of a block and of a stack with checkpoints by fini
     CHECK(calls_of(stack) == std::vector<std::uint64_t>(4, 5));
     Stack<Block<double>, 2>::each_parameter(
         [&](const std::string&, const auto& a, const auto& b) { CHECK(same_bits(a, b)); }, "", gradients, again);
+}
+
+TEST_CASE("Dropout: checkpoints repeat the noise that forward had, whatever it is when backward runs") {
+    const Cpu policy(1);
+    Stack<Block<double>, 2> stack(policy, Seed{4});
+    const auto x = normal<double>(policy, std::array<Index, 3>{1, 12, 6}, 0);
+    const auto d_out = normal<double>(policy, x.shape(), 1);
+    const auto run = [&](Checkpoints checkpoints) {
+        stack.checkpoints = checkpoints;
+        auto gradients = stack.make_gradients();
+        auto saved = without_noise(stack, [&] { return stack.forward(x); });
+        auto d_x = stack.backward(std::move(saved), d_out, gradients);
+        return std::pair(std::move(d_x), std::move(gradients));
+    };
+    const auto expected = run(Checkpoints::none), again = run(Checkpoints::layers);
+    CHECK(same_bits(again.first, expected.first));
+    Stack<Block<double>, 2>::each_parameter(
+        [&](const std::string&, const auto& a, const auto& b) { CHECK(same_bits(a, b)); }, "", expected.second,
+        again.second);
+    CHECK(stack.layers[0].ff_dropout.noise.is_on());  // as before
 }
 
 TEST_CASE("Dropout: the second call of a shape allocates nothing") {

@@ -21,6 +21,7 @@ constexpr TransformerBlockConfig block_config{.dim = dim,
 using Block = ConditionalRoutedTransformerBlock<block_config, double, Cpu>;
 using Attention = Block::Attention;
 using Feed = Block::FeedForward;
+using Two = Stack<Block, 2>;
 constexpr CrossAttentionConfig cross_config{
     .dim = dim, .num_tokens_q = 3, .num_tokens_kv = 4, .dim_head = 4, .heads = 2};
 using Cross = ConditionalRoutedCrossAttention<cross_config, double, Cpu>;
@@ -125,6 +126,22 @@ TEST_CASE_TEMPLATE("misuse: activations that are handed over with their own outp
           message);
     const auto d = module.backward(saved, saved.out, gradients);  // of what is lent, it may be
     CHECK(all_finite(d));
+}
+
+TEST_CASE_TEMPLATE("misuse: a tensor for the gradient of another shape", Module, Block, Attention, Feed, Two) {
+    const Cpu policy(1);
+    const Module module(policy, Seed{1});
+    const auto x = normal<double>(policy, std::array<Index, 3>{2, 12, dim}, 0),
+               d_out = normal<double>(policy, x.shape(), 1);
+    auto gradients = module.make_gradients();
+    auto saved = forward(module, x);
+    CHECK(refusal<ShapeError>(
+              gradients, module,
+              [&] {
+                  module.backward(std::move(saved), d_out, gradients, typename Module::Out(policy, {2, 13, dim}));
+              }) == "colt5: `d_tokens` must have shape (2, 12, " + std::to_string(dim) + "), but has (2, 13, " +
+                        std::to_string(dim) + ")");
+    module.backward(std::move(saved), d_out, gradients);  // it was not used up
 }
 
 TEST_CASE_TEMPLATE("misuse: gradients that nobody has made", Module, Block, Attention, Feed, Cross) {

@@ -30,17 +30,20 @@ struct TensorsOfCache {
         std::remove_const_t<State>::each_tensor(f, prefix + "state.", cache.state);
     }
 };
-/// Throws FileError where the file has another number for where tokens lie in a cache.
-struct ExpectLayout {
+/// Throws FileError where the file has another number for where tokens lie in a cache, or for how they are routed.
+struct ExpectSettings {
     const SafetensorsFile& file;
 
     template <typename T>
     void operator()(const std::string&, const T&) const {}
     void state(const std::string& name, std::uint64_t expected) const {
-        if (!file.contains(name)) return;  // an error of the loader
+        if (!file.contains(name) || !file.entry(name).shape.empty()) return;  // an error of the loader
+        const bool of_layout = name.ends_with("grid_of_queries") || name.ends_with("grid_of_keys");
         if (const auto number = file.read<std::uint64_t>(name)[0]; number != expected)
-            throw_file_error(file.path(), concat({"tensor ", backquoted(name), " must be ", std::to_string(expected),
-                                                  " on this backend and processor, but is ", std::to_string(number)}));
+            throw_file_error(file.path(),
+                             concat({"tensor ", backquoted(name), " must be ", std::to_string(expected),
+                                     of_layout ? " on this backend and processor" : " in this configuration",
+                                     ", but is ", std::to_string(number)}));
     }
 };
 /// Throws FileError where the file has a number that no cache of this max_length can have.
@@ -55,7 +58,8 @@ struct ExpectNumbers {
             for (const auto length : file.read<std::int64_t>(name)) expect(name, length, max_length);
         if (name.ends_with(".counts")) {  // of RoutedKeys, whose capacity is that of the positions
             const auto positions = name.substr(0, name.size() - std::string_view("counts").size()) + "positions";
-            const std::int64_t capacity = file.contains(positions) ? file.entry(positions).shape.back() : 0;
+            if (!file.contains(positions) || file.entry(positions).shape.empty()) return;  // likewise
+            const std::int64_t capacity = file.entry(positions).shape.back();
             for (const auto count : file.read<TokenIndex>(name)) expect(name, count, capacity);
         }
         if (name.ends_with(".progress")) {
@@ -63,6 +67,7 @@ struct ExpectNumbers {
             for (std::size_t i = 0; i + CausalProgress::size <= numbers.size(); i += CausalProgress::size) {
                 const auto of_row = CausalProgress::load(numbers.data() + i);
                 expect(name, of_row.length, max_length);
+                expect(name, of_row.saved, std::int64_t{1} << 53);  // the burst is at most 10^6 tokens of 2^32 units
                 expect(name, of_row.picks, std::numeric_limits<std::int64_t>::max());
                 expect(name, of_row.left, of_row.picks);
             }
@@ -111,7 +116,7 @@ void load_cache(const P& policy, const std::filesystem::path& path, Cache<Module
     loader.add_number("max_length", max_length, expected,
                       [&](std::int64_t of_file) { return of_file == static_cast<std::int64_t>(cache.max_length()); });
     loader.template add<decltype(tensors)>(tensors, "");
-    decltype(tensors)::each_parameter(detail::ExpectLayout{file}, "", tensors);
+    decltype(tensors)::each_parameter(detail::ExpectSettings{file}, "", tensors);
     decltype(tensors)::each_parameter(detail::ExpectNumbers{file, static_cast<std::int64_t>(cache.max_length())}, "",
                                       tensors);
     loader.finish();

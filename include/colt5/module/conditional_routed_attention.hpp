@@ -376,12 +376,14 @@ private:
     }
 
     template <Viewable D>
-    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients,
+                         const Out& into = {}) const {
         expect_saved(saved);
         expect_parameters();
         if (!fits(gradients)) expect_like<ConditionalRoutedAttention>("gradients", *this, gradients);
         expect<Tokens, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), saved.tokens.shape());
+        if (into) expect_shape("d_tokens", into.shape(), saved.tokens.shape());
     }
 
     /// Returns d_tokens (b, n, d).
@@ -389,7 +391,6 @@ private:
     Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients, Out given = {}) const {
         using Logits = TokensTensor<accumulate_t<Scalar>, P>;
         const P& policy = this->policy();
-        if (given) expect_shape("d_tokens", given.shape(), saved.tokens.shape());
         const auto &routing_q = saved.routed_q.routing, &routing_kv = saved.routed_kv.routing;
         const auto indices_q = routing_q.indices.const_view();  // (b, r, q)
         const auto scores_kv = routing_kv.scores.const_view();  // (b, r, kv)

@@ -202,19 +202,20 @@ private:
     }
 
     template <Viewable D>
-    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients,
+                         const Out& into = {}) const {
         saved.origin.expect(this->policy(), identity(), saved.tokens);
         expect_parameters();
         expect_like<ConditionalRoutedAutoregressiveAttention>("gradients", *this, gradients);
         expect<Tokens, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), saved.tokens.shape());
+        if (into) expect_shape("d_tokens", into.shape(), saved.tokens.shape());
     }
 
     /// Returns d_tokens (b, n, d).
     template <typename SomeActivations, Viewable D>
     Out compute_gradients(SomeActivations& saved, const D& d_of_out, Gradients& gradients, Out given = {}) const {
         const P& policy = this->policy();
-        if (given) expect_shape("d_tokens", given.shape(), saved.tokens.shape());
         detail::release(saved.out);
         if (saved.tokens.size() == 0) return tensor_like(policy, saved.tokens);
         const auto of = saved.sizes;

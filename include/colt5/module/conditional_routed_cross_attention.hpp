@@ -266,20 +266,21 @@ private:
     }
 
     template <Viewable D>
-    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients,
+                         const InputGradients& into = {}) const {
         saved.origin.expect(this->policy(), identity(), saved.x, saved.context);
         expect_parameters();
         if (!fits(gradients)) expect_like<ConditionalRoutedCrossAttention>("gradients", *this, gradients);
         expect<Tokens, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), saved.x.shape());
+        if (into.d_x) expect_shape("d_x", into.d_x.shape(), saved.x.shape());
+        if (into.d_context) expect_shape("d_context", into.d_context.shape(), saved.context.shape());
     }
 
     template <typename SomeActivations, Viewable D>
     InputGradients compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients,
                                      InputGradients inputs = {}) const {
         const P& policy = this->policy();
-        if (inputs.d_x) expect_shape("d_x", inputs.d_x.shape(), saved.x.shape());
-        if (inputs.d_context) expect_shape("d_context", inputs.d_context.shape(), saved.context.shape());
         detail::release(saved.out);
         Out d_heavy;                                     // (b, r · q, d) or (b, n, d)
         TokensTensor<accumulate_t<Scalar>, P> d_scores;  // (b, r, q)

@@ -17,7 +17,7 @@ namespace colt5 {
 ///     out_yx = light(window of x_yx)_yx + score_q,yx · heavy(x_q, x_kv, score_kv)_yx [(y, x) chosen as a query]
 ///
 /// With RoutingScope::window each window is a sequence of its own: num_heavy_tokens_q of its tokens attend to
-/// num_heavy_tokens_kv of them, as in the reference.
+/// num_heavy_tokens_kv of them, as in colt5-attention 0.11.
 ///
 /// At the right and at the bottom maps are padded to whole windows. Padding and masked tokens are never attended to and
 /// get no heavy output. Where fewer tokens are real than are asked for, masked ones are chosen, too, with score 0. With
@@ -162,14 +162,16 @@ private:
     }
 
     template <Viewable D>
-    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients,
+                         const Out& into = {}) const {
         attention.expect_saved(saved.attention);
         expect_parameters();
         if (!attention.fits(gradients.attention))
             expect_like<ConditionalRoutedImageAttention>("gradients", *this, gradients);
         expect<Maps, P>("d_out", d_out);
-        expect_shape("d_out", d_out.shape(),
-                     detail::map_shape(saved.tokens.extent(0), saved.grid, config.dim, config.channel_first));
+        const auto shape = detail::map_shape(saved.tokens.extent(0), saved.grid, config.dim, config.channel_first);
+        expect_shape("d_out", d_out.shape(), shape);
+        if (into) expect_shape("d_maps", into.shape(), shape);
     }
 
     /// Returns d_maps.

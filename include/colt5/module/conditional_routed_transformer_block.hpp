@@ -121,6 +121,7 @@ public:
     Out operator()(const X& tokens, Argument<Mask, P> mask = {}, TransformerBlockCounts counts = {},
                    Out out = {}) const {
         const auto [of_attn, of_ff] = expect_counts(counts);
+        if (out) expect_shape("out", out.shape(), tokens.shape());
         const auto x = conditional_attn(tokens, mask, of_attn, Residual::tokens);  // (b, n, d)
         return conditional_ff(x, mask, of_ff, Residual::tokens, std::move(out));   // (b, n, d)
     }
@@ -129,6 +130,7 @@ public:
     template <typename X>
     Activations forward(X&& tokens, Kept<Mask, P> mask = {}, TransformerBlockCounts counts = {}, Out given = {}) const {
         const auto [of_attn, of_ff] = expect_counts(counts);
+        if (given) expect_shape("out", given.shape(), tokens.shape());
         auto attn = conditional_attn.forward(std::forward<X>(tokens), mask, of_attn, residual_of(attn_dropout));
         const auto of_attn_dropout = drop(attn_dropout, attn, mask);  // attn.out is drop(attn(x)) + x
         auto ff = conditional_ff.forward(attn.out, mask, of_ff, residual_of(ff_dropout), std::move(given));
@@ -199,7 +201,8 @@ private:
     }
 
     template <Viewable D>
-    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients,
+                         const Out& into = {}) const {
         conditional_attn.expect_saved(saved.attn);
         conditional_ff.expect_saved(saved.ff);
         conditional_attn.expect_parameters();
@@ -207,6 +210,7 @@ private:
         if (!fits(gradients)) expect_like<ConditionalRoutedTransformerBlock>("gradients", *this, gradients);
         expect<typename Attention::Tokens, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), saved.attn.tokens.shape());
+        if (into) expect_shape("d_tokens", into.shape(), saved.attn.tokens.shape());
     }
 
     /// Returns d_tokens (b, n, d).

@@ -56,9 +56,9 @@ struct AttentionConfig {
     bool has_light_attn = true;       ///< false: the heavy branch alone
     bool use_null_kv = false;         ///< a learned key and value that every query of the heavy branch sees
     bool use_null_q_tokens = false;   ///< a learned output of the heavy branch for tokens that are no query of it
-    bool masked_tokens_get_null_q = false;   ///< masked tokens get that output, too, as in the reference
+    bool masked_tokens_get_null_q = false;   ///< masked tokens get that output, too, as in version 0.11
     bool multiply_keys_by_score = false;     ///< keys are multiplied by their scores, as values always are
-    bool multiply_queries_by_score = false;  ///< queries are, too; otherwise the heavy branch's output alone
+    bool multiply_queries_by_score = false;  ///< so are queries; the heavy branch's output is in any case
     /// T5's relative position bias: a learned table (num_buckets, heads) for each branch, added to its logits by the
     /// distance between key and query in the sequence.
     bool use_relative_position_bias = false;
@@ -159,7 +159,7 @@ struct CrossAttentionConfig {
     Index q_routing_tokens = 1;
     Index route_block_size = 0;  ///< the context is routed in blocks of so many tokens; 0: as router_kwargs say
     /// The routing tokens of the context first attend to the queries; heads and dim_head as those of the heavy
-    /// attention. Needs a LinearRouter, and no routing in blocks.
+    /// attention. Needs a LinearRouter, which may route in blocks.
     bool condition_kv_routing_on_queries = false;
     bool use_null_kv = false;        ///< a learned key and value that every query of the heavy branch sees
     bool use_null_q_tokens = false;  ///< a learned output of the heavy branch for tokens that are no query of it

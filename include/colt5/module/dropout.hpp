@@ -17,7 +17,7 @@ struct DropoutNoise {
     Source source = Source::seeded;
     Seed seed{};
     std::uint64_t calls = 0;  ///< of forward so far; files hold it and the seed
-    bool evaluates = false;   ///< switched off: nothing is dropped in training, either
+    bool evaluates = false;   ///< if true, nothing is dropped, in training either
 
     bool is_on() const { return source == Source::seeded && !evaluates; }
     /// The random numbers of the next call.
@@ -39,7 +39,10 @@ public:
     mutable DropoutNoise noise;
     double rate;
 
-    Dropout(SeedSequence& seeds, double rate_) : noise{.seed = seeds.next_seed()}, rate(rate_) {}
+    /// Throws ValueError unless the rate is in [0, 1).
+    Dropout(SeedSequence& seeds, double rate_) : noise{.seed = seeds.next_seed()}, rate(rate_) {
+        expect_value(rate >= 0 && rate < 1, "dropout", "in [0, 1)", rate);
+    }
 
     /// Whether anything is dropped; otherwise do not call `forward`.
     bool is_on() const { return noise.is_on() && rate > 0; }

@@ -226,9 +226,10 @@ decltype(auto) forward_part(T& part) {
 /// What the modules have in common. A Self that derives from it has Gradients, Activations, and two functions for the
 /// base:
 ///
-///     self.expect_backward(saved, d_out, gradients)     throws before anything is touched
-///     self.compute_gradients(saved, d_out, gradients)   backward; if saved is not const, it may free parts of it once
-///                                                       they are read
+///     self.expect_backward(saved, d_out, gradients, into…)     throws before anything is touched
+///     self.compute_gradients(saved, d_out, gradients, into…)   backward; if saved is not const, it may free parts of
+///     it
+///                                                              once they are read
 ///
 /// One that decodes also has
 ///
@@ -258,7 +259,7 @@ public:
                       "colt5: `saved` must be what forward of this module returned");
         static_assert(std::same_as<Gradients, typename Self::Gradients>,
                       "colt5: `gradients` must be those that make_gradients() of this module returns");
-        self().expect_backward(saved, d_out, gradients);
+        self().expect_backward(saved, d_out, gradients, std::as_const(into)...);
         if constexpr (std::is_lvalue_reference_v<Saved> || std::is_const_v<std::remove_reference_t<Saved>>) {
             return self().compute_gradients(std::as_const(saved), d_out, gradients, std::move(into)...);
         } else {

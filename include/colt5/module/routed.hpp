@@ -197,7 +197,7 @@ public:
     /// What decode reads of earlier tokens: the routers' logits of the last ones and their budget.
     using DecodeState = RouterState<TokenRouter>;
     static constexpr Index model_dim = config.dim;
-    /// b · r · ((block_size + 2) · sizeof(float, or double of double) + 32), whatever max_length
+    /// b · r · ((block_size + 2) · sizeof(accumulate_t<Scalar>) + 32), whatever max_length
     static constexpr Index cache_bytes(Index batch, Index) { return TokenRouter::state_bytes(batch); }
     DecodeState make_decode_state(Index batch, Index) const {
         static_assert(RoutesNext<TokenRouter>, "colt5: decode needs a causal router, such as RouterType::causal");
@@ -378,19 +378,20 @@ private:
     }
 
     template <Viewable D>
-    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients,
+                         const Out& into = {}) const {
         expect_saved(saved);
         expect_parameters();
         if (!fits(gradients)) expect_like<Routed>("gradients", *this, gradients);
         expect<Tokens, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), saved.tokens.shape());
+        if (into) expect_shape("d_tokens", into.shape(), saved.tokens.shape());
     }
 
     /// Returns d_tokens (b, n, d).
     template <typename SomeActivations, Viewable D>
     Out compute_gradients(SomeActivations& saved, const D& d_out, Gradients& gradients, Out given = {}) const {
         const P& policy = this->policy();
-        if (given) expect_shape("d_tokens", given.shape(), saved.tokens.shape());
         const auto& routing = saved.routed.routing;
         const auto indices = [&](std::size_t r) { return of_route(routing.indices, saved.by_route.indices, r); };
         SideStream side_stream(policy);

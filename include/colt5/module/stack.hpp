@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <any>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -17,6 +18,38 @@ namespace colt5 {
 enum class Checkpoints {
     none,   ///< the activations of all layers
     layers  ///< the output of each layer; backward recomputes the activations, which costs one more forward pass
+};
+
+/// What a layer's training noise depends on: with the same state the layer draws the same noise. It is the numbers that
+/// files hold, such as the number of calls, and where the noise comes from, such as without_noise.
+struct NoiseState {
+    std::vector<std::uint64_t> numbers;
+    std::vector<std::any> noises;
+
+    /// Visitors of each_parameter, which save the state of a layer and give it back.
+    struct Saver {
+        NoiseState& to;
+
+        template <typename... T>
+        void operator()(const std::string&, const T&...) const {}
+        void state(const std::string&, std::uint64_t number) const { to.numbers.push_back(number); }
+        template <typename Noise>
+        void noise(const std::string&, const Noise& noise) const {
+            to.noises.emplace_back(noise);
+        }
+    };
+    struct Restorer {
+        const NoiseState& from;
+        mutable std::size_t number = 0, noise_number = 0;
+
+        template <typename... T>
+        void operator()(const std::string&, const T&...) const {}
+        void state(const std::string&, std::uint64_t& value) const { value = from.numbers[number++]; }
+        template <typename Noise>
+        void noise(const std::string&, Noise& value) const {
+            value = std::any_cast<const Noise&>(from.noises[noise_number++]);
+        }
+    };
 };
 
 /// Layers of one type, such as blocks, applied one after the other:  x = layer(x). The compiler instantiates the code
@@ -45,7 +78,7 @@ public:
         Out out;                                            // (b, n, d)
         std::vector<typename Layer::Activations> layers;    // of each layer; empty with checkpoints
         std::vector<Out> outs;                              // with checkpoints: of each layer but the last
-        std::vector<std::vector<std::uint64_t>> states;     // with checkpoints: state_of each layer before it ran
+        std::vector<NoiseState> states;                     // with checkpoints: of each layer before it ran
         TokensView<const typename Out::value_type> tokens;  // (b, n, d)
         Mask mask;
         Counts counts;
@@ -73,6 +106,7 @@ public:
         if constexpr (depth == 1) {
             return layers[0](tokens, mask, counts, std::move(out));
         } else {
+            if (out) expect_shape("out", out.shape(), tokens.shape());
             Out x = layers[0](tokens, mask, counts);
             for (std::size_t i = 1; i + 1 < depth; ++i) x = layers[i](x, mask, counts);
             return layers[depth - 1](x, mask, counts, std::move(out));
@@ -88,6 +122,7 @@ public:
         saved.mask = mask;
         saved.counts = counts;
         saved.tokens = expect<TokensView<const typename Out::value_type>, P>("tokens", tokens);
+        if (given) expect_shape("out", given.shape(), tokens.shape());
         if (checkpoints == Checkpoints::layers) {
             for (std::size_t i = 0; i < depth; ++i) {
                 saved.states.push_back(state_of(layers[i]));
@@ -160,31 +195,25 @@ private:
         return first;
     }
 
-    /// The state that a layer's training noise depends on, such as the number of calls. With the same state the layer
-    /// draws the same noise.
-    static std::vector<std::uint64_t> state_of(const Layer& layer) {
-        std::vector<std::uint64_t> numbers;
-        each_state<Layer>([&](const std::string&, std::uint64_t number) { numbers.push_back(number); }, "", layer);
-        return numbers;
+    static NoiseState state_of(const Layer& layer) {
+        NoiseState state;
+        Layer::each_parameter(typename NoiseState::Saver{state}, "", layer);
+        return state;
     }
     /// Gives a layer the state of an earlier call, while it lives.
     class StateOfCall {
     public:
-        StateOfCall(const Layer& layer, const std::vector<std::uint64_t>& numbers)
-            : layer_(layer), now_(state_of(layer)) {
-            set(numbers);
-        }
+        StateOfCall(const Layer& layer, const NoiseState& state) : layer_(layer), now_(state_of(layer)) { set(state); }
         StateOfCall(const StateOfCall&) = delete;
         StateOfCall& operator=(const StateOfCall&) = delete;
         ~StateOfCall() { set(now_); }
 
     private:
-        void set(const std::vector<std::uint64_t>& numbers) const {
-            std::size_t i = 0;
-            each_state<Layer>([&](const std::string&, auto& number) { number = numbers[i++]; }, "", layer_);
+        void set(const NoiseState& state) const {
+            Layer::each_parameter(typename NoiseState::Restorer{state}, "", layer_);
         }
         const Layer& layer_;
-        std::vector<std::uint64_t> now_;
+        NoiseState now_;
     };
 
     /// Forward of layer i, whose input is the saved output of layer i − 1, or the tokens. The last layer writes to
@@ -198,11 +227,13 @@ private:
     }
 
     template <Viewable D>
-    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients) const {
+    void expect_backward(const Activations& saved, const D& d_out, const Gradients& gradients,
+                         const Out& into = {}) const {
         saved.origin.expect(this->policy(), identity(), saved.tokens);
         if (!is_like<Stack>(*this, gradients)) expect_like<Stack>("gradients", *this, gradients);
         expect<TokensView<const typename Out::value_type>, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), saved.tokens.shape());
+        if (into) expect_shape("d_tokens", into.shape(), saved.tokens.shape());
     }
 
     /// Returns d_tokens (b, n, d).

@@ -42,7 +42,7 @@ public:
     requires std::is_invocable_r_v<Index, const F&, Index> TokenCount(F of)  // NOLINT: converts
         : of_(std::move(of)) {}
 
-    /// For a sequence of `length` tokens; nothing if the configuration says it, or if there is no token. Throws a
+    /// For a sequence of `length` tokens; no number if the configuration decides, or if there is no token. Throws a
     /// ValueError that calls it `name` when it is below 1.
     std::optional<Index> operator()(const char* name, Index length) const {
         if (!of_ || length == 0) return {};

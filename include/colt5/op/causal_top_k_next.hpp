@@ -75,16 +75,26 @@ struct CausalTopKState {
     Tensor<std::int64_t, P, dynamic, dynamic, dynamic> progress;  // (b, r, 4): CausalProgress
     CausalTopK how{};                                             // what it was made for
     Index num_tokens = 0;
+    std::array<std::uint64_t, 6> settings{};  // the same as numbers for files; see each_tensor
 
     CausalTopKState() = default;
     /// For empty sequences, in each of which at most most_tokens tokens will be chosen.
-    CausalTopKState(const P& policy, const CausalTopK& settings, Index batch, Index routes, Index most_tokens)
-        : history(zeros(policy, {batch, routes, settings.block_size})),
+    CausalTopKState(const P& policy, const CausalTopK& top_k, Index batch, Index routes, Index most_tokens)
+        : history(zeros(policy, {batch, routes, top_k.block_size})),
           block(zeros(policy, {batch, routes, 2})),
-          how(settings),
+          how(top_k),
           num_tokens(most_tokens) {
         expect_value(num_tokens >= 1, "num_tokens", ">= 1", num_tokens);
         expect_value(how.is_valid(), "how", "within the limits of CausalTopK", "something else");
+        const auto in_units = [](double x) {
+            return static_cast<std::uint64_t>(x * static_cast<double>(CausalTopK::one));
+        };
+        settings = {static_cast<std::uint64_t>(num_tokens),
+                    static_cast<std::uint64_t>(how.rate_in_units()),
+                    static_cast<std::uint64_t>(how.burst_in_units()),
+                    in_units(how.fetch_k_ratio),
+                    in_units(how.eps),
+                    how.straight_through ? 1u : 0u};
         std::vector<std::int64_t> numbers(static_cast<std::size_t>(batch * routes * CausalProgress::size));
         for (Index row = 0; row < batch * routes; ++row)
             CausalProgress{0, how.burst_in_units(), num_tokens, 0}.store(numbers.data() + row * CausalProgress::size);
@@ -98,11 +108,16 @@ struct CausalTopKState {
                 CausalProgress::size * static_cast<Index>(sizeof(std::int64_t)));
     }
 
+    /// Visitors with a function `state` get the settings, too; rate, burst, fetch_k_ratio and eps in units of 2⁻³².
     template <typename F, typename... States>
     static void each_tensor(F&& f, const std::string& prefix, States&... states) {
         f(prefix + "history", states.history...);
         f(prefix + "block", states.block...);
         f(prefix + "progress", states.progress...);
+        if constexpr (requires { f.state(prefix, states.settings[0]...); }) {
+            constexpr std::array names{"num_tokens", "rate", "burst", "fetch_k_ratio", "eps", "straight_through"};
+            for (std::size_t i = 0; i < names.size(); ++i) f.state(prefix + names[i], states.settings[i]...);
+        }
     }
 
 private:

@@ -41,7 +41,7 @@ public:
     struct State {
         double scale;
         std::uint64_t finite_steps;  ///< in a row, since the scale last changed
-        std::uint64_t skipped;       ///< steps so far
+        std::uint64_t skipped;       ///< steps skipped so far
     };
 
     /// Throws ValueError for options out of their range.

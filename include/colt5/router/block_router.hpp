@@ -22,8 +22,9 @@ namespace colt5 {
 ///
 /// Where the length is no multiple of block_size, the tokens are copied with padding behind them. With a mask, a
 /// block's share is by the tokens up to the last real one of its sample, and at most so many are chosen: padding behind
-/// them changes nothing. This holds for routers that take a number of tokens for each sample behind the routing tokens,
-/// as those of the library do. For others, and for those that say that padding counts, shares are by the padded length.
+/// them changes nothing. This holds for routers whose `route` and `forward` have a last parameter `picks`, a number of
+/// tokens for each sample, as those of the library do. For others, and for those that say that padding counts, shares
+/// are by the padded length.
 ///
 /// Routing tokens that a call gives to each sample (b, r, d) are those of all its blocks.
 template <typename Inner, Index block_size, typename Scalar, typename P>

@@ -40,8 +40,9 @@ struct CoordinateDescentKwargs {
     /// A sequence with at most k real tokens, where k is the number of heavy tokens, is not routed, as in
     /// colt5-attention 0.11: its real tokens all score 1, and the router gets no gradient from them.
     bool short_rows_score_one = false;
-    /// For both limits, a sequence's masked tokens count, too, as in the reference: for k, which is otherwise at most
-    /// the number of real tokens, unless it iterates to convergence; and for short_rows_score_one.
+    /// Masked tokens count as real ones, as in the reference, in two places: in the upper bound of the descent's k (not
+    /// with iterate_to_convergence, where that stays the number of real tokens), and in the "at most k tokens" of
+    /// short_rows_score_one.
     bool masked_tokens_count = false;
 
     /// The defaults of colt5-attention 0.11: ε-scaling, 20 steps from b = −s, short sequences not routed.

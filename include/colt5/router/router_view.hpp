@@ -16,7 +16,7 @@ struct RouterView {
     TokensView<const Logit> scores;        // (b, r, k); 0 for masked tokens
     TokensView<const Logit> logits;        // (b, r, n); absent if the router saves none in `logits`
     Mask mask;                             // (b, n) or absent
-    TokensView<const bool> live;           // (b, r, k): picks that are used; absent if all are but masked tokens
+    TokensView<const bool> live;  // (b, r, k): picks that are used; absent if every pick of a real token is used
 };
 
 /// The view of what forward of a router returned, for tokens with this mask.

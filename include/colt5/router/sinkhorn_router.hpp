@@ -62,7 +62,8 @@ struct GumbelNoise {
 };
 
 namespace detail {
-/// A visitor for each_parameter: switches off the noise of each router that it visits, and restores it when destroyed.
+/// A visitor for each_parameter: switches off the noise of each router and each dropout that it visits, and restores it
+/// when destroyed.
 class NoiseOff {
 public:
     NoiseOff() = default;
@@ -85,7 +86,7 @@ private:
 };
 }  // namespace detail
 
-/// call() with the noise of all routers of a module off:
+/// call() with the noise of all routers and dropouts of a module off:
 ///
 ///     const auto out = without_noise(block, [&] { return block(tokens, mask); });
 template <typename Module, typename Call>

@@ -34,8 +34,8 @@ struct NextTokens {
 };
 
 /// Which keys and values of local attention a cache keeps of a sequence of `past` tokens: those from token origin(past)
-/// on. These are up to grid.queries + step() tokens more than the next query sees. So the origin is a multiple of
-/// grid.keys, as LocalGrid asks, and the cache moves its rows only once every step() tokens.
+/// on. It keeps up to grid.queries + step() tokens more than the next query sees, so that the origin can be a multiple
+/// of grid.keys, as LocalGrid asks, and that the cache moves its rows only once every step() tokens.
 struct DecodeWindow {
     Index reach;  ///< tokens that a query sees before its own
     LocalGrid grid;
