@@ -31,7 +31,8 @@ constexpr ImageAttentionConfig with(RoutingScope scope, Index num_routed_kv, boo
 constexpr ImageAttentionConfig over_map = with(RoutingScope::map, 1), over_map_2 = with(RoutingScope::map, 2),
                                per_window = with(RoutingScope::window, 2), channels = with(RoutingScope::map, 1, true),
                                channels_per_window = with(RoutingScope::window, 1, true),
-                               by_softmax = with(RoutingScope::map, 1, false, RouterType::cum_softmax);
+                               by_softmax = with(RoutingScope::map, 1, false, RouterType::cum_softmax),
+                               by_sinkhorn = with(RoutingScope::map, 2, false, RouterType::sinkhorn);
 template <ImageAttentionConfig config, typename Scalar = double>
 using Image = ConditionalRoutedImageAttention<config, Scalar, Cpu>;
 using InFloat = Image<over_map_2, float>;
@@ -186,10 +187,12 @@ TEST_CASE_TEMPLATE("ConditionalRoutedImageAttention: gradients by finite differe
 }
 
 TEST_CASE_TEMPLATE("ConditionalRoutedImageAttention: a batch gives each map the bits that it gets alone", Module,
-                   Image<over_map>, Image<per_window>, Image<channels>, InFloat) {
+                   Image<over_map>, Image<per_window>, Image<channels>, Image<by_sinkhorn>, InFloat) {
     using T = typename Module::Out::value_type;
     const Cpu policy(2);
     const Module module(policy, Seed{1});
+    colt5::detail::NoiseOff off;  // training draws the noise of evaluation
+    Module::each_parameter(off, "", module);
     for (const auto& [height, width] : {std::array<Index, 2>{1, 2}, std::array<Index, 2>{40, 31}}) {
         const auto maps = normal<T>(policy, shape_of<Module>(3, height, width), 0),
                    d_out = normal<T>(policy, maps.shape(), 1);
@@ -261,9 +264,11 @@ TEST_CASE_TEMPLATE(
 }
 
 TEST_CASE_TEMPLATE("ConditionalRoutedImageAttention: what stands in masked tokens is not seen", Module, Image<over_map>,
-                   Image<per_window>, Image<channels>) {
+                   Image<per_window>, Image<channels>, Image<by_sinkhorn>) {
     const Cpu policy(2);
     const Module module(policy, Seed{1});
+    colt5::detail::NoiseOff off;  // training draws the noise of evaluation
+    Module::each_parameter(off, "", module);
     const Index height = 7, width = 8;
     const auto maps = normal<double>(policy, shape_of<Module>(2, height, width), 0);
     auto d_out = normal<double>(policy, maps.shape(), 1);
