@@ -2,9 +2,12 @@
 """Conditionally routed attention and feedforward (CoLT5) as PyTorch modules: those of colt5-attention, in C++."""
 from .errors import BuildError, Error, ShapeError
 from .library import release_memory
-from .modules import (ConditionalRoutedAttention, ConditionalRoutedCrossAttention, ConditionalRoutedFeedForward,
-                      ConditionalRoutedImageAttention, ConditionalRoutedTransformerBlock)
+from .modules import (ConditionalRoutedAttention, ConditionalRoutedAutoregressiveAttention, ConditionalRoutedCrossAttention,
+                      ConditionalRoutedFeedForward, ConditionalRoutedImageAttention, ConditionalRoutedTransformerBlock)
+from .topk import topk
+from .vit import ConditionalRoutedViT
 
 __all__ = ['ConditionalRoutedFeedForward', 'ConditionalRoutedAttention', 'ConditionalRoutedCrossAttention',
-           'ConditionalRoutedImageAttention', 'ConditionalRoutedTransformerBlock', 'BuildError', 'Error', 'ShapeError',
-           'release_memory']
+           'ConditionalRoutedAutoregressiveAttention', 'ConditionalRoutedImageAttention', 'ConditionalRoutedTransformerBlock',
+           'ConditionalRoutedViT', 'BuildError', 'Error', 'ShapeError', 'release_memory',
+           'topk']

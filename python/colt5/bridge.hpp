@@ -4,105 +4,16 @@
 // The C interface of one module on memory of others, which colt5/library.py calls. The generated file that includes
 // this one defines in namespace colt5_python: Policy, ModuleOfCall, and CountsOfCall, the module's numbers of tokens
 // for one call.
-//
-// A call gets its arguments as one array of 64-bit numbers: integers, and addresses. It returns 0 or a handle, or on
-// failure a negative number, one for each kind of exception; colt5_message() then says what was wrong.
 
-#include <algorithm>
-#include <array>
-#include <cstddef>
-#include <cstdint>
-#include <exception>
-#include <memory>
-#include <mutex>
-#include <new>
 #include <optional>
-#include <string>
 #include <type_traits>
 #include <unordered_set>
-#include <utility>
-#include <vector>
+
+#include "call.hpp"
 
 #include <colt5/io/dlpack.hpp>
 
 namespace colt5_python {
-
-using colt5::Index;
-
-/// The arguments of a call, one after the other.
-class Arguments {
-public:
-    explicit Arguments(const std::int64_t* numbers) : next_(numbers) {}
-    Index number() { return static_cast<Index>(*next_++); }
-    template <typename T>
-    T* pointer() {
-        return reinterpret_cast<T*>(static_cast<std::uintptr_t>(*next_++));
-    }
-    template <std::size_t rank>
-    std::array<Index, rank> shape() {
-        std::array<Index, rank> shape;
-        for (Index& extent : shape) extent = number();
-        return shape;
-    }
-    void read(colt5::RoutedCounts& counts) { counts = {number()}; }
-    void read(colt5::AttentionCounts& counts) { counts = {number(), number()}; }
-    void read(colt5::CrossAttentionCounts& counts) { counts = {number(), number()}; }
-    void read(colt5::TransformerBlockCounts& counts) { counts = {number(), number(), number()}; }
-
-private:
-    const std::int64_t* next_;
-};
-
-/// Where a call runs.
-struct Place {
-    Index device, stream, threads, tf32;
-    explicit Place(Arguments& arguments)
-        : device(arguments.number()),
-          stream(arguments.number()),
-          threads(arguments.number()),
-          tf32(arguments.number()) {}
-    bool operator==(const Place&) const = default;
-
-    Policy policy() const {
-#if defined(__CUDACC__)
-        Policy::Options options;
-        options.device = static_cast<int>(device);
-        options.math = tf32 != 0 ? colt5::MathMode::tf32 : colt5::MathMode::fp32;
-        // PyTorch's default stream is null, which asks a policy for a stream of its own.
-        options.stream =
-            stream == 0 ? cudaStreamLegacy : reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(stream));
-        return Policy(options);
-#else
-        return Policy(static_cast<int>(threads));
-#endif
-    }
-};
-
-inline std::string& message() {
-    thread_local std::string text;
-    return text;
-}
-
-template <typename Call>
-std::int64_t guarded(const Call& call) {
-    const auto fail = [](std::int64_t kind, const std::exception& error) {
-        message() = error.what();
-        return kind;
-    };
-    try {
-        return call();
-    } catch (const colt5::ShapeError& error) {
-        return fail(-1, error);
-    } catch (const colt5::ValueError& error) {
-        return fail(-2, error);
-    } catch (const colt5::OutOfMemory& error) {
-        return fail(-3, error);
-    } catch (const std::bad_alloc& error) {
-        return fail(-3, error);
-    } catch (const std::exception& error) {
-        return fail(-4, error);
-    }
-}
 
 /// What calls of a module are made of.
 template <typename Module, typename Counts>
@@ -165,58 +76,6 @@ struct Bridge {
         };
     };
 
-    /// Contexts that no call has now: as many as there have been calls at once. They hold their policies' workspaces.
-    /// Never destroyed, because at the end of a process CUDA may be gone already.
-    class Contexts {
-    public:
-        static Contexts& all() {
-            static Contexts& contexts = *new Contexts;
-            return contexts;
-        }
-        std::unique_ptr<Context> take(const Place& place) {
-            {
-                const std::lock_guard lock(mutex_);
-                const auto at = std::find_if(free_.rbegin(), free_.rend(),
-                                             [&](const auto& context) { return context->place == place; });
-                if (at != free_.rend()) {
-                    auto context = std::move(*at);
-                    free_.erase(std::next(at).base());
-                    return context;
-                }
-            }
-            return std::make_unique<Context>(place);
-        }
-        void give_back(std::unique_ptr<Context> context) {
-            const std::lock_guard lock(mutex_);
-            free_.push_back(std::move(context));
-        }
-        /// Hands memory that no tensor uses back to the system.
-        void release_memory() {
-            const std::lock_guard lock(mutex_);
-            for (const auto& context : free_) {
-                context->policy.workspace()->release_unused();
-                if constexpr (colt5::HasSideStream<Policy>) context->policy.side_policy().workspace()->release_unused();
-            }
-        }
-
-    private:
-        std::mutex mutex_;
-        std::vector<std::unique_ptr<Context>> free_;
-    };
-
-    /// A context for the time of one call.
-    class Lease {
-    public:
-        explicit Lease(const Place& place) : context_(Contexts::all().take(place)) {}
-        ~Lease() { Contexts::all().give_back(std::move(context_)); }
-        Lease(const Lease&) = delete;
-        Lease& operator=(const Lease&) = delete;
-        Context* operator->() const { return context_.get(); }
-
-    private:
-        std::unique_ptr<Context> context_;
-    };
-
     /// What backward reads, behind a handle, which is the address of `content`: that of the tensor that PyTorch sees.
     struct alignas(256) Saved {
         std::uint8_t content = 0;
@@ -242,9 +101,12 @@ struct Bridge {
         } else if constexpr (requires { saved.attn; }) {
             rebind(module.conditional_attn, saved.attn, tokens, masks);
             rebind(module.conditional_ff, saved.ff, {saved.ff.tokens}, masks);
-        } else {
+        } else if constexpr (requires { saved.clean_copy; }) {
             if (!saved.clean_copy) saved.tokens = tokens[0];
             saved.mask = masks[0];
+            saved.origin = colt5::ActivationsOrigin(module.policy(), module.identity(), saved.tokens);
+        } else {
+            saved.tokens = tokens[0];
             saved.origin = colt5::ActivationsOrigin(module.policy(), module.identity(), saved.tokens);
         }
     }
@@ -295,7 +157,7 @@ struct Bridge {
     };
 
     static std::int64_t forward(Arguments arguments) {
-        const Lease context{Place(arguments)};
+        const Lease<Context> context{Place(arguments)};
         const bool save = arguments.number() != 0, evaluates = arguments.number() != 0;
         context->set_noise(static_cast<std::uint64_t>(arguments.number()), evaluates);
         const Inputs inputs(arguments);
@@ -307,27 +169,31 @@ struct Bridge {
         context->bind_parameters(arguments);
         const Module& run = context->module;
 
-        const auto finish = [&](typename Module::Activations activations) {
+        // Noise of training is drawn by forward alone.
+        const auto finish = [&](typename Module::Activations activations) -> std::int64_t {
+            if (!save) return 0;
             activations.out = {};  // it is the caller's, and backward does not read it
             return Handles::all().add(
                 std::unique_ptr<Saved>(new Saved{0, false, inputs.shapes, std::move(activations)}));
         };
+        const bool with_forward = save || !evaluates;
         using colt5::Residual;
         if constexpr (is_cross) {
-            if (save) return finish(run.forward(tokens[0], tokens[1], masks[0], masks[1], counts, std::move(out)));
+            if (with_forward)
+                return finish(run.forward(tokens[0], tokens[1], masks[0], masks[1], counts, std::move(out)));
             run(tokens[0], tokens[1], masks[0], masks[1], counts, std::move(out));
         } else if constexpr (requires { run(tokens[0], masks[0], counts, Residual::none, std::move(out)); }) {
-            if (save) return finish(run.forward(tokens[0], masks[0], counts, Residual::none, std::move(out)));
+            if (with_forward) return finish(run.forward(tokens[0], masks[0], counts, Residual::none, std::move(out)));
             run(tokens[0], masks[0], counts, Residual::none, std::move(out));
         } else {
-            if (save) return finish(run.forward(tokens[0], masks[0], counts, std::move(out)));
+            if (with_forward) return finish(run.forward(tokens[0], masks[0], counts, std::move(out)));
             run(tokens[0], masks[0], counts, std::move(out));
         }
         return 0;
     }
 
     static std::int64_t backward(Arguments arguments) {
-        const Lease context{Place(arguments)};
+        const Lease<Context> context{Place(arguments)};
         Saved* const saved = Handles::all().find(arguments.pointer<const void>());
         const bool keep = arguments.number() != 0;
         colt5::expect_value(saved != nullptr, "saved", "what forward has saved", "a copy of it");
@@ -366,18 +232,12 @@ using BridgeOfCall = Bridge<ModuleOfCall, CountsOfCall>;
 
 }  // namespace colt5_python
 
-#define COLT5_EXPORT extern "C" __attribute__((visibility("default")))
-
-COLT5_EXPORT const char* colt5_message() {
-    return colt5_python::message().c_str();
-}
-
 /// The parameters in the order in which calls take them, a line each: name, tab, extents with spaces between them.
 COLT5_EXPORT std::int64_t colt5_parameters(const std::int64_t* arguments) {
     using namespace colt5_python;
     return guarded([&]() -> std::int64_t {
         Arguments place(arguments);
-        const BridgeOfCall::Lease context{Place(place)};
+        const Lease<BridgeOfCall::Context> context{Place(place)};
         std::string lines;
         ModuleOfCall::each_parameter(
             [&](const std::string& name, const auto& parameter) {
@@ -418,5 +278,5 @@ COLT5_EXPORT void* colt5_as_tensor(std::int64_t handle) {
 }
 
 COLT5_EXPORT void colt5_release_memory() {
-    colt5_python::BridgeOfCall::Contexts::all().release_memory();
+    colt5_python::Contexts<colt5_python::BridgeOfCall::Context>::all().release_memory();
 }

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Compiles generated C++ files into libraries, and keeps them.
 
-A library is found again by a hash of its source, the headers, the compiler with its version, the processor as the
-compiler sees it, and the flags. Processes that want the same one at the same time wait for the first of them, by a lock
-on a file; a library appears under its name as a whole or not at all.
+A library is one module. It only declares the kernels; those of a scalar type are compiled once, into an object that all
+libraries of this type are linked with. Both are found again by a hash of their source, the headers, the compiler with its
+version, the processor as the compiler sees it, and the flags. Processes that want the same file at the same time wait for
+the first of them, by a lock on a file; it appears under its name as a whole or not at all.
 
-Environment: COLT5_CACHE (folder of the libraries; default ~/.cache/colt5), CXX and NVCC (compilers), COLT5_CXXFLAGS (more
+Environment: COLT5_CACHE (folder of these files; default ~/.cache/colt5), CXX and NVCC (compilers), COLT5_CXXFLAGS (more
 flags), COLT5_INCLUDE_PATH (folders with Eigen and xsimd), COLT5_GPU_ARCHITECTURES (such as 90a;80; default: that of the
 device), COLT5_QUIET=1 (no line of progress).
 """
+import concurrent.futures
 import contextlib
 import ctypes
 import fcntl
@@ -23,22 +25,75 @@ import sys
 import sysconfig
 import tempfile
 import time
+import typing
 
 from .errors import BuildError
 
 PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
-def load(source, title, architecture=None):
-    """The library of a source, compiled if there is none yet. `architecture` is that of a GPU, for sources of CUDA."""
-    compiler = cuda_compiler(architecture) if architecture else host_compiler()
-    digest = hashlib.sha256('\0'.join((source, headers_digest(), *compiler)).encode()).hexdigest()[:32]
-    library = cache_folder() / f'{digest}.so'
-    if not library.exists():
-        with locked(cache_folder() / f'{digest}.lock'):
-            if not library.exists():
-                compile_library(source, compiler, title, library, '.cu' if architecture else '.cpp')
+class Tools(typing.NamedTuple):
+    """Commands, without the files: of modules, of kernels, and that of linking both."""
+    module: list
+    kernels: list
+    link: list
+    libraries: list  # behind the objects
+    header: str  # of the kernels
+    suffix: str  # of files that include it
+    identity: str  # what tells compilers and processors apart, beside the commands
+
+    def name(self, suffix, *parts):
+        """Of the file that the cache keeps for what is made of these parts."""
+        return hashlib.sha256('\0'.join((headers_digest(), self.identity, *parts)).encode()).hexdigest()[:32] + suffix
+
+
+def load(source, scalars, title, architecture=''):
+    """The library of a source, compiled if there is none yet, with the kernels of these scalar types. `architecture` is that
+    of a GPU, for sources of CUDA."""
+    tools = cuda_tools(architecture) if architecture else host_tools()
+    parts = source, *scalars, *tools.module, *tools.kernels, *tools.link, *tools.libraries
+    library = kept(tools.name('.so', *parts),
+                   lambda result: compile_library(tools, source, scalars, title, result))
     return ctypes.CDLL(str(library), mode=os.RTLD_LOCAL | os.RTLD_NOW)
+
+
+def compile_library(tools, source, scalars, title, result):
+    """The module beside kernels that are not there yet: with two processors, the first module takes hardly longer."""
+    kernels = [f'#define COLT5_KERNEL_SCALAR {scalar}\n#include <colt5/{tools.header}>\n' for scalar in scalars]
+    of_kernels = [tools.name('.o', text, *tools.kernels) for text in kernels]
+    first = not all((cache_folder() / name).exists() for name in of_kernels)
+    start = time.monotonic()
+    say(f'colt5: compiling {title} ...' + (' and, once for all modules, the kernels ...' if first else ''), end='')
+    try:
+        with concurrent.futures.ThreadPoolExecutor(len(kernels)) as pool:
+            objects = [pool.submit(kept, name, functools.partial(compile_object, tools.kernels, text, tools.suffix,
+                                                                 f'the kernels of {scalar}'))
+                       for scalar, text, name in zip(scalars, kernels, of_kernels)]
+            module = result.with_name('module.o')
+            compile_object(tools.module, source, '.cpp', title, module)
+            files = [module, *(object.result() for object in objects)]
+        execute([*tools.link, *map(str, files), '-o', str(result), *tools.libraries], title)
+    except BuildError:
+        say(' failed')
+        raise
+    say(f' {time.monotonic() - start:.0f} s')
+
+
+def compile_object(command, source, suffix, title, result):
+    file = result.with_name('source' + suffix)
+    file.write_text(source)
+    execute([*command, '-c', str(file), '-o', str(result)], title)
+
+
+def execute(command, title):
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        raise BuildError(f'colt5: {command[0]} could not compile {title}: {reason(done.stderr)}')
+
+
+def say(text, end='\n'):
+    if os.environ.get('COLT5_QUIET') != '1':
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def cache_folder():
@@ -57,21 +112,16 @@ def locked(path):
         yield
 
 
-def compile_library(source, compiler, title, library, suffix):
-    command = [argument for argument in compiler if not argument.startswith('#')]
-    quiet = os.environ.get('COLT5_QUIET') == '1'
-    start = time.monotonic()
-    if not quiet:
-        print(f'colt5: compiling {title} ...', end='', file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(prefix='build-', dir=library.parent) as folder:
-        file, result = pathlib.Path(folder, 'module' + suffix), pathlib.Path(folder, 'module.so')
-        file.write_text(source)
-        done = subprocess.run([*command, str(file), '-o', str(result), *link_flags(suffix)], capture_output=True, text=True)
-        if not quiet:
-            print(f' {time.monotonic() - start:.0f} s' if done.returncode == 0 else ' failed', file=sys.stderr, flush=True)
-        if done.returncode != 0:
-            raise BuildError(f'colt5: {command[0]} could not compile {title}: {reason(done.stderr)}')
-        os.replace(result, library)
+def kept(name, make):
+    """The file of this name in the cache; if it is not there yet, make(path) writes it."""
+    file = cache_folder() / name
+    if not file.exists():
+        with locked(file.with_suffix('.lock')):
+            if not file.exists():
+                with tempfile.TemporaryDirectory(prefix='build-', dir=file.parent) as folder:
+                    make(pathlib.Path(folder, name))
+                    os.replace(pathlib.Path(folder, name), file)
+    return file
 
 
 def reason(said):
@@ -94,7 +144,9 @@ def headers():
 
 @functools.lru_cache(maxsize=None)
 def headers_digest():
-    digest = hashlib.sha256((PACKAGE / 'bridge.hpp').read_bytes())
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.glob('*.hpp')):
+        digest.update(path.read_bytes())
     for path in sorted(headers().rglob('*')):
         if path.is_file():
             digest.update(str(path.relative_to(headers())).encode() + b'\0' + path.read_bytes())
@@ -107,18 +159,20 @@ def output_of(*command):
 
 
 @functools.lru_cache(maxsize=None)
-def host_compiler():
-    """The command, and behind it arguments with # that tell compilers and processors apart."""
+def host_tools():
     wanted = [os.environ['CXX']] if os.environ.get('CXX') else ['g++', 'clang++']
     found = [words for words in map(shlex.split, wanted) if words and shutil.which(words[0])]
     if not found:
         raise BuildError(f'colt5: there is no C++ compiler ({" or ".join(wanted)}): install g++ 12 or clang 16, or newer, '
                          'and Eigen and xsimd (Debian: apt-get install g++ libeigen3-dev libxsimd-dev)')
-    flags = ['-std=c++20', '-O2', '-march=native', '-fPIC', '-shared', '-fvisibility=hidden', '-w', *include_flags()]
-    flags += ['-fopenmp'] if takes_openmp(tuple(found[0])) else []
-    flags += shlex.split(os.environ.get('COLT5_CXXFLAGS', ''))
-    seen = output_of(*found[0], '-march=native', '-###', '-E', '-x', 'c++', os.devnull)  # -march=native written out
-    return *found[0], *flags, '#' + output_of(*found[0], '--version'), '#' + seen
+    compiler = found[0]
+    openmp = ['-fopenmp'] if takes_openmp(tuple(compiler)) else []
+    flags = ['-std=c++20', '-march=native', '-fPIC', '-fvisibility=hidden', '-w', *include_flags(), *openmp,
+             *shlex.split(os.environ.get('COLT5_CXXFLAGS', ''))]
+    seen = output_of(*compiler, '-march=native', '-###', '-E', '-x', 'c++', os.devnull)  # -march=native written out
+    # What takes time when it runs is in the kernels, so modules need not be optimized as much.
+    return Tools([*compiler, '-O1', *flags, '-DCOLT5_DECLARE_KERNELS'], [*compiler, '-O2', *flags], [*compiler, *openmp, '-shared'], [],
+                 'kernels.hpp', '.cpp', output_of(*compiler, '--version') + seen)
 
 
 def takes_openmp(command):
@@ -147,16 +201,13 @@ def include_flags():
 
 
 @functools.lru_cache(maxsize=None)
-def cuda_compiler(architecture):
+def cuda_tools(architecture):
+    """nvcc has its host compiler compile modules, which hold no device code."""
     nvcc = os.environ.get('NVCC') or shutil.which('nvcc') or '/usr/local/cuda/bin/nvcc'
     if not shutil.which(nvcc):
         raise BuildError('colt5: there is no nvcc: tensors on a GPU need the CUDA toolkit, 12.5 or newer')
-    flags = ['-std=c++20', '-O3', '--expt-relaxed-constexpr', '-shared', '-Xcompiler', '-fPIC,-fvisibility=hidden,-w', '-w']
-    flags += ['-I' + str(headers()), '-I' + str(PACKAGE)]
-    for name in os.environ.get('COLT5_GPU_ARCHITECTURES', architecture).split(';'):
-        flags.append(f'-gencode=arch=compute_{name},code=sm_{name}')
-    return nvcc, *flags, '#' + output_of(nvcc, '--version')
-
-
-def link_flags(suffix):
-    return ['-lcublasLt'] if suffix == '.cu' else []
+    flags = [nvcc, '-std=c++20', '-Xcompiler', '-fPIC,-fvisibility=hidden,-w', '-w', '-I' + str(headers()), '-I' + str(PACKAGE)]
+    architectures = [f'-gencode=arch=compute_{name},code=sm_{name}'
+                     for name in os.environ.get('COLT5_GPU_ARCHITECTURES', architecture).split(';')]
+    return Tools([*flags, '-O2'], [*flags, '-O3', '--expt-relaxed-constexpr', *architectures], [nvcc, *architectures, '-shared'],
+                 ['-lcublasLt'], 'kernels.cuh', '.cu', output_of(nvcc, '--version'))

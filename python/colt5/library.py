@@ -58,6 +58,20 @@ def library_of(key, dtype, device):
     return Library(spec_of(key), dtype, device)
 
 
+def kernels_of(dtype):
+    """The scalar types whose kernels a module uses: logits, scores and gradients of parameters of a 16-bit one are float."""
+    scalar = SCALARS[dtype].removeprefix('colt5::')
+    return [scalar, 'float'] if dtype.itemsize == 2 else [scalar]
+
+
+def source_of(spec, dtype, device):
+    """What is compiled for tensors of this type on this device."""
+    on_cpu, scalar = device.type == 'cpu', SCALARS[dtype]
+    source = SOURCE.format(header='colt5.hpp' if on_cpu else 'cuda.cuh', policy='Cpu' if on_cpu else 'Cuda', module=spec.module,
+                           config=spec.config, scalar=scalar, counts=spec.counts)
+    return source
+
+
 def gradient_dtype(dtype):
     """Of the gradients of parameters."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -77,33 +91,58 @@ def split_gradients(gradients, shapes):
     return [piece if len(shape) == 1 else piece.view(shape) for piece, shape in zip(pieces, shapes)]
 
 
-class Library:
-    """Calls of one compiled module. `names` and `shapes` are those of the parameters in Python's order; C++ takes them in
-    another one."""
+class Calls:
+    """The functions of a compiled library, which take one array of 64-bit numbers: see call.hpp."""
 
     all = []
 
-    def __init__(self, spec, dtype, device):
-        self.spec, self.dtype, self.device = spec, dtype, device
-        self._no_mask = (0,) * spec.rank
-        self.gradient_dtype = gradient_dtype(dtype)
-        on_cpu = device.type == 'cpu'
-        source = SOURCE.format(header='colt5.hpp' if on_cpu else 'cuda.cuh', policy='Cpu' if on_cpu else 'Cuda',
-                               module=spec.module, config=spec.config, scalar=SCALARS[dtype], counts=spec.counts)
-        title = f'{spec.module} ({SCALARS[dtype].removeprefix("colt5::")}, {"CPU" if on_cpu else "GPU"})'
-        library = build.load(source, title, architecture_of(device))
+    def __init__(self, source, kernels, name, dtype, device):
+        self.dtype, self.device = dtype, device
+        title = f'{name} ({kernels[0]}, {"CPU" if device.type == "cpu" else "GPU"})'
+        self._library = library = build.load(source, kernels, title, architecture_of(device))
         self._message = library.colt5_message
         self._message.restype = ctypes.c_char_p
-        for name in 'parameters', 'forward', 'backward':
-            function = getattr(library, 'colt5_' + name)
-            function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int64
-            setattr(self, '_' + name, function)
-        self._as_tensor = library.colt5_as_tensor
-        self._as_tensor.argtypes, self._as_tensor.restype = [ctypes.c_int64], ctypes.c_void_p
-        self._release_memory = library.colt5_release_memory
-        self._release_memory.argtypes, self._release_memory.restype = [], None
+        self._forward, self._backward = self._function('forward'), self._function('backward')
+        library.colt5_release_memory.argtypes, library.colt5_release_memory.restype = [], None
+        self.all.append(self)
 
-        self._call(self._parameters, self._place(device))
+    def _function(self, name):
+        function = getattr(self._library, 'colt5_' + name)
+        function.argtypes, function.restype = [ctypes.c_char_p], ctypes.c_int64
+        return function
+
+    def release_memory(self):
+        self._library.colt5_release_memory()
+
+    @staticmethod
+    def place(device):
+        """Device, stream, threads, and whether float products may be tf32."""
+        if device.type == 'cpu':
+            return [0, 0, torch.get_num_threads(), 0]
+        return [device.index, torch.cuda.current_stream(device).cuda_stream, 0, torch.backends.cuda.matmul.allow_tf32]
+
+    def call(self, function, numbers):
+        result = function(struct.pack(f'{len(numbers)}q', *numbers))
+        if result < 0:
+            message = self._message().decode(errors='replace')
+            kind = {-1: ShapeError, -2: ValueError, -3: torch.cuda.OutOfMemoryError if self.device.type == 'cuda' else MemoryError}
+            raise kind.get(result, Error)(message)
+        return result
+
+
+class Library(Calls):
+    """Calls of one compiled module. `names` and `shapes` are those of the parameters in Python's order; C++ takes them in
+    another one."""
+
+    def __init__(self, spec, dtype, device):
+        super().__init__(source_of(spec, dtype, device), kernels_of(dtype), spec.module, dtype, device)
+        self.spec = spec
+        self._no_mask = (0,) * spec.rank
+        self.gradient_dtype = gradient_dtype(dtype)
+        self._as_tensor = self._library.colt5_as_tensor
+        self._as_tensor.argtypes, self._as_tensor.restype = [ctypes.c_int64], ctypes.c_void_p
+
+        self.call(self._function('parameters'), self.place(device))
         lines = [line.split('\t') for line in self._message().decode().splitlines()]
         shapes = {name: torch.Size(map(int, shape.split())) for name, shape in lines}
         self.names = spec.parameters
@@ -113,7 +152,6 @@ class Library:
         self._in_order = operator.itemgetter(*[self.names.index(name) for name in shapes])
         sizes, offsets = gradient_sizes(self.shapes)
         self.gradient_size = sum(sizes)
-        self.all.append(self)
         self._gradient_offsets = self._in_order([offset * self.gradient_dtype.itemsize for offset in offsets])
         self.dim = next(shape[-1] for name, shape in shapes.items() if name.endswith('routing_token'))
 
@@ -121,19 +159,19 @@ class Library:
         """Returns the output and, with `save`, a tensor that stands for what backward reads, otherwise None. `noise`: of
         training, by this seed, or None for that of evaluation."""
         out = torch.empty_like(inputs[0])
-        numbers = self._place(inputs[0].device)
+        numbers = self.place(inputs[0].device)
         numbers += (save, 1, 0) if noise is None else (save, 0, noise)
         for x, mask in zip(inputs, masks):
             numbers += (x.data_ptr(), *x.shape, *(self._no_mask if mask is None else (mask.data_ptr(), *mask.shape)))
         pointers = self._in_order([p.data_ptr() for p in parameters])
-        handle = self._call(self._forward, [*numbers, *counts, out.data_ptr(), *pointers])
+        handle = self.call(self._forward, [*numbers, *counts, out.data_ptr(), *pointers])
         return out, (tensor_of_handle(self._as_tensor(handle)) if save else None)
 
     def backward(self, saved, d_out, inputs, masks, parameters, keep):
         """Returns the gradients of the inputs, and those of the parameters as one tensor: see split_gradients."""
         d_inputs = [torch.empty_like(x) for x in inputs]
         gradients = torch.zeros(self.gradient_size, dtype=self.gradient_dtype, device=d_out.device)
-        numbers = self._place(d_out.device)
+        numbers = self.place(d_out.device)
         numbers += (saved.data_ptr(), keep)
         for x, mask in zip(inputs, masks):
             numbers += (x.data_ptr(), *x.shape, *(self._no_mask if mask is None else (mask.data_ptr(), *mask.shape)))
@@ -142,7 +180,7 @@ class Library:
         numbers += self._in_order([p.data_ptr() for p in parameters])
         first = gradients.data_ptr()
         numbers += [first + offset for offset in self._gradient_offsets]
-        self._call(self._backward, numbers)
+        self.call(self._backward, numbers)
         return d_inputs, gradients
 
     def expect_inputs(self, inputs, masks):
@@ -177,24 +215,6 @@ class Library:
                 taken[i] = p.to(dtype).contiguous()
         return taken
 
-    def release_memory(self):
-        self._release_memory()
-
-    @staticmethod
-    def _place(device):
-        """Device, stream, threads, and whether float products may be tf32."""
-        if device.type == 'cpu':
-            return [0, 0, torch.get_num_threads(), 0]
-        return [device.index, torch.cuda.current_stream(device).cuda_stream, 0, torch.backends.cuda.matmul.allow_tf32]
-
-    def _call(self, function, numbers):
-        result = function(struct.pack(f'{len(numbers)}q', *numbers))
-        if result < 0:
-            message = self._message().decode(errors='replace')
-            kind = {-1: ShapeError, -2: ValueError, -3: torch.cuda.OutOfMemoryError if self.device.type == 'cuda' else MemoryError}
-            raise kind.get(result, Error)(message)
-        return result
-
 
 new_capsule = ctypes.pythonapi.PyCapsule_New
 new_capsule.restype, new_capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
@@ -207,5 +227,5 @@ def tensor_of_handle(managed):
 
 def release_memory():
     """Hands memory that no tensor uses back to the system: workspaces of all modules that have been called."""
-    for library in Library.all:
+    for library in Calls.all:
         library.release_memory()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """What is wrong is said in one exception, which names the argument and what it must be."""
+import functools
 import re
 
 import colt5
@@ -55,10 +56,35 @@ def test_shapes_of_maps():
 
 
 def test_configurations():
-    check("colt5: `router_type` must be one of coor_descent, cum_softmax, sinkhorn, but is 'top'", ValueError,
+    check("colt5: `router_type` must be one of coor_descent, cum_softmax, sinkhorn, causal, but is 'top'", ValueError,
           lambda: ours('ConditionalRoutedFeedForward', router_type='top'))
     with pytest.raises(TypeError, match='`router_kwargs` of coor_descent may have .*, but has temperature'):
         ours('ConditionalRoutedFeedForward', router_kwargs=dict(temperature=1.))
+    for name, wanted in dict(masked_rows='one of zero, window_mean', router_straight_through='a number').items():
+        with pytest.raises(ValueError, match=f'colt5: `{name}` must be {wanted}, but is .none.'):
+            ours('ConditionalRoutedAttention', **{name: 'none'})
     module = ours('ConditionalRoutedAttention', heavy_heads=3, num_routed_kv=2)  # the compiler says it
     with pytest.raises(colt5.BuildError, match='colt5: AttentionConfig.heavy_heads must be divisible by num_routed_kv'):
         module(tokens(2, 20, 32))
+
+
+def test_what_autoregressive_attention_does_not_have():
+    make = functools.partial(colt5.ConditionalRoutedAutoregressiveAttention, 32, num_heavy_tokens_q=4, num_heavy_tokens_kv=4)
+    for name in 'multiply_keys_by_score', 'multiply_queries_by_score':
+        check(f'colt5: `{name}` must be False in autoregressive attention, but is True', ValueError, lambda: make(**{name: True}))
+    check("colt5: `router_kwargs['route_block_size']` must be absent in autoregressive attention, but is 8", ValueError,
+          lambda: make(router_kwargs=dict(route_block_size=8)))
+    check('colt5: `random_route` must be False, but is True', ValueError, lambda: make()(tokens(1, 8, 32), random_route=True))
+
+
+def test_images():
+    options = dict(patch_size=(4, 8), num_classes=3, dim=32, depth=1, attn_num_heavy_tokens_q=4, attn_num_heavy_tokens_kv=4,
+                   attn_heavy_dim_head=8, attn_heavy_heads=4, attn_light_dim_head=8, attn_light_heads=4, attn_light_window_size=4,
+                   ff_num_heavy_tokens=6, ff_heavy_mult=4, ff_light_mult=2)
+    vit = colt5.ConditionalRoutedViT(image_size=32, **options)
+    check('colt5: `img` must have shape (any, 3, any, any), but has (2, 1, 32, 32)', colt5.ShapeError,
+          lambda: vit(torch.zeros(2, 1, 32, 32)))
+    check('colt5: `width of img` must be a multiple of patch_size, 8, but is 36', ValueError,
+          lambda: vit(torch.zeros(2, 3, 32, 36)))
+    check('colt5: `height of image_size` must be a multiple of patch_size, 4, but is 30', ValueError,
+          lambda: colt5.ConditionalRoutedViT(image_size=(30, 32), **options))

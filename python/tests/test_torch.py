@@ -10,17 +10,10 @@ import colt5
 import pytest
 import torch
 import torch.multiprocessing
-from support import mask_of, ours, run, tokens
+from support import mask_of, ours, run, tokens, unsaturated
 from torch.utils.checkpoint import checkpoint
 
 SOFT = dict(router_straight_through=False)
-
-
-def unsaturated(module):
-    for name, p in module.named_parameters():
-        if 'routing_token' in name:
-            p.data /= p.shape[-1] ** 0.5
-    return module
 
 
 @pytest.mark.parametrize('with_mask', [False, True])

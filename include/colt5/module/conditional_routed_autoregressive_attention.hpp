@@ -150,6 +150,9 @@ public:
         heavy_attn.expect_parameters("heavy_attn.", config.dim);
     }
 
+    /// The address of a parameter, by which saved activations know their module.
+    const void* identity() const { return heavy_attn.to_out.weight.data(); }
+
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         if constexpr (config.use_null_q_tokens) f(prefix + "null_q_token", m.null_q_token...);
@@ -263,7 +266,6 @@ private:
         for (Index b = 0; b < out.extent(0); ++b)
             assign(policy, out[b], padded.const_view()[b].range(0, out.extent(1)));
     }
-    const void* identity() const { return heavy_attn.to_out.weight.data(); }
 };
 
 }  // namespace colt5

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// What all functions have that colt5/library.py calls. The generated file defines colt5_python::Policy.
+//
+// A call gets its arguments as one array of 64-bit numbers: integers, and addresses. It returns 0 or a handle, or on
+// failure a negative number, one for each kind of exception; colt5_message() then says what was wrong.
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace colt5_python {
+
+using colt5::Index;
+
+/// The arguments of a call, one after the other.
+class Arguments {
+public:
+    explicit Arguments(const std::int64_t* numbers) : next_(numbers) {}
+    Index number() { return static_cast<Index>(*next_++); }
+    template <typename T>
+    T* pointer() {
+        return reinterpret_cast<T*>(static_cast<std::uintptr_t>(*next_++));
+    }
+    template <std::size_t rank>
+    std::array<Index, rank> shape() {
+        std::array<Index, rank> shape;
+        for (Index& extent : shape) extent = number();
+        return shape;
+    }
+    void read(colt5::RoutedCounts& counts) { counts = {number()}; }
+    void read(colt5::AttentionCounts& counts) { counts = {number(), number()}; }
+    void read(colt5::CrossAttentionCounts& counts) { counts = {number(), number()}; }
+    void read(colt5::TransformerBlockCounts& counts) { counts = {number(), number(), number()}; }
+
+private:
+    const std::int64_t* next_;
+};
+
+/// Where a call runs.
+struct Place {
+    Index device, stream, threads, tf32;
+    explicit Place(Arguments& arguments)
+        : device(arguments.number()),
+          stream(arguments.number()),
+          threads(arguments.number()),
+          tf32(arguments.number()) {}
+    bool operator==(const Place&) const = default;
+
+    Policy policy() const {
+#if defined(CUDART_VERSION)
+        Policy::Options options;
+        options.device = static_cast<int>(device);
+        options.math = tf32 != 0 ? colt5::MathMode::tf32 : colt5::MathMode::fp32;
+        // PyTorch's default stream is null, which asks a policy for a stream of its own.
+        options.stream =
+            stream == 0 ? cudaStreamLegacy : reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(stream));
+        return Policy(options);
+#else
+        return Policy(static_cast<int>(threads));
+#endif
+    }
+};
+
+inline std::string& message() {
+    thread_local std::string text;
+    return text;
+}
+
+template <typename Call>
+std::int64_t guarded(const Call& call) {
+    const auto fail = [](std::int64_t kind, const std::exception& error) {
+        message() = error.what();
+        return kind;
+    };
+    try {
+        return call();
+    } catch (const colt5::ShapeError& error) {
+        return fail(-1, error);
+    } catch (const colt5::ValueError& error) {
+        return fail(-2, error);
+    } catch (const colt5::OutOfMemory& error) {
+        return fail(-3, error);
+    } catch (const std::bad_alloc& error) {
+        return fail(-3, error);
+    } catch (const std::exception& error) {
+        return fail(-4, error);
+    }
+}
+
+/// Contexts that no call has now: as many as there have been calls at once. A Context is made of a Place, and has
+/// `place` and `policy`, whose workspace it holds. Never destroyed, because at the end of a process CUDA may be gone
+/// already.
+template <typename Context>
+class Contexts {
+public:
+    static Contexts& all() {
+        static Contexts& contexts = *new Contexts;
+        return contexts;
+    }
+    std::unique_ptr<Context> take(const Place& place) {
+        {
+            const std::lock_guard lock(mutex_);
+            const auto at = std::find_if(free_.rbegin(), free_.rend(),
+                                         [&](const auto& context) { return context->place == place; });
+            if (at != free_.rend()) {
+                auto context = std::move(*at);
+                free_.erase(std::next(at).base());
+                return context;
+            }
+        }
+        return std::make_unique<Context>(place);
+    }
+    void give_back(std::unique_ptr<Context> context) {
+        const std::lock_guard lock(mutex_);
+        free_.push_back(std::move(context));
+    }
+    /// Hands memory that no tensor uses back to the system.
+    void release_memory() {
+        const std::lock_guard lock(mutex_);
+        for (const auto& context : free_) {
+            context->policy.workspace()->release_unused();
+            if constexpr (colt5::HasSideStream<Policy>) context->policy.side_policy().workspace()->release_unused();
+        }
+    }
+
+private:
+    std::mutex mutex_;
+    std::vector<std::unique_ptr<Context>> free_;
+};
+
+/// A context for the time of one call.
+template <typename Context>
+class Lease {
+public:
+    explicit Lease(const Place& place) : context_(Contexts<Context>::all().take(place)) {}
+    ~Lease() { Contexts<Context>::all().give_back(std::move(context_)); }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    Context* operator->() const { return context_.get(); }
+
+private:
+    std::unique_ptr<Context> context_;
+};
+
+}  // namespace colt5_python
+
+#define COLT5_EXPORT extern "C" __attribute__((visibility("default")))
+
+COLT5_EXPORT const char* colt5_message() {
+    return colt5_python::message().c_str();
+}
