@@ -55,6 +55,12 @@ def test_a_machine_without_a_compiler(tmp_path, environment, wanted):
 NVCC = shutil.which('nvcc') or shutil.which('/usr/local/cuda/bin/nvcc')
 
 
+def test_a_machine_without_nvcc(monkeypatch):
+    monkeypatch.setenv('NVCC', '/nowhere/nvcc')
+    with pytest.raises(colt5.BuildError, match='^colt5: there is no nvcc: tensors on a GPU need the CUDA toolkit, 12.5 or newer$'):
+        build.load('', ['float'], 'a module', '90')
+
+
 def source_for_a_gpu(dim):
     module = colt5.ConditionalRoutedFeedForward(dim, num_heavy_tokens=2)
     return library.source_of(library.spec_of(module._key), torch.float32, torch.device('cuda'))
