@@ -57,4 +57,9 @@ TEST_CASE("causal_key_counts: errors name the argument and both shapes or values
                          "colt5: `keys.live` must have shape (2, 1, 3), but has (2, 1, 4)", ShapeError);
     CHECK_THROWS_WITH_AS(causal_key_counts(policy, {two.const_view(), {}}, {two.const_view(), {}}, -1),
                          "colt5: `null_keys` must be >= 0, but is -1", ValueError);
+    const TokensTensor<TokenIndex, Cpu> no_routes(policy, {2, 0, 3});
+    CHECK_THROWS_WITH_AS(causal_key_counts(policy, {no_routes.const_view(), {}}, {two.const_view(), {}}),
+                         "colt5: `queries.positions` must be of at least one route, but is 0", ValueError);
+    CHECK_THROWS_WITH_AS(causal_key_counts(policy, {two.const_view(), {}}, {no_routes.const_view(), {}}),
+                         "colt5: `keys.positions` must be of at least one route, but is 0", ValueError);
 }

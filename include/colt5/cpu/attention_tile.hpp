@@ -61,7 +61,7 @@ inline constexpr Index bias_copies = 8;
 
 inline constexpr Index query_tile = 64, key_tile = 256;
 
-/// The online softmax of up to query_tile rows over blocks of keys, or its backward: what both directions share.
+/// Up to query_tile queries and blocks of keys: the online softmax, forward or backward.
 template <typename T>
 class AttentionTile {
 public:

@@ -9,8 +9,9 @@
 namespace colt5 {
 
 namespace cpu {
-/// Rows (b, r, n, ·) that one product can take. Those of a route lie apart: its sequences come one after the other, and
-/// should not each pack the same weights.
+/// For PackedMatrix: how many rows of a route of (b, r, n, ·) will be multiplied in all, where they lie together. With
+/// several sequences and several routes they do not: then `many_rows`, so that the weights are packed once and not for
+/// each sequence.
 template <typename T>
 Index rows_together(const View<const T, dynamic, dynamic, dynamic, dynamic>& x) {
     return x.extent(0) == 1 || x.extent(1) == 1 ? x.extent(0) * x.extent(2) : many_rows;
@@ -61,7 +62,8 @@ void linear_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dyn
             const Index row = (sequence * routes + r) * length + first;
             const T* const d_y_rows = d_y.data() + row * out;
             T* const d_x_rows = d_x.data() + row * in;
-            // Now: d_x may be x. With a BLAS this is x itself, and its gradient must wait.
+            // Packed now, because d_x may be x. With a BLAS nothing is copied: then the gradient of the weight must
+            // come before d_x is written.
             const cpu::PackedMatrix<Op::none, T> packed_x(policy, block, in, x.data() + row * in, in);
             const auto add_weight_gradient = [&] {
                 cpu::add_weight_gradient(policy, d_weight[r * out].data(), out, in, d_y_rows, packed_x);

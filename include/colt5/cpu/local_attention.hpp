@@ -170,6 +170,10 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
         });
     }
     if constexpr (has_bias) add_bias_gradient(policy, d_table, d_bias_of_tasks.const_view(), bias.buckets);
+    if (queries == 0)  // no segment has written
+        for (Index b = 0; b < batch; ++b)
+            for (Index j = std::min(carried, d_qkv.extent(1)); j < d_qkv.extent(1); ++j)
+                std::fill_n(d_token(b, origin + j, 0) + row, 2 * row, T(0));
     if (attention.masked_rows == MaskedRows::zero) return;
     parallel_for(policy, batch * d_qkv.extent(1) * heads, [&](Index task) {
         const Index b = task / (d_qkv.extent(1) * heads), h = task % heads;

@@ -25,7 +25,8 @@ public:
         of_distance_ = to;
     }
 
-    /// That of a batch of queries and one key, of which the first query is `distance` tokens behind the key.
+    /// That of a batch of queries and one key, of which the position of the first query is `distance` more than that of
+    /// the key.
     Batch<T> at(Index distance) const { return load(of_distance_ + reach + margin + distance); }
 
     Index entries() const { return 2 * (reach + margin) + 1; }

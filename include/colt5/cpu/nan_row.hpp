@@ -21,7 +21,8 @@ T largest_or_nan(const T* row, Index length) {
     return reduce_max(top) + reduce_add(nan_or_zero);
 }
 
-/// NaN for real tokens, 0 for masked ones: what a row gives and takes in which a real logit is NaN.
+/// NaN for real tokens, 0 for masked ones: the scores of a row in which a real logit is NaN, and the gradient of its
+/// logits.
 template <typename T>
 void fill_nan_row(T* row, Index length, const bool* real) {
     for (Index i = 0; i < length; ++i) row[i] = !real || real[i] ? std::numeric_limits<T>::quiet_NaN() : T(0);

@@ -32,7 +32,8 @@ inline bool has_threads() {
 /// Calls body(i) for every i in [0, count), on up to `policy.threads()` threads with a static schedule, or one after
 /// the other when one thread is enough, the compiler has no OpenMP, or this is a child of a process that has used it.
 ///
-/// A parallel_for that is called in `body` makes its calls one after the other. Calls must not depend on each other. If
+/// Called in the `body` of one that runs on several threads, it makes its calls one after the other; in that of one
+/// with a single index, it has all threads. Calls must not depend on each other. If
 /// some throw, the exception of the smallest such i leaves parallel_for, after every thread has finished; which of the
 /// other calls were made is unspecified.
 template <typename Body>

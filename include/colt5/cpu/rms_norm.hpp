@@ -52,7 +52,7 @@ void normalize_rows_vjp(const RMSNormParameters<const T>& norm, T* d_x, std::arr
     const T* const gamma = norm.gamma.data();
     for (Index i = 0; i < rows; ++i) {
         const T *in = x + i * d, *const g = d_y + i * d;
-        T square = 0, product = 0, unit = 1;  // ‖x‖² and h·x, of x in this unit
+        T square = 0, product = 0, unit = 1;  // ‖x‖² and h·x, of x times `unit`
         const auto sum_up = [&] {
             Batch<T> squares(T(0)), products(T(0));
             for_each_batch<T>(d, [&](Index j, Index width) {

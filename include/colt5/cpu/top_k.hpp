@@ -11,8 +11,8 @@ namespace colt5 {
 
 namespace cpu {
 
-/// A rank and the index of its logit as one number whose order is the order of choice: smaller rank, then lower index.
-/// Equal to sorting with a comparison, but without branches.
+/// A rank and the index of its logit, whose order is the order of choice: smaller rank, then lower index. For float it
+/// is one number, which is sorted without branches; for double a pair.
 template <typename T>
 struct RankKey;
 

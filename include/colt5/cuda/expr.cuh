@@ -183,8 +183,8 @@ public:
         const auto entry = [&](Index column) { return a_.template get<1>(row, column).values[0]; };
         if constexpr (std::is_same_v<Reducer, expr::LogSumExp>) {
             T largest = -std::numeric_limits<T>::infinity();
-            for (Index j = lane; j < columns_; j += warp_size) largest = Greater()(largest, entry(j));
-            largest = warp_max(largest);
+            for (Index j = lane; j < columns_; j += warp_size) largest = GreaterOrNan()(largest, entry(j));
+            largest = warp_reduce(largest, GreaterOrNan());  // the same in all lanes, NaN too
             if (!isfinite(largest)) {
                 value_ = largest;
                 return;

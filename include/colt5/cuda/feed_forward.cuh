@@ -157,6 +157,7 @@ void launch_feed_forward(const Cuda& policy, TokensView<T> y, TokensView<T> pre_
                          const FeedForwardParameters<const T>& parameters, TokensView<const T> add) {
     const Index rows = x.extent(0) * x.extent(1), tiles = divide_up(rows, Index{tile_rows});
     if (rows == 0) return;
+    const DeviceGuard guard(policy.device());  // of tensor_map, too
     const auto& [norm, hidden_weight, hidden_bias, project_weight, project_bias] = parameters;
     VectorTensor<T, Cuda> weights(policy, {2 * hidden * dim});
     VectorTensor<int, Cuda> list(policy, {1 + rows});

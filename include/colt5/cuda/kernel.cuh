@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <mutex>
 #include <source_location>
 #include <string>
 #include <type_traits>
@@ -21,15 +22,24 @@ inline void check_launch(const char* kernel, const std::source_location& at = st
     check(cudaGetLastError(), kernel, at);
 }
 
+/// Held from setting a kernel's limit of dynamic shared memory, which all threads share, until the launch.
+inline std::mutex& shared_bytes_mutex() {
+    static std::mutex mutex;
+    return mutex;
+}
+
 /// Starts `kernel` on the policy's stream; does nothing when there are no blocks.
 template <typename... Parameters, typename... Arguments>
 void launch(const Cuda& policy, const char* name, void (*kernel)(Parameters...), dim3 blocks, int threads,
             std::size_t shared_bytes, const Arguments&... arguments) {
     if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) return;
     const DeviceGuard guard(policy.device());
-    if (shared_bytes > 48 * 1024)
+    std::unique_lock lock(shared_bytes_mutex(), std::defer_lock);
+    if (shared_bytes > 48 * 1024) {
+        lock.lock();
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
               name);
+    }
     kernel<<<blocks, static_cast<unsigned>(threads), shared_bytes, policy.stream()>>>(arguments...);
     check_launch(name);
 }
@@ -103,6 +113,14 @@ struct Greater {
     template <typename T>
     __device__ T operator()(T a, T b) const {
         return a > b ? a : b;
+    }
+};
+
+/// The greater one; NaN if one of them is.
+struct GreaterOrNan {
+    template <typename T>
+    __device__ T operator()(T a, T b) const {
+        return a > b || a != a ? a : b;
     }
 };
 

@@ -45,7 +45,7 @@ Attention<T> local_problem(View<const T, dynamic, dynamic, dynamic, dynamic> q,
             .value_scale = nullptr,
             .scale = Sum(1) / std::sqrt(static_cast<Sum>(dim)),
             .vectors = dim * static_cast<Index>(sizeof(T)) % 16 == 0 && is_aligned(q.data()) && is_aligned(kv.data()),
-            .sees_zeros = attention.attends_to_padding && !attention.causal && !mask};
+            .sees_zeros = attention.sees_padding(mask, first + queries, key + keys)};
 }
 
 inline NoBias window_bias(NoBias, Index) {

@@ -8,14 +8,6 @@
 
 namespace colt5::cuda {
 
-/// The greater one; NaN if one of them is.
-struct GreaterOrNan {
-    template <typename T>
-    __device__ T operator()(T a, T b) const {
-        return a > b || a != a ? a : b;
-    }
-};
-
 /// The score and the gradient of a token in a row with a NaN logit: NaN if the token is real, 0 if it is masked.
 template <typename T>
 __device__ T nan_if(bool real) {

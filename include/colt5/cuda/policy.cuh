@@ -111,8 +111,12 @@ public:
         if (state_->side) state_->side->reset_peak();
     }
 
-    /// Waits until all work of the policy is done; throws CudaError if any of it failed.
-    void synchronize() const { cuda::check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize"); }
+    /// Waits until all work on the policy's stream is done, and work on side streams that has joined it; throws
+    /// CudaError if any of it failed.
+    void synchronize() const {
+        const cuda::DeviceGuard guard(device());
+        cuda::check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
+    }
 
 private:
     struct State {

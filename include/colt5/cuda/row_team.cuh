@@ -242,6 +242,7 @@ void launch_teams(const Cuda& policy, const char* name, void (*cluster_kernel)(T
     const auto start = [&](auto* kernel, const TeamBarrier& barrier, const RowSplit& split, int blocks, int threads,
                            cudaLaunchAttributeID how) {
         const std::size_t shared = split.on_chip ? static_cast<std::size_t>(split.chunk) * sizeof(Element) : 0;
+        const std::lock_guard lock(shared_bytes_mutex());
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
               name);
         cudaLaunchAttribute attribute{};

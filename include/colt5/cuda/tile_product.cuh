@@ -118,8 +118,12 @@ struct Tf32Product {
     static constexpr int row_padding = 4;
     static constexpr int step = 8, matrix_columns = 4;
 
-    /// The tensor cores drop the lowest 13 bits: adding half of what they drop rounds to nearest.
-    __device__ static std::uint32_t round(std::uint32_t bits) { return bits + 0x1000u; }
+    /// The tensor cores drop the lowest 13 bits: adding half of what they drop rounds to nearest. A NaN stays as it is:
+    /// the sum with 0x7FFFFFFF, the NaN of arithmetic on a GPU, is read as -0.
+    __device__ static std::uint32_t round(std::uint32_t bits) {
+        const float value = __uint_as_float(bits);
+        return value == value ? bits + 0x1000u : bits;
+    }
     __device__ static void round(std::uint32_t (&values)[4]) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) values[i] = round(values[i]);

@@ -15,7 +15,7 @@ inline constexpr int window_threads = 256;
 inline constexpr Index window_elements = 8 * window_threads;  // of a row of the map that a block takes
 inline constexpr int window_tile = 32;                        // side of a tile that a block transposes
 
-/// A row of a map, of which each block takes a part. Token x of the row is token_at(x) of the sequence.
+/// A row of a map, of which each block takes a part. Token x of the row is token_at(x) of all sequences.
 struct MapRow {
     Index b, y;
     Index first_token;

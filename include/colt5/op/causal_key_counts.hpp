@@ -47,17 +47,19 @@ struct PickedPositions {
 /// number of heads that both divide.
 ///
 /// In each route of keys the live ones come first, in the order of the sequence, as causal_top_k returns them. Throws
-/// ShapeError when the inputs do not fit together.
+/// ShapeError when the inputs do not fit together, ValueError when there are no routes.
 template <Policy P>
 TokensTensor<TokenIndex, P> causal_key_counts(const P& policy, const PickedPositions& queries,
                                               const PickedPositions& keys, Index null_keys = 0) {
     const auto [batch, query_routes, length] = queries.positions.shape();
     expect_shape("keys.positions", keys.positions.shape(), {batch, dynamic, dynamic});
+    expect_value(query_routes >= 1, "queries.positions", "of at least one route", query_routes);
+    expect_value(keys.positions.extent(1) >= 1, "keys.positions", "of at least one route", keys.positions.extent(1));
     if (queries.live) expect_shape("queries.live", queries.live.shape(), queries.positions.shape());
     if (keys.live) expect_shape("keys.live", keys.live.shape(), keys.positions.shape());
     expect_value(null_keys >= 0, "null_keys", ">= 0", null_keys);
     expect_length("keys", keys.positions.extent(2) + null_keys);
-    const Index groups = std::lcm(std::max(query_routes, Index{1}), std::max(keys.positions.extent(1), Index{1}));
+    const Index groups = std::lcm(query_routes, keys.positions.extent(1));
     TokensTensor<TokenIndex, P> counts(policy, {batch, groups, length});
     causal_key_counts_kernel(policy, counts.view(), queries, keys, null_keys);
     return counts;

@@ -173,8 +173,9 @@ NextCausalPicks<T, P> causal_top_k_next(const P& policy, const CausalTopK& how, 
         expect_value(false, "num_tokens", detail::concat({"that of the state, ", std::to_string(state.num_tokens)}),
                      num_tokens);
     expect_value(how == state.how, "how", "that of the state", "another");
-    const std::array<Index, 3> picks{batch, routes,
-                                     std::min({length, num_tokens, how.capacity(length + how.block_size)})};
+    constexpr Index most = std::numeric_limits<TokenIndex>::max();  // the longest sequence
+    const std::array<Index, 3> picks{
+        batch, routes, std::min({length, num_tokens, how.capacity(std::min(length + how.block_size, most))})};
     NextCausalPicks<T, P> next{{policy, picks}, {policy, picks}, {policy, picks}, {policy, picks}};
     causal_top_k_next_kernel(policy, how, &next, state.history.view(), state.block.view(), state.progress.view(),
                              logits.const_view(), mask);

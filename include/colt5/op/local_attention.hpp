@@ -94,7 +94,7 @@ struct LocalAttention {
 /// Kernels compute a sequence in tiles of `queries` queries and `keys` keys, counted from token 0. So the output of a
 /// query has the same bits whichever chunk of queries it is in, if the chunk begins at a multiple of `queries`. It also
 /// has the same bits if kv begins after token 0, as long as that is at a multiple of `keys` and kv has every key that
-/// the query sees.
+/// the query's tile may see: from `reach` before its first query on.
 struct LocalGrid {
     Index queries, keys;
 };

@@ -22,8 +22,8 @@ void relative_position_bias_vjp_kernel(const P&, ...) {
 }
 
 /// T5's buckets of relative positions, key − query, for attention in both directions. Half of the buckets are for keys
-/// behind the query, at 0 or less, half for keys after it. Of each half, the first half holds one distance each; the
-/// others grow with the logarithm of the distance, and the last one begins at max_distance at the latest.
+/// before the query or at it (0 or less), half for keys after it. Of each half, the first half holds one distance each;
+/// the others grow with the logarithm of the distance, and the last one begins at max_distance at the latest.
 struct RelativePositionBuckets {
     Index num_buckets = 32;    ///< even, at least 4
     Index max_distance = 128;  ///< more than num_buckets / 4; all keys so far away or further share two buckets
