@@ -35,6 +35,18 @@ using KernelSum = accumulate_t<KernelScalar>;
 
 #include <colt5/cuda/expressions.inc>
 #include <colt5/cuda/instances.inc>
+#define COLT5_KERNEL_HEAD dynamic
+#include <colt5/cuda/instances_of_attention.inc>
+#undef COLT5_KERNEL_HEAD
+#define COLT5_KERNEL_HEAD 32
+#include <colt5/cuda/instances_of_attention.inc>
+#undef COLT5_KERNEL_HEAD
+#define COLT5_KERNEL_HEAD 64
+#include <colt5/cuda/instances_of_attention.inc>
+#undef COLT5_KERNEL_HEAD
+#define COLT5_KERNEL_HEAD 128
+#include <colt5/cuda/instances_of_attention.inc>
+#undef COLT5_KERNEL_HEAD
 #if COLT5_KERNELS_OF_LOGITS
 #include <colt5/cuda/instances_of_logits.inc>
 #else

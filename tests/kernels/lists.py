@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Writes the lists of all kernels of a backend, from the headers that define them: cpu/declared.hpp and cuda/declared.cuh declare
 the kernels, cpu/instances.inc and cuda/instances.inc instantiate them (see kernels.hpp). Kernels of logits, which are never of 16
-bits, are in files of their own (…_of_logits), as are instances that only scalars of 16 bits have (…_of_half).
+bits, are in files of their own (…_of_logits), as are instances that only scalars of 16 bits have (…_of_half),
+and those of attention on a GPU, one for each size of heads (…_of_attention).
 
 lists.py           writes the lists; ./dev format calls it
 lists.py --expressions OBJECT...   writes cuda/expressions.inc: the expressions that objects, compiled by g++, want of nvcc
@@ -33,7 +34,7 @@ def cases(name, parameters):
     found = [{}]
     for parameter in parameters:
         kind = 'dense' if 'dense' in name else 'local'
-        values = {'T': ['S', *other_types.get(name, [])], 'Y': ['S', 'A'], 'Bool': ['bool'], 'Integer': ['TokenIndex'], 'Bias': biases[kind], 'DTable': None, 'Count': ('1', '2'), 'updates': updates,
+        values = {'T': ['S', *other_types.get(name, [])], 'Y': ['S', 'A'], 'Bool': ['bool'], 'Integer': ['TokenIndex'], 'Bias': biases[kind], 'DTable': None, 'Count': ('1', '2'), 'updates': updates, 'head': ('COLT5_KERNEL_HEAD',),
                   'Norm': [f'{norm}<const S>' for norm in norms], 'NormGradients': None}.get(parameter, ())
         if parameter == 'DTable':
             found = [{**case, parameter: 'NoBias' if 'NoBias' in case['Bias'] else 'MatrixView<A>'} for case in found]
@@ -76,7 +77,7 @@ def formatted(path, text):
 
 def lists(folder, policy, suffix):
     declared, headers, last = {'tokens': [], 'logits': []}, {'tokens': set(), 'logits': set()}, {}
-    instances = {'all': [], 'logits': [], 'half': []}
+    instances = {'all': [], 'logits': [], 'half': [], 'attention': []}
     for path, name, template, result, arguments in kernels(folder, policy):
         parameters = re.findall(r'(\w+)(?:,|$)', template[len('template <'):-1])
         part = 'logits' if name in of_logits or not {'Bool', 'Integer'}.isdisjoint(parameters) else 'tokens'
@@ -88,7 +89,8 @@ def lists(folder, policy, suffix):
             line = re.sub(r'\b(' + '|'.join(case) + r')\b', lambda word: case[word[0]], arguments)
             of = ', '.join(case.values())
             of_any = part == 'logits' or case.get('T') not in (None, 'S')
-            instances['logits' if of_any else 'half' if case.get('Y') == 'A' else 'all'].append(f'template {result} {name}_kernel<{of}>({line});')
+            kind = 'logits' if of_any else 'attention' if 'head' in case else 'half' if case.get('Y') == 'A' else 'all'
+            instances[kind].append(f'template {result} {name}_kernel<{of}>({line});')
     title = '// SPDX-License-Identifier: MIT\n'
     written = f'// Written by tests/kernels/lists.py from the headers of {folder}/: `./dev format` brings it up to date.\n'
     headers['logits'].add(f'<colt5/{folder}/policy.{suffix}>')
@@ -101,13 +103,13 @@ def lists(folder, policy, suffix):
             *(f'#include {header}' for header in sorted(headers[part])),
             '', 'namespace colt5 {', *declared[part], '', '}  // namespace colt5', '']))
     named = lambda lines: [re.sub(r'\bS\b', 'KernelScalar', re.sub(r'\bA\b', 'KernelSum', line)) for line in lines]
-    for stem, part in ('instances', 'all'), ('instances_of_logits', 'logits'), ('instances_of_half', 'half'):
-        if part == 'half' and policy == 'Cpu':
+    for part, lines in instances.items():
+        if not lines:
             continue
-        path = include / folder / f'{stem}.inc'
+        path = include / folder / ('instances.inc' if part == 'all' else f'instances_of_{part}.inc')
         yield path, formatted(path, '\n'.join([
             title, written, f'// Instances of the kernels of the policy {policy} for KernelScalar, whose sums are KernelSum.', '',
-            *named(instances[part]), '']))
+            *named(lines), '']))
 
 
 def expressions(objects):

@@ -44,6 +44,22 @@ inline constexpr bool is_module_scalar = std::same_as<Scalar, float> || std::sam
 template <typename P>
 inline constexpr bool cleans_as_it_reads = false;
 
+/// `dim_head` if a policy has kernels of attention for heads of so many numbers; otherwise dynamic, which means kernels
+/// that look at run time. Modules know the number, so that a program contains the kernels of its own heads alone.
+/// Policies specialize it.
+template <typename P, Index dim_head>
+inline constexpr Index head_size = dynamic;
+
+/// Queries (b, n, h, dim_head) as the kernels of a policy take them: dim_head is static if it is a head_size.
+template <typename P, typename Q>
+constexpr auto heads_of_kernel(const Q& q) {
+    return q.const_view();
+}
+template <typename P, typename T, Index dim_head>
+constexpr auto heads_of_kernel(const View<T, dynamic, dynamic, dynamic, dim_head>& q) {
+    return View<const T, dynamic, dynamic, dynamic, head_size<P, dim_head>>::unchecked(q.data(), q.shape());
+}
+
 /// Always false; do not specialize it. Where a policy has no kernel `x`, the call finds the fallback x_kernel(const P&,
 /// …), which says `static_assert(has_kernel<P>, "…")`: since that depends on P, it fails only where it is called.
 template <typename>

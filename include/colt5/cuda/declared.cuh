@@ -67,20 +67,19 @@ void copy_tokens_kernel(const Cuda& policy, TokensView<T> to, Index to_first, To
                         Index from_first, Index count);
 
 // dense_attention.cuh
-template <typename T, typename Bias>
+template <typename T, typename Bias, Index head>
 void dense_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
-                            TokensView<accumulate_t<T>> log_sum_exp,
-                            View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                            TokensView<accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, head> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
                             TokensView<const accumulate_t<T>> value_scale, const Bias& bias);
-template <typename T, typename Bias, typename DTable>
+template <typename T, typename Bias, typename DTable, Index head>
 void dense_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_q,
                                 View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
                                 TokensView<accumulate_t<T>> d_value_scale,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> out,
                                 TokensView<const accumulate_t<T>> log_sum_exp,
-                                View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                View<const T, dynamic, dynamic, dynamic, head> q,
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
                                 TokensView<const accumulate_t<T>> value_scale, const Bias& bias, const DTable& d_table);
 
@@ -150,18 +149,17 @@ void linear_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dy
                        View<const T, dynamic, dynamic, dynamic, dynamic> x, MatrixView<const T> weight);
 
 // local_attention.cuh
-template <typename T, typename Bias>
+template <typename T, typename Bias, Index head>
 void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
-                            TokensView<accumulate_t<T>> log_sum_exp,
-                            View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                            TokensView<accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, head> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
                             const LocalAttention& attention, const Bias& bias);
-template <typename T, typename Bias, typename DTable>
+template <typename T, typename Bias, typename DTable, Index head>
 void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> out,
                                 TokensView<const accumulate_t<T>> log_sum_exp,
-                                View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                View<const T, dynamic, dynamic, dynamic, head> q,
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
                                 Index carried, const LocalAttention& attention, const Bias& bias,
                                 const DTable& d_table);
@@ -219,11 +217,11 @@ void null_query_vjp_kernel(const Cuda& policy, VectorView<accumulate_t<T>> d_nul
                            Mask unrouted);
 
 // projected_local_attention.cuh
-template <typename T, typename Bias, typename DTable>
+template <typename T, typename Bias, typename DTable, Index head>
 void projected_local_attention_vjp_kernel(const Cuda& policy,
                                           View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
                                           MatrixView<accumulate_t<T>> d_weight, TokensView<const T> d_y,
-                                          View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                          View<const T, dynamic, dynamic, dynamic, head> q,
                                           View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask,
                                           Index first, Index carried, const LocalAttention& attention,
                                           MatrixView<const T> weight, const Bias& bias, const DTable& d_table);

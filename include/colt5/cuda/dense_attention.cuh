@@ -79,43 +79,42 @@ __global__ void sum_over_heads(Sum* to, const Sum* shares, Index routes, Index p
 
 }  // namespace cuda
 
-template <typename T, typename Bias>
+template <typename T, typename Bias, Index head>
 void dense_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
-                            TokensView<accumulate_t<T>> log_sum_exp,
-                            View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                            TokensView<accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, head> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
                             TokensView<const accumulate_t<T>> value_scale, const Bias& bias) {
-    auto problem = cuda::dense_problem(q, kv, mask, value_scale);
+    auto problem = cuda::dense_problem(q.view(), kv, mask, value_scale);
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
-    cuda::run_attention_forward<false>(policy, problem, cuda::position_bias(bias, q.extent(3)), out.data(),
-                                       log_sum_exp.data());
+    cuda::run_attention_forward<false, head>(policy, problem, cuda::position_bias(bias, q.extent(3)), out.data(),
+                                             log_sum_exp.data());
 }
 
-template <typename T, typename Bias, typename DTable>
+template <typename T, typename Bias, typename DTable, Index head>
 void dense_attention_vjp_kernel(
     const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_q,
     View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv, TokensView<accumulate_t<T>> d_value_scale,
     View<const T, dynamic, dynamic, dynamic, dynamic> d_out, View<const T, dynamic, dynamic, dynamic, dynamic> out,
-    TokensView<const accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
+    TokensView<const accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, head> q,
     View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
     TokensView<const accumulate_t<T>> value_scale, const Bias& bias, const DTable& d_table) {
     using Sum = accumulate_t<T>;
     const Index batch = q.extent(0), heads = q.extent(2), keys = kv.extent(2), dim = q.extent(3);
-    auto problem = cuda::dense_problem(q, kv, mask, value_scale);
+    auto problem = cuda::dense_problem(q.view(), kv, mask, value_scale);
     for (const T* const data :
          {out.data(), d_out.data(), static_cast<const T*>(d_q.data()), static_cast<const T*>(d_kv.data())})
         problem.vectors = problem.vectors && cuda::is_aligned(data);
     Tensor<Sum, Cuda, dynamic, dynamic, dynamic> shares;
     if (value_scale) shares = {policy, {batch, heads, keys}};
-    cuda::run_attention_backward<false, T>(policy, problem, cuda::position_bias(bias, q.extent(3)),
-                                           {.out = out.data(),
-                                            .d_out = d_out.data(),
-                                            .log_sum_exp = log_sum_exp.data(),
-                                            .d_q = problem.q.with(d_q.data()),
-                                            .d_k = problem.k.with(d_kv.data()),
-                                            .d_v = problem.v.with(d_kv.data() + dim),
-                                            .d_value_scale = shares.data()},
-                                           d_table, detail::buckets_of_bias(bias));
+    cuda::run_attention_backward<false, head, T>(policy, problem, cuda::position_bias(bias, q.extent(3)),
+                                                 {.out = out.data(),
+                                                  .d_out = d_out.data(),
+                                                  .log_sum_exp = log_sum_exp.data(),
+                                                  .d_q = problem.q.with(d_q.data()),
+                                                  .d_k = problem.k.with(d_kv.data()),
+                                                  .d_v = problem.v.with(d_kv.data() + dim),
+                                                  .d_value_scale = shares.data()},
+                                                 d_table, detail::buckets_of_bias(bias));
     if (!value_scale) return;
     constexpr int threads = 256;
     const Index routes = kv.extent(1), per_route = kv.extent(3);

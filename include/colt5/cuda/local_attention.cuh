@@ -139,10 +139,9 @@ __global__ void add_keys_and_values(T* to, const T* copy, Index rows, Index colu
 
 }  // namespace cuda
 
-template <typename T, typename Bias>
+template <typename T, typename Bias, Index head>
 void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
-                            TokensView<accumulate_t<T>> log_sum_exp,
-                            View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                            TokensView<accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, head> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
                             const LocalAttention& attention, const Bias& bias) {
     const bool window_mean = attention.masked_rows == MaskedRows::window_mean && mask;
@@ -154,10 +153,10 @@ void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
     }
     // Causal attention has no keys after its last query.
     const Index keys = attention.causal ? first + q.extent(1) : kv.extent(1);
-    auto problem = cuda::local_problem(q, kv, mask, first, 0, keys, attention);
+    auto problem = cuda::local_problem(q.view(), kv, mask, first, 0, keys, attention);
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
-    cuda::run_attention_forward<true>(policy, problem, cuda::window_bias(bias, q.extent(3)), out.data(),
-                                      log_sum_exp.data());
+    cuda::run_attention_forward<true, head>(policy, problem, cuda::window_bias(bias, q.extent(3)), out.data(),
+                                            log_sum_exp.data());
     if (sees_padding)
         cuda::launch(policy, "attend_to_padding", cuda::attend_to_padding<T>,
                      cuda::attention_grid(problem, q.extent(1), 1), cuda::warp_size, 0, problem, attention.reach,
@@ -167,12 +166,12 @@ void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
                  cuda::warp_size, 0, problem, log_sum_exp.data(), out.data());
 }
 
-template <typename T, typename Bias, typename DTable>
+template <typename T, typename Bias, typename DTable, Index head>
 void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
                                 View<const T, dynamic, dynamic, dynamic, dynamic> out,
                                 TokensView<const accumulate_t<T>> log_sum_exp,
-                                View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                View<const T, dynamic, dynamic, dynamic, head> q,
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
                                 Index carried, const LocalAttention& attention, const Bias& bias,
                                 const DTable& d_table) {
@@ -210,23 +209,23 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
         set_zero(policy, rest);
     }
 
-    auto problem = cuda::local_problem(q, kv, mask, first, key, key_end - key, attention);
+    auto problem = cuda::local_problem(q.view(), kv, mask, first, key, key_end - key, attention);
     problem.vectors = problem.vectors && cuda::is_aligned(d_qkv.data()) && cuda::is_aligned(d_out.data()) &&
                       cuda::is_aligned(out.data());
-    cuda::run_attention_backward<true, T>(policy, problem, cuda::window_bias(bias, q.extent(3)),
-                                          {.out = out.data(),
-                                           .d_out = d_out.data(),
-                                           .log_sum_exp = log_sum_exp.data(),
-                                           .d_q = part(first, 0),
-                                           .d_k = part(key, 1),
-                                           .d_v = part(key, 2),
-                                           .d_value_scale = nullptr},
-                                          d_table, detail::buckets_of_bias(bias));
+    cuda::run_attention_backward<true, head, T>(policy, problem, cuda::window_bias(bias, q.extent(3)),
+                                                {.out = out.data(),
+                                                 .d_out = d_out.data(),
+                                                 .log_sum_exp = log_sum_exp.data(),
+                                                 .d_q = part(first, 0),
+                                                 .d_k = part(key, 1),
+                                                 .d_v = part(key, 2),
+                                                 .d_value_scale = nullptr},
+                                                d_table, detail::buckets_of_bias(bias));
     if (earlier.size() > 0)
         cuda::launch(policy, "add_keys_and_values", cuda::add_keys_and_values<T>, cuda::blocks_for(earlier.size(), 256),
                      256, 0, row_of(key), earlier.data(), earlier.extent(0), all);
     if (attention.masked_rows == MaskedRows::zero || !mask) return;
-    const auto whole = cuda::local_problem(q, kv, mask, first, 0, length, attention);
+    const auto whole = cuda::local_problem(q.view(), kv, mask, first, 0, length, attention);
     cuda::launch(policy, "window_mean_gradient", cuda::window_mean_gradient<T>,
                  cuda::attention_grid(whole, d_qkv.extent(1), 1), cuda::warp_size, 0, whole, log_sum_exp.data(),
                  d_out.data(), part(origin, 2), cuda::attention_extent<T>("first", origin));

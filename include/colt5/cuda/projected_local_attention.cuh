@@ -10,11 +10,11 @@
 namespace colt5 {
 
 /// Attention is recomputed, then come the gradients of the projection and of attention.
-template <typename T, typename Bias, typename DTable>
+template <typename T, typename Bias, typename DTable, Index head>
 void projected_local_attention_vjp_kernel(const Cuda& policy,
                                           View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
                                           MatrixView<accumulate_t<T>> d_weight, TokensView<const T> d_y,
-                                          View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                          View<const T, dynamic, dynamic, dynamic, head> q,
                                           View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask,
                                           Index first, Index carried, const LocalAttention& attention,
                                           MatrixView<const T> weight, const Bias& bias, const DTable& d_table) {

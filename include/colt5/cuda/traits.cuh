@@ -15,6 +15,14 @@ namespace colt5 {
 template <>
 inline constexpr std::size_t max_rank_one_updates<Cuda> = 2;
 
+/// The kernels for heads of up to 32, 64 and 128 numbers are compiled for these alone where a module has just as many.
+template <>
+inline constexpr Index head_size<Cuda, 32> = 32;
+template <>
+inline constexpr Index head_size<Cuda, 64> = 64;
+template <>
+inline constexpr Index head_size<Cuda, 128> = 128;
+
 /// Tiles of queries have 64 rows or fewer, and stages of keys begin at multiples of 16 of them.
 template <typename T>
 struct LocalGridOf<Cuda, T> {

@@ -96,10 +96,12 @@ public:
     static_assert(!is_causal || (config.masked_rows == MaskedRows::zero && !config.attends_to_padding),
                   "colt5: AttentionConfig.masked_rows and attends_to_padding are not for RouterType::causal");
 
-    using LightOrWindows = std::conditional_t<config.light_in_windows, WindowAttention<Scalar, P>,
-                                              LightAttention<Scalar, P, config.use_relative_position_bias>>;
+    using LightOrWindows = std::conditional_t<
+        config.light_in_windows, WindowAttention<Scalar, P>,
+        LightAttention<Scalar, P, config.use_relative_position_bias, LayerNorm, head_size<P, config.light_dim_head>>>;
     using Light = std::conditional_t<config.has_light_attn, LightOrWindows, NoLight<Scalar, P>>;
-    using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias, is_causal>;
+    using Heavy =
+        HeavyAttention<Scalar, P, config.use_relative_position_bias, is_causal, head_size<P, config.heavy_dim_head>>;
 
     Light light_attn;
     VectorTensor<Scalar, P> null_q_token;  // (d), or empty

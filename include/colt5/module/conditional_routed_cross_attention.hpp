@@ -65,7 +65,7 @@ public:
     static_assert(!has_unused_picks<QRouter>,
                   "colt5: attention does not take a router that leaves picks unused, such as RouterType::causal");
 
-    using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias>;
+    using Heavy = HeavyAttention<Scalar, P, config.use_relative_position_bias, false, head_size<P, config.dim_head>>;
     static_assert(!config.condition_kv_routing_on_queries ||
                       IsLinearRouter<decltype(router_of_blocks(std::declval<const KVRouter&>()))>,
                   "colt5: CrossAttentionConfig.condition_kv_routing_on_queries needs a LinearRouter");

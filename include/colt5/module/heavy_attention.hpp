@@ -34,7 +34,8 @@ namespace colt5 {
 /// `has_bias`, the logits get T5's relative position bias for the positions that queries and keys came from; the bias
 /// of the null key is 0. With `rotary_emb`, queries and keys are rotated by these positions; the null key is not. If it
 /// is causal, a query attends to the null key and to the keys at its own position or before, see causal_key_counts.
-template <typename Scalar, Policy P, bool has_bias = false, bool is_causal = false>
+/// `head` is dim_head if it is a head_size of the policy.
+template <typename Scalar, Policy P, bool has_bias = false, bool is_causal = false, Index head = dynamic>
 struct HeavyAttention {
     /// The positions of queries (b, r, n) and of keys (b, r, k) in the sequences that they were gathered from. If
     /// absent, they are 0, 1, 2, … They are read only for the bias, the rotation and causal attention. For the last,
@@ -380,7 +381,7 @@ private:
     struct AttendedQueries {
         TokensTensor<Scalar, P> scaled;
         Projected sorted;
-        View<const Scalar, dynamic, dynamic, dynamic, dynamic> q;  // (b, n, h, dim_head)
+        View<const Scalar, dynamic, dynamic, dynamic, head> q;  // (b, n, h, dim_head)
     };
     AttendedQueries attended_queries(const P& policy, const TokensTensor<Scalar, P>& q, QueryScores scores_q,
                                      Index routes) const {
@@ -447,7 +448,8 @@ private:
     }
     template <typename Q>
     auto split_q(const Q& q) const {  // (b, n, h, dim_head)
-        return q.const_view().reshape(std::array<Index, 4>{q.extent(0), q.extent(1), heads, dim_head});
+        return View<const Scalar, dynamic, dynamic, dynamic, head>(
+            q.const_view().reshape(std::array<Index, 4>{q.extent(0), q.extent(1), heads, dim_head}));
     }
     auto split_kv(const Projected& kv) const {  // (b, r, k, h / r, 2, dim_head)
         const auto [batch, routes, keys, width] = kv.shape();

@@ -27,10 +27,11 @@ void expect_norm(std::string_view prefix, const RMSNorm<Scalar, P>& norm, Index 
 ///
 /// LayerNorm → queries, keys and values → local attention → output projection; no biases in the projections. (Or
 /// another norm of layers.hpp.) With `has_bias`, the logits get T5's relative position bias, with `rotary_emb`, queries
-/// and keys are rotated by their tokens' positions.
-template <typename Scalar, Policy P, bool has_bias = false, template <typename, Policy> class Norm = LayerNorm>
+/// and keys are rotated by their tokens' positions. `head` is dim_head if it is a head_size of the policy.
+template <typename Scalar, Policy P, bool has_bias = false, template <typename, Policy> class Norm = LayerNorm,
+          Index head = dynamic>
 struct LightAttention {
-    using Schedule = LightAttentionSchedule<Scalar, P, has_bias, Norm<Scalar, P>::template Parameters>;
+    using Schedule = LightAttentionSchedule<Scalar, P, has_bias, Norm<Scalar, P>::template Parameters, head>;
     using Activations = typename Schedule::Activations;
 
     Norm<Scalar, P> norm;

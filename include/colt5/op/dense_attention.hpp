@@ -118,8 +118,8 @@ auto dense_attention_forward(const P& policy, const Q& q, const KV& kv, KeyMask 
     detail::check_routed_bias(q, kv, bias);
     const auto [batch, length, heads, dim_head] = q.shape();
     DenseAttentionActivations<Scalar, P> saved{{policy, q.shape()}, {policy, {batch, heads, length}}};
-    dense_attention_kernel(policy, saved.out.view(), saved.log_sum_exp.view(), q.const_view(), kv.const_view(), mask,
-                           value_scale, bias);
+    dense_attention_kernel(policy, saved.out.view(), saved.log_sum_exp.view(), heads_of_kernel<P>(q), kv.const_view(),
+                           mask, value_scale, bias);
     return saved;
 }
 
@@ -142,8 +142,8 @@ auto dense_attention_vjp(const P& policy, const DenseAttentionActivations<Scalar
     DenseAttentionGradients<Scalar, P> d{{policy, q.shape()}, {policy, kv.shape()}, {}};
     if (value_scale) d.d_value_scale = {policy, value_scale.shape()};
     dense_attention_vjp_kernel(policy, d.d_q.view(), d.d_kv.view(), d.d_value_scale.view(), d_out.const_view(),
-                               saved.out.const_view(), saved.log_sum_exp.const_view(), q.const_view(), kv.const_view(),
-                               mask, value_scale, bias, d_table);
+                               saved.out.const_view(), saved.log_sum_exp.const_view(), heads_of_kernel<P>(q),
+                               kv.const_view(), mask, value_scale, bias, d_table);
     return d;
 }
 

@@ -158,8 +158,8 @@ auto local_attention_forward(const P& policy, const LocalAttention& attention, c
     detail::check_bias(bias, q.extent(2));
     const auto [batch, queries, heads, dim_head] = q.shape();
     LocalAttentionActivations<Scalar, P> saved{{policy, q.shape()}, {policy, {batch, heads, queries}}};
-    local_attention_kernel(policy, saved.out.view(), saved.log_sum_exp.view(), q.const_view(), kv.const_view(), mask,
-                           first, attention, bias);
+    local_attention_kernel(policy, saved.out.view(), saved.log_sum_exp.view(), heads_of_kernel<P>(q), kv.const_view(),
+                           mask, first, attention, bias);
     return saved;
 }
 
@@ -171,8 +171,8 @@ auto local_attention(const P& policy, const LocalAttention& attention, const Q& 
     detail::check_local_attention(attention, q, kv, mask, first);
     detail::check_bias(bias, q.extent(2));
     auto out = tensor_like(policy, q);
-    local_attention_kernel(policy, out.view(), TokensView<accumulate_t<Scalar>>{}, q.const_view(), kv.const_view(),
-                           mask, first, attention, bias);
+    local_attention_kernel(policy, out.view(), TokensView<accumulate_t<Scalar>>{}, heads_of_kernel<P>(q),
+                           kv.const_view(), mask, first, attention, bias);
     return out;
 }
 
@@ -207,8 +207,8 @@ void local_attention_vjp(const P& policy, const DQKV& d_qkv, const LocalAttentio
     detail::check_bias(bias, heads);
     detail::check_bias_gradient(bias, d_table);
     local_attention_vjp_kernel(policy, d_qkv.view(), d_out.const_view(), saved.out.const_view(),
-                               saved.log_sum_exp.const_view(), q.const_view(), kv.const_view(), mask, first, carried,
-                               attention, bias, d_table);
+                               saved.log_sum_exp.const_view(), heads_of_kernel<P>(q), kv.const_view(), mask, first,
+                               carried, attention, bias, d_table);
 }
 
 /// The same for whole sequences. Returns d_qkv (b, n, 3, h, dim_head).

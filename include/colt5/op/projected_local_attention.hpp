@@ -33,7 +33,7 @@ void projected_local_attention_vjp(const P& policy, const DQKV& d_qkv, const Loc
     detail::check_local_gradient(attention, d_qkv, q, kv, first, carried);
     detail::check_bias(bias, heads);
     detail::check_bias_gradient(bias, d_table);
-    projected_local_attention_vjp_kernel(policy, d_qkv.view(), d_weight, d_y.const_view(), q.const_view(),
+    projected_local_attention_vjp_kernel(policy, d_qkv.view(), d_weight, d_y.const_view(), heads_of_kernel<P>(q),
                                          kv.const_view(), mask, first, carried, attention, weight.const_view(), bias,
                                          d_table);
 }

@@ -40,7 +40,10 @@ struct LightAttentionParameters {
 /// to its front, and there they must not overlap the rows that they are copied from. The window of the first chunk is
 /// the shortest: it has no halo before the chunk and one after it, four halos in all if the chunk has three. (Causal
 /// attention has no halo after the chunk, and moves one halo of rows.)
-template <typename Scalar, Policy P, bool has_bias = false, template <typename> class Norm = LayerNormParameters>
+///
+/// `head` is dim_head if it is a head_size of the policy.
+template <typename Scalar, Policy P, bool has_bias = false, template <typename> class Norm = LayerNormParameters,
+          Index head = dynamic>
 struct LightAttentionSchedule {
     template <typename T>
     using Parameters = LightAttentionParameters<T, Norm>;
@@ -210,9 +213,9 @@ struct LightAttentionSchedule {
             copy_tokens(policy, queries.view(), before, new_q, 0, count);
             Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> of_queries(policy,
                                                                              {number, before + count, heads, dim_head});
-            local_attention_kernel(policy, of_queries.view(), TokensView<accumulate_t<Scalar>>{}, split_heads(queries),
-                                   split(keys.const_view(), 2), Mask(), first - origin, attention,
-                                   bias_of(by_distance));
+            local_attention_kernel(policy, of_queries.view(), TokensView<accumulate_t<Scalar>>{},
+                                   heads_of_kernel<P>(split_heads(queries)), split(keys.const_view(), 2), Mask(),
+                                   first - origin, attention, bias_of(by_distance));
             copy_tokens(policy, attended.view().range(b, number), 0, merge_heads(of_queries), before, count);
             // The tokens that the cache keeps move to its front.
             const Index next_origin = window.origin(past + count), rest = past + count - next_origin;
@@ -311,7 +314,8 @@ private:
     }
     template <typename T>
     auto split_heads(const T& x) const {  // (b, n, h, dim_head)
-        return x.view().reshape(std::array<Index, 4>{x.extent(0), x.extent(1), heads, dim_head});
+        const auto rows = x.view().reshape(std::array<Index, 4>{x.extent(0), x.extent(1), heads, dim_head});
+        return View<typename decltype(rows)::element_type, dynamic, dynamic, dynamic, head>(rows);
     }
     auto all_heads(const TokensView<Scalar>& x) const {  // (b, n, 1, heads of a token, dim_head), for rotary
         return x.reshape(std::array<Index, 5>{x.extent(0), x.extent(1), 1, x.extent(2) / dim_head, dim_head});

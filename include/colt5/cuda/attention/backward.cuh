@@ -59,13 +59,13 @@ void with_bias_parts(const Cuda& policy, const Attention<T>& a, Index parts, Lim
 
 /// Assigns what d.d_q, d.d_k, d.d_v and, unless it is null, d.d_value_scale point to. Adds to d_table, of those
 /// buckets, if there is a bias.
-template <bool window, typename T, typename Bias, typename DTable>
+template <bool window, Index head, typename T, typename Bias, typename DTable>
 void run_attention_backward(const Cuda& policy, const Attention<T>& a, const Bias& bias, const AttentionGradients<T>& d,
                             const DTable& d_table, const RelativePositionBuckets& buckets) {
     const Index queries = static_cast<Index>(a.batch) * a.heads() * a.queries;
     MatrixTensor<accumulate_t<T>, Cuda> query_numbers(policy, {2, queries});
     const QueryNumbers<accumulate_t<T>> numbers{query_numbers.data(), query_numbers.data() + queries};
-    with_staging<window, T>(policy, a, [&]<typename Arithmetic, int width, Staging staging>() {
+    with_staging<window, head, T>(policy, a, [&]<typename Arithmetic, int width, Staging staging>() {
         using ForQueries = BackwardShape<Arithmetic, width, staging, 1>;
         using ForKeys = BackwardShape<Arithmetic, width, staging, 2>;
         const int query_tiles = tiles_of_block<ForQueries>(policy, a, a.queries, ForQueries::tile_rows);

@@ -9,16 +9,21 @@
 /// Which instance of a kernel runs a problem.
 namespace colt5::cuda {
 
-/// Calls `run.template operator()<width>()` with the narrowest tile that holds rows of dim_head entries.
-template <typename Run>
+/// Calls `run.template operator()<width>()` with the narrowest tile that holds rows of dim_head entries. `head` is
+/// dim_head if it is a head_size, or dynamic: then all widths are compiled.
+template <Index head, typename Run>
 void with_width(Index dim_head, const Run& run) {
     expect_value(dim_head <= 128, "dim_head", "at most 128 on a GPU", dim_head);
-    if (dim_head <= 32)
-        run.template operator()<32>();
-    else if (dim_head <= 64)
-        run.template operator()<64>();
-    else
-        run.template operator()<128>();
+    if constexpr (head != dynamic) {
+        run.template operator()<static_cast<int>(head)>();
+    } else {
+        if (dim_head <= 32)
+            run.template operator()<32>();
+        else if (dim_head <= 64)
+            run.template operator()<64>();
+        else
+            run.template operator()<128>();
+    }
 }
 
 /// Calls `run.template operator()<Arithmetic>()` with the arithmetic that multiplies values of type T under the policy.
@@ -39,10 +44,10 @@ void with_arithmetic(const Cuda& policy, const Run& run) {
 /// Calls `run.template operator()<Arithmetic, width, staging>()` with the arithmetic, the tile width and the staging
 /// that suit the problem. Sliding: local attention without a value scale, aligned 16-bit rows of at most 128 bytes, a
 /// reach of at most 64. One large stage: local attention on tensor cores, rows of 256 bytes. Otherwise pipelined.
-template <bool window, typename T, typename Run>
+template <bool window, Index head, typename T, typename Run>
 void with_staging(const Cuda& policy, const Attention<T>& a, const Run& run) {
     with_arithmetic<T>(policy, [&]<typename Arithmetic>() {
-        with_width(a.dim_head, [&]<int width>() {
+        with_width<head>(a.dim_head, [&]<int width>() {
             constexpr bool may_slide = window && HalfPrecision<T> && width * sizeof(T) <= 128;
             constexpr bool large_stage = window && Arithmetic::has_tensor_cores && width * sizeof(T) == 256;
             if constexpr (may_slide) {

@@ -172,10 +172,10 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 }
 
 /// Assigns `out`, which has the layout of a.out, and log_sum_exp (batch, heads, queries) unless it is null.
-template <bool window, typename T, typename Bias>
+template <bool window, Index head, typename T, typename Bias>
 void run_attention_forward(const Cuda& policy, const Attention<T>& a, const Bias& bias, T* out,
                            accumulate_t<T>* log_sum_exp) {
-    with_staging<window, T>(policy, a, [&]<typename Arithmetic, int width, Staging staging>() {
+    with_staging<window, head, T>(policy, a, [&]<typename Arithmetic, int width, Staging staging>() {
         using Shape = ForwardShape<Arithmetic, width, staging>;
         const int tiles = tiles_of_block<Shape>(policy, a, a.queries, Shape::tile_rows);
         launch(policy, "attention_forward", attention_forward<Shape, Bias>,
