@@ -13,7 +13,7 @@ template <typename Tile, typename Sum, int rows, int numbers>
 struct alignas(16) StagingBuffer {  // rows are copied in 16 bytes
     typename Tile::T first[rows * Tile::stride], second[rows * Tile::stride];
     Sum of_row[numbers][rows];
-    /// KeyProducer writes it if it slides, if there is a mask, or if the key range ends before the stage is full.
+    /// stream_keys writes it if it slides, if there is a mask, or if the key range ends before the stage is full.
     Visibility<rows> visible;
 };
 
