@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -45,7 +46,7 @@ std::vector<std::vector<double>> attend(const Cuda& policy, Index reach, Index l
     auto d_out = tokens_with_padding<T>(policy, length, 2 * dim_head, 5, mask, has_bias ? 0 : 0.5f);
     if (at >= 0)
         for (auto* const tensor : {&q, &kv, &d_out})
-            assign(policy, tensor->view()[0].range(at, 1), std::numeric_limits<float>::quiet_NaN());
+            assign(policy, tensor->view()[0].range(at, 1), std::bit_cast<float>(0x7FFFFFFFu));  // a GPU's NaN
     const auto split = [&](auto& tensor) {
         return tensor.view().reshape(std::array<Index, 4>{2, length, 2, dim_head});
     };
