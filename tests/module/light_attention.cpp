@@ -47,7 +47,8 @@ TokensTensor<double, Cpu> naive(const Cpu& policy, const LightAttention<double, 
 
 }  // namespace
 
-TEST_CASE("LightAttention: agrees with a loop over the window, and its gradients with finite differences") {
+TEST_CASE("LightAttention: agrees with a loop over the window, and its gradients with finite differences" *
+          not_sanitized) {
     for (const MemoryPlan plan : {MemoryPlan{4096, true}, {4096, false}, {1, true}, {1, false}})
         for (const Index length : {1, 2, 5, 11, 16})
             for (const LocalAttention attention : {LocalAttention{1}, {2}, {20}, causal(1), causal(2), causal(20)}) {
