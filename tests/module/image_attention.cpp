@@ -144,6 +144,16 @@ HostTensor<bool, 3> some_real(const Cpu& policy, Index batch, Index height, Inde
     return mask;
 }
 
+/// Training draws the noise of evaluation, the same for each sample.
+struct DrawAsEvaluated {
+    template <typename... T>
+    void operator()(const std::string&, const T&...) const {}
+    template <typename Noise>
+    void noise(const std::string&, Noise& noise) const {
+        noise.evaluates = true;
+    }
+};
+
 }  // namespace
 
 TEST_CASE("ConditionalRoutedImageAttention: by its definition, maps of any size, over the map and per window") {
@@ -191,8 +201,7 @@ TEST_CASE_TEMPLATE("ConditionalRoutedImageAttention: a batch gives each map the 
     using T = typename Module::Out::value_type;
     const Cpu policy(2);
     const Module module(policy, Seed{1});
-    colt5::detail::NoiseOff off;  // training draws the noise of evaluation
-    Module::each_parameter(off, "", module);
+    Module::each_parameter(DrawAsEvaluated(), "", module);
     for (const auto& [height, width] : {std::array<Index, 2>{1, 2}, std::array<Index, 2>{40, 31}}) {
         const auto maps = normal<T>(policy, shape_of<Module>(3, height, width), 0),
                    d_out = normal<T>(policy, maps.shape(), 1);
@@ -267,8 +276,7 @@ TEST_CASE_TEMPLATE("ConditionalRoutedImageAttention: what stands in masked token
                    Image<per_window>, Image<channels>, Image<by_sinkhorn>) {
     const Cpu policy(2);
     const Module module(policy, Seed{1});
-    colt5::detail::NoiseOff off;  // training draws the noise of evaluation
-    Module::each_parameter(off, "", module);
+    Module::each_parameter(DrawAsEvaluated(), "", module);
     const Index height = 7, width = 8;
     const auto maps = normal<double>(policy, shape_of<Module>(2, height, width), 0);
     auto d_out = normal<double>(policy, maps.shape(), 1);

@@ -110,9 +110,9 @@ void check_noise_and_mask(TokensView<const Logit> noise, Mask mask, const std::a
 /// A row with fewer real tokens than slots has one slot for each of them, so that padding changes nothing; the slots
 /// left over choose a masked token, or the last token where none is masked, and score 0. (With masked_tokens_take_part
 /// only a row without any real token does so.) With slots_of_sample (b) a sample has at most so many slots. A single
-/// slot gets every token: all P_ij are 1, and rounding decides what it chooses. Logits of +∞ count as the largest
-/// number. A NaN among the real logits of a row makes the scores and gradients of all its real tokens NaN; every slot
-/// chooses the first of them.
+/// slot gets every token: all P_ij are 1, and rounding decides what it chooses; likewise without noise, where all are
+/// 1 / k. Logits of +∞ count as the largest number. A NaN among the real logits of a row makes the scores and gradients
+/// of all its real tokens NaN; every slot chooses the first of them.
 ///
 /// The reference stores the matrix of every iteration; the potentials say the same in n_iters · (k + n) numbers.
 template <Policy P, Viewable L>

@@ -34,7 +34,7 @@ struct GumbelNoise {
             "colt5: the router keeps a view of its noise: give the tensor a name, a temporary is gone by then");
         return {Source::given, {}, values};
     }
-    /// None: all slots then choose the same token.
+    /// None: all slots then choose the same token; all scores being equal, rounding decides which.
     static GumbelNoise none() { return {Source::none, {}, {}}; }
 
     Source source = Source::none;
