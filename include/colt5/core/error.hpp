@@ -42,9 +42,12 @@ public:
     using Error::Error;
 };
 
+// The functions of this file and the checks of view.hpp that make messages are kept out of their callers, which have
+// many of them and compile the faster.
+
 /// The value as a message shows it, whatever the program's locale: no thousands separators.
 template <typename Value>
-std::string value_string(const Value& value) {
+[[gnu::noinline]] std::string value_string(const Value& value) {
     std::ostringstream text;
     text.imbue(std::locale::classic());
     text << value;
@@ -54,7 +57,7 @@ std::string value_string(const Value& value) {
 namespace detail {
 
 /// The parts one after the other. Of `"…" + std::to_string(i)`, GCC 12 warns falsely at -O3 (its bug 105651).
-inline std::string concat(std::initializer_list<std::string_view> parts) {
+[[gnu::noinline]] inline std::string concat(std::initializer_list<std::string_view> parts) {
     std::string text;
     for (const std::string_view part : parts) text += part;
     return text;

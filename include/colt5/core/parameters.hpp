@@ -124,6 +124,42 @@ concept IgnoresNames = requires {
     typename std::remove_cvref_t<F>::ignores_names;
 };
 
+/// prefix + name + more + end, composed for a visitor of parameters F that reads names. One that IgnoresNames gets
+/// `prefix`.
+template <typename F>
+decltype(auto) name_for(const std::string& prefix, [[maybe_unused]] std::string_view name,
+                        [[maybe_unused]] std::string_view more = {}, [[maybe_unused]] std::string_view end = {}) {
+    if constexpr (IgnoresNames<F>)
+        return (prefix);
+    else
+        return detail::concat({prefix, name, more, end});
+}
+
+/// The first of the modules that each_parameter visits side by side.
+template <typename First, typename... Others>
+First& first_of(First& first, Others&...) {
+    return first;
+}
+
+/// The visitor of a function of tensors, which ignores names:
+///
+///     Module::each_parameter(EachTensor{[&](auto& value, auto& other) { … }}, "", module, gradients);
+///
+/// A visitor whose type does not depend on the module, such as that of a function of the policy, is compiled once for
+/// the parts that modules of several configurations have in common.
+template <typename OnTensors>
+struct EachTensor {
+    using ignores_names = void;
+    OnTensors on_tensors;
+
+    template <typename... T>
+    [[gnu::noinline]] void operator()(const std::string&, T&... tensors) const {
+        on_tensors(tensors...);
+    }
+};
+template <typename OnTensors>
+EachTensor(OnTensors) -> EachTensor<OnTensors>;  // clang 16 does not deduce aggregates
+
 namespace detail {
 struct IsLike {
     using ignores_names = void;
@@ -132,6 +168,12 @@ struct IsLike {
     template <typename Parameter, typename Value>
     void operator()(const std::string&, const Parameter& parameter, const Value& value) const {
         same = same && value && value.shape() == parameter.shape();
+    }
+};
+struct ExpectGiven {
+    template <typename Value>
+    void operator()(const std::string& name, const Value& value) const {
+        if (!value) expect_value(false, "gradients." + name, "a tensor, as of make_gradients()", "empty");
     }
 };
 struct ExpectLike {
@@ -148,29 +190,28 @@ struct ExpectLike {
 };
 }  // namespace detail
 
-/// Whether expect_like would not throw. For a part of a module it allocates no memory: names there are short, or not
-/// composed for a visitor that IgnoresNames.
+/// Whether expect_like would not throw. It allocates no memory: names are not composed for a visitor that IgnoresNames.
 template <typename Module, typename Of, typename Other>
 bool is_like(const Of& module, const Other& other) {
     bool same = true;
-    Module::each_parameter(detail::IsLike{same}, "", module, other);
+    const detail::IsLike is_like{same};
+    Module::each_parameter(is_like, "", module, other);
     return same;
 }
 
 /// Throws unless `other`, of the structure of a module, holds a tensor of the same shape for each of `module`.
 template <typename Module, typename Of, typename Other>
 void expect_like(std::string_view argument, const Of& module, const Other& other) {
-    if (!is_like<Module>(module, other)) Module::each_parameter(detail::ExpectLike{argument}, "", module, other);
+    if (is_like<Module>(module, other)) return;
+    const detail::ExpectLike expect{argument};
+    Module::each_parameter(expect, "", module, other);
 }
 
 /// Throws if any of `gradients` is empty, as those are that make_gradients() has not made.
 template <typename Module, typename Gradients>
 void expect_gradients(const Gradients& gradients) {
-    Module::each_parameter(
-        [](const std::string& name, const auto& value) {
-            if (!value) expect_value(false, "gradients." + name, "a tensor, as of make_gradients()", "empty");
-        },
-        "", gradients);
+    const detail::ExpectGiven expect_given;
+    Module::each_parameter(expect_given, "", gradients);
 }
 
 }  // namespace colt5

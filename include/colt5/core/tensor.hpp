@@ -20,10 +20,43 @@
 namespace colt5 {
 
 namespace detail {
-[[noreturn]] inline void throw_out_of_memory(const OutOfMemory& error, const std::string& shape, Index bytes) {
-    throw OutOfMemory(std::string(error.what()) + "; wanted: a tensor of shape " + shape + ", " +
-                      std::to_string(bytes) + " bytes");
-}
+/// Memory that goes back to its workspace, or an adopted pointer. What it does is not inlined: modules have many
+/// tensors.
+template <typename Workspace>
+class Buffer {
+public:
+    Buffer() = default;
+    explicit Buffer(void* adopted) : data_(adopted) {}
+    /// For elements of a shape. Throws ValueError and OutOfMemory as Tensor says.
+    [[gnu::noinline]] Buffer(std::shared_ptr<Workspace> workspace, std::span<const Index> shape,
+                             std::size_t bytes_of_element)
+        : workspace_(std::move(workspace)) {
+        const Index bytes = expect_bytes("shape", shape, bytes_of_element);
+        try {
+            data_ = workspace_->allocate(static_cast<std::size_t>(bytes));
+        } catch (const OutOfMemory& error) {
+            throw OutOfMemory(concat({error.what(), "; wanted: a tensor of shape ", shape_string(shape), ", ",
+                                      std::to_string(bytes), " bytes"}));
+        }
+    }
+    Buffer(Buffer&& other) noexcept
+        : workspace_(std::move(other.workspace_)), data_(std::exchange(other.data_, nullptr)) {}
+    [[gnu::noinline]] Buffer& operator=(Buffer&& other) noexcept {
+        Buffer old(std::move(other));  // what was here goes back to its workspace now
+        std::swap(workspace_, old.workspace_);
+        std::swap(data_, old.data_);
+        return *this;
+    }
+    [[gnu::noinline]] ~Buffer() {
+        if (workspace_ != nullptr && data_ != nullptr) workspace_->deallocate(data_);
+    }
+
+    void* data() const { return data_; }
+
+private:
+    std::shared_ptr<Workspace> workspace_;  // none of adopted memory
+    void* data_ = nullptr;
+};
 }  // namespace detail
 
 /// Owns a contiguous, row-major tensor in the memory of a policy. Move-only; `transfer` copies.
@@ -48,15 +81,8 @@ public:
 
     /// Uninitialized. Throws ShapeError when `shape` contradicts a static extent, ValueError when it has a negative
     /// entry or too many elements, OutOfMemory.
-    Tensor(const P& policy, const Shape& shape) : shape_(shape) {
-        expect_shape("shape", shape, ViewType::extents);
-        const Index bytes = expect_bytes("shape", shape, sizeof(T));
-        try {
-            buffer_ = Buffer(policy.workspace(), static_cast<std::size_t>(bytes));
-        } catch (const OutOfMemory& error) {
-            detail::throw_out_of_memory(error, shape_string(shape), bytes);
-        }
-    }
+    Tensor(const P& policy, const Shape& shape)
+        : shape_(ViewType::expect_extents("shape", shape)), buffer_(policy.workspace(), shape, sizeof(T)) {}
 
     /// A tensor in memory of its caller, who frees it, after the tensor and every one that it is moved to: `shape` in
     /// row-major order where the policy's kernels read and write. Everything that takes a tensor takes it, such as a
@@ -65,12 +91,12 @@ public:
     ///
     ///     module.weight = MatrixTensor<float, Cpu>::adopt(pointer, module.weight.shape());
     static Tensor adopt(T* data, const Shape& shape) {
-        expect_shape("shape", shape, ViewType::extents);
+        ViewType::expect_extents("shape", shape);
         const Index bytes = expect_bytes("shape", shape, sizeof(T));
         expect_value(data != nullptr || bytes == 0, "data", "a pointer to the tensor's elements", "null");
         Tensor tensor;
         tensor.shape_ = shape;
-        tensor.buffer_.data = data;
+        tensor.buffer_ = detail::Buffer<typename P::Workspace>(data);
         return tensor;
     }
 
@@ -89,8 +115,8 @@ public:
         return *this;
     }
 
-    T* data() { return static_cast<T*>(buffer_.data); }
-    const T* data() const { return static_cast<const T*>(buffer_.data); }
+    T* data() { return static_cast<T*>(buffer_.data()); }
+    const T* data() const { return static_cast<const T*>(buffer_.data()); }
     const Shape& shape() const { return shape_; }
     Index extent(std::size_t axis) const { return shape_[axis]; }
     Index size() const {
@@ -98,7 +124,7 @@ public:
         for (const Index extent : shape_) product *= extent;
         return product;
     }
-    explicit operator bool() const { return buffer_.data != nullptr; }
+    explicit operator bool() const { return buffer_.data() != nullptr; }
 
     operator ViewType() { return ViewType::unchecked(data(), shape_); }
     operator ConstViewType() const { return ConstViewType::unchecked(data(), shape_); }
@@ -115,26 +141,8 @@ public:
     auto vector() const { return eigen_vector(const_view()); }
 
 private:
-    struct Buffer {
-        Buffer() = default;
-        Buffer(std::shared_ptr<typename P::Workspace> from, std::size_t bytes)
-            : workspace(std::move(from)), data(workspace->allocate(bytes)) {}
-        Buffer(Buffer&& other) noexcept
-            : workspace(std::move(other.workspace)), data(std::exchange(other.data, nullptr)) {}
-        Buffer& operator=(Buffer other) noexcept {  // what was here goes back to its workspace now
-            std::swap(workspace, other.workspace);
-            std::swap(data, other.data);
-            return *this;
-        }
-        ~Buffer() {
-            if (workspace != nullptr && data != nullptr) workspace->deallocate(data);
-        }
-        std::shared_ptr<typename P::Workspace> workspace;  // none of adopted memory
-        void* data = nullptr;
-    };
-
     Shape shape_{};
-    Buffer buffer_;
+    detail::Buffer<typename P::Workspace> buffer_;
 };
 
 template <typename T, Policy P>

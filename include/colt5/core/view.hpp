@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -34,51 +35,71 @@ constexpr N round_up(N n, N unit) {
 }
 
 /// "(2, any, 512)": dimensions that may take any value are negative.
-template <std::size_t Rank>
-std::string shape_string(const std::array<Index, Rank>& shape) {
+[[gnu::noinline]] inline std::string shape_string(std::span<const Index> shape) {
     std::string text = "(";
-    for (std::size_t i = 0; i < Rank; ++i) {
+    for (std::size_t i = 0; i < shape.size(); ++i) {
         if (i > 0) text += ", ";
         text += shape[i] < 0 ? "any" : value_string(shape[i]);
     }
     return text += ')';
 }
 
-template <std::size_t Rank, std::size_t ActualRank>
-[[noreturn]] void throw_shape_error(std::string_view argument, const std::array<Index, Rank>& expected,
-                                    const std::array<Index, ActualRank>& actual) {
+[[noreturn, gnu::noinline]] inline void throw_shape_error(std::string_view argument, std::span<const Index> expected,
+                                                          std::span<const Index> actual) {
     throw ShapeError(detail::concat(
         {"colt5: `", argument, "` must have shape ", shape_string(expected), ", but has ", shape_string(actual)}));
 }
+
+namespace detail {
+[[gnu::noinline]] constexpr void expect_extents(std::string_view argument, std::span<const Index> actual,
+                                                std::span<const Index> expected) {
+    for (std::size_t i = 0; i < actual.size(); ++i)
+        if (expected[i] >= 0 && expected[i] != actual[i]) throw_shape_error(argument, expected, actual);
+}
+[[gnu::noinline]] inline void expect_extents(std::string_view prefix, std::string_view name,
+                                             std::span<const Index> actual, std::span<const Index> expected) {
+    for (std::size_t i = 0; i < actual.size(); ++i)
+        if (expected[i] != actual[i]) throw_shape_error(std::string(prefix).append(name), expected, actual);
+}
+[[noreturn, gnu::noinline]] inline void throw_value_error(std::string_view argument, std::string_view condition,
+                                                          std::string_view value) {
+    throw ValueError(concat({"colt5: `", argument, "` must be ", condition, ", but is ", value}));
+}
+template <typename Value>
+[[noreturn, gnu::noinline]] void throw_value_error_of(std::string_view argument, std::string_view condition,
+                                                      const Value& value) {
+    throw_value_error(argument, condition, value_string(value));
+}
+}  // namespace detail
 
 /// Throws ShapeError unless `actual` equals `expected`, where negative expected dimensions match anything.
 template <std::size_t Rank>
 constexpr void expect_shape(std::string_view argument, const std::array<Index, Rank>& actual,
                             const std::array<Index, Rank>& expected) {
-    for (std::size_t i = 0; i < Rank; ++i)
-        if (expected[i] >= 0 && expected[i] != actual[i]) throw_shape_error(argument, expected, actual);
+    detail::expect_extents(argument, actual, expected);
 }
 
 /// The same for an argument called `prefix` + `name`, which are put together only when it is wrong.
 template <std::size_t Rank>
 void expect_shape(std::string_view prefix, std::string_view name, const std::array<Index, Rank>& actual,
                   const std::array<Index, Rank>& expected) {
-    if (actual != expected) throw_shape_error(std::string(prefix).append(name), expected, actual);
+    detail::expect_extents(prefix, name, actual, expected);
 }
 
 /// Throws ValueError: "colt5: `argument` must be CONDITION, but is VALUE".
 template <typename Value>
 void expect_value(bool holds, std::string_view argument, std::string_view condition, const Value& value) {
     if (holds) return;
-    throw ValueError(std::string("colt5: `").append(argument).append("` must be ").append(condition) + ", but is " +
-                     value_string(value));
+    if constexpr (std::convertible_to<const Value&, std::string_view>)
+        detail::throw_value_error(argument, condition, value);
+    else
+        detail::throw_value_error_of(argument, condition, value);
 }
 
 /// The bytes of a tensor of this shape. Throws ValueError when an extent is negative, or when there are 2^63 bytes or
 /// more, where an extent of 0 counts as 1: the strides of an empty tensor are numbers, too.
-template <std::size_t Rank>
-constexpr Index expect_bytes(std::string_view argument, const std::array<Index, Rank>& shape,
-                             std::size_t bytes_of_element) {
+[[gnu::noinline]] constexpr Index expect_bytes(std::string_view argument, std::span<const Index> shape,
+                                               std::size_t bytes_of_element) {
     auto bytes = static_cast<Index>(bytes_of_element);
     bool is_empty = false, fits = true;
     for (const Index extent : shape) {
@@ -99,9 +120,22 @@ constexpr bool is_range_of(Index first, Index count, Index size) {
 inline constexpr Index dynamic = -1;
 
 namespace detail {
-[[noreturn]] inline void throw_range_error(Index first, Index count, Index size) {
-    throw ValueError(concat({"colt5: `range` must be within ", std::to_string(size), " slices, but is ",
-                             std::to_string(count), " from slice ", std::to_string(first), " on"}));
+/// The number of elements before slice `first`. Throws ValueError when there are no such slices.
+[[gnu::noinline]] constexpr Index expect_range(Index first, Index count, std::span<const Index> shape) {
+    if (!is_range_of(first, count, shape[0]))
+        throw ValueError(concat({"colt5: `range` must be within ", std::to_string(shape[0]), " slices, but is ",
+                                 std::to_string(count), " from slice ", std::to_string(first), " on"}));
+    Index before = first;
+    for (const Index extent : shape.subspan(1)) before *= extent;
+    return before;
+}
+/// Throws ShapeError or ValueError as View::reshape says.
+[[gnu::noinline]] constexpr void expect_same_size(std::span<const Index> shape, std::span<const Index> from,
+                                                  std::size_t bytes_of_element) {
+    Index size = 1;
+    for (const Index extent : from) size *= extent;
+    if (expect_bytes("reshape", shape, bytes_of_element) != size * static_cast<Index>(bytes_of_element))
+        throw_shape_error("reshape", shape, from);
 }
 }  // namespace detail
 
@@ -129,7 +163,7 @@ public:
     /// Throws ShapeError when `shape` contradicts a static extent, ValueError when it has a negative entry or too many
     /// elements.
     constexpr View(T* data, const Shape& shape) : data_(data), shape_(shape) {
-        expect_shape("view", shape, extents);
+        expect_extents("view", shape);
         expect_bytes("view", shape, sizeof(T));
     }
 
@@ -138,7 +172,13 @@ public:
              ((Others == Extents || Others == dynamic || Extents == dynamic) &&
               ...)) constexpr View(const View<U, Others...>& other)
         : data_(other.data()), shape_(other.shape()) {
-        if (data_ != nullptr) expect_shape("view", shape_, extents);
+        if (data_ != nullptr) expect_extents("view", shape_);
+    }
+
+    /// Returns `shape`. Throws ShapeError when it contradicts a static extent.
+    static constexpr const Shape& expect_extents(std::string_view argument, const Shape& shape) {
+        if constexpr (((Extents != dynamic) || ...)) expect_shape(argument, shape, extents);
+        return shape;
     }
 
     COLT5_HOST_DEVICE constexpr T* data() const { return data_; }
@@ -173,11 +213,10 @@ public:
     constexpr auto range(Index first, Index count) const {
         auto part = view();
         if (data_ == nullptr) return part;
+        const Index before = detail::expect_range(first, count, shape_);
         Shape shape = shape_;
-        if (!is_range_of(first, count, shape[0])) detail::throw_range_error(first, count, shape[0]);
-        const Index stride = shape[0] > 0 ? size() / shape[0] : 0;
         shape[0] = count;
-        return decltype(part)::unchecked(data_ + first * stride, shape);
+        return decltype(part)::unchecked(data_ + before, shape);
     }
 
     /// All leading axes merged: (rows, last). A vector becomes one row.
@@ -220,8 +259,7 @@ private:
     }
     template <std::size_t Rank, std::size_t... Axes>
     constexpr auto reshape_to(const std::array<Index, Rank>& shape, std::index_sequence<Axes...>) const {
-        const Index bytes = expect_bytes("reshape", shape, sizeof(T));
-        if (bytes != size() * static_cast<Index>(sizeof(T))) throw_shape_error("reshape", shape, shape_);
+        detail::expect_same_size(shape, shape_, sizeof(T));
         return View<T, (static_cast<void>(Axes), dynamic)...>::unchecked(data_, shape);
     }
 

@@ -47,7 +47,8 @@ public:
     Workspace& operator=(const Workspace&) = delete;
     ~Workspace() {
         if constexpr (can_be_separate)
-            for (const auto& [data, bytes] : separate_) memory().deallocate(data);
+            if (memory().separate())
+                for (const auto& [data, block] : blocks_) memory().deallocate(data);
     }
 
     /// Throws OutOfMemory, or what `Memory` throws.
@@ -140,7 +141,7 @@ private:
         typename FreeBlocks::node_type free_node;
         bool is_free() const { return free_node.empty(); }
     };
-    using Blocks = std::pmr::map<std::byte*, Block>;  // they cover the ranges
+    using Blocks = std::pmr::map<std::byte*, Block>;  // they cover the ranges, or are separate
     using Iterator = typename Blocks::iterator;
 
     static constexpr bool can_be_separate = requires(const Memory& memory) { memory.separate(); };
@@ -158,7 +159,7 @@ private:
     void* allocate_separately(std::size_t bytes) {
         void* const data = memory().allocate(std::max(bytes, std::size_t{1}));
         try {
-            separate_[data] = bytes;
+            blocks_.emplace(static_cast<std::byte*>(data), Block{bytes, 0, {}});
         } catch (...) {
             memory().deallocate(data);
             throw;
@@ -168,10 +169,10 @@ private:
         return data;
     }
     void deallocate_separately(void* data) {
-        const auto at = separate_.find(data);
-        if (at == separate_.end()) return;
-        statistics_.in_use -= at->second;
-        separate_.erase(at);
+        const auto at = blocks_.find(static_cast<std::byte*>(data));
+        if (at == blocks_.end()) return;
+        statistics_.in_use -= at->second.bytes;
+        blocks_.erase(at);
         memory().deallocate(data);
     }
 
@@ -247,7 +248,6 @@ private:
     std::deque<Range> ranges_;
     Blocks blocks_{&nodes_};
     FreeBlocks free_{&nodes_};
-    std::map<void*, std::size_t> separate_;
     WorkspaceStatistics statistics_;
     mutable std::mutex mutex_;
 };

@@ -83,23 +83,6 @@ void accumulate(Batch<T> (&sum)[rows][vectors], Index depth, const std::array<co
     }
 }
 
-/// c = alpha · sum + add for a tile in registers, of which only `rows` × `columns` are written; `whole`: all of it.
-template <bool whole, typename T, typename Sums>
-void store_tile(const Sums& sum, T alpha, const Addend<T>& add, T* c, Index ldc, Index rows, Index columns) {
-    const Batch<T> scale(alpha);
-    unroll<GemmTile<T>::rows>([&](auto i) {
-        if (!whole && i >= rows) return;
-        unroll<GemmTile<T>::vectors>([&](auto v) {
-            const Index j = v * lanes<T>, width = whole ? lanes<T> : std::min(lanes<T>, columns - j);
-            if (width <= 0) return;
-            Batch<T> result = sum[i][v] * scale;
-            if (add.row != nullptr) result += load(add.row + j, width);
-            if (add.matrix != nullptr) result += load(add.matrix + i * add.stride + j, width);
-            store(c + i * ldc + j, result, width);
-        });
-    });
-}
-
 /// c = alpha · a · b + add for one tile; b is packed, (depth, GemmTile::columns). Of the tile only `rows` × `columns`
 /// are written.
 template <typename T>
@@ -115,12 +98,29 @@ template <typename T>
         if (whole) __builtin_prefetch(c + i * ldc, 1);
     });
     Batch<T> sum[Tile::rows][std::size_t{vectors}];
-    unroll<Tile::rows>([&](auto i) { unroll<vectors>([&](auto v) { sum[i][v] = Batch<T>(T(0)); }); });
+    unroll<Tile::rows, vectors>([&](auto i, auto v) { sum[i][v] = Batch<T>(T(0)); });
     accumulate(sum, depth, row, a.depth_stride, b, Tile::columns);
-    if (whole)
-        store_tile<true>(sum, alpha, add, c, ldc, rows, columns);
-    else
-        store_tile<false>(sum, alpha, add, c, ldc, rows, columns);
+    const Batch<T> scale(alpha);
+    if (whole) {
+        unroll<Tile::rows, vectors>([&](auto i, auto v) {
+            const Index j = v * lanes<T>;
+            Batch<T> result = sum[i][v] * scale;
+            if (add.row != nullptr) result += load(add.row + j);
+            if (add.matrix != nullptr) result += load(add.matrix + i * add.stride + j);
+            store(c + i * ldc + j, result);
+        });
+        return;
+    }
+    // The rarer case is a loop that reads the sums from memory: less code than one that is unrolled.
+    alignas(64) T sums[std::size_t{Tile::rows * Tile::columns}];
+    unroll<Tile::rows, vectors>([&](auto i, auto v) { store(sums + i * Tile::columns + v * lanes<T>, sum[i][v]); });
+    for (Index i = 0; i < rows; ++i)
+        for_each_batch<T>(std::min(columns, Tile::columns), [&](Index j, Index width) {
+            Batch<T> result = load(sums + i * Tile::columns + j) * scale;
+            if (add.row != nullptr) result += load(add.row + j, width);
+            if (add.matrix != nullptr) result += load(add.matrix + i * add.stride + j, width);
+            store(c + i * ldc + j, result, width);
+        });
 }
 
 /// Rows k … k + depth of op(b) from column `first` on as (depth, GemmTile::columns), with zeros behind the last column.

@@ -104,17 +104,21 @@ void local_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic
 
 namespace cpu {
 
-/// The gradients of queries, keys and values, as local_attention_vjp says. Without `recompute`, out and log_sum_exp are
-/// read. With `recompute` they are written: each tile's forward runs just before its backward, which reuses the
-/// exponentials.
-template <bool recompute, typename T, typename Out, typename LogSumExp, typename Bias, typename DTable>
+/// The gradients of queries, keys and values, as local_attention_vjp says. Where `recomputed` and
+/// `recomputed_log_sum_exp` are given, they are out and log_sum_exp, which are written: each tile's forward runs just
+/// before its backward, which reuses the exponentials.
+template <typename T, typename Bias, typename DTable>
 void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic> d_qkv,
-                               View<const T, dynamic, dynamic, dynamic, dynamic> d_out, const Out& out,
-                               const LogSumExp& log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                               View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
+                               View<const T, dynamic, dynamic, dynamic, dynamic> out, TokensView<const T> log_sum_exp,
+                               View<T, dynamic, dynamic, dynamic, dynamic> recomputed,
+                               TokensView<T> recomputed_log_sum_exp,
+                               View<const T, dynamic, dynamic, dynamic, dynamic> q,
                                View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
                                Index carried, const LocalAttention& attention, const Bias& bias,
                                [[maybe_unused]] const DTable& d_table) {
     constexpr bool has_bias = !std::is_same_v<Bias, NoBias>;
+    const bool recompute = static_cast<bool>(recomputed);
     const Index batch = q.extent(0), queries = q.extent(1), heads = q.extent(2), dim = q.extent(3);
     constexpr Index tile = LocalTile<T>::queries;
     const Index segment = local_segment<T>(attention.reach, queries), limit = first + queries;
@@ -152,8 +156,9 @@ void local_attention_gradients(const Cpu& policy, View<T, dynamic, dynamic, dyna
                     if (!recompute) prefetch_rows(&out(b, next, h, 0), count, row, dim);
                 }
                 const LocalQueries rows(head, window, bias_of_head, i, end, &q(b, i - first, h, 0), row);
-                if constexpr (recompute)
-                    attend(attention, head, rows, &out(b, i - first, h, 0), row, &log_sum_exp(b, h, i - first));
+                if (recompute)
+                    attend(attention, head, rows, &recomputed(b, i - first, h, 0), row,
+                           &recomputed_log_sum_exp(b, h, i - first));
                 rows.backward(recompute, d_token(b, i, h), d_row, d_k, d_v, d_bias, &out(b, i - first, h, 0),
                               &d_out(b, i - first, h, 0), &log_sum_exp(b, h, i - first));
             }
@@ -201,8 +206,8 @@ void local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
                                 View<const T, dynamic, dynamic, dynamic, dynamic, dynamic> kv, Mask mask, Index first,
                                 Index carried, const LocalAttention& attention, const Bias& bias,
                                 const DTable& d_table) {
-    cpu::local_attention_gradients<false>(policy, d_qkv, d_out, out, log_sum_exp, q, kv, mask, first, carried,
-                                          attention, bias, d_table);
+    cpu::local_attention_gradients<T>(policy, d_qkv, d_out, out, log_sum_exp, {}, {}, q, kv, mask, first, carried,
+                                      attention, bias, d_table);
 }
 
 }  // namespace colt5

@@ -29,24 +29,19 @@ inline bool has_threads() {
 }
 }  // namespace cpu
 
-/// Calls body(i) for every i in [0, count), on up to `policy.threads()` threads with a static schedule, or one after
-/// the other when one thread is enough, the compiler has no OpenMP, or this is a child of a process that has used it.
-///
-/// Called in the `body` of one that runs on several threads, it makes its calls one after the other; in that of one
-/// with a single index, it has all threads. Calls must not depend on each other. If
-/// some throw, the exception of the smallest such i leaves parallel_for, after every thread has finished; which of the
-/// other calls were made is unspecified.
-template <typename Body>
-void parallel_for(const Cpu& policy, Index count, Body&& body) {
+namespace cpu::detail {
+/// parallel_for with a body of any type behind a pointer: OpenMP's code is compiled once for all of them.
+[[gnu::noinline]] inline void parallel_calls(const Cpu& policy, Index count, const void* body,
+                                             void (*call)(const void*, Index)) {
 #if defined(_OPENMP)
-    if (policy.threads() > 1 && count > 1 && cpu::has_threads()) {
+    if (policy.threads() > 1 && count > 1 && has_threads()) {
         std::exception_ptr exception;
         Index thrown_at = count;
         const int threads = static_cast<int>(std::min<Index>(policy.threads(), count));
 #pragma omp parallel for schedule(static) num_threads(threads)
         for (Index i = 0; i < count; ++i) {
             try {
-                body(i);
+                call(body, i);
             } catch (...) {  // an exception must not leave the parallel region
 #pragma omp critical(colt5_parallel_for)
                 if (i < thrown_at) {
@@ -61,7 +56,24 @@ void parallel_for(const Cpu& policy, Index count, Body&& body) {
 #else
     static_cast<void>(policy);
 #endif
-    for (Index i = 0; i < count; ++i) body(i);
+    for (Index i = 0; i < count; ++i) call(body, i);
+}
+template <typename Body>
+void call(const void* body, Index i) {
+    (*static_cast<const Body*>(body))(i);
+}
+}  // namespace cpu::detail
+
+/// Calls body(i) for every i in [0, count), on up to `policy.threads()` threads with a static schedule, or one after
+/// the other when one thread is enough, the compiler has no OpenMP, or this is a child of a process that has used it.
+///
+/// Called in the `body` of one that runs on several threads, it makes its calls one after the other; in that of one
+/// with a single index, it has all threads. Calls must not depend on each other. If some throw, the exception of the
+/// smallest such i leaves parallel_for, after every thread has finished; which of the other calls were made is
+/// unspecified.
+template <typename Body>
+void parallel_for(const Cpu& policy, Index count, const Body& body) {
+    cpu::detail::parallel_calls(policy, count, &body, cpu::detail::call<Body>);
 }
 
 namespace cpu {
@@ -159,17 +171,19 @@ public:
     /// At least `bytes` bytes. In a build with a sanitizer exactly `bytes`, so that it finds accesses beyond them; new
     /// memory is then filled with NaN.
     void* of(std::size_t bytes) {
-        if (is_sanitized ? bytes != bytes_ : bytes > bytes_) {
-            void* const data = ::operator new(bytes, alignment);
-            if (is_sanitized) std::memset(data, 0xFF, bytes);
-            ::operator delete(data_, alignment);
-            data_ = data;
-            bytes_ = bytes;
-        }
+        if (is_sanitized ? bytes != bytes_ : bytes > bytes_) resize(bytes);
         return data_;
     }
 
 private:
+    [[gnu::noinline]] void resize(std::size_t bytes) {
+        void* const data = ::operator new(bytes, alignment);
+        if (is_sanitized) std::memset(data, 0xFF, bytes);
+        ::operator delete(data_, alignment);
+        data_ = data;
+        bytes_ = bytes;
+    }
+
     static constexpr std::align_val_t alignment{64};
     void* data_ = nullptr;
     std::size_t bytes_ = 0;

@@ -26,8 +26,9 @@ void projected_local_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dy
         const Index row = sequence * length + begin;
         packed.multiply(rows, d_y.data() + row * dim, dim, {}, d_out.data() + row * inner, inner);
     });
-    cpu::local_attention_gradients<true>(policy, d_qkv, d_out.const_view(), saved.out.view(), saved.log_sum_exp.view(),
-                                         q, kv, mask, first, carried, attention, bias, d_table);
+    cpu::local_attention_gradients<T>(policy, d_qkv, d_out.const_view(), saved.out.const_view(),
+                                      saved.log_sum_exp.const_view(), saved.out.view(), saved.log_sum_exp.view(), q, kv,
+                                      mask, first, carried, attention, bias, d_table);
     const cpu::Panels blocks = cpu::backward_blocks(batch, length);
     const auto add_block = [&](Index sequence, Index begin, Index rows) {
         const Index row = sequence * length + begin;

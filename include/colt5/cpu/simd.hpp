@@ -67,6 +67,15 @@ void unroll(Body&& body) {
     (std::make_integer_sequence<int, count>());
 }
 
+/// Calls body(i, j) for i = 0 … rows − 1 and j = 0 … columns − 1, row by row, both constants.
+template <int rows, int columns, typename Body>
+void unroll(Body&& body) {
+    [&]<int... n>(std::integer_sequence<int, n...>) {
+        (body(std::integral_constant<int, n / columns>(), std::integral_constant<int, n % columns>()), ...);
+    }
+    (std::make_integer_sequence<int, rows * columns>());
+}
+
 namespace detail {
 /// A batch in memory.
 template <typename T>

@@ -18,17 +18,17 @@ inline constexpr int block_rows = 6, block_batches = 2;
 #endif
 
 namespace detail {
-template <Op op_a, int batches, typename T>
-[[gnu::flatten]] void block_product(bool add, Index depth, const T* a, Index lda, const T* b, Index ldb, T* c,
-                                    Index ldc) {
+/// Entry (r, k) of the left side lies at r · row_stride + k · depth_stride.
+template <int batches, typename T>
+[[gnu::noinline, gnu::flatten]] void block_product(bool add, Index depth, const T* a, Index row_stride,
+                                                   Index depth_stride, const T* b, Index ldb, T* c, Index ldc) {
     std::array<const T*, block_rows> row;
-    unroll<block_rows>([&](auto r) { row[r] = a + r * (op_a == Op::none ? lda : 1); });
+    unroll<block_rows>([&](auto r) { row[r] = a + r * row_stride; });
     Batch<T> sum[block_rows][std::size_t{batches}];
-    unroll<block_rows>([&](auto r) {
-        unroll<batches>([&](auto v) { sum[r][v] = add ? load(c + r * ldc + v * lanes<T>) : Batch<T>(T(0)); });
-    });
-    accumulate(sum, depth, row, op_a == Op::none ? 1 : lda, b, ldb);
-    unroll<block_rows>([&](auto r) { unroll<batches>([&](auto v) { store(c + r * ldc + v * lanes<T>, sum[r][v]); }); });
+    unroll<block_rows, batches>(
+        [&](auto r, auto v) { sum[r][v] = add ? load(c + r * ldc + v * lanes<T>) : Batch<T>(T(0)); });
+    accumulate(sum, depth, row, depth_stride, b, ldb);
+    unroll<block_rows, batches>([&](auto r, auto v) { store(c + r * ldc + v * lanes<T>, sum[r][v]); });
 }
 }  // namespace detail
 
@@ -36,11 +36,13 @@ template <Op op_a, int batches, typename T>
 /// (block_rows, depth), b (depth, batches · lanes). Each entry is one sum over the depth in order.
 template <Op op_a, typename T>
 void rows_product(bool add, Index batches, Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc) {
+    const Index row_stride = op_a == Op::none ? lda : 1, depth_stride = op_a == Op::none ? 1 : lda;
     Index v = 0;
     for (; v + block_batches <= batches; v += block_batches)
-        detail::block_product<op_a, block_batches>(add, depth, a, lda, b + v * lanes<T>, ldb, c + v * lanes<T>, ldc);
+        detail::block_product<block_batches>(add, depth, a, row_stride, depth_stride, b + v * lanes<T>, ldb,
+                                             c + v * lanes<T>, ldc);
     for (; v < batches; ++v)
-        detail::block_product<op_a, 1>(add, depth, a, lda, b + v * lanes<T>, ldb, c + v * lanes<T>, ldc);
+        detail::block_product<1>(add, depth, a, row_stride, depth_stride, b + v * lanes<T>, ldb, c + v * lanes<T>, ldc);
 }
 
 }  // namespace colt5::cpu

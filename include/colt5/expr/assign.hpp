@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstddef>
+#include <span>
 #include <type_traits>
 
 #include <colt5/core/policy.hpp>
@@ -14,6 +16,20 @@ void assign_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
                   "colt5: no `assign` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
+
+namespace expr {
+/// The rows and columns of what an expression of this shape is assigned to. Throws ShapeError as assign says.
+[[gnu::noinline]] inline Shape assigned_shape(std::span<const Index> out, const Shape& expression) {
+    Shape rows{1, out.back()};
+    for (const Index extent : out.first(out.size() - 1)) rows[0] *= extent;
+    if (expression[1] == dynamic && rows[0] * rows[1] == expression[0]) rows = {expression[0], 1};  // one per row
+    for (std::size_t axis = 0; axis < 2; ++axis)
+        if (expression[axis] != dynamic && expression[axis] != rows[axis])
+            throw ShapeError(colt5::detail::concat(
+                {"colt5: the expression has shape ", shape_string(expression), ", but `out` has ", shape_string(out)}));
+    return rows;
+}
+}  // namespace expr
 
 /// Evaluates `expression` (a node, a tensor, an Eigen matrix or a number) into `out`, in one pass over its rows.
 ///
@@ -40,14 +56,7 @@ void assign(const P& policy, Out&& out, const E& expression) {
     static_assert(std::is_same_v<typename decltype(node)::value_type, expr::computed_t<T>>,
                   "colt5: the expression and what it is assigned to have different scalar types; use cast<T>(e)");
 
-    MatrixView<T> rows = view.rows();
-    const expr::Shape shape = node.shape();
-    if (shape[1] == dynamic && view.size() == shape[0])
-        rows = MatrixView<T>::unchecked(view.data(), {view.size(), 1});  // one element per row
-    for (std::size_t axis = 0; axis < 2; ++axis)
-        if (shape[axis] != dynamic && shape[axis] != rows.extent(axis))
-            throw ShapeError(detail::concat({"colt5: the expression has shape ", shape_string(shape),
-                                             ", but `out` has ", shape_string(view.shape())}));
+    const auto rows = MatrixView<T>::unchecked(view.data(), expr::assigned_shape(view.shape(), node.shape()));
     assign_kernel(policy, rows, node);
 }
 

@@ -5,6 +5,7 @@
 #include <array>
 #include <concepts>
 #include <cstddef>
+#include <span>
 #include <string>
 #include <type_traits>
 
@@ -93,20 +94,24 @@ public:
 };
 
 /// The shape that all of `shapes` agree on; throws ShapeError if there is none.
-template <std::size_t Count>
-Shape common_shape(const char* name, const std::array<Shape, Count>& shapes) {
+[[gnu::noinline]] inline Shape common_shape(const char* name, std::span<const Shape> shapes) {
     Shape common{dynamic, dynamic};
     for (const Shape& shape : shapes) {
         for (std::size_t axis = 0; axis < 2; ++axis) {
             if (common[axis] == dynamic) common[axis] = shape[axis];
             if (shape[axis] == dynamic || shape[axis] == common[axis]) continue;
             std::string text = colt5::detail::concat({"colt5: the operands of `", name, "` have shapes "});
-            for (std::size_t i = 0; i < Count; ++i)
+            for (std::size_t i = 0; i < shapes.size(); ++i)
                 text += colt5::detail::concat({i > 0 ? " and " : "", shape_string(shapes[i])});
             throw ShapeError(text + ", which do not match; row(v) and column(v) broadcast a vector");
         }
     }
     return common;
+}
+
+[[noreturn, gnu::noinline]] inline void throw_no_columns(const char* name, const Shape& shape) {
+    throw ShapeError(colt5::detail::concat({"colt5: the operand of `", name, "` has shape ", shape_string(shape),
+                                            ": it has no columns of its own to reduce"}));
 }
 
 /// What a node inherits from its operands.
@@ -195,10 +200,7 @@ public:
 
     /// Throws ShapeError if the operand has no columns of its own, as a constant or another reduction.
     explicit Reduction(const A& operand) : a(operand), columns(operand.shape()[1]) {
-        if (columns == dynamic)
-            throw ShapeError(
-                colt5::detail::concat({"colt5: the operand of `", Reducer::name, "` has shape ",
-                                       shape_string(operand.shape()), ": it has no columns of its own to reduce"}));
+        if (columns == dynamic) throw_no_columns(Reducer::name, operand.shape());
     }
 
     Shape shape() const { return {a.shape()[0], dynamic}; }

@@ -271,13 +271,13 @@ public:
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        if constexpr (config.use_null_q_tokens) f(prefix + "null_q_token", m.null_q_token...);
-        Light::each_parameter(f, prefix + "light_attn.", m.light_attn...);
-        QRouter::each_parameter(f, prefix + "q_router.", m.q_router...);
-        KVRouter::each_parameter(f, prefix + "kv_router.", m.kv_router...);
-        Heavy::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
+        if constexpr (config.use_null_q_tokens) f(name_for<F>(prefix, "null_q_token"), m.null_q_token...);
+        Light::each_parameter(f, name_for<F>(prefix, "light_attn."), m.light_attn...);
+        QRouter::each_parameter(f, name_for<F>(prefix, "q_router."), m.q_router...);
+        KVRouter::each_parameter(f, name_for<F>(prefix, "kv_router."), m.kv_router...);
+        Heavy::each_parameter(f, name_for<F>(prefix, "heavy_attn."), m.heavy_attn...);
         if constexpr (config.rotary_emb && requires { f.buffer(prefix, m.heavy_attn.inv_freq...); })
-            f.buffer(prefix + "rotary_emb.inv_freq", m.heavy_attn.inv_freq...);
+            f.buffer(name_for<F>(prefix, "rotary_emb.inv_freq"), m.heavy_attn.inv_freq...);
     }
 
 private:

@@ -197,11 +197,11 @@ public:
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        if constexpr (config.use_null_q_tokens) f(prefix + "null_q_token", m.null_q_token...);
-        QRouter::each_parameter(f, prefix + "q_router.", m.q_router...);
-        KVRouter::each_parameter(f, prefix + "kv_router.", m.kv_router...);
-        Heavy::each_parameter(f, prefix + "heavy_attn.", m.heavy_attn...);
-        RoutingTokens::each_parameter(f, prefix + "kv_routing_tokens.", m.kv_routing_tokens...);
+        if constexpr (config.use_null_q_tokens) f(name_for<F>(prefix, "null_q_token"), m.null_q_token...);
+        QRouter::each_parameter(f, name_for<F>(prefix, "q_router."), m.q_router...);
+        KVRouter::each_parameter(f, name_for<F>(prefix, "kv_router."), m.kv_router...);
+        Heavy::each_parameter(f, name_for<F>(prefix, "heavy_attn."), m.heavy_attn...);
+        RoutingTokens::each_parameter(f, name_for<F>(prefix, "kv_routing_tokens."), m.kv_routing_tokens...);
     }
 
 private:

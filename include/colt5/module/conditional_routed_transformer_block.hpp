@@ -178,11 +178,11 @@ public:
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        FeedForward::each_parameter(f, prefix + "conditional_ff.", m.conditional_ff...);
-        Attention::each_parameter(f, prefix + "conditional_attn.", m.conditional_attn...);
+        FeedForward::each_parameter(f, name_for<F>(prefix, "conditional_ff."), m.conditional_ff...);
+        Attention::each_parameter(f, name_for<F>(prefix, "conditional_attn."), m.conditional_attn...);
         if constexpr (has_dropout && (requires { m.ff_dropout; } && ...)) {
-            Dropout::each_parameter(f, prefix + "ff_dropout.", m.ff_dropout...);
-            Dropout::each_parameter(f, prefix + "attn_dropout.", m.attn_dropout...);
+            Dropout::each_parameter(f, name_for<F>(prefix, "ff_dropout."), m.ff_dropout...);
+            Dropout::each_parameter(f, name_for<F>(prefix, "attn_dropout."), m.attn_dropout...);
         }
     }
 

@@ -67,9 +67,9 @@ struct PatchEmbedding {
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         constexpr bool members = NamesMembers<F>;
-        LayerNorm<Scalar, P>::each_parameter(f, prefix + (members ? "pixel_norm." : "1."), m.pixel_norm...);
-        Linear<Scalar, P>::each_parameter(f, prefix + (members ? "projection." : "2."), m.projection...);
-        LayerNorm<Scalar, P>::each_parameter(f, prefix + (members ? "norm." : "3."), m.norm...);
+        LayerNorm<Scalar, P>::each_parameter(f, name_for<F>(prefix, members ? "pixel_norm." : "1."), m.pixel_norm...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, members ? "projection." : "2."), m.projection...);
+        LayerNorm<Scalar, P>::each_parameter(f, name_for<F>(prefix, members ? "norm." : "3."), m.norm...);
     }
 
 private:
@@ -123,8 +123,8 @@ struct MapClassifier {
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         constexpr bool members = NamesMembers<F>;
-        LayerNorm<Scalar, P>::each_parameter(f, prefix + (members ? "norm." : "1."), m.norm...);
-        Linear<Scalar, P>::each_parameter(f, prefix + (members ? "projection." : "2."), m.projection...);
+        LayerNorm<Scalar, P>::each_parameter(f, name_for<F>(prefix, members ? "norm." : "1."), m.norm...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, members ? "projection." : "2."), m.projection...);
     }
 
 private:
@@ -325,12 +325,13 @@ public:
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        PatchEmbedding<Scalar, P>::each_parameter(f, prefix + "to_patch_embedding.", m.to_patch_embedding...);
+        PatchEmbedding<Scalar, P>::each_parameter(f, name_for<F>(prefix, "to_patch_embedding."),
+                                                  m.to_patch_embedding...);
         for (std::size_t i = 0; i < depth; ++i) {
-            Attention::each_parameter(f, prefix + name_of_layer(i) + "0.", m.layers[i].attention...);
-            FeedForward::each_parameter(f, prefix + name_of_layer(i) + "1.", m.layers[i].feed_forward...);
+            Attention::each_parameter(f, name_for<F>(prefix, name_of_layer(i), "0."), m.layers[i].attention...);
+            FeedForward::each_parameter(f, name_for<F>(prefix, name_of_layer(i), "1."), m.layers[i].feed_forward...);
         }
-        MapClassifier<Scalar, P>::each_parameter(f, prefix + "linear_head.", m.linear_head...);
+        MapClassifier<Scalar, P>::each_parameter(f, name_for<F>(prefix, "linear_head."), m.linear_head...);
     }
 
 private:

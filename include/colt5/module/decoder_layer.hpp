@@ -164,12 +164,12 @@ struct DecoderLayer {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        SelfAttention::each_parameter(f, prefix + "self_attn.", m.self_attn...);
-        CrossAttention::each_parameter(f, prefix + "cross_attn.", m.cross_attn...);
-        GatedFeedForward<Scalar, P>::each_parameter(f, prefix + "ff.", m.ff...);
+        SelfAttention::each_parameter(f, name_for<F>(prefix, "self_attn."), m.self_attn...);
+        CrossAttention::each_parameter(f, name_for<F>(prefix, "cross_attn."), m.cross_attn...);
+        GatedFeedForward<Scalar, P>::each_parameter(f, name_for<F>(prefix, "ff."), m.ff...);
         if constexpr ((requires { m.dropout; } && ...))
             for (std::size_t i = 0; i < 3; ++i)
-                Dropout::each_parameter(f, prefix + "dropout." + std::to_string(i) + ".", m.dropout[i]...);
+                Dropout::each_parameter(f, name_for<F>(prefix, "dropout.", std::to_string(i), "."), m.dropout[i]...);
     }
 
 private:

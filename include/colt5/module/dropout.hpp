@@ -68,10 +68,11 @@ public:
     template <typename F, typename... D>
     static void each_parameter(F&& f, const std::string& prefix, D&... dropouts) {
         if constexpr (requires { f.state(prefix, dropouts.noise.calls...); }) {
-            f.state(prefix + "noise.seed", dropouts.noise.seed.value...);
-            f.state(prefix + "noise.calls", dropouts.noise.calls...);
+            f.state(name_for<F>(prefix, "noise.seed"), dropouts.noise.seed.value...);
+            f.state(name_for<F>(prefix, "noise.calls"), dropouts.noise.calls...);
         }
-        if constexpr (requires { f.noise(prefix, dropouts.noise...); }) f.noise(prefix + "noise", dropouts.noise...);
+        if constexpr (requires { f.noise(prefix, dropouts.noise...); })
+            f.noise(name_for<F>(prefix, "noise"), dropouts.noise...);
     }
 };
 

@@ -42,7 +42,7 @@ struct Embedding {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        f(prefix + "weight", m.weight...);
+        f(name_for<F>(prefix, "weight"), m.weight...);
     }
 };
 

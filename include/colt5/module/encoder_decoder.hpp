@@ -185,11 +185,12 @@ public:
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        Embedding<Scalar, P>::each_parameter(f, prefix + "embedding.", m.embedding...);
-        Encoder::each_parameter(f, prefix + "encoder.", m.encoder...);
-        RMSNorm<Scalar, P>::each_parameter(f, prefix + "encoder_norm.", m.encoder_norm...);
-        for (std::size_t i = 0; i < depth; ++i) Layer::each_parameter(f, prefix + name_of_layer(i), m.decoder[i]...);
-        Head<Scalar, P>::each_parameter(f, prefix + "head.", m.head...);
+        Embedding<Scalar, P>::each_parameter(f, name_for<F>(prefix, "embedding."), m.embedding...);
+        Encoder::each_parameter(f, name_for<F>(prefix, "encoder."), m.encoder...);
+        RMSNorm<Scalar, P>::each_parameter(f, name_for<F>(prefix, "encoder_norm."), m.encoder_norm...);
+        for (std::size_t i = 0; i < depth; ++i)
+            Layer::each_parameter(f, name_for<F>(prefix, name_of_layer(i)), m.decoder[i]...);
+        Head<Scalar, P>::each_parameter(f, name_for<F>(prefix, "head."), m.head...);
     }
 
 private:

@@ -92,9 +92,9 @@ struct FeedForward {
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
         constexpr bool members = NamesMembers<F>;
-        RMSNorm<Scalar, P>::each_parameter(f, prefix + (members ? "norm." : "0."), m.norm...);
-        Linear<Scalar, P>::each_parameter(f, prefix + (members ? "hidden." : "1."), m.hidden...);
-        Linear<Scalar, P>::each_parameter(f, prefix + (members ? "project." : "3."), m.project...);
+        RMSNorm<Scalar, P>::each_parameter(f, name_for<F>(prefix, members ? "norm." : "0."), m.norm...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, members ? "hidden." : "1."), m.hidden...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, members ? "project." : "3."), m.project...);
     }
 
 private:

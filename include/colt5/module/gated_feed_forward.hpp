@@ -130,10 +130,10 @@ struct GatedFeedForward {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        RMSNorm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "wi_0.", m.wi_0...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "wi_1.", m.wi_1...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "wo.", m.wo...);
+        RMSNorm<Scalar, P>::each_parameter(f, name_for<F>(prefix, "norm."), m.norm...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "wi_0."), m.wi_0...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "wi_1."), m.wi_1...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "wo."), m.wo...);
     }
 
 private:

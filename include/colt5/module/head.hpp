@@ -2,7 +2,6 @@
 #pragma once
 
 #include <string>
-#include <tuple>
 #include <utility>
 
 #include <colt5/module/layers.hpp>
@@ -64,8 +63,8 @@ struct Head {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        RMSNorm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
-        if (std::get<0>(std::tie(m...)).weight) f(prefix + "weight", m.weight...);
+        RMSNorm<Scalar, P>::each_parameter(f, name_for<F>(prefix, "norm."), m.norm...);
+        if (first_of(m...).weight) f(name_for<F>(prefix, "weight"), m.weight...);
     }
 
 private:

@@ -3,7 +3,6 @@
 
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -273,14 +272,14 @@ struct HeavyAttention {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        if (std::get<0>(std::tie(m...)).null_kv) f(prefix + "null_kv", m.null_kv...);
-        RMSNorm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "to_q.", m.to_q...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "to_kv.", m.to_kv...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "to_out.", m.to_out...);
+        if (first_of(m...).null_kv) f(name_for<F>(prefix, "null_kv"), m.null_kv...);
+        RMSNorm<Scalar, P>::each_parameter(f, name_for<F>(prefix, "norm."), m.norm...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "to_q."), m.to_q...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "to_kv."), m.to_kv...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "to_out."), m.to_out...);
         if constexpr (has_bias)
-            RelativeAttentionBias<Scalar, P>::each_parameter(
-                f, prefix + (IgnoresNames<F> ? "" : "relative_attention_bias."), m.relative_attention_bias...);
+            RelativeAttentionBias<Scalar, P>::each_parameter(f, name_for<F>(prefix, "relative_attention_bias."),
+                                                             m.relative_attention_bias...);
     }
 
 private:

@@ -97,9 +97,9 @@ public:
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        Embedding<Scalar, P>::each_parameter(f, prefix + "embedding.", m.embedding...);
+        Embedding<Scalar, P>::each_parameter(f, name_for<F>(prefix, "embedding."), m.embedding...);
         Layers::each_parameter(f, prefix, m.layers...);
-        Head<Scalar, P>::each_parameter(f, prefix + "head.", m.head...);
+        Head<Scalar, P>::each_parameter(f, name_for<F>(prefix, "head."), m.head...);
     }
 
 private:

@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <string>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -25,17 +24,22 @@ namespace colt5 {
 /// and Gradients side by side and calls f(prefix + name, tensor...). Backward passes add to the gradients of
 /// parameters, which are float where the module is bfloat16 or float16, and assign those of inputs.
 
+namespace detail {
+template <Policy P>
+auto make_zeros(const P& policy) {
+    return EachTensor{[&policy]<typename Zero>(const auto& value, Zero& zero) {
+        zero = Zero(policy, value.shape());
+        set_zero(policy, zero);
+    }};
+}
+}  // namespace detail
+
 /// Gradients of a module, or anything else with its parameters' shapes, filled with zeros.
 template <typename Module, Policy P>
 typename Module::Gradients zeros_like_parameters(const P& policy, const Module& module) {
     typename Module::Gradients zeros;
-    Module::each_parameter(
-        [&](const std::string&, const auto& value, auto& zero) {
-            using Zero = std::remove_cvref_t<decltype(zero)>;
-            zero = Zero(policy, value.shape());
-            set_zero(policy, zero);
-        },
-        std::string(), module, zeros);
+    const auto make = detail::make_zeros(policy);
+    Module::each_parameter(make, "", module, zeros);
     return zeros;
 }
 
@@ -66,7 +70,7 @@ Module clone(const P& policy, const Module& module) {
 template <typename Module>
 Index count_parameters(const Module& of) {
     Index count = 0;
-    Module::each_parameter([&](const std::string&, const auto& value) { count += value.size(); }, std::string(), of);
+    Module::each_parameter(EachTensor{[&](const auto& value) { count += value.size(); }}, "", of);
     return count;
 }
 
@@ -116,8 +120,8 @@ struct Linear {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        f(prefix + "weight", m.weight...);
-        if (std::get<0>(std::tie(m...)).bias) f(prefix + "bias", m.bias...);
+        f(name_for<F>(prefix, "weight"), m.weight...);
+        if (first_of(m...).bias) f(name_for<F>(prefix, "bias"), m.bias...);
     }
 };
 
@@ -151,7 +155,7 @@ struct RMSNorm {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        f(prefix + "gamma", m.gamma...);
+        f(name_for<F>(prefix, "gamma"), m.gamma...);
     }
 };
 
@@ -171,7 +175,7 @@ struct RelativeAttentionBias {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        f(prefix + "weight", m.weight...);
+        f(name_for<F>(prefix, "weight"), m.weight...);
     }
 };
 
@@ -207,8 +211,8 @@ struct LayerNorm {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        f(prefix + "weight", m.weight...);
-        f(prefix + "bias", m.bias...);
+        f(name_for<F>(prefix, "weight"), m.weight...);
+        f(name_for<F>(prefix, "bias"), m.bias...);
     }
 };
 

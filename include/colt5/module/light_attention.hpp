@@ -120,14 +120,14 @@ struct LightAttention {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        Norm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "to_qkv.", m.to_qkv...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "to_out.", m.to_out...);
+        Norm<Scalar, P>::each_parameter(f, name_for<F>(prefix, "norm."), m.norm...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "to_qkv."), m.to_qkv...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "to_out."), m.to_out...);
         if constexpr (has_bias)
-            RelativeAttentionBias<Scalar, P>::each_parameter(
-                f, prefix + (IgnoresNames<F> ? "" : "relative_attention_bias."), m.relative_attention_bias...);
+            RelativeAttentionBias<Scalar, P>::each_parameter(f, name_for<F>(prefix, "relative_attention_bias."),
+                                                             m.relative_attention_bias...);
         if constexpr (requires { f.buffer(prefix, m.inv_freq...); })
-            if (std::get<0>(std::tie(m...)).inv_freq) f.buffer(prefix + "attn_fn.rel_pos.inv_freq", m.inv_freq...);
+            if (first_of(m...).inv_freq) f.buffer(name_for<F>(prefix, "attn_fn.rel_pos.inv_freq"), m.inv_freq...);
     }
 
 private:

@@ -124,9 +124,9 @@ struct LookBackAttention {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        LayerNorm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "to_qkv.", m.to_qkv...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "to_out.", m.to_out...);
+        LayerNorm<Scalar, P>::each_parameter(f, name_for<F>(prefix, "norm."), m.norm...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "to_qkv."), m.to_qkv...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "to_out."), m.to_out...);
     }
 
 private:

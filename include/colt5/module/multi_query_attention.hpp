@@ -81,10 +81,10 @@ struct MultiQueryAttention {
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        RMSNorm<Scalar, P>::each_parameter(f, prefix + "norm.", m.norm...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "to_q.", m.to_q...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "to_kv.", m.to_kv...);
-        Linear<Scalar, P>::each_parameter(f, prefix + "to_out.", m.to_out...);
+        RMSNorm<Scalar, P>::each_parameter(f, name_for<F>(prefix, "norm."), m.norm...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "to_q."), m.to_q...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "to_kv."), m.to_kv...);
+        Linear<Scalar, P>::each_parameter(f, name_for<F>(prefix, "to_out."), m.to_out...);
     }
 
 private:

@@ -4,7 +4,6 @@
 #include <array>
 #include <cstddef>
 #include <string>
-#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -169,8 +168,8 @@ public:
     /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
     void expect_parameters() const {
         if constexpr (IsLinearRouter<TokenRouter>) this->router.expect_parameters("router.");
-        expect_parameters_of(light_of(*this), name_of_light(""));
-        for (std::size_t i = 0; i < num_heavy; ++i) expect_parameters_of(heavy_of(*this, i), name_of_heavy("", i));
+        expect_parameters_of(light_of(*this), detail::concat({Modules::light_name, "."}));
+        for (std::size_t i = 0; i < num_heavy; ++i) expect_parameters_of(heavy_of(*this, i), name_of_heavy(i));
     }
     /// Throws ValueError unless forward of this module returned `saved`, and nothing has moved from it since.
     void expect_saved(const Activations& saved) const { saved.origin.expect(this->policy(), identity(), saved.tokens); }
@@ -185,9 +184,9 @@ public:
     /// the workspace if the module has no parameters.
     const void* identity() const {
         const void* address = nullptr;
-        const auto look = [&](const std::string&, const auto& parameter) {
+        const EachTensor look{[&](const auto& parameter) {
             if (address == nullptr) address = parameter.data();
-        };
+        }};
         TokenRouter::each_parameter(look, "", this->router);
         if (address == nullptr) Heavy::each_parameter(look, "", heavy_of(*this, 0));
         if (address == nullptr) Light::each_parameter(look, "", light_of(*this));
@@ -216,40 +215,43 @@ public:
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        TokenRouter::each_parameter(f, prefix + "router.", m.router...);
-        Light::each_parameter(f, name_of_light(prefix), light_of(m)...);
+        TokenRouter::each_parameter(f, name_for<F>(prefix, "router."), m.router...);
+        Light::each_parameter(f, name_for<F>(prefix, Modules::light_name, "."), light_of(m)...);
         for (std::size_t i = 0; i < num_heavy; ++i)
-            Heavy::each_parameter(f, name_of_heavy(prefix, i), heavy_of(m, i)...);
+            Heavy::each_parameter(f, name_for<F>(prefix, name_of_heavy(i)), heavy_of(m, i)...);
     }
 
 private:
-    static std::string name_of_light(const std::string& prefix) { return prefix + Modules::light_name + '.'; }
     /// Of the i-th heavy module: "heavy.", or "heavy.i." where there are several.
-    static std::string name_of_heavy(const std::string& prefix, std::size_t i) {
-        std::string name = prefix + Modules::heavy_name + '.';
-        if (num_heavy > 1) name += std::to_string(i) + '.';
-        return name;
+    static std::string name_of_heavy(std::size_t i) {
+        if (num_heavy == 1) return detail::concat({Modules::heavy_name, "."});
+        return detail::concat({Modules::heavy_name, ".", std::to_string(i), "."});
     }
 
-    /// The router, the light and the heavy part of a module or of its gradients, whatever Parts calls them.
+    /// The light part of a module or of its gradients, whatever Parts calls it.
     template <typename R, typename L, typename H>
-    static std::tuple<R&, L&, H&> parts_of(Parts<R, L, H>& parts) {
+    static L& light_of(Parts<R, L, H>& parts) {
         auto& [router, light, heavy] = parts;
-        return {router, light, heavy};
+        return light;
     }
     template <typename R, typename L, typename H>
-    static std::tuple<const R&, const L&, const H&> parts_of(const Parts<R, L, H>& parts) {
+    static const L& light_of(const Parts<R, L, H>& parts) {
         const auto& [router, light, heavy] = parts;
-        return {router, light, heavy};
-    }
-    template <typename M>
-    static auto& light_of(M& m) {
-        return std::get<1>(parts_of(m));
+        return light;
     }
     /// The heavy module of a route, or its gradients.
-    template <typename M>
-    static auto& heavy_of(M& m, [[maybe_unused]] std::size_t route) {
-        auto& heavy = std::get<2>(parts_of(m));
+    template <typename R, typename L, typename H>
+    static auto& heavy_of(Parts<R, L, H>& parts, std::size_t route) {
+        auto& [router, light, heavy] = parts;
+        return heavy_at(heavy, route);
+    }
+    template <typename R, typename L, typename H>
+    static const auto& heavy_of(const Parts<R, L, H>& parts, std::size_t route) {
+        const auto& [router, light, heavy] = parts;
+        return heavy_at(heavy, route);
+    }
+    template <typename H>
+    static auto& heavy_at(H& heavy, [[maybe_unused]] std::size_t route) {
         if constexpr (num_heavy == 1)
             return heavy;
         else

@@ -174,7 +174,8 @@ public:
 
     template <typename F, typename... M>
     static void each_parameter(F&& f, const std::string& prefix, M&... m) {
-        for (std::size_t i = 0; i < depth; ++i) Layer::each_parameter(f, prefix + name_of_layer(i), m.layers[i]...);
+        for (std::size_t i = 0; i < depth; ++i)
+            Layer::each_parameter(f, name_for<F>(prefix, name_of_layer(i)), m.layers[i]...);
     }
 
 private:
@@ -187,11 +188,10 @@ private:
     /// The address of a parameter, which moving the module does not change.
     const void* identity() const {
         const void* first = nullptr;
-        Layer::each_parameter(
-            [&](const std::string&, const auto& parameter) {
-                if (first == nullptr) first = parameter.data();
-            },
-            "", layers[0]);
+        Layer::each_parameter(EachTensor{[&](const auto& parameter) {
+                                  if (first == nullptr) first = parameter.data();
+                              }},
+                              "", layers[0]);
         return first;
     }
 

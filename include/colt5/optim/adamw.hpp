@@ -51,6 +51,34 @@ std::function<bool(std::string_view)> decays_matrices(const Module& module, cons
     return [names = std::move(names)](std::string_view name) { return names.contains(name); };
 }
 
+namespace detail {
+template <Policy P>
+auto make_masters(const P& policy) {
+    return EachTensor{[&policy]<typename T, typename Master>(const T& parameter, Master& master) {
+        if constexpr (HalfPrecision<typename T::value_type>) {
+            master = Master(policy, parameter.shape());
+            assign(policy, master, parameter);
+        }
+    }};
+}
+/// Appends AdamWCoefficients::keep of each parameter.
+inline auto add_keep(const AdamWOptions& options, std::vector<double>& keep) {
+    return [&](const std::string& name, const auto&) {
+        const bool decays = !options.decays || options.decays(name);
+        keep.push_back(decays ? 1 - options.lr * options.weight_decay : 1);
+    };
+}
+/// Updates each parameter, with the next number of `keep`.
+template <Policy P>
+auto update(const P& policy, AdamWCoefficients& coefficients, const double*& keep) {
+    return EachTensor{[&](auto& parameter, const auto& gradient, auto& mean, auto& square, auto& master) {
+        coefficients.keep = *keep++;
+        adamw_update(policy, parameter, master.view().reshape(std::array{master.size()}), gradient, mean, square,
+                     coefficients);
+    }};
+}
+}  // namespace detail
+
 /// AdamW: Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019). In step t = 1, 2, …, with gradient g:
 ///
 ///     p *= 1 − lr · weight_decay
@@ -96,14 +124,8 @@ public:
         expect_value(options_.eps <= most, "eps", "at most 1e6", options_.eps);
         expect_value(options_.weight_decay >= 0, "weight_decay", ">= 0", options_.weight_decay);
         expect_value(options_.weight_decay <= most, "weight_decay", "at most 1e6", options_.weight_decay);
-        Module::each_parameter(
-            [&]<typename T, typename Master>(const std::string&, const T& parameter, Master& master) {
-                if constexpr (HalfPrecision<typename T::value_type>) {
-                    master = Master(policy, parameter.shape());
-                    assign(policy, master, parameter);
-                }
-            },
-            "", module, state_.master);
+        const auto make = detail::make_masters(policy);
+        Module::each_parameter(make, "", module, state_.master);
     }
 
     const AdamWOptions& options() const { return options_; }
@@ -123,12 +145,8 @@ public:
         expect_like<Module>("module", state_.mean, module);
         expect_like<Module>("gradients", module, gradients);
         std::vector<double> keep;
-        Module::each_parameter(
-            [&](const std::string& name, const auto&) {
-                const bool decays = !options_.decays || options_.decays(name);
-                keep.push_back(decays ? 1 - options_.lr * options_.weight_decay : 1);
-            },
-            "", module);
+        const auto add = detail::add_keep(options_, keep);
+        Module::each_parameter(add, "", module);
 
         const auto [beta1, beta2] = options_.betas;
         const auto t = static_cast<double>(state_.steps + 1);
@@ -138,22 +156,16 @@ public:
                                        .step_size = options_.lr / (1 - std::pow(beta1, t)),
                                        .square_bias = std::sqrt(1 - std::pow(beta2, t)),
                                        .eps = options_.eps};
-        std::size_t i = 0;
-        Module::each_parameter(
-            [&](const std::string&, auto& parameter, const auto& gradient, auto& mean, auto& square, auto& master) {
-                coefficients.keep = keep[i++];
-                adamw_update(policy_, parameter, master.view().reshape(std::array{master.size()}), gradient, mean,
-                             square, coefficients);
-            },
-            "", module, gradients, state_.mean, state_.square, state_.master);
+        const double* next_keep = keep.data();
+        const auto update = detail::update(policy_, coefficients, next_keep);
+        Module::each_parameter(update, "", module, gradients, state_.mean, state_.square, state_.master);
         ++state_.steps;
     }
 
     /// Whether there is a master copy of anything.
     bool keeps_master() const {
         bool keeps = false;
-        Module::each_parameter([&](const std::string&, const auto& master) { keeps = keeps || master; }, "",
-                               state_.master);
+        Module::each_parameter(EachTensor{[&](const auto& master) { keeps = keeps || master; }}, "", state_.master);
         return keeps;
     }
 

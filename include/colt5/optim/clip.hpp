@@ -13,6 +13,22 @@
 
 namespace colt5 {
 
+namespace detail {
+template <Policy P>
+auto add_squares(const P& policy, double scale, double& squares) {
+    return EachTensor{
+        [&policy, scale, &squares](const auto& gradient) { squares += sum_of_squares(policy, gradient, scale); }};
+}
+template <Policy P>
+auto multiply_by(const P& policy, double factor) {
+    return EachTensor{[&policy, factor](auto& gradient) { scale(policy, gradient, factor); }};
+}
+template <Policy P>
+auto clear(const P& policy) {
+    return EachTensor{[&policy](auto& gradient) { set_zero(policy, gradient); }};
+}
+}  // namespace detail
+
 // Gradients of a module know whose they are: gradient_norm(policy, gradients). Those of a type without a member
 // `Module` need its name: gradient_norm<Model>(policy, gradients). All of these throw ValueError, before anything has
 // changed, for gradients that are empty.
@@ -25,9 +41,8 @@ double gradient_norm(const P& policy, const Gradients& gradients) {
     expect_gradients<Of>(gradients);
     return scaled_norm<double>([&](double scale) {
         double squares = 0;
-        Of::each_parameter(
-            [&](const std::string&, const auto& gradient) { squares += sum_of_squares(policy, gradient, scale); }, "",
-            gradients);
+        const auto add = detail::add_squares(policy, scale, squares);
+        Of::each_parameter(add, "", gradients);
         return squares;
     });
 }
@@ -44,15 +59,16 @@ double clip_gradient_norm(const P& policy, Gradients& gradients, double max_norm
     const double norm = gradient_norm<Of>(policy, gradients);
     double factor = max_norm / (norm + 1e-6);
     if (!std::isfinite(norm) || factor >= 1) return norm;
-    const auto multiply = [&](double by) {
-        Of::each_parameter([&](const std::string&, auto& gradient) { scale(policy, gradient, by); }, "", gradients);
+    const auto multiply_all = [&](double by) {
+        const auto multiply = detail::multiply_by(policy, by);
+        Of::each_parameter(multiply, "", gradients);
     };
     constexpr auto least = static_cast<double>(scale_of_large<float>);
     if (factor > 0 && factor < least) {  // too small a factor for float, while the products are not
-        multiply(least);
+        multiply_all(least);
         factor /= least;
     }
-    multiply(factor);
+    multiply_all(factor);
     return norm;
 }
 
@@ -61,7 +77,8 @@ template <typename Module = void, Policy P, typename Gradients>
 void zero_gradients(const P& policy, Gradients& gradients) {
     using Of = module_of_t<Module, Gradients>;
     expect_gradients<Of>(gradients);
-    Of::each_parameter([&](const std::string&, auto& gradient) { set_zero(policy, gradient); }, "", gradients);
+    const auto clear = detail::clear(policy);
+    Of::each_parameter(clear, "", gradients);
 }
 
 }  // namespace colt5

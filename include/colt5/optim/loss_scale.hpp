@@ -66,8 +66,8 @@ public:
         using Of = module_of_t<Module, Gradients>;
         const bool finite = std::isfinite(gradient_norm<Of>(policy, gradients));
         if (finite) {
-            Of::each_parameter([&](const std::string&, auto& g) { colt5::scale(policy, g, 1 / state_.scale); }, "",
-                               gradients);
+            const auto divide = detail::multiply_by(policy, 1 / state_.scale);
+            Of::each_parameter(divide, "", gradients);
             if (++state_.finite_steps >= options_.growth_interval) change_by(options_.growth);
         } else {
             ++state_.skipped;

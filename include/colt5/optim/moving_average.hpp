@@ -60,12 +60,12 @@ public:
         expect_like<Module>("module", state_.average, module);
         const auto t = static_cast<double>(state_.updates);
         const double decay = options_.warms_up ? std::min(options_.decay, (1 + t) / (10 + t)) : options_.decay;
-        Module::each_parameter(
-            [&]<typename A>(const std::string&, A& average, const auto& parameter) {
-                using Sum = typename A::value_type;
-                assign(policy_, average, average + static_cast<Sum>(1 - decay) * (cast<Sum>(parameter) - average));
-            },
-            "", state_.average, module);
+        Module::each_parameter(EachTensor{[&]<typename A>(A& average, const auto& parameter) {
+                                   using Sum = typename A::value_type;
+                                   assign(policy_, average,
+                                          average + static_cast<Sum>(1 - decay) * (cast<Sum>(parameter) - average));
+                               }},
+                               "", state_.average, module);
         ++state_.updates;
     }
 
@@ -101,11 +101,10 @@ public:
 private:
     template <typename To, typename From>
     void copy(To& to, const From& from) const {
-        Module::each_parameter(
-            [&]<typename Value>(const std::string&, Value& value, const auto& other) {
-                assign(policy_, value, cast<accumulate_t<typename Value::value_type>>(other));
-            },
-            "", to, from);
+        Module::each_parameter(EachTensor{[&]<typename Value>(Value& value, const auto& other) {
+                                   assign(policy_, value, cast<accumulate_t<typename Value::value_type>>(other));
+                               }},
+                               "", to, from);
     }
 
     P policy_;

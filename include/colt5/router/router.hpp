@@ -255,7 +255,7 @@ public:
 
     template <typename F, typename... R>
     static void each_parameter(F&& f, const std::string& prefix, R&... routers) {
-        f(prefix + "routing_token", routers.routing_token...);
+        f(name_for<F>(prefix, "routing_token"), routers.routing_token...);
     }
 
 protected:

@@ -155,10 +155,11 @@ public:
     static void each_parameter(F&& f, const std::string& prefix, R&... routers) {
         Base::each_parameter(f, prefix, routers...);
         if constexpr (requires { f.state(prefix, routers.noise.calls...); }) {
-            f.state(prefix + "noise.seed", routers.noise.seed.value...);
-            f.state(prefix + "noise.calls", routers.noise.calls...);
+            f.state(name_for<F>(prefix, "noise.seed"), routers.noise.seed.value...);
+            f.state(name_for<F>(prefix, "noise.calls"), routers.noise.calls...);
         }
-        if constexpr (requires { f.noise(prefix, routers.noise...); }) f.noise(prefix + "noise", routers.noise...);
+        if constexpr (requires { f.noise(prefix, routers.noise...); })
+            f.noise(name_for<F>(prefix, "noise"), routers.noise...);
     }
 
 private:
