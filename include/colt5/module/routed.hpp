@@ -228,30 +228,31 @@ private:
         return detail::concat({Modules::heavy_name, ".", std::to_string(i), "."});
     }
 
-    /// The light part of a module or of its gradients, whatever Parts calls it.
+    /// The router, the light and the heavy part of a module or of its gradients, whatever Parts calls them.
     template <typename R, typename L, typename H>
-    static L& light_of(Parts<R, L, H>& parts) {
+    struct PartsOf {
+        R& router;
+        L& light;
+        H& heavy;
+    };
+    template <typename R, typename L, typename H>
+    static PartsOf<R, L, H> parts_of(Parts<R, L, H>& parts) {
         auto& [router, light, heavy] = parts;
-        return light;
+        return {router, light, heavy};
     }
     template <typename R, typename L, typename H>
-    static const L& light_of(const Parts<R, L, H>& parts) {
+    static PartsOf<const R, const L, const H> parts_of(const Parts<R, L, H>& parts) {
         const auto& [router, light, heavy] = parts;
-        return light;
+        return {router, light, heavy};
+    }
+    template <typename M>
+    static auto& light_of(M& m) {
+        return parts_of(m).light;
     }
     /// The heavy module of a route, or its gradients.
-    template <typename R, typename L, typename H>
-    static auto& heavy_of(Parts<R, L, H>& parts, std::size_t route) {
-        auto& [router, light, heavy] = parts;
-        return heavy_at(heavy, route);
-    }
-    template <typename R, typename L, typename H>
-    static const auto& heavy_of(const Parts<R, L, H>& parts, std::size_t route) {
-        const auto& [router, light, heavy] = parts;
-        return heavy_at(heavy, route);
-    }
-    template <typename H>
-    static auto& heavy_at(H& heavy, [[maybe_unused]] std::size_t route) {
+    template <typename M>
+    static auto& heavy_of(M& m, [[maybe_unused]] std::size_t route) {
+        auto& heavy = parts_of(m).heavy;
         if constexpr (num_heavy == 1)
             return heavy;
         else
