@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include <colt5/core/parameters.hpp>
 #include <colt5/core/random.hpp>
 #include <colt5/core/tensor.hpp>
 #include <colt5/op/dropout.hpp>

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include <colt5/core/parameters.hpp>
 #include <colt5/core/random.hpp>
 #include <colt5/core/tensor.hpp>
 #include <colt5/op/embedding.hpp>
