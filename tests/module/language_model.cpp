@@ -129,6 +129,10 @@ TEST_CASE("LanguageModel: names, and what does not fit") {
     const MatrixView<const float> weight = tied.embedding.weight;
     CHECK_THROWS_WITH_AS(tied.head.logits(policy, x, narrow), "colt5: `tied` must have shape (any, 6), but has (11, 5)",
                          ShapeError);
+    CHECK_THROWS_WITH_AS(Model<float>(policy, {.vocabulary = 11, .dim = 8}),
+                         "colt5: `dim` must be that of the layers, 6, but is 8", ValueError);
+    CHECK_THROWS_WITH_AS(Model<float>(policy, {.vocabulary = 0, .dim = 6}),
+                         "colt5: `vocabulary` must be >= 1, but is 0", ValueError);
     CHECK_THROWS_WITH_AS(tied.head.backward(policy, d_losses, x, ids.const_view(), gradients, weight),
                          "colt5: `d_tied` must be there, but is absent", ValueError);
 }

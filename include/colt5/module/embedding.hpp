@@ -25,8 +25,11 @@ struct Embedding {
 
     Embedding() = default;
     /// `deviation` is the standard deviation of the initial weights.
-    Embedding(const P& policy, SeedSequence& seeds, Index vocabulary, Index dim, double deviation = 1)
-        : weight(policy, {vocabulary, dim}) {
+    /// Throws ValueError unless vocabulary and dim are at least 1.
+    Embedding(const P& policy, SeedSequence& seeds, Index vocabulary, Index dim, double deviation = 1) {
+        expect_value(vocabulary >= 1, "vocabulary", ">= 1", vocabulary);
+        expect_value(dim >= 1, "dim", ">= 1", dim);
+        weight = {policy, {vocabulary, dim}};
         fill_normal(policy, weight, seeds.next(), deviation);
     }
 

@@ -127,13 +127,12 @@ public:
                                     cache.max_length());
         Out x = embedding(policy_, previous);  // (b, n, d)
         const auto& next = cache.next(policy_, x.extent(1), lengths);
-        x = cache.go_on(next, [&] {
+        return cache.go_on(next, [&] {
             const typename Layer::NextPositions at(policy_, next, x.extent(1));
             for (std::size_t i = 0; i < depth; ++i)
                 x = decoder[i].decode_next(policy_, state.decoder[i], at, x, state.mask);
-            return std::move(x);
+            return head.logits(policy_, x, embedding.weight.const_view());
         });
-        return head.logits(policy_, x, embedding.weight.const_view());
     }
     DecodeState make_decode_state(Index batch, Index max_length, Index context_length) const {
         DecodeState state{{}, {policy_, {batch, context_length}}};
@@ -160,6 +159,8 @@ public:
                                        const D& d_losses, Gradients& gradients, Mask mask = {},
                                        const Counts& counts = {}) const {
         expect_like<EncoderDecoder>("gradients", *this, gradients);
+        expect_shape("targets", targets.shape(), previous.shape());  // before a router counts a call
+        expect_shape("d_losses", d_losses.shape(), previous.shape());
         const Out tokens = embedding(policy_, ids);  // (b, m, d)
         auto encoded = encoder.forward(tokens, mask, counts);
         const Out encoder_out = std::move(encoded.out);

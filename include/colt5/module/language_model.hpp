@@ -56,7 +56,11 @@ public:
           layers(policy, seeds),
           head(config.tied ? Head<Scalar, P>(policy, config.dim)
                            : Head<Scalar, P>(policy, seeds, config.vocabulary, config.dim)),
-          policy_(policy) {}
+          policy_(policy) {
+        if constexpr (requires { Layers::model_dim; })
+            expect_value(config.dim == Layers::model_dim, "dim",
+                         detail::concat({"that of the layers, ", std::to_string(Layers::model_dim)}), config.dim);
+    }
 
     const P& policy() const { return policy_; }
     Gradients make_gradients() const { return zeros_like_parameters(policy_, *this); }
@@ -72,7 +76,14 @@ public:
     /// lengths[b] ids of sequence b are its next ones, the others padding in [0, V). Errors as `decode` of ModuleBase.
     template <typename Cache, Viewable Ids>
     auto decode(Cache& cache, const Ids& ids, std::span<const Index> lengths = {}) const {
-        return head.logits(policy_, layers.decode(cache, embedding(policy_, ids), lengths), tied_weight());
+        expect_shape("ids", ids.shape(), {cache.batch(), dynamic});
+        layers.expect_parameters();
+        const auto x = embedding(policy_, ids);  // (b, m, d)
+        const auto& next = cache.next(policy_, x.extent(1), lengths);
+        return cache.go_on(next, [&] {
+            const auto out = layers.decode_next(cache.state, next, x.const_view(), {});
+            return head.logits(policy_, out, tied_weight());
+        });
     }
     /// Cross-entropy, for evaluation: ids and targets (b, n)  →  (b, n).
     template <Viewable Ids, Viewable Targets>
@@ -85,6 +96,8 @@ public:
     MatrixTensor<Sum, P> add_gradients(const Ids& ids, const Targets& targets, const D& d_losses, Gradients& gradients,
                                        Mask mask = {}, const Counts& counts = {}) const {
         expect_like<LanguageModel>("gradients", *this, gradients);
+        expect_shape("targets", targets.shape(), ids.shape());  // before a router counts a call
+        expect_shape("d_losses", d_losses.shape(), ids.shape());
         const auto x = embedding(policy_, ids);  // (b, n, d)
         auto saved = layers.forward(x, mask, counts);
         const Out out = std::move(saved.out);  // (b, n, d)

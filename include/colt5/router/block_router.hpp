@@ -16,9 +16,10 @@
 namespace colt5 {
 
 /// Routes in blocks of the sequence, each by `Inner`, a router in its own right: every block of block_size tokens gives
-/// its share of the tokens that are asked for, so that no part of a sequence is left out (route_block_size of the
-/// reference). A last block may be shorter; together the blocks give exactly as many tokens as are asked for, see
-/// RouteBlocks.
+/// its share of the tokens that are asked for, so that no part of a sequence is left out (route_block_size of
+/// colt5-attention 0.11). A last block may be shorter; together the blocks give exactly as many tokens as are asked
+/// for, see RouteBlocks. Scores of a shorter last block are those of the k of a whole block, of which its share is
+/// chosen.
 ///
 /// Where the length is no multiple of block_size, the tokens are copied with padding behind them. With a mask, a
 /// block's share is by the tokens up to the last real one of its sample, and at most so many are chosen: padding behind
