@@ -152,6 +152,7 @@ class Library(Calls):
         self._in_order = operator.itemgetter(*[self.names.index(name) for name in shapes])
         sizes, offsets = gradient_sizes(self.shapes)
         self.gradient_size = sum(sizes)
+        self._pieces = [(shape, torch.empty(shape, device='meta').stride(), offset) for shape, offset in zip(self.shapes, offsets)]
         self._gradient_offsets = self._in_order([offset * self.gradient_dtype.itemsize for offset in offsets])
         self.dim = next(shape[-1] for name, shape in shapes.items() if name.endswith('routing_token'))
 
@@ -168,7 +169,8 @@ class Library(Calls):
         return out, (tensor_of_handle(self._as_tensor(handle)) if save else None)
 
     def backward(self, saved, d_out, inputs, masks, parameters, keep):
-        """Returns the gradients of the inputs, and those of the parameters as one tensor: see split_gradients."""
+        """Returns the gradients of the inputs, and those of the parameters as one tensor: see split_gradients, and `split`,
+        which is faster."""
         d_inputs = [torch.empty_like(x) for x in inputs]
         gradients = torch.zeros(self.gradient_size, dtype=self.gradient_dtype, device=d_out.device)
         numbers = self.place(d_out.device)
@@ -182,6 +184,9 @@ class Library(Calls):
         numbers += [first + offset for offset in self._gradient_offsets]
         self.call(self._backward, numbers)
         return d_inputs, gradients
+
+    def split(self, gradients):
+        return [gradients.as_strided(*piece) for piece in self._pieces]
 
     def expect_inputs(self, inputs, masks):
         """Throws unless inputs (b, n, d) and masks (b, n), or maps with masks (b, h, w), fit the module and each other."""

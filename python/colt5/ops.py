@@ -67,7 +67,7 @@ class Call(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         return (None,) * 6 + tuple(
             d if needed else None
-            for d, needed in zip([*d_inputs, *split_gradients(gradients, ctx.library.shapes)], wanted[6:]))
+            for d, needed in zip([*d_inputs, *ctx.library.split(gradients)], wanted[6:]))
 
 
 @torch.library.custom_op('colt5::forward', mutates_args=())
