@@ -40,11 +40,14 @@ void train(const Cpu& policy, const TokensTensor<float, Cpu>& tokens) {
     optimizer.step(block, gradients);
 }
 """
+call = """template auto infer<Block<{0}>>(const Cpu&, const TokensTensor<float, Cpu>&);
+"""
 step = """template void train<Block<{0}>>(const Cpu&, const TokensTensor<float, Cpu>&);
 """
 programs = {
     'nothing but the #include': '#include <colt5/colt5.hpp>\n',
-    'one block, inference': block + infer + 'template auto infer<Block<64>>(const Cpu&, const TokensTensor<float, Cpu>&);\n',
+    'one block, inference': block + infer + call.format(64),
+    'three blocks, inference': block + infer + ''.join(call.format(dim) for dim in (64, 128, 512)),
     'one block, training': block + train + step.format(64),
     'three blocks, training': block + train + ''.join(step.format(dim) for dim in (64, 128, 512)),
     'all kernels of float': '#include <colt5/kernels.hpp>\n',

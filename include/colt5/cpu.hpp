@@ -3,8 +3,8 @@
 
 /// The backend for the host, complete: the policy Cpu and its kernels of every operation.
 ///
-/// Where COLT5_DECLARE_KERNELS is defined, kernels are only declared, which compiles in less than half of the time; one
-/// other translation unit of the program includes <colt5/kernels.hpp>. Expressions are compiled where they are written.
+/// Where COLT5_DECLARE_KERNELS is defined, kernels are only declared, which compiles faster; one other translation unit
+/// of the program includes <colt5/kernels.hpp>. Expressions are compiled where they are written.
 
 #include <colt5/core/error.hpp>
 #include <colt5/core/random.hpp>
