@@ -181,7 +181,9 @@ TEST_CASE_TEMPLATE("pack: comparisons, masks and choices keep their lanes", S, P
     }
 }
 
-TEST_CASE_TEMPLATE("pack: nothing compares with NaN, but everything differs from it", S, PACK_SHAPES) {
+TEST_CASE_TEMPLATE(
+    "pack: nothing compares with NaN, but everything differs from it; max and min give the second operand", S,
+    PACK_SHAPES) {
     using T = typename S::Scalar;
     const auto x = S::load(S::ascending());
     const typename S::Pack nan(std::numeric_limits<T>::quiet_NaN());
@@ -189,6 +191,10 @@ TEST_CASE_TEMPLATE("pack: nothing compares with NaN, but everything differs from
     CHECK(S::store(x <= nan) == typename S::Bits{});
     CHECK(S::store(nan == nan) == typename S::Bits{});
     CHECK(S::store(nan != nan) == S::every(1));
+    CHECK(S::store(max(x, nan) == max(x, nan)) == typename S::Bits{});
+    CHECK(S::store(min(x, nan) == min(x, nan)) == typename S::Bits{});
+    CHECK(S::store(max(nan, x) == x) == S::every(1));
+    CHECK(S::store(min(nan, x) == x) == S::every(1));
 }
 
 TEST_CASE("pack: numbers are converted entry by entry, both ways") {

@@ -85,8 +85,8 @@ TEST_CASE_TEMPLATE("expressions: compound functions equal a loop", T, float, dou
           "none");
 }
 
-TEST_CASE_TEMPLATE("expressions: GELU, its slope, SiLU and the sigmoid far below 0, and at the infinities", T, float,
-                   double) {
+TEST_CASE_TEMPLATE("expressions: GELU, its slope, ReLU, SiLU and the sigmoid far below 0, at the infinities and NaN", T,
+                   float, double) {
     const auto exact_gelu = [](double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); };
     const auto exact_slope = [](double x) {
         return 0.5 * std::erfc(-x / std::sqrt(2.0)) + x * std::exp(-x * x / 2) * 0.39894228040143267794;
@@ -114,11 +114,13 @@ TEST_CASE_TEMPLATE("expressions: GELU, its slope, SiLU and the sigmoid far below
             for (const T value : to_host(policy, y)) CHECK((value == want || (std::isnan(value) && std::isnan(want))));
         };
         const auto gelu_of = [](const auto& a) { return gelu(a); };
+        const auto relu_of = [](const auto& a) { return relu(a); };
         const auto slope_of = [](const auto& a) { return gelu_slope(a); };
         const auto sigmoid_of = [](const auto& a) { return sigmoid(a); };
         for (const auto& [at, value, slope] :
              {std::array{-infinity, T(0), T(0)}, std::array{infinity, infinity, T(1)}, std::array{nan, nan, nan}}) {
             check(at, gelu_of, value);
+            check(at, relu_of, value);
             check(at, silu_of, value);
             check(at, slope_of, slope);
             check(at, sigmoid_of, slope);

@@ -80,23 +80,27 @@ TEST_CASE_TEMPLATE("row reductions stand inside expressions, and inside each oth
     }
 }
 
-TEST_CASE("row_log_sum_exp neither overflows nor makes a NaN of infinities") {
+TEST_CASE("row_log_sum_exp neither overflows nor makes a NaN of infinities, and keeps a NaN") {
     const Cpu policy(1);
-    const float infinity = std::numeric_limits<float>::infinity();
+    const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
     for (const Index columns : {1, 3, 8, 37}) {
-        MatrixTensor<float, Cpu> x(policy, {4, columns});
+        MatrixTensor<float, Cpu> x(policy, {7, columns});
         for (Index j = 0; j < columns; ++j) {
             x.view()(0, j) = 1000;
             x.view()(1, j) = -infinity;
             x.view()(2, j) = j == 0 ? 5 : -infinity;
             x.view()(3, j) = j == 0 ? infinity : 0;
+            x.view()(4, j) = j == columns - 1 ? nan : -infinity;
+            x.view()(5, j) = j == columns - 1 ? nan : 2;
+            x.view()(6, j) = j == columns - 1 ? nan : infinity;
         }
-        VectorTensor<float, Cpu> result(policy, {4});
+        VectorTensor<float, Cpu> result(policy, {7});
         assign(policy, result, row_log_sum_exp(x));
         CHECK(close(result.view()[0], 1000 + std::log(static_cast<double>(columns)), 2));
         CHECK(result.view()[1] == -infinity);
         CHECK(result.view()[2] == 5.0f);
         CHECK(result.view()[3] == infinity);
+        for (const Index row : {4, 5, 6}) CHECK(std::isnan(result.view()[row]));
     }
 }
 

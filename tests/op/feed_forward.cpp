@@ -2,6 +2,8 @@
 #include <doctest/doctest.h>
 
 #include <array>
+#include <cmath>
+#include <limits>
 
 #include <colt5/cpu/expr.hpp>
 #include <colt5/cpu/feed_forward.hpp>
@@ -171,6 +173,19 @@ TEST_CASE("feed_forward: does not change with the scale of its rows, where squar
         CHECK(relative_error(large.hidden_weight, d.hidden_weight) <= 1e-5);
         c.x = times(policy, c.x, 1 / scale);
     }
+}
+
+TEST_CASE("feed_forward: a NaN in a token makes this token NaN, both ways, and no other") {
+    const Cpu policy(1);
+    Case<float> c(policy, 1, 3, 37, 19);
+    c.x.view()(0, 1, 5) = std::numeric_limits<float>::quiet_NaN();
+    const auto y = feed_forward(policy, c.x, c.parameters());
+    const Gradients<float> d = fused(policy, c, {}, false);
+    for (Index i = 0; i < 3; ++i)
+        for (Index j = 0; j < 37; ++j) {
+            CHECK(std::isnan(y.view()(0, i, j)) == (i == 1));
+            CHECK(std::isnan(d.x.view()(0, i, j)) == (i == 1));
+        }
 }
 
 TEST_CASE("feed_forward: errors name the argument and both shapes") {

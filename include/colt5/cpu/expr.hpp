@@ -197,10 +197,10 @@ private:
     T reduced() const {
         if constexpr (std::is_same_v<Reducer, expr::LogSumExp>) {
             const T largest = reduce_row<expr::Largest, T, Lanes>(columns_, a_);
-            if (!std::isfinite(largest)) return largest;
-            const Pack<T, Lanes> shift(largest);
+            const T finite = std::isfinite(largest) ? largest : T(0);  // of −∞ and NaN the largest may be −∞
+            const Pack<T, Lanes> shift(finite);
             const auto exponential = [&](Index column, auto count) { return exp(a_(column, count) - shift); };
-            return largest + std::log(reduce_row<expr::Sum, T, Lanes>(columns_, exponential));
+            return finite + std::log(reduce_row<expr::Sum, T, Lanes>(columns_, exponential));
         } else if constexpr (std::is_same_v<Reducer, expr::Norm>) {
             return scaled_norm<T>([&](T scale) {
                 const auto square = [&](Index column, auto count) {

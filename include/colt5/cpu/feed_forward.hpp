@@ -25,7 +25,7 @@ void gelu_row_with_slope(const T* x, Index count, T* y, T* slope) {
         const Batch<T> v = load(x + j, width);
         const NormalTail<T> tail(v);
         store(y + j, gelu(tail, v), width);
-        store(slope + j, gelu_slope(tail), width);
+        store(slope + j, gelu_slope(tail, v), width);
     });
 }
 

@@ -158,11 +158,11 @@ Pack<T, Lanes> operator-(const Pack<T, Lanes>& a) {
 }
 template <typename T, Index Lanes>
 Pack<T, Lanes> max(const Pack<T, Lanes>& a, const Pack<T, Lanes>& b) {
-    return detail::each([](const auto& x, const auto& y) { return xsimd::max(x, y); }, a, b);
+    return detail::each([](const auto& x, const auto& y) { return cpu::max(x, y); }, a, b);
 }
 template <typename T, Index Lanes>
 Pack<T, Lanes> min(const Pack<T, Lanes>& a, const Pack<T, Lanes>& b) {
-    return detail::each([](const auto& x, const auto& y) { return xsimd::min(x, y); }, a, b);
+    return detail::each([](const auto& x, const auto& y) { return cpu::min(x, y); }, a, b);
 }
 template <typename T, Index Lanes>
 Pack<T, Lanes> pow(const Pack<T, Lanes>& a, const Pack<T, Lanes>& b) {

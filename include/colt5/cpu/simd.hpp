@@ -319,6 +319,17 @@ std::pair<Batch<T>, Batch<T>> sincos(const Batch<T>& x) {
     return xsimd::sincos(x);
 }
 
+/// The larger and the smaller of a and b; b where one of them is NaN. Which operand xsimd's own give then depends on
+/// its version.
+template <typename T>
+Batch<T> max(const Batch<T>& a, const Batch<T>& b) {
+    return xsimd::select(a > b, a, b);
+}
+template <typename T>
+Batch<T> min(const Batch<T>& a, const Batch<T>& b) {
+    return xsimd::select(a < b, a, b);
+}
+
 /// The normal distribution function Φ far below 0 is  Φ(−a) = exp(−a² / 2) · m(a)  with a smooth m, while 1 + erf
 /// cancels there. With r = 1 / (a + c), u = 1 − 2 c r: m(a) = r · Σ coefficient[i] uⁱ, which interpolates
 /// exp(a² / 2) erfc(a / √2) / (2 r) at the Chebyshev nodes of a = 0 … limit, with an error of 2⁻²⁹ and 2⁻⁵⁶ of m.
@@ -344,8 +355,7 @@ struct NormalTail {
     }();
 
     explicit NormalTail(const Batch<T>& x)
-        : inside(xsimd::min(Batch<T>(limit), xsimd::max(Batch<T>(-limit), x))),  // in this order a NaN stays one
-          distance(xsimd::abs(inside)) {
+        : inside(xsimd::min(xsimd::max(x, Batch<T>(-limit)), Batch<T>(limit))), distance(xsimd::abs(inside)) {
         // The rounding of a² would move exp(−a² / 2) by up to a² / 4 ULP: it is found by halving the digits of a.
         const Batch<T> split = distance * Batch<T>(single ? T(0x1001) : T(0x8000001));
         const Batch<T> high = split - (split - distance), low = distance - high;
@@ -361,7 +371,7 @@ struct NormalTail {
         ratio = r * sum;
     }
 
-    Batch<T> inside;    ///< x within ±limit
+    Batch<T> inside;    ///< x within ±limit; anything for a NaN
     Batch<T> distance;  ///< its magnitude, a
     Batch<T> bell;      ///< exp(−a² / 2)
     Batch<T> ratio;     ///< m(a)
@@ -372,16 +382,16 @@ struct NormalTail {
 template <typename T>
 Batch<T> gelu(const NormalTail<T>& tail, const Batch<T>& x) {
     const Batch<T> below = tail.bell * (tail.ratio * tail.inside);
-    return xsimd::select(x > Batch<T>(T(0)), x - below, below);
+    return xsimd::select(x <= Batch<T>(T(0)), below, x - below);
 }
 
 /// The derivative Φ(x) + x φ(x), φ(x) = exp(−x² / 2) / √(2π). Within 3 ULP of 1 everywhere, and within 8 of its own
 /// for x < −1 where φ(x) is normal; 0 at −∞, 1 at +∞.
 template <typename T>
-Batch<T> gelu_slope(const NormalTail<T>& tail) {
+Batch<T> gelu_slope(const NormalTail<T>& tail, const Batch<T>& x) {
     constexpr auto density = static_cast<T>(std::numbers::inv_sqrtpi / std::numbers::sqrt2);
     const Batch<T> below = tail.bell * xsimd::fma(Batch<T>(-density), tail.distance, tail.ratio);
-    return xsimd::select(tail.inside > Batch<T>(T(0)), Batch<T>(T(1)) - below, below);
+    return xsimd::select(x == x, xsimd::select(x <= Batch<T>(T(0)), below, Batch<T>(T(1)) - below), x);
 }
 
 template <typename T>
@@ -390,7 +400,7 @@ Batch<T> gelu(const Batch<T>& x) {
 }
 template <typename T>
 Batch<T> gelu_slope(const Batch<T>& x) {
-    return gelu_slope(NormalTail<T>(x));
+    return gelu_slope(NormalTail<T>(x), x);
 }
 
 }  // namespace colt5::cpu
