@@ -117,13 +117,30 @@ TEST_CASE("layer_norm: the gradients are those of finite differences; those of p
     }
 }
 
-TEST_CASE("layer_norm: a constant row gives the bias") {
+TEST_CASE("layer_norm: a constant row gives the bias, however its mean is rounded") {
     const Cpu policy(1);
-    const Case<float> c(policy, {1, 2, 13});
-    const auto constant = filled<float>(policy, c.x.shape(), 0.375);
-    const auto y = layer_norm(policy, constant, c.weight, c.bias);
-    for (Index i = 0; i < 2; ++i)
-        for (Index j = 0; j < 13; ++j) CHECK(y.view()(0, i, j) == doctest::Approx(c.bias.view()(j)).epsilon(1e-6));
+    for (const Index d : {3, 13, 16, 100, 515, 1000}) {
+        const Case<float> c(policy, {1, 2, d});
+        for (const float value : {0.375f, 1000.1f, 1e4f + 0.3f, -1e8f}) {
+            CAPTURE(value);
+            const auto constant = filled<float>(policy, c.x.shape(), static_cast<double>(value));
+            const auto y = layer_norm(policy, constant, c.weight, c.bias);
+            for (Index i = 0; i < 2; ++i)
+                for (Index j = 0; j < d; ++j) CHECK(y.view()(0, i, j) == c.bias.view()(j));
+        }
+    }
+}
+
+TEST_CASE("layer_norm: the gradient of a large constant row is finite where it does not fill a batch") {
+    const Cpu policy(1);
+    const auto x = filled<float>(policy, std::array<Index, 3>{1, 1, 3}, 0x1p120);
+    auto d_y = filled<float>(policy, x.shape(), 0);
+    const auto weight = filled<float>(policy, std::array<Index, 1>{3}, 1);
+    auto d_weight = filled<float>(policy, weight.shape(), 0), d_bias = copy_of(policy, d_weight);
+    d_y.data()[0] = 1;
+    const auto d_x = layer_norm_vjp(policy, d_y, x, weight, d_weight.view(), d_bias.view());
+    for (Index j = 0; j < 3; ++j)
+        CHECK(d_x.data()[j] == doctest::Approx(std::sqrt(1e5) * (j == 0 ? 2 : -1) / 3).epsilon(1e-5));
 }
 
 TEST_CASE_TEMPLATE("layer_norm: does not change with the scale of its rows, where sums or squares overflow either", T,

@@ -34,21 +34,20 @@ private:
         Batch<T> sum(T(0));
         for_each_batch<T>(d, [&](Index j, Index width) { sum += load(x + j, width); });
         mean = reduce_add(sum) / static_cast<T>(d);
-        const auto centered = [&](Index j, Index width) {
-            const Batch<T> value = load(x + j, width) - Batch<T>(mean);
-            return width < lanes<T> ? pad(value, width, T(0)) : value;
-        };
-        if (unit != T(1)) {  // its rounding, beside which ε is nothing, would count as deviation in a constant row
-            Batch<T> rest(T(0));
-            for_each_batch<T>(d, [&](Index j, Index width) { rest += centered(j, width); });
-            mean += reduce_add(rest) / static_cast<T>(d);
-        }
-        Batch<T> squares(T(0));
-        for_each_batch<T>(d, [&](Index j, Index width) {
-            const Batch<T> value = centered(j, width);
+        // The rounding of the mean would be the deviation of a nearly constant row: both are corrected by the sum of
+        // deviations, which is 0 but for it.
+        Batch<T> rest(T(0)), squares(T(0));
+        const auto add = [&](const Batch<T>& value) {
+            rest += value;
             squares = xsimd::fma(value, value, squares);
-        });
-        const T square = reduce_add(squares);
+        };
+        const Index whole = d / lanes<T> * lanes<T>;
+        for (Index j = 0; j < whole; j += lanes<T>) add(load(x + j) - Batch<T>(mean));
+        if (whole < d) add(pad(load_partial(x + whole, d - whole) - Batch<T>(mean), d - whole, T(0)));
+        const T sum_of_rest = reduce_add(rest), correction = sum_of_rest / static_cast<T>(d);
+        mean += correction;
+        const T corrected = reduce_add(squares) - sum_of_rest * correction,
+                square = corrected < T(0) ? T(0) : corrected;
         const T eps = std::max(static_cast<T>(layer_norm_eps) * unit * unit, std::numeric_limits<T>::min());
         inverse_deviation = T(1) / std::sqrt(square / static_cast<T>(d) + eps);
         return square;
@@ -81,7 +80,9 @@ void normalize_rows_vjp(const LayerNormParameters<const T>& norm, T* d_x, std::a
         const Batch<T> mean(row.mean), inverse(row.inverse_deviation), slope(row.inverse_deviation * row.unit);
         Batch<T> h_sum(T(0)), hz_sum(T(0));  // of the padded lanes h is 0
         for_each_batch<T>(d, [&](Index j, Index width) {
-            const Batch<T> dy = load(g + j, width), z = (load(in + j, width) - mean) * inverse;
+            const Batch<T> dy = load(g + j, width);
+            Batch<T> z = (load(in + j, width) - mean) * inverse;
+            if (width < lanes<T>) z = pad(z, width, T(0));  // or it may be infinite there
             const Batch<T> h = dy * load(weight + j, width);
             h_sum += h;
             hz_sum = xsimd::fma(h, z, hz_sum);

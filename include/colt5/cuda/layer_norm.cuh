@@ -31,26 +31,24 @@ struct RowMoments {
 private:
     template <typename Row>
     __device__ Sum square_of_deviations(const Row& x, Index d) {
-        Sum sum = 0, squares = 0;
+        Sum sum = 0, rest = 0, squares = 0;
         x.for_each([&](Index, const auto& in) {
             for (const auto value : in.values) sum += static_cast<Sum>(value) * unit;
         });
         mean = warp_sum(sum) / static_cast<Sum>(d);
-        if (unit !=
-            Sum(1)) {  // at this size ε vanishes, and the mean's rounding would be the deviation of a constant row
-            Sum rest = 0;
-            x.for_each([&](Index, const auto& in) {
-                for (const auto value : in.values) rest += static_cast<Sum>(value) * unit - mean;
-            });
-            mean += warp_sum(rest) / static_cast<Sum>(d);
-        }
+        // The rounding of the mean would be the deviation of a nearly constant row: both are corrected by the sum of
+        // deviations, which is 0 but for it.
         x.for_each([&](Index, const auto& in) {
             for (const auto value : in.values) {
                 const Sum centered = static_cast<Sum>(value) * unit - mean;
+                rest += centered;
                 squares += centered * centered;
             }
         });
-        squares = warp_sum(squares);
+        rest = warp_sum(rest);
+        const Sum correction = rest / static_cast<Sum>(d), corrected = warp_sum(squares) - rest * correction;
+        mean += correction;
+        squares = corrected < Sum(0) ? Sum(0) : corrected;
         const Sum eps = ::max(static_cast<Sum>(layer_norm_eps) * unit * unit, std::numeric_limits<Sum>::min());
         inverse = Sum(1) / ::sqrt(squares / static_cast<Sum>(d) + eps);
         return squares;
