@@ -194,7 +194,10 @@ TEST_CASE_TEMPLATE("dense_attention: what is not finite in masked keys counts as
         Case<T> c(policy, {2, 2, 70, 300, 2, 3}, true, scaled);
         const auto fill_masked = [&](T value) {
             for (Index j = 0; j < 2 * 2 * 300; ++j)
-                if (!c.mask.data()[j]) std::fill_n(c.kv.data() + j * 12, 12, value);
+                if (!c.mask.data()[j]) {
+                    std::fill_n(c.kv.data() + j * 12, 12, value);
+                    c.value_scale.data()[j] = value;
+                }
         };
         fill_masked(0);
         const auto saved = forward(policy, c);

@@ -185,8 +185,11 @@ void dense_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
                 for (Index copy = 0; copy < cpu::bias_copies; ++copy) sum += d.d_bias[copy * bias_entries + i];
                 d_by_distance.view()(b, h, i) = sum / dense.head.scale;
             }
-        for (Index j = 0; j < keys && value_scale; ++j)
-            cpu::scale_row(d.d_v + j * kv_stride, dim, dense.head.value_scale[j]);
+        for (Index j = 0; j < keys && value_scale; ++j) {
+            T *const row = d.d_v + j * kv_stride, scale = dense.head.value_scale[j];
+            const auto is_zero = [](T x) { return x == T(0); };  // of all entries: no query sees the key
+            if (std::isfinite(scale) || !std::all_of(row, row + dim, is_zero)) cpu::scale_row(row, dim, scale);
+        }
     });
     if constexpr (has_bias) cpu::add_bias_gradient(policy, d_table, d_by_distance.const_view(), bias.buckets);
     if (!value_scale) return;

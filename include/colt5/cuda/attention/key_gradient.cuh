@@ -84,7 +84,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         for (int half = 0; half < 2; ++half) {
             const int key = first + accumulator_row() + 8 * half;
             visible[half] = next_visible[half];
-            value_scale[half] = has_value_scale && key < a.keys ? a.value_scale[block.of_keys(a) + key] : Sum(1);
+            // That of a masked key, whose gradients are 0, may be NaN.
+            const bool is_scaled = has_value_scale && key < a.keys && visible[half] != 0;
+            value_scale[half] = is_scaled ? a.value_scale[block.of_keys(a) + key] : Sum(1);
         }
 #pragma unroll
         for (int j = 0; j < width / 8; ++j)

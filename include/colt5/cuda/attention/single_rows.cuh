@@ -125,8 +125,10 @@ __device__ __noinline__ Sum key_gradient_row(T* d_k, T* d_v, const T* k_row, con
     const LaneEntries<Sum> k(k_row, dim), v(v_row, dim);
     const Sum to_log2 = scale * static_cast<Sum>(log2_e);
     LaneEntries<Sum> of_k, of_v;
+    bool is_seen = false;
     for (int i = range.begin; i < range.end; ++i) {
         if (add_bias.hides(i)) continue;
+        is_seen = true;
         const LaneEntries<Sum> query(q[i], dim), d_o(d_out[i], dim);
         const Sum p = fast_exp2(add_bias(query.dot(k), i) * to_log2 - shifts[i]);
         of_v.add(p, d_o);
@@ -134,7 +136,7 @@ __device__ __noinline__ Sum key_gradient_row(T* d_k, T* d_v, const T* k_row, con
     }
     const Sum d_value_scale = of_v.dot(v);
     of_k.scale(scale);
-    of_v.scale(value_scale);
+    of_v.scale(is_seen ? value_scale : Sum(1));  // 0 for a key that no query sees, whose value's scale may be NaN
     of_k.store(d_k, dim);
     of_v.store(d_v, dim);
     return d_value_scale;
