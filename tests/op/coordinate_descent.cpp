@@ -261,6 +261,22 @@ TEST_CASE("coordinate_descent: stopping early changes no bit") {
     CHECK(same_bits(never.saturated, longest.saturated));
 }
 
+TEST_CASE("coordinate_descent: from minus the logits, stopping early changes no bit either") {
+    const Cpu policy(1);
+    const CoordinateDescent descent{.n_iters = 50, .eps = 1, .start = DescentStart::minus_logits};
+    CoordinateDescent unstopped = descent;
+    unstopped.eps_init = 1 + 1e-13;
+    unstopped.eps_decay = 1 - 1e-16;
+    for (const float last : {-15.0f, -9.0f, -8.0f, -7.0f, -6.0f}) {
+        const auto logits = from_host<TokensTensor<float, Cpu>>(policy, {1, 1, 3}, std::vector{-10.0f, -9.75f, last});
+        const auto saved = coordinate_descent_forward(policy, descent, 2, logits, {}),
+                   never = coordinate_descent_forward(policy, unstopped, 2, logits, {});
+        CHECK(same_bits(saved.scores, never.scores));
+        CHECK(same_bits(saved.threshold, never.threshold));
+        CHECK(same_bits(saved.saturated, never.saturated));
+    }
+}
+
 TEST_CASE_TEMPLATE("coordinate_descent: a threshold that stands still goes on where epsilon still falls", T, float,
                    double) {
     const Cpu policy(1);
@@ -324,6 +340,18 @@ TEST_CASE("coordinate_descent: solved to convergence, the scores sum to k") {
     const auto scores = to_host(policy, coordinate_descent_forward(policy, descent, 2, ties, {}).scores);
     for (std::size_t i = 0; i < 4; ++i) CHECK(scores[i] == doctest::Approx(0.5).epsilon(1e-12));
     CHECK(scores[4] < 1e-100);
+}
+
+TEST_CASE("coordinate_descent: solved to convergence, as many tokens wanted as have a logit above -infinity") {
+    const Cpu policy(1);
+    const double infinity = std::numeric_limits<double>::infinity();
+    const CoordinateDescent descent{.eps = 1, .iterate_to_convergence = true};
+    const auto logits = row_of(policy, {5, 1, 1, -infinity}), d_scores = row_of(policy, {1, 2, -1, 3});
+    const auto saved = coordinate_descent_forward(policy, descent, 3, logits, {});
+    for (Index i = 0; i < 4; ++i) CHECK(saved.scores.data()[i] == (i < 3 ? 1.0 : 0.0));
+    const auto d = coordinate_descent_vjp(policy, descent, 3, saved, d_scores, logits, {});
+    for (const double ds : to_host(policy, d.d_logits)) CHECK(ds == 0);
+    CHECK(d.d_k.data()[0] == 0);
 }
 
 TEST_CASE("coordinate_descent: far more tokens wanted than there are, every score is 1 and the gradient 0") {

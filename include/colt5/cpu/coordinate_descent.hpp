@@ -107,9 +107,12 @@ void descend(const DescentRow<T>& row, T largest, const CoordinateDescent& desce
         double exponentials = sums.exponentials;
         if (descent.start == DescentStart::minus_logits)  // saturated logits count with τ_{t−1} before its rounding
             exponentials += sums.saturated * std::expm1((exact - static_cast<double>(threshold[t - 1])) / eps);
-        exact = static_cast<double>(shift) + eps * (std::log(exponentials) - std::log(row.k));
-        threshold[t] = static_cast<T>(exact);
-        if (threshold[t] == threshold[t - 1] && descent.step_eps(t + 1) == eps && descent.step_eps(steps) == eps) {
+        const double next = static_cast<double>(shift) + eps * (std::log(exponentials) - std::log(row.k));
+        threshold[t] = static_cast<T>(next);
+        const bool repeats =
+            descent.start == DescentStart::minus_logits ? next == exact : threshold[t] == threshold[t - 1];
+        exact = next;
+        if (repeats && descent.step_eps(t + 1) == eps && descent.step_eps(steps) == eps) {
             std::fill(threshold + t + 1, threshold + steps + 1, threshold[t]);  // every later step repeats this one
             std::fill(saturated + t, saturated + steps, saturated[t - 1]);
             break;
@@ -118,16 +121,17 @@ void descend(const DescentRow<T>& row, T largest, const CoordinateDescent& desce
 }
 
 /// τ with Σ min(1, exp((s − τ) / ε)) = k: starts at the ⌈k⌉-th largest logit and alternates between counting the
-/// saturated logits and solving for τ with that count; −∞ when k is not less than the number of finite logits.
+/// saturated logits and solving for τ with that count; −∞ when k is not less than the number of logits above −∞.
 template <typename T>
 T solve_threshold(const DescentRow<T>& row, double eps) {
-    if (row.k >= static_cast<double>(row.valid)) return -row.infinity;
+    const auto candidates =
+        std::count_if(row.logit, row.logit + row.length, [&](T logit) { return logit > -row.infinity; });
+    if (row.k >= static_cast<double>(candidates)) return -row.infinity;
     T* const sorted = thread_scratch<T, struct SortedLogits>(row.length);
     std::copy_n(row.logit, row.length, sorted);
     const auto rank = static_cast<Index>(std::ceil(row.k)) - 1;
     std::nth_element(sorted, sorted + rank, sorted + row.length, std::greater<>());
     T threshold = std::min(sorted[rank], std::numeric_limits<T>::max());
-    if (threshold == -row.infinity) return threshold;
     for (int i = 0; i < 100; ++i) {
         const ThresholdSums sums = threshold_sums(row, threshold, threshold, eps);
         const double below = sums.exponentials - sums.saturated;  // Σ over s <= τ of exp((s − τ) / ε)

@@ -70,7 +70,7 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
     bool eps_is_last = false;  // all later iterations have the same ε
     T rest = 0;                // of τ_{t−1}
     for (; t <= descent.n_iters; ++t) {
-        const T before = tau, shift = ::min(row.largest, tau);  // the largest of min(s, τ)
+        const T shift = ::min(row.largest, tau);  // the largest of min(s, τ)
         const auto step = threshold_step(row, tau, shift, inverse_eps, [&](const Partial& sums) {
             double exponentials = sums.value + sums.count;
             if (descent.start == DescentStart::minus_logits)  // saturated logits count with τ_{t−1} before its rounding
@@ -80,6 +80,8 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
             return ThresholdStep<T>{static_cast<T>(next), static_cast<T>(sums.count),
                                     static_cast<T>(next - static_cast<double>(static_cast<T>(next)))};
         });
+        // The next step reads the rest only of minus_logits.
+        const bool repeats = step.threshold == tau && (descent.start == DescentStart::zero || step.rest == rest);
         tau = step.threshold;
         rest = step.rest;
         if (writes) {
@@ -92,7 +94,7 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
             eps = next_eps;
             inverse_eps = static_cast<T>(1 / eps);
         }
-        if (tau == before && eps_is_last) {  // all later iterations would repeat this one
+        if (repeats && eps_is_last) {  // all later iterations would repeat this one
             if (row.team.rank() == 0)
                 for (int later = t + static_cast<int>(threadIdx.x); later < descent.n_iters; later += Team::threads) {
                     threshold[later + 1] = tau;
@@ -105,8 +107,7 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
 }
 
 /// τ with Σ min(1, exp((s − τ) / ε)) = k: starts at the ⌈k⌉-th largest logit and alternates between counting the
-/// saturated logits and solving for τ with that count; −∞ when k is at least the number of real tokens, or when
-/// fewer than ⌈k⌉ of them are above −∞.
+/// saturated logits and solving for τ with that count; −∞ when k is not less than the number of logits above −∞.
 template <typename Team, typename T>
 __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, double eps) {
     if (k >= row.valid) return -row.infinity;
@@ -114,11 +115,14 @@ __device__ T solve_threshold(MaskedRow<Team, T>& row, Index length, double k, do
     const auto selection = select_smallest<Key>(row.team, Rank<T>::bits, length, static_cast<Index>(::ceil(k)),
                                                 [&](Index i) { return Key{Rank<T>::of(row[i])}; });
     T least = row.infinity;  // the ⌈k⌉-th largest logit: select_smallest may stop before the last digits
-    for (Index i = threadIdx.x; i < row.team.count; i += Team::threads)
+    unsigned candidates = 0;
+    for (Index i = threadIdx.x; i < row.team.count; i += Team::threads) {
         if (selection(Key{Rank<T>::of(row[i])})) least = ::min(least, row[i]);
-    T threshold = static_cast<T>(row.team.combine(least, 0u, row.infinity, Smaller()).value);
-    if (threshold == -row.infinity) return threshold;
-    threshold = ::min(threshold, std::numeric_limits<T>::max());
+        candidates += row[i] > -row.infinity ? 1 : 0;
+    }
+    const Partial all = row.team.combine(least, candidates, row.infinity, Smaller());
+    if (k >= all.count) return -row.infinity;
+    T threshold = ::min(static_cast<T>(all.value), std::numeric_limits<T>::max());
     const T inverse_eps = static_cast<T>(1 / eps);
     for (int i = 0; i < 100; ++i) {
         const auto step = threshold_step(row, threshold, threshold, inverse_eps, [&](const Partial& sums) {
