@@ -50,26 +50,17 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 
     // State of the warp's 16 queries of the current tile. `first` is the number of the first query, `position` its
     // place among the keys, `own` its row in shared memory. Each thread holds entries of two rows, 8 apart, which
-    // `half` tells apart. `largest`, `total` and `sum` are the running maximum, denominator and numerator of the online
-    // softmax.
+    // `half` tells apart.
     int first = 0, position = 0;
     T* own = nullptr;
     Left<Arithmetic, width, true> q;
-    Sum largest[2], total[2], sum[width / 8][4];
+    OnlineSoftmax<Sum, width> softmax;
     const auto begin = [&](int tile) {
         first = block.first + tile * Shape::tile_rows + 16 * warp;
         position = a.first + first;
         own = shared.q[tile % Shape::tile_buffers] + 16 * warp * Tile::stride;
         q = Left<Arithmetic, width, true>(own);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            largest[half] = -infinity;
-            total[half] = 0;
-        }
-#pragma unroll
-        for (int j = 0; j < width / 8; ++j)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) sum[j][e] = 0;
+        softmax.reset();
         return position;
     };
     // Called by stream_keys, which documents the arguments; `at` is its group_at.
@@ -86,43 +77,12 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             for (int c = 0; c < groups; ++c) {
                 const int columns = first_key + 16 * (group + c);
                 head_bias.add_to_queries(score[c], first, columns);
-                if (!reach.has_all(position, columns))
-                    for_each_entry([&](int j, int e, int row, int column) {
-                        if (reach.excludes(columns + column - position - row)) score[c][j][e] = -infinity;
-                    });
-                head_bias.for_each_hidden_of_queries(first, columns, [&](int j, int e) { score[c][j][e] = -infinity; });
-                if (!incomplete) continue;
-                const std::uint32_t visible = at(group + c).stage.visible.of_group(at(group + c).row);
-                if (visible != whole_group)
-                    for_each_entry([&](int j, int e, int, int column) {
-                        if ((visible >> column & 1) == 0) score[c][j][e] = -infinity;
-                    });
+                const GroupMask<RowsAre::queries, HeadBias<T, Bias>> mask{reach, head_bias, first, position, columns};
+                const auto hide = [&](int j, int e) { score[c][j][e] = -infinity; };
+                mask.hide_by_position(hide);
+                if (incomplete) mask.hide_masked(at(group + c).stage.visible.of_group(at(group + c).row), hide);
             }
-            Sum top[2] = {largest[0], largest[1]}, shift[2];
-#pragma unroll
-            for (int c = 0; c < groups; ++c)
-                for_each_entry([&](int j, int e, int, int) { top[e / 2] = ::max(top[e / 2], score[c][j][e]); });
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                top[half] = row_reduce(top[half], Greater());
-                shift[half] = top[half] == -infinity ? Sum(0) : top[half] * to_log2;
-                Sum shrink = fast_exp2(largest[half] * to_log2 - shift[half]);
-                // Exactly 1, whatever the product was rounded to: keys that the query does not see change no bit.
-                if (top[half] == largest[half]) shrink = 1;
-                largest[half] = top[half];
-                total[half] *= shrink;
-#pragma unroll
-                for (int j = 0; j < width / 8; ++j) {
-                    sum[j][2 * half] *= shrink;
-                    sum[j][2 * half + 1] *= shrink;
-                }
-            }
-#pragma unroll
-            for (int c = 0; c < groups; ++c)
-                for_each_entry([&](int j, int e, int, int) {
-                    score[c][j][e] = fast_exp2(score[c][j][e] * to_log2 - shift[e / 2]);
-                    total[e / 2] += score[c][j][e];
-                });
+            softmax.weigh(score, to_log2);
             if (!Shape::slides && a.value_scale != nullptr)
 #pragma unroll
                 for (int c = 0; c < groups; ++c) {
@@ -133,7 +93,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 #pragma unroll
             for (int c = 0; c < groups; ++c) {
                 const auto [stage, row] = at(group + c);
-                Arithmetic::template multiply<width>(sum, score[c], stage.second + row * Tile::stride);
+                Arithmetic::template multiply<width>(softmax.sum, score[c], stage.second + row * Tile::stride);
             }
         };
         for_each_step<Shape::groups_at_once>(range, process_groups);
@@ -142,18 +102,18 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         Sum factor[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const Sum all = row_reduce(total[half], Plus());
+            const Sum all = row_reduce(softmax.total[half], Plus());
             factor[half] = all > Sum(0) ? reciprocal(all) : Sum(0);
             const int query = first + accumulator_row() + 8 * half;
             if (log_sum_exp != nullptr && lane_id() % 4 == 0 && query < a.queries)
-                log_sum_exp[block.of_queries(a) + query] = largest[half] * a.scale + ::log(all);
+                log_sum_exp[block.of_queries(a) + query] = softmax.largest[half] * a.scale + ::log(all);
         }
         // The warp's queries in shared memory are no longer needed: their rows are the staging buffer of the outputs.
-        Tile::store(own, sum, factor[0], factor[1], block.rows(a, a.out.with(out)), first, a.queries, a.dim_head,
-                    Shape::slides || a.vectors);
+        Tile::store(own, softmax.sum, factor[0], factor[1], block.rows(a, a.out.with(out)), first, a.queries,
+                    a.dim_head, Shape::slides || a.vectors);
         // A key that the query does not see (masked, out of reach or hidden) has weight 0, but 0 · NaN makes the whole
         // row NaN. Such rows are recomputed without these keys, over the first result. See single_rows.cuh.
-        unsigned recompute = rows_with_nan(sum);
+        unsigned recompute = rows_with_nan(softmax.sum);
         if (recompute == 0) return;
         __syncwarp();
         for (; recompute != 0; recompute &= recompute - 1) {

@@ -113,13 +113,10 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                         has_value_scale ? rounded_product(d_p[c][j][e], value_scale[e / 2]) : d_p[c][j][e];
                     d_p[c][j][e] = p[c][j][e] * (scaled - dots[column]);
                 });
-                // Queries out of reach have weight 0. Rows that still become NaN, by 0 · NaN in the product, are
+                // Hidden queries have weight 0. Rows that still become NaN, by 0 · NaN in the product, are
                 // recomputed in `end`.
-                if (!reach.has_all(position, columns))
-                    for_each_entry([&](int j, int e, int row, int column) {
-                        if (reach.excludes(columns + column - position - row)) p[c][j][e] = d_p[c][j][e] = 0;
-                    });
-                head_bias.for_each_hidden_of_keys(first, columns, [&](int j, int e) { p[c][j][e] = d_p[c][j][e] = 0; });
+                const GroupMask<RowsAre::keys, HeadBias<T, Bias>> mask{reach, head_bias, first, position, columns};
+                mask.hide_by_position([&](int j, int e) { p[c][j][e] = d_p[c][j][e] = 0; });
                 if constexpr (BiasGradient<Shape, Bias>::is_present) {
                     Sum d_s[2][4];
                     for_each_entry([&](int j, int e, int row, int) {

@@ -62,17 +62,16 @@ inline constexpr std::uint32_t whole_group = 0xffffu;
 /// What the rows of a 16 × 16 accumulator are; its columns are the other ones.
 enum class RowsAre { queries, keys };
 
-/// The mask of 16 rows and 16 streamed columns.
+/// The mask of 16 rows and 16 streamed columns. Functions `hide(j, e)` are called for hidden pairs of the accumulator.
 template <RowsAre rows_are, typename Bias>
 struct GroupMask {
     const Reach& reach;
     const Bias& bias;           // HeadBias
     int row, position, column;  // the first row, its position among the columns, and the first column
-    std::uint32_t visible;      // of the columns; whole_group where these are queries
 
-    /// Calls hide(j, e) for each hidden pair of the accumulator.
+    /// Pairs out of reach, and keys behind those that a query may see.
     template <typename Hide>
-    __device__ void apply(const Hide& hide) const {
+    __device__ void hide_by_position(const Hide& hide) const {
         if (!reach.has_all(position, column))
             for_each_entry([&](int j, int e, int r, int c) {
                 if (reach.excludes(column + c - position - r)) hide(j, e);
@@ -81,15 +80,14 @@ struct GroupMask {
             bias.for_each_hidden_of_queries(row, column, hide);
         else
             bias.for_each_hidden_of_keys(row, column, hide);
+    }
+    /// Masked keys, where columns are keys: those without a bit in `visible`.
+    template <typename Hide>
+    __device__ static void hide_masked(std::uint32_t visible, const Hide& hide) {
         if (visible != whole_group)
             for_each_entry([&](int j, int e, int, int c) {
                 if ((visible >> c & 1) == 0) hide(j, e);
             });
-    }
-    /// Whether it hides one pair, where rows are queries.
-    __device__ bool hides(int r, int c) const {
-        return reach.excludes(column + c - position - r) || (visible >> c & 1) == 0 ||
-               bias.is_hidden(row + r, column + c);
     }
 };
 

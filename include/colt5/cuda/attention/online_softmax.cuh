@@ -49,7 +49,7 @@ __device__ void clear(Sum (&acc)[blocks][4]) {
 /// rows, 8 apart, which `half` tells apart.
 template <typename Sum, int width>
 struct OnlineSoftmax {
-    Sum largest[2], total[2], sum[width / 8][4];  // running maximum, denominator and numerator
+    Sum sum[width / 8][4], total[2], largest[2];  // running numerator, denominator and maximum
 
     __device__ void reset() {
 #pragma unroll
@@ -61,9 +61,8 @@ struct OnlineSoftmax {
     }
 
     /// Replaces the products q·k of `groups` groups of 16 keys by their weights, e^(product · scale − maximum), and
-    /// adds these to the denominator. Hidden keys have −∞. `to_log2` is scale / ln 2. If `hides`, keys that are hidden
-    /// change no bit.
-    template <bool hides, int groups>
+    /// adds these to the denominator. Hidden keys have −∞. `to_log2` is scale / ln 2.
+    template <int groups>
     __device__ void weigh(Sum (&score)[groups][2][4], Sum to_log2) {
         constexpr Sum infinity = std::numeric_limits<Sum>::infinity();
         Sum top[2] = {largest[0], largest[1]}, shift[2];
@@ -75,7 +74,8 @@ struct OnlineSoftmax {
             top[half] = row_reduce(top[half], Greater());
             shift[half] = top[half] == -infinity ? Sum(0) : top[half] * to_log2;
             Sum shrink = fast_exp2(largest[half] * to_log2 - shift[half]);
-            if (hides && top[half] == largest[half]) shrink = 1;  // whatever the product was rounded to
+            // Exactly 1, whatever the product was rounded to: keys that the query does not see change no bit.
+            if (top[half] == largest[half]) shrink = 1;
             largest[half] = top[half];
             total[half] *= shrink;
 #pragma unroll

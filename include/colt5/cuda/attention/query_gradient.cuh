@@ -193,16 +193,11 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     const Sum weight = fast_exp2(p[c][j][e] * to_log2 - shift[e / 2]);
                     d_p[c][j][e] = weight * (d_p[c][j][e] - out_dot[e / 2]);
                 });
-                // Keys out of reach and masked keys contribute nothing, even if their values are not finite.
-                if (!reach.has_all(position, columns))
-                    for_each_entry([&](int j, int e, int row, int column) {
-                        if (reach.excludes(columns + column - position - row)) d_p[c][j][e] = 0;
-                    });
-                head_bias.for_each_hidden_of_queries(first, columns, [&](int j, int e) { d_p[c][j][e] = 0; });
-                if (visible != whole_group)
-                    for_each_entry([&](int j, int e, int, int column) {
-                        if ((visible >> column & 1) == 0) d_p[c][j][e] = 0;
-                    });
+                // Hidden keys contribute nothing, even if their values are not finite.
+                const GroupMask<RowsAre::queries, HeadBias<T, Bias>> mask{reach, head_bias, first, position, columns};
+                const auto hide = [&](int j, int e) { d_p[c][j][e] = 0; };
+                mask.hide_by_position(hide);
+                mask.hide_masked(visible, hide);
                 if constexpr (has_bias) for_each_entry([&](int j, int e, int, int) { d_s_sum[e / 2] += d_p[c][j][e]; });
             }
 #pragma unroll
