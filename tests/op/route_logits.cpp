@@ -206,6 +206,18 @@ TEST_CASE_TEMPLATE("cosine_logits: tokens of any size, and zeros", T, float, dou
     CHECK(d_x.const_view()(0, 1, 1) == doctest::Approx(0.8e10));
 }
 
+TEST_CASE_TEMPLATE("cosine_logits: norms whose product overflows", T, float, double) {
+    const Cpu policy(1);
+    const double largest = std::is_same_v<T, float> ? 2e38 : 1e308, root = std::sqrt(largest) * 10;
+    for (const auto& sizes : {std::array{largest, 1.0}, std::array{root, root}, std::array{1.0, largest / 8}}) {
+        auto x = filled<T>(policy, std::array<Index, 3>{1, 1, 2}, 0);
+        auto token = filled<T>(policy, std::array<Index, 2>{1, 2}, 3 * sizes[1]);
+        x.data()[0] = static_cast<T>(sizes[0]);
+        token.data()[1] = static_cast<T>(4 * sizes[1]);
+        CHECK(cosine_logits(policy, x, token, 2).logits.data()[0] == doctest::Approx(1.2).epsilon(1e-6));
+    }
+}
+
 TEST_CASE("cosine_logits: the same bits with 1 and 2 threads, and for each sequence alone") {
     const Cpu one(1), two(2);
     const Case<float> c(one, {3, 2, 301, 37});

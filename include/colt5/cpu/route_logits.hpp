@@ -48,6 +48,23 @@ void route_logits_vjp_kernel(const Cpu& policy, TokensView<T> d_x, MatrixView<T>
     sums.add_to({VectorView<T>(d_token.data(), {routes * d})});
 }
 
+namespace cpu {
+
+/// a · b / (‖a‖ ‖b‖). Where the inner product overflows, that of the scaled vectors does not.
+template <typename T>
+T cosine(const T* a, const T* b, Index d, T norm_a, T norm_b) {
+    const T product = dot(a, b, d);
+    if (std::isfinite(product)) return product / norm_a / norm_b;
+    const Batch<T> unit(scale_of_large<T>);
+    Batch<T> total(T(0));
+    for_each_batch<T>(d, [&](Index j, Index width) {
+        total = xsimd::fma(load(a + j, width) * unit, load(b + j, width) * unit, total);
+    });
+    return reduce_add(total) / (norm_a * scale_of_large<T>) / (norm_b * scale_of_large<T>);
+}
+
+}  // namespace cpu
+
 template <typename T>
 void cosine_logits_kernel(const Cpu& policy, TokensView<T> logits, MatrixView<T> norms, TokensView<const T> x,
                           MatrixView<const T> token, VectorView<const T> token_norms, T scale) {
@@ -69,7 +86,7 @@ void cosine_logits_kernel(const Cpu& policy, TokensView<T> logits, MatrixView<T>
             norms.data()[row] = norm;
             for (Index r = 0; r < routes; ++r)
                 logits(row / length, r, row % length) =
-                    scale * (cpu::dot(in, token[r].data(), d) / norm / token_norms(r));
+                    scale * cpu::cosine(in, token[r].data(), d, norm, token_norms(r));
         }
     });
 }

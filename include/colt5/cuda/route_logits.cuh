@@ -49,6 +49,21 @@ __device__ Sum norm_of_row(const T* in, Index d, Sum square) {
     return std::sqrt(warp_sum(sum)) / scale_of_large<Sum>;
 }
 
+/// a · b / (‖a‖ ‖b‖), where `product` is a · b. If that has overflowed, the warp sums products of scaled entries
+/// instead.
+template <int width, typename T, typename Sum>
+__device__ Sum cosine_of_rows(const T* a, const T* b, Index d, Sum product, Sum norm_a, Sum norm_b) {
+    if (isfinite(product)) return product / norm_a / norm_b;
+    constexpr Sum unit = scale_of_large<Sum>;
+    Sum sum = 0;
+    for (Index j = lane_id() * width; j < d; j += warp_size * width) {
+        const auto of_a = load_pack<width>(a + j), of_b = load_pack<width>(b + j);
+        for (int e = 0; e < width; ++e)
+            sum += static_cast<Sum>(of_a.values[e]) * unit * (static_cast<Sum>(of_b.values[e]) * unit);
+    }
+    return warp_sum(sum) / (norm_a * unit) / (norm_b * unit);
+}
+
 /// Norms for kernels with `cosine`; other kernels do not read this.
 template <typename Sum>
 struct Cosine {
@@ -95,7 +110,9 @@ __global__ void __launch_bounds__(route_threads)
             }
             for (int r = 0; r < routes; ++r) {
                 Sum total = warp_sum(sum[i][r]);
-                if constexpr (cosine) total = total / norm / norms.token_norms[place.first_route + r];
+                if constexpr (cosine)
+                    total = cosine_of_rows<width>(in[i], token + (place.first_route + r) * d, d, total, norm,
+                                                  norms.token_norms[place.first_route + r]);
                 const Index row = first + i;
                 if (lane == 0 && row < rows) logits[place(row) + r * place.length] = scale * total;
             }
