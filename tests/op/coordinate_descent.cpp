@@ -344,7 +344,6 @@ TEST_CASE("coordinate_descent: solved to convergence, the scores sum to k") {
 
 TEST_CASE("coordinate_descent: solved to convergence, as many tokens wanted as have a logit above -infinity") {
     const Cpu policy(1);
-    const double infinity = std::numeric_limits<double>::infinity();
     const CoordinateDescent descent{.eps = 1, .iterate_to_convergence = true};
     const auto logits = row_of(policy, {5, 1, 1, -infinity}), d_scores = row_of(policy, {1, 2, -1, 3});
     const auto saved = coordinate_descent_forward(policy, descent, 3, logits, {});
