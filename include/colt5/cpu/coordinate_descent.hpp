@@ -43,7 +43,7 @@ struct DescentRow {
     double wanted, k;
 };
 
-/// Sums f(batch of logits, offset, width) over a row: batches in T, blocks of them in double.
+/// Sums the batches f(offset, width) over a row: batches in T, blocks of them in double.
 template <typename T, typename F>
 double sum_over_row(Index length, F&& f) {
     constexpr Index block = 512;

@@ -23,7 +23,7 @@ struct CumulativeRow {
         : length(logits.extent(2)),
           picks(indices.extent(2)),
           exponential(thread_scratch<T, struct Exponentials>(length)),
-          below(thread_scratch<double, struct SumsBelow>(picks)),
+          below(thread_scratch<double, struct CumulativeSumsBelow>(picks)),
           index(indices[b][r].data()),
           real(mask ? mask[b].data() : nullptr) {
         const T* const s = logits[b][r].data();

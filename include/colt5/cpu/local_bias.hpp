@@ -47,7 +47,7 @@ public:
         : bias_(bias),
           before_(bias.reach + block_rows),
           rows_(before_ + Tile::queries + bias.reach + block_rows),
-          sums_(thread_scratch<T, struct Sums>(rows_ * Tile::queries)) {
+          sums_(thread_scratch<T, struct LocalBiasSums>(rows_ * Tile::queries)) {
         std::fill_n(sums_, rows_ * Tile::queries, T(0));
     }
 

@@ -119,7 +119,7 @@ public:
         }
         // If something is not finite, a query whose row of q or d_out is not finite gets NaN weights for the keys that
         // it sees and 0 for the others. Its rows become zeros, so that no 0 · NaN reaches the gradient of another key.
-        // So does a query whose log-sum-exp is NaN or +∞; its rows, if finite, stay.
+        // A query whose log-sum-exp is NaN or +∞ gets such weights, too; its rows stay if they are finite.
         for (Index i = 0; i < count && !finite; ++i) {
             const bool row_is_finite =
                 all_finite(q_rows + i * stride, stride) && all_finite(d_o_rows + i * stride, stride);

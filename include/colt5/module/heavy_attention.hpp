@@ -29,11 +29,11 @@ namespace colt5 {
 /// heads: to the rows of to_q and the columns of to_out that belong to these heads. So each query of each route has an
 /// output of its own. In shapes, r and h / r belong to queries or to keys, whichever the shape is about.
 ///
-/// With a null key, every head has one more learned key and value, which every query attends to and no mask hides. With
-/// `has_bias`, the logits get T5's relative position bias for the positions that queries and keys came from; the bias
-/// of the null key is 0. With `rotary_emb`, queries and keys are rotated by these positions; the null key is not. If it
-/// is causal, a query attends to the null key and to the keys at its own position or before, see causal_key_counts.
-/// `head` is dim_head if it is a head_size of the policy.
+/// With a null key, every head has one more learned key and value, which every query attends to (in causal attention
+/// every live one) and no mask hides. With `has_bias`, the logits get T5's relative position bias for the positions
+/// that queries and keys came from; the bias of the null key is 0. With `rotary_emb`, queries and keys are rotated by
+/// these positions; the null key is not. If it is causal, a query attends to the null key and to the keys at its own
+/// position or before, see causal_key_counts. `head` is dim_head if it is a head_size of the policy.
 template <typename Scalar, Policy P, bool has_bias = false, bool is_causal = false, Index head = dynamic>
 struct HeavyAttention {
     /// The positions of queries (b, r, n) and of keys (b, r, k) in the sequences that they were gathered from. If
@@ -293,7 +293,7 @@ private:
         else
             return NoBias{};
     }
-    /// The keys that each query attends to, if it is causal.
+    /// How many keys each query attends to, the null key included (see causal_key_counts); empty unless it is causal.
     TokensTensor<TokenIndex, P> key_counts([[maybe_unused]] const P& policy,
                                            [[maybe_unused]] const Positions& positions) const {
         if constexpr (is_causal)

@@ -168,7 +168,7 @@ public:
     /// Throws ShapeError, which names the parameter, when one does not fit the configuration.
     void expect_parameters() const {
         if constexpr (IsLinearRouter<TokenRouter>) this->router.expect_parameters("router.");
-        expect_parameters_of(light_of(*this), detail::concat({Modules::light_name, "."}));
+        expect_parameters_of(light_of(*this), std::string(Modules::light_name).append("."));
         for (std::size_t i = 0; i < num_heavy; ++i) expect_parameters_of(heavy_of(*this, i), name_of_heavy(i));
     }
     /// Throws ValueError unless forward of this module returned `saved`, and nothing has moved from it since.
@@ -183,6 +183,7 @@ public:
     /// Saved activations store this address to tell which module they are of: that of the first parameter found, or of
     /// the workspace if the module has no parameters.
     const void* identity() const {
+        if constexpr (requires { this->router.routing_token.data(); }) return this->router.routing_token.data();
         const void* address = nullptr;
         const EachTensor look{[&](const auto& parameter) {
             if (address == nullptr) address = parameter.data();
@@ -193,7 +194,8 @@ public:
         return address != nullptr ? address : this->policy().workspace().get();
     }
 
-    /// What decode reads of earlier tokens: the routers' logits of the last ones and their budget.
+    /// What decode reads of earlier tokens: the router's logits of the last block_size tokens, and how many tokens it
+    /// may still choose (the budget of CausalTopK).
     using DecodeState = RouterState<TokenRouter>;
     static constexpr Index model_dim = config.dim;
     /// b · r · ((block_size + 2) · sizeof(accumulate_t<Scalar>) + 32), whatever max_length
@@ -224,7 +226,7 @@ public:
 private:
     /// Of the i-th heavy module: "heavy.", or "heavy.i." where there are several.
     static std::string name_of_heavy(std::size_t i) {
-        if (num_heavy == 1) return detail::concat({Modules::heavy_name, "."});
+        if (num_heavy == 1) return std::string(Modules::heavy_name).append(".");
         return detail::concat({Modules::heavy_name, ".", std::to_string(i), "."});
     }
 

@@ -42,7 +42,8 @@ enum class DescentStart {
 /// of a row makes the scores and gradients of all its real tokens NaN.
 struct CoordinateDescent {
     int n_iters = 50;
-    double eps = 1;        ///< smallest and last ε, in [1e-6, 1e6]
+    /// Lower bound of ε, in [1e-6, 1e6]; the last ε is larger if n_iters steps of eps_decay do not reach it.
+    double eps = 1;
     double eps_init = 0;   ///< the first ε is max(eps_init, eps)
     double eps_decay = 1;  ///< ε_{t+1} = max(ε_t · eps_decay, eps)
     DescentStart start = DescentStart::zero;

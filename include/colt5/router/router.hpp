@@ -33,7 +33,8 @@ struct CoordinateDescentKwargs {
     double score_scale = 1;
     /// Solves for the threshold instead of making n_iters steps; see CoordinateDescent. Set this for training, too.
     /// Scores of tokens above the threshold have no gradient. With a fetch_k_ratio above 1, all chosen tokens lie above
-    /// it once the logits spread widely; with a fetch_k_ratio of 1 they do not.
+    /// it once the logits spread widely, and the router gets no gradient. With a fetch_k_ratio of 1, at least the
+    /// chosen token with the smallest logit is not above it, and has a gradient.
     bool iterate_to_convergence = false;
     bool cosine_sim_routing = false;  ///< logits are cosines of the angle to the routing token; see cosine_logits
     double cosine_sim_scale = 8;      ///< multiplies the cosines
@@ -171,9 +172,9 @@ auto all_routes(const T& tensor) {
 /// takes it if its constant R::is_causal is true, too: a token's choice and score depend on no later token, the chosen
 /// ones are the first picks, in the order of the sequence, and forward also gives `.live` (b, r, k), true for them.
 ///
-/// Indices are distinct within a row unless picks_repeat. With straight_through the score of a real token is exactly 1,
-/// and backward uses the gradient of the score that the token would have without straight_through. Logits are float or
-/// double whatever x is: accumulate_t<Scalar>.
+/// Indices are distinct within a row unless picks_repeat. With straight_through the score of a chosen real token is
+/// exactly 1 (NaN if a logit of its row is NaN), and backward uses the gradient of the score that the token would have
+/// without straight_through. Logits are float or double whatever x is: accumulate_t<Scalar>.
 template <typename R, typename Scalar, typename P>
 concept Router = Policy<P> && std::constructible_from<R, const P&, SeedSequence&> &&
     std::default_initializable<typename R::Gradients> &&
@@ -339,7 +340,7 @@ struct StateOfRouter<R> {
 };
 }  // namespace detail
 
-/// The state of a router, empty for one that does not go on.
+/// R::State of a router that meets RoutesNext; an empty struct for any other router.
 template <typename R>
 using RouterState = typename detail::StateOfRouter<R>::type;
 

@@ -90,10 +90,10 @@ __device__ void slide_window(int tiles, const LoadTile& load_tile, const LoadSta
 ///                        accumulates over the groups with numbers in `groups`, each of 16 keys of one stage
 ///     end()              all keys in reach have been processed
 ///
-/// Only the first `keys` keys are streamed, unless the window slides; where there are fewer, the rest are zeros that
-/// nothing sees. group_at(i) finds group i, the 16 keys from
-/// first_key + 16 i on. If `incomplete`, some keys of the groups are masked or beyond the sequence, and Visibility says
-/// which.
+/// Unless the window slides, only the first `keys` keys are streamed. `keys` may be more than a.keys (see
+/// most_keys_seen); the rows beyond a.keys are then zeros that no query sees. group_at(i) finds group i, the 16 keys
+/// from first_key + 16 i on. If `incomplete`, some keys of the groups may be masked or beyond the sequence, and
+/// Visibility says which.
 template <typename Shape, typename T, typename LoadQueries, typename Begin, typename Process, typename End>
 __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& block, typename Shape::Stage* stages,
                             int tiles, int keys, const LoadQueries& load_queries, const Begin& begin,

@@ -20,8 +20,8 @@ struct SlidingWindowTuning {
     /// Of a tile, and the largest reach. The window is then the tile and one on each side: reach and rows are equal, so
     /// that a tile needs no fourth one. Four warps have 16 rows each.
     static constexpr int rows = 64;
-    /// The three tiles of a window. That behind the window is replaced while the other two are processed, so that there
-    /// is no fourth stage.
+    /// The three tiles of a window, t − 1, t and t + 1. Tile t − 1 is processed first; its stage is refilled while the
+    /// other two are processed, so that there is no fourth stage.
     static constexpr int stages = 3;
     /// A block has as many tiles as one wave of blocks needs for all of them. Beyond 32, a stage that two blocks load
     /// costs less than 1/32, and fewer blocks would balance worse.
