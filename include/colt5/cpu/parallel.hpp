@@ -191,7 +191,7 @@ private:
 
 /// Memory of one thread that grows once and is given back when the thread ends: packing buffers and tiles of the
 /// kernels. `Use` is any type; it tells apart buffers that are in use at the same time: thread_scratch<float, struct
-/// Scores>(n). A struct that is declared in this call is local to the calling function, so no other function gets the
+/// Scores>(n). A struct that is declared in this call in the body of a function is local to it, so no other gets the
 /// same buffer.
 template <typename T, typename Use>
 T* thread_scratch(Index count) {
