@@ -8,8 +8,9 @@
 int main() {
     using namespace colt5;
     // [decode]
-    // A causal router: which tokens are routed depends on earlier tokens alone, about one in eight. The cache keeps the
-    // keys and values of the first 200 tokens that are chosen as such; later ones are not chosen any more.
+    // A causal router: whether a token is routed depends only on the token itself and on earlier ones; about one in
+    // eight is. The cache keeps the keys and values of the first 200 tokens that are chosen for them; later ones are
+    // not chosen.
     constexpr TransformerBlockConfig config{.dim = 64,
                                             .num_heavy_attn_tokens_q = 200,
                                             .num_heavy_attn_tokens_kv = 200,
@@ -26,7 +27,7 @@ int main() {
     const Model model(policy, Seed{0});
 
     constexpr Index batch = 2, max_length = 1000;
-    auto cache = model.make_cache(batch, max_length);  // throws when a sequence gets longer than 1000 tokens
+    auto cache = model.make_cache(batch, max_length);  // decode throws when a sequence gets longer
     std::printf("a cache of %td bytes\n", Model::cache_bytes(batch, max_length));
 
     TokensTensor<float, Cpu> prompts(policy, {batch, 300, config.dim});

@@ -163,7 +163,7 @@ void coordinate_descent_kernel(const Cpu& policy, TokensView<T> scores, TokensVi
             std::fill_n(count, steps, largest);
             return;
         }
-        if (largest == -row.infinity) {  // no token, or none that could be chosen
+        if (largest == -row.infinity) {  // every token is masked or has logit −∞
             std::fill_n(y, row.length, T(0));
             std::fill_n(tau, steps + 1, T(0));
             std::fill_n(count, steps, T(0));

@@ -125,7 +125,7 @@ struct ScoreAtPrice {
 
     COLT5_HOST_DEVICE ScoreAtPrice(T logit, T price, double eps) : score(1), slope(0) {
         constexpr T infinity = std::numeric_limits<T>::infinity();
-        // Not ∞ − ∞: the price is infinite without a history, and −infinite where the history has an infinite logit.
+        // Not ∞ − ∞: the price is +∞ without a history, and may be ±∞ where the history has infinite logits.
         if ((logit == infinity && price == price) || (price == infinity && logit == logit)) return;
         const T above = logit + price;
         if (above >= T(0)) return;
@@ -157,10 +157,10 @@ struct CausalPicks {
 /// token of the block adds `rate`, up to a budget of `burst`. So at most capacity(i) of the first i tokens are chosen,
 /// for all i, and about rate · n of all if the logits keep their distribution.
 ///
-/// The score of a chosen token is min(1, e^((s + a) / ε)), where a is the price of the history: the value that
-/// converged coordinate descent would find for it. At this price, the scores of the history's tokens would add up to
-/// min(m, rate · m · fetch_k_ratio). Without a history, the score is 1. Gradients treat the price as a constant, and so
-/// do not reach the logits of other tokens.
+/// The score of a chosen token is min(1, e^((s + a) / ε)), where a, the price of the history, is −τ of the
+/// threshold τ that converged coordinate descent would find for it. At this price, the scores of the history's tokens
+/// would add up to min(m, rate · m · fetch_k_ratio). Without a history, the score is 1. Gradients treat the price as a
+/// constant, and so do not reach the logits of other tokens.
 ///
 /// Throws ShapeError for a mask of another shape, ValueError when num_tokens < 1, n ≥ 2^31 or `how` is not valid.
 template <Policy P, Viewable L>

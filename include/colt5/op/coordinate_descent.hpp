@@ -37,9 +37,10 @@ enum class DescentStart {
 ///
 ///     Z = Σ_i exp(min(s_i, τ_{t−1}) / ε_t),   τ_t = ε_t (log Z − log k)
 ///
-/// and the scores are exp(min(s − τ_T, 0) / ε_{T+1}); masked tokens and logits of −∞ score 0, and without a real
-/// token all do. A logit of +∞ is above every threshold: it scores 1 and has no gradient. A NaN among the real logits
-/// of a row makes the scores and gradients of all its real tokens NaN.
+/// (with DescentStart::minus_logits, Z = n_v in step 1), and the scores are exp(min(s − τ_T, 0) / ε_{T+1}); masked
+/// tokens and logits of −∞ score 0, and without a real token all do. A logit of +∞ is above every threshold: it scores
+/// 1 and has no gradient. A NaN among the real logits of a row makes the scores and gradients of all its real tokens
+/// NaN.
 struct CoordinateDescent {
     int n_iters = 50;
     /// Lower bound of ε, in [1e-6, 1e6]; the last ε is larger if n_iters steps of eps_decay do not reach it.
@@ -94,7 +95,8 @@ struct CoordinateDescentGradients {
     Tensor<Logit, P, dynamic, dynamic> d_k;                // (b, r)
 };
 
-/// The k of a descent: one for all samples, or factor · count of each.
+/// The k of a descent: `all` for all samples, or with `of_sample` factor · of_sample[b], at most `most`. Then `all` is
+/// an upper bound, and the only number that is checked.
 struct DescentK {
     double all;
     const TokenIndex* of_sample = nullptr;
@@ -145,7 +147,9 @@ auto coordinate_descent_forward(const P& policy, const CoordinateDescent& descen
 ///     α_{t−1} = α_t · saturated_t · exp((τ_{t−1} − τ_t) / ε_t) / k
 ///     ds_i = ĝ_i − Σ_t [s_i ≤ τ_{t−1}] (α_t / k) exp((s_i − τ_t) / ε_t),    dk = (1 / k) Σ_t ε_t α_t
 ///
-/// and for the converged solution, with Y = Σ [s_i ≤ τ] y_i:  ds_i = ĝ_i − [s_i ≤ τ] α y_i / Y,  dk = ε α / Y.
+/// With DescentStart::minus_logits the sum of ds_i begins at t = 2.
+///
+/// And for the converged solution, with Y = Σ [s_i ≤ τ] y_i:  ds_i = ĝ_i − [s_i ≤ τ] α y_i / Y,  dk = ε α / Y.
 /// Throws ShapeError unless the saved activations are of these logits and of as many steps.
 template <Policy P, typename Logit, Viewable D, Viewable L>
 auto coordinate_descent_vjp(const P& policy, const CoordinateDescent& descent, DescentK k,

@@ -9,7 +9,8 @@
 
 namespace colt5 {
 
-/// A number of tokens: one for all samples, or if `of_sample` (b) is given one for each, in the policy's memory.
+/// A number of tokens for each sample: `all`, or with `of_sample` (b), in the policy's memory, of_sample[b] for sample
+/// b. Then `all` is an upper bound of these numbers, which the host cannot read: it uses `all` for shapes and checks.
 struct SampleCount {
     Index all;
     const TokenIndex* of_sample = nullptr;

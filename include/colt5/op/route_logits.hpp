@@ -81,6 +81,8 @@ using RoutingTokenGradient = std::conditional_t<is_of_samples<R>, TokensView<acc
 /// Vector-Jacobian product of route_logits. A router shares its input with other branches, so d_x accumulates too:
 ///
 ///     d_x[b, i] += scale · Σ_r ds[b, r, i] routing_token[r],   d_routing_token[r] += scale · Σ ds[b, r, i] x[b, i]
+///
+/// On policies that clean padding as they read (see core/policy.hpp), tokens with ds = 0 are not read.
 template <Policy P, Viewable S, Viewable X, Viewable R>
 void route_logits_vjp(const P& policy, TokensView<typename X::value_type> d_x,
                       detail::RoutingTokenGradient<X, R> d_routing_token, const S& d_logits, const X& x,
@@ -158,7 +160,8 @@ auto cosine_logits(const P& policy, const X& x, const R& routing_token, double s
 ///     d_x[b, i] += Σ_r ds[b, r, i] (scale · t̂[r] − s[b, r, i] x̂[b, i]) / ‖x[b, i]‖
 ///     d_t[r]    += Σ ds[b, r, i] (scale · x̂[b, i] − s[b, r, i] t̂[r]) / ‖t[r]‖
 ///
-/// where the terms with s are left out for a token whose norm is below 1e-12. Tokens with ds = 0 are not read.
+/// where ‖·‖ stands for max(‖·‖, 1e-12), and the terms with s are left out where the norm is at most 1e-12. Tokens with
+/// ds = 0 are not read.
 template <Policy P, Viewable S, Viewable X, Viewable R>
 void cosine_logits_vjp(const P& policy, TokensView<typename X::value_type> d_x,
                        detail::RoutingTokenGradient<X, R> d_routing_token, const S& d_logits,

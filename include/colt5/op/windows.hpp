@@ -114,7 +114,7 @@ auto from_windows(const P& policy, const X& tokens, const WindowGrid& grid, bool
 }
 
 /// The mask of the sequence: false in the padding and where mask (b, h, w) is  →  (b, grid.tokens()), or an empty
-/// tensor if every token is real.
+/// tensor if there is neither a mask nor padding.
 template <Policy P>
 auto window_mask(const P& policy, MapMask mask, Index batch, const WindowGrid& grid) {
     using Out = Tensor<bool, P, dynamic, dynamic>;

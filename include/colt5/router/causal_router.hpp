@@ -87,8 +87,7 @@ public:
     static constexpr Index state_bytes(Index batch) {
         return State::bytes(batch, config.num_routing_tokens, kwargs.block_size);
     }
-    /// How many of the first `length` tokens are an upper bound on how many of the first `length` tokens are chosen
-    /// where at most num_tokens may be.
+    /// An upper bound on how many of the first `length` tokens are chosen, where at most num_tokens may be.
     static constexpr Index capacity(Index length, Index num_tokens) {
         return std::min(num_tokens, how.capacity(length));
     }
