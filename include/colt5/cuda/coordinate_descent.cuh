@@ -15,7 +15,8 @@ namespace colt5 {
 namespace cuda {
 
 /// exp(x) for x ≤ 0, to an absolute error of about 1e-7 in float. That is small compared with the sums of such terms:
-/// they are at least 1, or close to k − (number of saturated logits).
+/// at least 1 in `descend`; in `solve_threshold` they approach k − (number of saturated logits), which is small for
+/// some fractional k.
 __device__ inline float exp_of_term(float x) {
     return __expf(x);
 }

@@ -53,7 +53,7 @@ __global__ void add_bias_gradient(Sum* d_table, const Sum* d_by_distance, Relati
 
 /// Sums 32 neighbouring columns of parts (batch, heads, parts_each, stride) over batch and parts, in an order that
 /// depends on their numbers alone; one block of 32 warps for each head and 32 columns. Assigns to (heads, columns);
-/// with `over_lanes` adds the sum of the 32 columns to to (columns / 32, heads).
+/// with `over_lanes` adds the sum of the 32 columns to `to`, then (columns / 32, heads).
 template <bool over_lanes, typename Sum>
 __global__ void sum_bias_parts(Sum* to, const Sum* parts, Index batch, Index heads, Index parts_each, Index columns,
                                Index stride) {

@@ -23,8 +23,8 @@ inline constexpr double sinkhorn_infinity = std::numeric_limits<double>::infinit
 
 /// The slots of one row of logits.
 struct SinkhornSlots {
-    Index count;        ///< slots that choose a real token; the others take a masked one
-    TokenIndex masked;  ///< the first masked token
+    Index count;        ///< slots that choose a real token; the others take `masked`
+    TokenIndex masked;  ///< the first masked token; the last token if none is
     bool has_nan;       ///< whether a real logit is NaN
 };
 

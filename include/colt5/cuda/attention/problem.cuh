@@ -59,7 +59,7 @@ int attention_extent(const char* name, Index extent) {
 }
 
 /// The grid of AttentionBlock: one block for each tile of `tile_rows` of the `rows` rows of every head. The batch has
-/// dimensions of its own, so that kernels need no division, which costs registers.
+/// dimensions of its own, so that kernels need not divide by the number of tiles as well.
 template <typename T>
 dim3 attention_grid(const Attention<T>& a, Index rows, Index tile_rows) {
     dim3 blocks = grid(divide_up(rows, tile_rows) * a.heads());

@@ -23,8 +23,8 @@ struct SlidingWindowTuning {
     /// The three tiles of a window, t − 1, t and t + 1. Tile t − 1 is processed first; its stage is refilled while the
     /// other two are processed, so that there is no fourth stage.
     static constexpr int stages = 3;
-    /// A block has as many tiles as one wave of blocks needs for all of them. Beyond 32, a stage that two blocks load
-    /// costs less than 1/32, and fewer blocks would balance worse.
+    /// A block has as many tiles as one wave of blocks needs for all of them. With 32, the two stages that
+    /// neighbouring blocks both load are 1/16 of all loads; with more, fewer blocks would balance worse.
     static constexpr int most_tiles = 32;
 };
 
@@ -55,7 +55,8 @@ constexpr AttentionTuning forward_tuning() {
     using T = typename Arithmetic::Scalar;
     constexpr bool slides = staging == Staging::sliding, large = staging == Staging::large_stage;
     constexpr int row_bytes = width * static_cast<int>(sizeof(T));
-    // Rows of 1024 bytes (double): registers for the accumulators of a wide row, shared memory for few rows.
+    // Rows of 1024 bytes (double): two warps, because the accumulators of wide rows fill the registers, and shared
+    // memory has room for few rows.
     constexpr int warps = row_bytes > 512 ? 2 : 4, tile_rows = 16 * warps;
     // A pipelined stage has 32 KiB of keys and values at most.
     constexpr int pipelined_rows = row_bytes <= 256 ? 64 : row_bytes <= 512 ? 32 : 16;
@@ -91,7 +92,8 @@ constexpr AttentionTuning backward_tuning() {
     constexpr bool slides = staging == Staging::sliding, large = staging == Staging::large_stage;
     constexpr int row_bytes = width * static_cast<int>(sizeof(T));
     constexpr int warps = row_bytes <= 512 ? 4 : 2, tile_rows = 16 * warps;
-    // Two operands of the tile are in shared memory, too: half the rows of the forward kernel.
+    // Two operands of the tile are in shared memory, too: half the rows of the forward kernel for rows of 256 and 512
+    // bytes.
     constexpr int pipelined_rows = row_bytes <= 128 ? 64 : row_bytes <= 256 ? 32 : 16;
     // Registers of a thread for both left operands and for the accumulators: they decide how many blocks run at the
     // same time, and whether left operands are read from shared memory in each step instead.
