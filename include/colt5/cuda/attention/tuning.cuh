@@ -39,8 +39,8 @@ struct AttentionTuning {
 };
 
 /// The rows of a large stage, a multiple of 16: a tile and 64 rows on each side of it, or as many as shared memory has
-/// room for next to `fixed_rows` rows of the tile's own operands. A streamed row takes two rows of shared memory, one in
-/// each operand, and its numbers.
+/// room for next to `fixed_rows` rows of the tile's own operands. A streamed row takes two rows of shared memory, one
+/// in each operand, and its numbers.
 template <typename T>
 constexpr int large_stage_rows(int tile_rows, int fixed_rows, int stride) {
     constexpr int available = shared_bytes - 2048, numbers_bytes = 2 * static_cast<int>(sizeof(accumulate_t<T>)) + 1;
