@@ -26,8 +26,8 @@ std::vector<Chosen> by_definition(const CausalTopK& how, const std::vector<doubl
                                   Index num_tokens) {
     const auto length = static_cast<Index>(s.size());
     std::vector<Chosen> chosen;
-    double saved = how.burst > 0 ? how.burst : std::max(1.0, 2 * how.rate * static_cast<double>(how.block_size));
-    const double most = saved;
+    double budget = how.burst > 0 ? how.burst : std::max(1.0, 2 * how.rate * static_cast<double>(how.block_size));
+    const double most = budget;
     for (Index begin = 0, end = 1; begin < length; begin = end, end = begin + std::min(begin, how.block_size)) {
         std::vector<double> history;
         for (Index i = std::max(Index{0}, begin - how.block_size); i < begin; ++i)
@@ -47,7 +47,7 @@ std::vector<Chosen> by_definition(const CausalTopK& how, const std::vector<doubl
             }
             price = high;
         }
-        double left = std::floor(saved), taken = 0, tokens = 0;
+        double left = std::floor(budget), taken = 0, tokens = 0;
         for (Index i = begin; i < std::min(end, length); ++i) {
             const double logit = s[static_cast<std::size_t>(i)];
             if (!real[static_cast<std::size_t>(i)]) continue;
@@ -58,7 +58,7 @@ std::vector<Chosen> by_definition(const CausalTopK& how, const std::vector<doubl
             const bool below_one = logit + price < -1e-9;  // not at the kink, which bisection does not hit exactly
             chosen.push_back({i, score, below_one ? score / how.eps : 0});
         }
-        saved = std::min(most, saved - taken + how.rate * tokens);
+        budget = std::min(most, budget - taken + how.rate * tokens);
     }
     return chosen;
 }

@@ -44,9 +44,9 @@ inline constexpr bool is_module_scalar = std::same_as<Scalar, float> || std::sam
 template <typename P>
 inline constexpr bool cleans_as_it_reads = false;
 
-/// `dim_head` if a policy has kernels of attention for heads of so many numbers; otherwise dynamic, which means kernels
-/// that look at run time. Modules know the number, so that a program contains the kernels of its own heads alone.
-/// Policies specialize it.
+/// `dim_head` if a policy has kernels of attention for exactly this head dimension; otherwise dynamic, which means
+/// kernels that look at run time. Modules know the head dimension, so that a program contains only the kernels of its
+/// own heads. Policies specialize it.
 template <typename P, Index dim_head>
 inline constexpr Index head_size = dynamic;
 

@@ -65,8 +65,8 @@ public:
     /// Standard Gumbel: −log(−log u).
     COLT5_HOST_DEVICE double gumbel(std::uint64_t i) const { return -std::log(-std::log(uniform(i))); }
 
-    /// Part i < 2³² of this stream, whose number must be below 2³². A part is a stream of its own: it shares no number
-    /// with other parts, nor with other streams below 2³². Part 0 is the stream itself.
+    /// Part i of this stream, i < 2³²; stream() must be below 2³², too. A part is a stream of its own: it draws
+    /// independently of other parts and of other streams below 2³². Part 0 is the stream itself.
     COLT5_HOST_DEVICE Random part(std::uint64_t i) const { return Random(Seed{seed_}, stream_ + (i << 32)); }
     std::uint64_t stream() const { return stream_; }
 
@@ -104,7 +104,7 @@ void fill(const P& policy, Tensor<T, P, E...>& tensor, double value) {
     fill_with(policy, tensor, [value](std::size_t) { return value; });
 }
 
-/// Standard normal, as torch.randn: routing tokens.
+/// Normal with mean 0 and standard deviation `deviation`; with 1, as torch.randn, which initializes routing tokens.
 template <typename T, Policy P, Index... E>
 void fill_normal(const P& policy, Tensor<T, P, E...>& tensor, Random random, double deviation = 1.0) {
     fill_with(policy, tensor, [&](std::size_t i) { return deviation * random.normal(i); });

@@ -28,16 +28,16 @@ struct WorkspaceStatistics {
 /// serves a request. Requests that repeat those of an earlier call ask the system for nothing. A request takes
 /// O(log blocks).
 ///
-/// Blocks lie in one range of addresses, which grows and shrinks at its end, so that free neighbours can always merge.
-/// `Memory` supplies the range: `std::byte* begin()`, aligned to 256 bytes and the same for ever, and `void
-/// resize(std::size_t)`, which moves its end, or throws and changes nothing when there is no memory. It may also have
-/// `capacity()`, the size beyond which its range cannot grow, and a static function `more(bytes, held)`. That returns a
-/// Memory with a new, empty range that can grow to at least `bytes`, or throws; `held` is the size of all ranges so
-/// far. The workspace calls it when a request does not fit in the last range. Blocks are aligned to 256 bytes. Safe to
-/// call from several threads.
+/// Blocks lie in a range of addresses that grows and shrinks at its end, so that free neighbours in it can merge. If a
+/// range may run out (see `capacity`), there are several. `Memory` supplies the first range: `std::byte* begin()`,
+/// aligned to 256 bytes and the same for ever, and `void resize(std::size_t)`, which moves its end, or throws and
+/// changes nothing when there is no memory. It may also have `capacity()`, the size beyond which its range cannot grow,
+/// and a static function `more(bytes, held)`. That returns a Memory with a new, empty range that can grow to at least
+/// `bytes`, or throws; `held` is the size of all ranges so far. The workspace calls it when a request does not fit in
+/// the last range. Blocks are aligned to 256 bytes. Safe to call from several threads.
 ///
-/// A `Memory` with `separate()`, `allocate(bytes)` and `deallocate(data)` can be asked for every block on its own,
-/// which AddressSanitizer and its like need.
+/// If `Memory` has `bool separate()` and it returns true, every block comes from `allocate(bytes)` and goes back by
+/// `deallocate(data)`, without reuse, as AddressSanitizer and its like need.
 template <typename Memory>
 class Workspace {
 public:

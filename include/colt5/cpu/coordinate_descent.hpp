@@ -43,7 +43,7 @@ struct DescentRow {
     double wanted, k;
 };
 
-/// Sums the batches f(offset, width) over a row: batches in T, blocks of them in double.
+/// Sums f(offset, width) over a row: in T within a block of 512 entries, in double over the blocks.
 template <typename T, typename F>
 double sum_over_row(Index length, F&& f) {
     constexpr Index block = 512;
@@ -98,7 +98,7 @@ void descend(const DescentRow<T>& row, T largest, const CoordinateDescent& desce
             static_cast<T>(descent.step_eps(1) * (std::log(static_cast<double>(row.valid)) - std::log(row.k)));
         t = 2;
     }
-    double exact = static_cast<double>(threshold[t - 1]);  // τ_{t−1} before its rounding
+    double exact = static_cast<double>(threshold[t - 1]);  // τ_{t−1} before its rounding; of the first step, after it
     for (; t <= steps; ++t) {
         const double eps = descent.step_eps(t);
         const T shift = std::min(largest, threshold[t - 1]);  // the largest of min(s, τ)

@@ -95,8 +95,8 @@ public:
     }
 
     /// d_q, whose rows are d_q_stride apart, is assigned; d_k and d_v, which have the layout of the window, are added
-    /// to, and so is d_bias if there is one. `after_forward`: the last call on this thread was forward of these
-    /// queries.
+    /// to, and so is d_bias if there is one. `after_forward`: the last calls on this thread were forward of
+    /// these queries, and attend_to_zeros for them if needed.
     template <typename BiasGradient>
     void backward(bool after_forward, T* d_q, Index d_q_stride, T* d_k, T* d_v, const BiasGradient& d_bias,
                   const T* out, const T* d_out, const T* log_sum_exp) const {
@@ -206,17 +206,17 @@ private:
         return to;
     }
 
-    struct Keys {
+    struct Range {
         Index begin, end;
     };
     /// The keys in [key, until) that some query of [i, i + size) sees.
-    Keys seen_by(Index i, Index size, Index key, Index until) const {
+    Range seen_by(Index i, Index size, Index key, Index until) const {
         const Index low = std::max(key, first + i - head_.reach);
         return {low, std::max(low, std::min(until, first + i + size + head_.ahead))};
     }
     /// The same, widened to whole blocks of block_rows keys.
-    Keys blocks_seen_by(Index i, Index size, Index key, Index until) const {
-        const Keys seen = seen_by(i, size, key, until);
+    Range blocks_seen_by(Index i, Index size, Index key, Index until) const {
+        const Range seen = seen_by(i, size, key, until);
         if (seen.begin == seen.end) return {key, key};
         return {key + (seen.begin - key) / block_rows * block_rows, key + round_up(seen.end - key, block_rows)};
     }
@@ -224,7 +224,7 @@ private:
     /// scores (j, ·) = rows[j] · columns for the keys of [key, until), in groups of queries that see them
     void products(const T* rows, const T* columns, Index key, Index until, T* scores) const {
         for (Index j = key; j < until; j += block_rows) {
-            const Keys groups = groups_that_see(j);
+            const Range groups = groups_that_see(j);
             rows_product<Op::none>(false, (groups.end - groups.begin) * (Tile::group / lanes<T>), head_.dim,
                                    rows + (j - window_.first) * window_.stride, window_.stride,
                                    columns + groups.begin * Tile::group, Tile::queries,
@@ -232,7 +232,7 @@ private:
         }
     }
     /// The groups of queries that see some key of the block from j on.
-    Keys groups_that_see(Index j) const {
+    Range groups_that_see(Index j) const {
         const Index low = j - head_.ahead - first, high = j + block_rows - 1 + head_.reach - first;
         const Index begin_group = std::clamp(low / Tile::group, Index{0}, Tile::groups);
         return {begin_group, std::clamp(high / Tile::group + 1, begin_group, Tile::groups)};
@@ -241,7 +241,7 @@ private:
     /// body(j, entry) for the entries of a batch of queries, in all blocks that its group sees
     template <typename Body>
     void for_each_key(Index c, Index key, Index until, T* scores, Body&& body) const {
-        const Keys seen = blocks_seen_by(c * lanes<T> / Tile::group * Tile::group, Tile::group, key, until);
+        const Range seen = blocks_seen_by(c * lanes<T> / Tile::group * Tile::group, Tile::group, key, until);
         T* entry = scores + (seen.begin - key) * Tile::queries + c * lanes<T>;
         for (Index j = seen.begin; j < seen.end; ++j, entry += Tile::queries) body(j, entry);
     }
@@ -277,8 +277,8 @@ private:
     /// those of batch c that its own group does not see, which nothing has written.
     void clear_unseen(Index c, Index key, Index until, T* weights) const {
         const Index i = c * lanes<T> / Tile::group * Tile::group, block = i / block_rows * block_rows;
-        const Keys written = blocks_seen_by(i, Tile::group, key, until);
-        const Keys read = seen_by(block, round_up(i + Tile::group, block_rows) - block, key, until);
+        const Range written = blocks_seen_by(i, Tile::group, key, until);
+        const Range read = seen_by(block, round_up(i + Tile::group, block_rows) - block, key, until);
         const auto clear = [&](Index j) { store(weights + (j - key) * Tile::queries + c * lanes<T>, Batch<T>(T(0))); };
         for (Index j = read.begin; j < std::min(read.end, written.begin); ++j) clear(j);
         for (Index j = std::max(read.begin, written.end); j < read.end; ++j) clear(j);
@@ -287,7 +287,7 @@ private:
     /// sums (i, ·) = or += Σ_j weights (j, i) rows[j] over the keys of [key, until)
     void combine(bool add, const T* weights, Index key, Index until, const T* rows, T* sums) const {
         for (Index i = 0; i < Tile::queries; i += block_rows) {
-            const Keys seen = seen_by(i, block_rows, key, until);
+            const Range seen = seen_by(i, block_rows, key, until);
             rows_product<Op::transpose>(add, window_.stride / lanes<T>, seen.end - seen.begin,
                                         weights + (seen.begin - key) * Tile::queries + i, Tile::queries,
                                         rows + (seen.begin - window_.first) * window_.stride, window_.stride,
@@ -297,7 +297,7 @@ private:
     /// sums (j, ·) += Σ_i weights (j, i) rows[i]
     void spread(const T* weights, Index key, Index until, const T* rows, T* sums) const {
         for (Index j = key; j < until; j += block_rows) {
-            const Keys groups = groups_that_see(j);
+            const Range groups = groups_that_see(j);
             rows_product<Op::none>(true, window_.stride / lanes<T>, (groups.end - groups.begin) * Tile::group,
                                    weights + (j - key) * Tile::queries + groups.begin * Tile::group, Tile::queries,
                                    rows + groups.begin * Tile::group * window_.stride, window_.stride,

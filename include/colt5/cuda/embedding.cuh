@@ -51,18 +51,19 @@ __global__ void keys_of_ids(Key* keys, const TokenIndex* ids, Index vocabulary, 
     }
 }
 
-/// A warp sums the rows of chunk `number` of `chunk` sorted tokens, in a tile of columns. The sum of an id whose tokens
-/// are all in the chunk is added to d_weight. That of an id that begins in an earlier chunk is written to
-/// parts[2 · number], that of an id that begins here and continues in the next chunk to parts[2 · number + 1].
+/// A warp sums, in a tile of columns, the rows of one chunk: `chunk_size` sorted tokens, of which it is chunk `number`.
+/// The sum of an id whose tokens are all in the chunk is added to d_weight. That of an id that begins in an earlier
+/// chunk is written to parts[2 · number], that of an id that begins here and continues in the next chunk to
+/// parts[2 · number + 1].
 template <typename T, int width>
 __global__ void sum_chunks(accumulate_t<T>* d_weight, accumulate_t<T>* parts, const T* rows, SortedIds sorted,
-                           Index chunk, Index chunks, Index tiles, Index vocabulary, Index columns, Index count) {
+                           Index chunk_size, Index chunks, Index tiles, Index vocabulary, Index columns, Index count) {
     using Sum = accumulate_t<T>;
     constexpr int at_once = 8;  // rows whose loads overlap
     const Index warp = global_thread() / warp_size, number = warp / tiles;
     const Index j = (warp % tiles * warp_size + lane_id()) * width;
     if (number >= chunks || j >= columns) return;
-    const Index first = number * chunk, last = ::min(first + chunk, count);
+    const Index first = number * chunk_size, last = ::min(first + chunk_size, count);
     const bool goes_on = last < count && sorted.id(last) == sorted.id(last - 1);
     bool began_before = first > 0 && sorted.id(first) == sorted.id(first - 1);
     Index id = sorted.id(first);
@@ -105,13 +106,13 @@ __global__ void sum_chunks(accumulate_t<T>* d_weight, accumulate_t<T>* parts, co
 /// For an id in several chunks, the warp of the chunk where it begins adds its parts to d_weight, in the order of the
 /// chunks.
 template <typename Sum, int width>
-__global__ void add_chunks(Sum* d_weight, const Sum* parts, SortedIds sorted, Index chunk, Index chunks, Index tiles,
-                           Index vocabulary, Index columns, Index count) {
+__global__ void add_chunks(Sum* d_weight, const Sum* parts, SortedIds sorted, Index chunk_size, Index chunks,
+                           Index tiles, Index vocabulary, Index columns, Index count) {
     constexpr int at_once = 8;
     const Index warp = global_thread() / warp_size, number = warp / tiles;
     const Index j = (warp % tiles * warp_size + lane_id()) * width;
     if (number + 1 >= chunks || j >= columns) return;  // no id goes on after the last chunk
-    const Index first = number * chunk, last = first + chunk, id = sorted.id(last - 1);
+    const Index first = number * chunk_size, last = first + chunk_size, id = sorted.id(last - 1);
     const bool begins_here = first == 0 || sorted.id(first - 1) != id;
     if (id >= vocabulary || !begins_here || sorted.id(last) != id) return;
     const auto load_part = [&](Index part) { return load_pack<width>(parts + part * columns + j); };
@@ -122,7 +123,7 @@ __global__ void add_chunks(Sum* d_weight, const Sum* parts, SortedIds sorted, In
         bool same[at_once];
 #pragma unroll
         for (int i = 0; i < at_once; ++i) {
-            same[i] = next + i < chunks && sorted.id((next + i) * chunk) == id;
+            same[i] = next + i < chunks && sorted.id((next + i) * chunk_size) == id;
             if (same[i]) packs[i] = load_part(2 * (next + i));
         }
 #pragma unroll
@@ -182,7 +183,8 @@ void embedding_vjp_kernel(const Cuda& policy, MatrixView<accumulate_t<T>> d_weig
                      sorted.data(), keys.data(), Index{1}, count, run);
     }
     const cuda::SortedIds by_id{sorted.data(), position_bits};
-    const Index chunk = std::max(least_chunk, divide_up(count, most_chunks)), chunks = divide_up(count, chunk);
+    const Index chunk_size = std::max(least_chunk, divide_up(count, most_chunks)),
+                chunks = divide_up(count, chunk_size);
     TokensTensor<Sum, Cuda> parts(policy, {chunks, 2, dim});
     cuda::with_pack_size<T>(
         dim,
@@ -190,9 +192,9 @@ void embedding_vjp_kernel(const Cuda& policy, MatrixView<accumulate_t<T>> d_weig
             const Index tiles = divide_up(dim, cuda::warp_size * width);
             const auto blocks = cuda::grid(divide_up(chunks * tiles * cuda::warp_size, threads));
             cuda::launch(policy, "sum_chunks", cuda::sum_chunks<T, width>, blocks, threads, 0, d_weight.data(),
-                         parts.data(), d_out.data(), by_id, chunk, chunks, tiles, vocabulary, dim, count);
+                         parts.data(), d_out.data(), by_id, chunk_size, chunks, tiles, vocabulary, dim, count);
             cuda::launch(policy, "add_chunks", cuda::add_chunks<Sum, width>, blocks, threads, 0, d_weight.data(),
-                         parts.data(), by_id, chunk, chunks, tiles, vocabulary, dim, count);
+                         parts.data(), by_id, chunk_size, chunks, tiles, vocabulary, dim, count);
         },
         d_out.data(), d_weight.data(), parts.data());
 }

@@ -67,7 +67,7 @@ struct ExpectNumbers {
             for (std::size_t i = 0; i + CausalProgress::size <= numbers.size(); i += CausalProgress::size) {
                 const auto of_row = CausalProgress::load(numbers.data() + i);
                 expect(name, of_row.length, max_length);
-                expect(name, of_row.saved, std::int64_t{1} << 53);  // the burst is at most 10^6 tokens of 2^32 units
+                expect(name, of_row.budget, std::int64_t{1} << 53);  // the burst is at most 10^6 tokens of 2^32 units
                 expect(name, of_row.picks, std::numeric_limits<std::int64_t>::max());
                 expect(name, of_row.left, of_row.picks);
             }

@@ -15,8 +15,9 @@ namespace colt5 {
 ///
 /// Queries are routed if there are more than num_tokens_q of them, the context if it is longer than num_tokens_kv;
 /// otherwise all of them take part. If queries are routed, the output of each is multiplied by its score. Queries that
-/// were not chosen get zeros, or with use_null_q_tokens a learned token. Masked queries get zeros, or this token if
-/// queries are routed with masked_tokens_get_null_q. In masked tokens, values that are not finite count as 0.
+/// were not chosen get zeros, or with use_null_q_tokens a learned token. Masked queries get zeros. With
+/// masked_tokens_get_null_q, if queries are routed, those that are not among the picks get this token, too. In masked
+/// tokens, values that are not finite count as 0.
 ///
 /// Keys and values come from the context. (Version 0.2.3 of the reference gathers them from the queries.) They have
 /// kv_routing_tokens routes, each for heads / kv_routing_tokens of the heads. Queries have q_routing_tokens routes, as
@@ -93,7 +94,9 @@ public:
     struct ActivationsWith {
         Out out;  // (b, n, d)
         TokensView<const Scalar> x, context;
-        Out clean_x, clean_context;  // copies with clean padding, or empty; `x` and `context` are views of those made
+        // Copies with clean padding, or empty; `x` and `context` view the copy if there is one, otherwise the caller's
+        // tensor.
+        Out clean_x, clean_context;
         Mask mask, context_mask;
         using Logit = accumulate_t<Scalar>;
         std::optional<RoutedQ> routed_q;
@@ -334,11 +337,11 @@ private:
     }
 
     /// Returns the tokens with clean padding (see CleanTokens): `copy`, if one is made here, otherwise `tokens`.
-    /// A policy that cleans padding as it reads does so in its router and gather kernels. The heavy attention's kernels
-    /// do not clean. So `all_are_read`, which says that tokens go there without gather, makes a copy if there is a
-    /// mask.
-    TokensView<const Scalar> clean(const Tokens& tokens, Mask mask, bool all_are_read, Out& copy) const {
-        if (cleans_as_it_reads<P> && mask && all_are_read)
+    /// A policy that cleans padding as it reads does so in its router and gather kernels. Attention kernels do not
+    /// clean. `used_whole` says that such a kernel takes the tokens without gather: the heavy attention, or that of
+    /// ConditionedRoutingTokens. Then a copy is made if there is a mask.
+    TokensView<const Scalar> clean(const Tokens& tokens, Mask mask, bool used_whole, Out& copy) const {
+        if (cleans_as_it_reads<P> && mask && used_whole)
             copy = copy_with_clean_padding(this->policy(), tokens, mask);
         else
             copy = clean_padding(this->policy(), tokens, mask).copy;

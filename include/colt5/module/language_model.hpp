@@ -19,8 +19,9 @@ struct LanguageModelConfig {
 };
 
 /// Embedding, layers and head. `Layers` is a Stack of blocks, or any module (b, n, d) → (b, n, d). With
-/// RouterType::causal, blocks see no later token, so targets can be the next tokens; with other routers, use masked
-/// tokens.
+/// RouterType::causal, blocks see no later token, so targets can be the next tokens. With other routers, train as BERT
+/// does: replace some ids by a [MASK] id and predict these, with a negative target for all others (this is not the
+/// padding mask).
 ///
 ///     LanguageModel<Stack<Block, 6>> model(policy, {.vocabulary = 256, .dim = 512});
 ///     const auto losses = model.add_gradients(ids, targets, d_losses, gradients);   // (b, n), and a step's gradients
@@ -48,8 +49,8 @@ public:
         typename Head<Scalar, P>::Gradients head;
     };
 
-    /// A tied weight is initialized with standard deviation 1 / √dim, so that logits have about 1; otherwise the
-    /// embedding has 1.
+    /// A tied weight is initialized with standard deviation 1 / √dim, so that the standard deviation of the logits is
+    /// about 1; an embedding that is not tied, with standard deviation 1.
     LanguageModel(const P& policy, const LanguageModelConfig& config, Seeds seeds = {})
         : embedding(policy, seeds, config.vocabulary, config.dim,
                     config.tied ? 1 / std::sqrt(static_cast<double>(config.dim)) : 1),

@@ -99,22 +99,22 @@ struct CausalTopK {
 class CausalBudget {
 public:
     COLT5_HOST_DEVICE CausalBudget(const CausalTopK& how, Index picks)
-        : rate_(how.rate_in_units()), burst_(how.burst_in_units()), saved_(burst_), picks_(picks) {}
+        : rate_(how.rate_in_units()), burst_(how.burst_in_units()), budget_(burst_), picks_(picks) {}
 
     /// Returns how many of the next block's candidates are chosen, and subtracts them. The block's `real` tokens add
     /// `rate` each to the budget of later blocks. Call it once for each block, in order.
     COLT5_HOST_DEVICE Index take(Index candidates, Index real) {
-        Index taken = saved_ / CausalTopK::one;
+        Index taken = budget_ / CausalTopK::one;
         if (candidates < taken) taken = candidates;
         if (picks_ < taken) taken = picks_;
         picks_ -= taken;
-        saved_ += real * rate_ - taken * CausalTopK::one;
-        if (saved_ > burst_) saved_ = burst_;
+        budget_ += real * rate_ - taken * CausalTopK::one;
+        if (budget_ > burst_) budget_ = burst_;
         return taken;
     }
 
 private:
-    std::int64_t rate_, burst_, saved_;
+    std::int64_t rate_, burst_, budget_;
     Index picks_;
 };
 

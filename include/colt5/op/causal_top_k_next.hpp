@@ -24,7 +24,7 @@ void causal_top_k_next_kernel(const P&, ...) {
 /// What causal_top_k knows of the tokens so far of a row, besides their last logits.
 struct CausalProgress {
     std::int64_t length;  ///< tokens so far
-    std::int64_t saved;   ///< the budget, in units of 2⁻³² tokens; above `burst` only until the next block begins
+    std::int64_t budget;  ///< in units of 2⁻³² tokens; above `burst` only until the next block begins
     std::int64_t picks;   ///< how many tokens may still be chosen
     std::int64_t left;    ///< how many of them in the current block
 
@@ -35,7 +35,7 @@ struct CausalProgress {
     }
     COLT5_HOST_DEVICE void store(std::int64_t* to) const {
         to[0] = length;
-        to[1] = saved;
+        to[1] = budget;
         to[2] = picks;
         to[3] = left;
     }
@@ -53,13 +53,13 @@ struct CausalProgress {
     }
     /// Limits the budget to `burst`, and sets how many tokens of the block may be chosen.
     COLT5_HOST_DEVICE void begin_block(const CausalTopK& how) {
-        if (saved > how.burst_in_units()) saved = how.burst_in_units();
-        left = saved / CausalTopK::one < picks ? saved / CausalTopK::one : picks;
+        if (budget > how.burst_in_units()) budget = how.burst_in_units();
+        left = budget / CausalTopK::one < picks ? budget / CausalTopK::one : picks;
     }
     /// Adds `tokens` tokens of the current block, of which `taken` are chosen.
     COLT5_HOST_DEVICE void advance(const CausalTopK& how, Index tokens, Index taken) {
         length += tokens;
-        saved += tokens * how.rate_in_units() - taken * CausalTopK::one;
+        budget += tokens * how.rate_in_units() - taken * CausalTopK::one;
         picks -= taken;
         left -= taken;
     }
@@ -71,7 +71,9 @@ template <typename T, Policy P>
 struct CausalTopKState {
     Tensor<T, P, dynamic, dynamic, dynamic> history;              // (b, r, block_size): the logit of token i is at
                                                                   // i mod block_size
-    Tensor<T, P, dynamic, dynamic, dynamic> block;                // (b, r, 2): threshold and price of the current block
+    Tensor<T, P, dynamic, dynamic, dynamic> block;                // (b, r, 2), of the current block: the threshold of
+                                                                  // candidates, and the price −τ of scores (see
+                                                                  // causal_top_k)
     Tensor<std::int64_t, P, dynamic, dynamic, dynamic> progress;  // (b, r, 4): CausalProgress
     CausalTopK how{};                                             // what it was made for
     Index num_tokens = 0;
@@ -155,8 +157,8 @@ struct NextCausalPicks {
 /// sequences may go on by different numbers of tokens. On the CPU, k is the largest number of tokens that a row
 /// chooses; on a GPU, the most that a row can choose of m tokens.
 ///
-/// `how` and num_tokens must be those of the state. Throws ShapeError if its rows or block_size are others,
-/// ValueError if another setting or num_tokens is.
+/// Throws ShapeError if the state was made for other rows or another block_size, ValueError if it was made for another
+/// num_tokens or other settings.
 template <Policy P, typename T, Viewable L>
 NextCausalPicks<T, P> causal_top_k_next(const P& policy, const CausalTopK& how, CausalTopKState<T, P>& state,
                                         const L& logits, Mask mask, Index num_tokens) {
