@@ -396,6 +396,21 @@ TEST_CASE_TEMPLATE("local_attention: what is not finite reaches what sees it and
     }
 }
 
+TEST_CASE_TEMPLATE("local_attention: NaN reaches a key that is seen even if its exponential is 0", T, float, double) {
+    const Cpu policy(1);
+    Case<T> c(policy, 1, 2, 1, 3, false);
+    std::fill_n(c.qkv.view()[0][0][0].data(), 3, T(100));   // query 0
+    std::fill_n(c.qkv.view()[0][0][1].data(), 3, T(0));     // key 0: score 0
+    std::fill_n(c.qkv.view()[0][1][1].data(), 3, T(-100));  // key 1: its exponential underflows
+    c.d_out.view()(0, 0, 0, 0) = std::numeric_limits<T>::quiet_NaN();
+    const Gradients<T> d(policy, LocalAttention{1}, c);
+    for (const auto& d_qkv : {d.from_saved.view(), d.computed_again.view()})
+        for (Index key = 0; key < 2; ++key) {
+            CHECK(all_nan(d_qkv[0][key][1]));
+            CHECK(all_nan(d_qkv[0][key][2]));
+        }
+}
+
 TEST_CASE_TEMPLATE("local_attention: what is not finite in masked tokens counts as zeros, in window_mean too", T, float,
                    double) {
     const Cpu policy(2);

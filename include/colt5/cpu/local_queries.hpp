@@ -95,8 +95,8 @@ public:
     }
 
     /// d_q, whose rows are d_q_stride apart, is assigned; d_k and d_v, which have the layout of the window, are added
-    /// to, and so is d_bias if there is one. `after_forward`: the last calls on this thread were forward of
-    /// these queries, and attend_to_zeros for them if needed.
+    /// to, and so is d_bias if there is one. `after_forward`: the last calls on this thread were forward of these
+    /// queries, and attend_to_zeros for them if needed.
     template <typename BiasGradient>
     void backward(bool after_forward, T* d_q, Index d_q_stride, T* d_k, T* d_v, const BiasGradient& d_bias,
                   const T* out, const T* d_out, const T* log_sum_exp) const {
@@ -131,7 +131,8 @@ public:
         }
         const T* const q = transposed<struct Queries>(q_rows);
         const T* const d_o = transposed<struct OutGradients>(d_o_rows);
-        const T hidden = has_exponentials ? T(0) : -infinity;
+        // What stands for a hidden key: no score and no exponential. (The exponential of a key that is seen may be 0.)
+        const T hidden = has_exponentials ? T(-1) : -infinity;
         const Batch<T> zero(T(0)), one(T(1));
         for (Index key = begin, until; key < end; key = until) {
             until = block_end(key);
