@@ -71,5 +71,8 @@ TEST_CASE("cuda: a batch in bfloat16 is bit for bit what its samples are alone" 
     cases::check_products_alone<colt5::bfloat16>(cases::Precision::bf16);
     cases::check_modules_alone<colt5::bfloat16>(cases::Precision::bf16);
 }
+TEST_CASE("cuda: gradients of parameters in bfloat16 are summed in float" * doctest::skip(!cases::has_gpu())) {
+    cases::check_sums_over_batch<colt5::bfloat16>(cases::Precision::bf16);
+}
 
 TEST_SUITE_END();

@@ -11,7 +11,9 @@
 #include <colt5/module/module.hpp>
 #include <colt5/op/gather.hpp>
 #include <colt5/op/look_back.hpp>
+#include <colt5/op/null_key.hpp>
 #include <colt5/op/route_blocks.hpp>
+#include <colt5/op/swap_first_axes.hpp>
 #include <colt5/op/top_k.hpp>
 
 namespace colt5 {
@@ -128,9 +130,10 @@ public:
         const Scalar* const kv = saved.kv.data();
         auto d_by_route = owned ? std::move(owned->kv) : tensor_like(policy, saved.kv);  // (1 + b · r, N + 1, 2 · e)
         auto d_key_scores = tensor_like(policy, saved.keys.scores);                      // (b · r · m, 1, k + 1)
+        Tensor<Logit, P, dynamic, dynamic, dynamic, dynamic> d_null(policy, {routes, 2, per_route, dim_head});
+        set_zero(policy, d_null);
         each_part([&](const Part& part) {
-            const auto at = part.flat(saved.keys.indices);
-            const auto kv_of_part = gather(policy, of_sequence(kv, 1 + part.sequence), at);
+            auto kv_of_part = gather(policy, of_sequence(kv, 1 + part.sequence), part.flat(saved.keys.indices));
             auto d_kv_of_part = tensor_like(policy, kv_of_part);
             dense_attention_vjp_kernel(policy, part.queries(d_q.data()), d_kv_of_part.view().reshape(part.keys_shape()),
                                        part.keys(d_key_scores.data()), part.queries(std::as_const(d_attended).data()),
@@ -138,9 +141,15 @@ public:
                                        part.queries(saved.q.data()), kv_of_part.const_view().reshape(part.keys_shape()),
                                        KeyMask(part.keys(saved.keys.mask.data())), part.keys(saved.keys.scores.data()),
                                        NoBias(), NoBias());
+            kv_of_part = {};
+            const auto d_of_picks = null_key_vjp(policy, d_null.view()[part.sequence % routes],
+                                                 d_kv_of_part.const_view().reshape(part.keys_shape()), {})
+                                        .d_kv;  // (count, 1, k, h / r, 2, dim_head)
+            d_kv_of_part = {};
             auto d = of_sequence(d_by_route.data(), part.sequence);
             if (part.first % of_.windows == 0) set_zero(policy, d);
-            gather_vjp(policy, d, d_kv_of_part, at);
+            const auto at = part.flat(saved.indices);
+            gather_vjp(policy, d, d_of_picks.const_view().reshape(std::array{Index{1}, at.extent(1), 2 * width}), at);
         });
         if (owned) {
             owned->q = {};
@@ -150,7 +159,8 @@ public:
         of_routes = {};
         InputGradients d{{}, logit_gradients(policy, saved, d_key_scores)};
 
-        add_null_gradient(policy, gradients, std::as_const(d_by_route).data());
+        const auto d_null_kv = swap_first_axes(policy, d_null.view().reshape(std::array{routes, Index{2}, width}));
+        assign(policy, gradients.null_kv, gradients.null_kv + d_null_kv.view().reshape(gradients.null_kv.shape()));
         auto d_kv = by_token_without_null(policy, std::move(d_by_route));  // (b, N, 2 · r · e)
         d_q = by_token(policy, std::move(d_q));
         if constexpr (config.rotary_emb) {
@@ -171,7 +181,6 @@ public:
 private:
     static constexpr Index routes = config.num_routed_kv, heads = config.heavy_heads, dim_head = config.heavy_dim_head,
                            inner = heads * dim_head, per_route = heads / routes, width = per_route * dim_head;
-    using Four = Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic>;
 
     /// Indices, scores and mask of the keys of all windows, from the logits.
     void choose_keys(const P& policy, Activations& saved) const {
@@ -256,8 +265,10 @@ private:
         TokensView<T> keys(T* all) const {
             return rows_of(all, first, count, of.keys + 1);
         }
-        auto flat(const TokensTensor<TokenIndex, P>& indices) const {  // (1, count · (k + 1))
-            return keys(indices.data()).reshape(std::array{Index{1}, count * (of.keys + 1)});
+        /// The indices of these windows, of (b · r · m, 1, columns): (1, count · columns)
+        auto flat(const TokensTensor<TokenIndex, P>& indices) const {
+            const Index columns = indices.extent(2);
+            return rows_of(indices.data(), first, count, columns).reshape(std::array{Index{1}, count * columns});
         }
         auto keys_shape() const { return std::array<Index, 6>{count, 1, of.keys + 1, per_route, 2, dim_head}; }
     };
@@ -290,16 +301,6 @@ private:
     template <typename T>
     MatrixView<T> null_row(T* kv, Index sequence) const {  // (1, 2 · e)
         return of_sequence(kv, sequence)[0].range(of_.padded(), 1);
-    }
-    /// Adds to the gradient of the null keys its sum over the sequences.
-    void add_null_gradient(const P& policy, typename Heavy::Gradients& gradients, const Scalar* d_by_route) const {
-        Four d_null(policy, {1, heads, 2, dim_head});
-        set_zero(policy, d_null);
-        const auto rows = by_route_row(d_null);
-        for (Index s = 0; s < of_.sequences(); ++s)
-            assign(policy, rows.range(s % routes, 1), rows.range(s % routes, 1) + null_row(d_by_route, s));
-        assign(policy, gradients.null_kv,
-               gradients.null_kv + swap_middle_axes(policy, d_null).view().reshape(gradients.null_kv.shape()));
     }
     /// kv (b, N, 2 · r · e) sorted by route, with free rows at the front and one at the end of each sequence:
     /// (1 + b · r, N + 1, 2 · e)

@@ -7,13 +7,15 @@
 
 #include <array>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "../device.hpp"
+#include "numbers.hpp"
 
 /// A batch is what its samples are alone, bit for bit: outputs, and gradients of inputs. Gradients of parameters are
-/// sums over the batch.
+/// sums over the batch, in float or better.
 namespace cases {
 
 using colt5::cuda::check;
@@ -168,6 +170,46 @@ void check_modules_alone(Precision precision) {
             with_context.template operator()<cross_conditioned_in_blocks>(length, masked);
         }
     }
+}
+
+/// Gradients of parameters for many times the same sample: a sum in 16 bits would stand still.
+template <typename T>
+void check_sums_over_batch(Precision precision) {
+    constexpr Index batch = 1000;
+    const Cuda policy = cuda_policy(precision, Cuda::Options().memory_plan);
+    Draw<T, Cuda> draw(policy, {precision, 1});
+    const auto repeated = [&](const auto& sample) {
+        const auto values = to_host(policy, sample);
+        TokensTensor<T, Cuda> tensor(policy, {batch, sample.extent(1), sample.extent(2)});
+        fill_with(policy, tensor, [&](std::size_t i) { return values[i % values.size()]; });
+        return tensor;
+    };
+    const auto check_module = [&](const auto& module, const char* name) {
+        CAPTURE(std::string(name));
+        const auto x = draw.values(std::array{Index{1}, Index{40}, Index{48}}), d_out = draw.values(x.shape());
+        using Module = std::remove_cvref_t<decltype(module)>;
+        auto alone = module.make_gradients(), of_batch = module.make_gradients();
+        const auto add_gradients = [&](auto& gradients, const auto& tokens, const auto& d) {
+            static_cast<void>(module.backward(module.forward(tokens), d, gradients));
+        };
+        add_gradients(alone, x, d_out);
+        add_gradients(of_batch, repeated(x), repeated(d_out));
+        Module::each_parameter(
+            [&](const std::string& parameter, const auto& sum, const auto& one) {
+                CAPTURE(parameter);
+                CHECK(largest_error(numbers(policy, sum), numbers(policy, one), 1.0 / batch) < 1e-3);
+            },
+            "", of_batch, alone);
+    };
+    check_module(draw.template made<ConditionalRoutedAutoregressiveAttention<autoregressive, T, Cuda>>(),
+                 "autoregressive attention");
+    check_module(draw.template made<ConditionalRoutedAutoregressiveAttention<autoregressive_of_routes, T, Cuda>>(),
+                 "autoregressive attention with routes");
+    check_module(draw.template made<ConditionalRoutedAttention<attention_with_null_tokens, T, Cuda>>(),
+                 "attention with null tokens");
+    check_module(draw.template made<ConditionalRoutedAttention<attention_with_bias, T, Cuda>>(),
+                 "attention with a relative position bias");
+    check_module(draw.template made<ConditionalRoutedFeedForward<gated_config, T, Cuda>>(), "gated feedforward");
 }
 
 /// Products of the shapes that modules have, of as few and as many rows as there are tokens.
