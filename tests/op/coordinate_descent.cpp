@@ -478,6 +478,45 @@ TEST_CASE("coordinate_descent: a logit of +infinity scores 1 and is as one that 
     }
 }
 
+TEST_CASE_TEMPLATE("coordinate_descent: a sample that wants no token scores 0 and changes no other", T, float, double) {
+    const Cpu policy(1);
+    const std::array<TokenIndex, 4> wanted{0, 3, -2, 5};
+    for (const bool converged : {false, true})
+        for (const bool limit_k : {false, true})
+            for (const DescentStart start : {DescentStart::zero, DescentStart::minus_logits}) {
+                CAPTURE(converged);
+                CAPTURE(limit_k);
+                CAPTURE(static_cast<int>(start));
+                const CoordinateDescent descent{
+                    .start = start, .limit_k = limit_k, .iterate_to_convergence = converged};
+                Case<T> c(policy, 4, 2, 37, 2, false);
+                c.logits.view()(2, 1, 5) = std::numeric_limits<T>::infinity();
+                DescentK k(SampleCount(7), 1.5);
+                k.of_sample = wanted.data();
+                const auto saved = coordinate_descent_forward(policy, descent, k, c.logits, {});
+                const auto d = coordinate_descent_vjp(policy, descent, k, saved, c.d_scores, c.logits, {});
+                const auto all = [](const auto& view, T value) {
+                    return std::all_of(view.data(), view.data() + view.size(), [&](T x) { return x == value; });
+                };
+                for (const Index b : {0, 2}) {
+                    CHECK(all(saved.scores.view()[b], T(0)));
+                    CHECK(all(saved.threshold.view()[b], std::numeric_limits<T>::infinity()));
+                    CHECK(all(saved.saturated.view()[b], T(0)));
+                    CHECK(all(d.d_logits.view()[b], T(0)));
+                    CHECK(all(d.d_k.view()[b], T(0)));
+                }
+                for (const Index b : {1, 3}) {
+                    const double own = 1.5 * wanted[static_cast<std::size_t>(b)];
+                    const auto logits = sequence(c.logits, b);
+                    const auto alone = coordinate_descent_forward(policy, descent, own, logits, {});
+                    const auto d_alone =
+                        coordinate_descent_vjp(policy, descent, own, alone, sequence(c.d_scores, b), logits, {});
+                    CHECK(same_bits(sequence(saved.scores, b), alone.scores));
+                    CHECK(same_bits(sequence(d.d_logits, b), d_alone.d_logits));
+                }
+            }
+}
+
 TEST_CASE("coordinate_descent: empty rows and batches") {
     const Cpu policy(1);
     for (const auto& shape : {std::array<Index, 3>{0, 1, 4}, {2, 0, 4}, {2, 1, 0}})

@@ -163,9 +163,9 @@ void coordinate_descent_kernel(const Cpu& policy, TokensView<T> scores, TokensVi
             std::fill_n(count, steps, largest);
             return;
         }
-        if (largest == -row.infinity) {  // every token is masked or has logit −∞
+        if (largest == -row.infinity || row.k <= 0) {  // every token is masked or has logit −∞; or none is wanted
             std::fill_n(y, row.length, T(0));
-            std::fill_n(tau, steps + 1, T(0));
+            std::fill_n(tau, steps + 1, largest == -row.infinity ? T(0) : row.infinity);
             std::fill_n(count, steps, T(0));
             return;
         }

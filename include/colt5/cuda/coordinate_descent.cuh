@@ -158,16 +158,16 @@ __global__ void __launch_bounds__(Team::threads)
             }
         return;
     }
-    if (row.largest == -row.infinity) {  // no real token, or all logits are −∞
+    double k = k_of_sample(team.row / routes);
+    if (row.largest == -row.infinity || k <= 0) {  // no real token, or all logits are −∞; or none is wanted
         for (Index i = threadIdx.x; i < team.count; i += Team::threads) y[i] = 0;
         if (team.rank() == 0)
             for (int t = static_cast<int>(threadIdx.x); t <= steps; t += Team::threads) {
-                tau[t] = 0;
+                tau[t] = row.largest == -row.infinity ? T(0) : row.infinity;
                 if (t < steps) count[t] = 0;
             }
         return;
     }
-    double k = k_of_sample(team.row / routes);
     if (descent.limit_k) k = ::min(k, row.valid);
     double eps = descent.eps;
     T last;

@@ -40,7 +40,8 @@ enum class DescentStart {
 /// (with DescentStart::minus_logits, Z = n_v in step 1), and the scores are exp(min(s − τ_T, 0) / ε_{T+1}); masked
 /// tokens and logits of −∞ score 0, and without a real token all do. A logit of +∞ is above every threshold: it scores
 /// 1 and has no gradient. A NaN among the real logits of a row makes the scores and gradients of all its real tokens
-/// NaN.
+/// NaN. Otherwise, where the k of a sample is 0 or less (see DescentK), all scores are 0, τ is ∞, and nothing has a
+/// gradient.
 struct CoordinateDescent {
     int n_iters = 50;
     /// Lower bound of ε, in [1e-6, 1e6]; the last ε is larger if n_iters steps of eps_decay do not reach it.

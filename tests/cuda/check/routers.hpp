@@ -132,6 +132,22 @@ void check_ends_of_routers() {
             CHECK(numbers(policy, d.d_k)[0] == 0);
         }
 
+    // Samples that want no token, beside one that wants two.
+    const auto of_three =
+        from_host<TokensTensor<T, Cuda>>(policy, {3, 1, 3}, std::vector<T>{1, 0, 2, 1, 0, 2, 1, 0, 2});
+    const auto wanted = from_host<VectorTensor<TokenIndex, Cuda>>(policy, {3}, std::vector<TokenIndex>{0, 2, -1});
+    for (const bool converged : {false, true})
+        for (const DescentStart start : {DescentStart::zero, DescentStart::minus_logits}) {
+            const CoordinateDescent descent{.start = start, .iterate_to_convergence = converged};
+            const DescentK k(SampleCount(2, wanted.const_view()), 1);
+            const auto saved = coordinate_descent_forward(policy, descent, k, of_three, {});
+            const auto d = coordinate_descent_vjp(policy, descent, k, saved, ones_like(of_three), of_three, {});
+            const auto scores = numbers(policy, saved.scores), d_logits = numbers(policy, d.d_logits);
+            for (const std::size_t i : {0, 1, 2, 6, 7, 8}) CHECK((scores[i] == 0 && d_logits[i] == 0));
+            for (const std::size_t i : {3, 4, 5}) CHECK((scores[i] > 0.1 && scores[i] <= 1));
+            CHECK((numbers(policy, d.d_k)[0] == 0 && numbers(policy, d.d_k)[2] == 0));
+        }
+
     const auto infinite = logits_of({0, HUGE_VAL, -HUGE_VAL, HUGE_VAL});
     for (const bool converged : {false, true})
         for (const double k : {1.0, 2.0, 2.5}) {
