@@ -53,8 +53,10 @@ TEST_CASE("window_prefixes: the logits for each window, and which tokens are bef
                 CHECK(prefixes.mask.const_view()(i, token) == (token < row % 4 * 3));
             }
     }
-    CHECK_THROWS_WITH_AS(window_prefixes(policy, logits, 3, 11, 2),
-                         "colt5: `first` must be the first of `rows` rows, but is 11", ValueError);
+    CHECK_THROWS_WITH_AS(
+        window_prefixes(policy, logits, 3, 11, 2),
+        "colt5: `first` must be such that [first, first + rows) is within the s · n / window rows, but is 11",
+        ValueError);
 }
 
 TEST_CASE("window_keys: a null key, then the picks; those before the window are visible") {

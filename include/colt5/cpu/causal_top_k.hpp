@@ -52,7 +52,7 @@ struct CausalPrice {
     }
 };
 
-/// The price of a token in one block, and its candidates.
+/// Threshold and price of one block, and how many of its tokens are candidates and how many are real.
 template <typename T>
 struct CausalBlock : CausalPrice<T> {
     Index candidates = 0, real = 0;

@@ -54,8 +54,9 @@ struct DescentVjp {
     }
 };
 
-/// The number of a row's distinct steps, and all of them as one step. That is for logits s ≤ together.before, which no
-/// step leaves out. If steps differ in ε, together.before is −∞, and the steps are summed one by one.
+/// The number of a row's distinct steps, and all of them as one step: `together` gives the same sum for logits
+/// s ≤ together.before, to which every step applies. If steps differ in ε, together.before is −∞, and the steps are
+/// summed one by one.
 template <typename T>
 struct DescentSteps {
     int distinct;

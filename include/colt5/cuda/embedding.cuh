@@ -159,7 +159,7 @@ void embedding_kernel(const Cuda& policy, MatrixView<T> out, MatrixView<const T>
 }
 
 /// Sorts the tokens by id, sums the rows of each id within chunks of sorted tokens, then adds the sums of chunks in
-/// order. Chunks depend only on the number of tokens, so a frequent id is summed by many warps.
+/// order. Chunks are cut by the number of tokens, not by id, so that many warps share a frequent id.
 template <typename T>
 void embedding_vjp_kernel(const Cuda& policy, MatrixView<accumulate_t<T>> d_weight, MatrixView<const T> d_out,
                           VectorView<const TokenIndex> ids) {

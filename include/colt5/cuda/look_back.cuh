@@ -10,8 +10,8 @@ namespace colt5 {
 
 namespace cuda {
 
-/// Rows of the windows, each of `of_window` packs, behind those of the window before. Before the rows of the first
-/// window of a sequence are zeros.
+/// For each window, the rows of the window before it, then its own; a window has `of_window` packs. For the first
+/// window of a sequence: its own rows, then zeros.
 template <typename Pack>
 __global__ void look_back(Pack* rows, const Pack* x, Index windows, Index of_window, Index count) {
     for (Index i = global_thread(); i < count; i += grid_threads()) {

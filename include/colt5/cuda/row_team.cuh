@@ -19,8 +19,8 @@
 namespace colt5::cuda {
 
 inline constexpr int histogram_bins = 256;  // not more than a block has threads
-/// Of top_k, which makes one histogram for each digit of its keys. The longest keys are a logit of 64 bits and an index
-/// of 31 bits: 12 digits of 8 bits.
+/// The most histograms that a kernel merges: top_k's, one for each digit of its keys. The longest keys are a logit of
+/// 64 bits and an index of 31 bits: 12 digits of 8 bits.
 inline constexpr int max_histograms = 12;
 inline constexpr int max_cluster_blocks = 8, grid_team_threads = 1024;
 

@@ -157,8 +157,8 @@ struct CausalPicks {
 /// token of the block adds `rate`, up to a budget of `burst`. So at most capacity(i) of the first i tokens are chosen,
 /// for all i, and about rate · n of all if the logits keep their distribution.
 ///
-/// The score of a chosen token is min(1, e^((s + a) / ε)), where a, the price of the history, is −τ of the
-/// threshold τ that converged coordinate descent would find for it. At this price, the scores of the history's tokens
+/// The score of a chosen token is min(1, e^((s + a) / ε)), where a = −τ is the price of the history: τ is the
+/// threshold that converged coordinate descent would find for it. At this price, the scores of the history's tokens
 /// would add up to min(m, rate · m · fetch_k_ratio). Without a history, the score is 1. Gradients treat the price as a
 /// constant, and so do not reach the logits of other tokens.
 ///

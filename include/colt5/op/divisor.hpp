@@ -5,8 +5,9 @@
 
 #include <colt5/core/view.hpp>
 
-/// Options that logits and their differences are divided by: temperatures and the ε of the descent. Further out their
-/// inverse times a logit, or what is left of its digits, leaves the range of float, and the result is NaN.
+/// Options that logits and their differences are divided by: temperatures and the ε of the descent. Far outside these
+/// bounds, where such a number or its inverse leaves the range of float, scores and gradients become NaN. Gradients,
+/// which have the inverse as a factor, may become infinite before that.
 namespace colt5 {
 
 inline constexpr double smallest_divisor = 1e-6, largest_divisor = 1e6;

@@ -9,8 +9,8 @@
 
 namespace colt5 {
 
-/// A number of tokens for each sample: `all`, or with `of_sample` (b), in the policy's memory, of_sample[b] for sample
-/// b. Then `all` is an upper bound of these numbers, which the host cannot read: it uses `all` for shapes and checks.
+/// A number of tokens for each sample: of_sample[b] if `of_sample` (b, in the policy's memory) is given, otherwise
+/// `all`. The host cannot read of_sample; for shapes and checks it uses `all`, which must be an upper bound.
 struct SampleCount {
     Index all;
     const TokenIndex* of_sample = nullptr;

@@ -94,14 +94,15 @@ struct WindowPrefixes {
 };
 
 /// Repeats each row of logits (s, n) for each of its n / window windows. Of these s · n / window rows, returns those in
-/// [first, first + rows). The mask of row i of all is true for the (i modulo n / window) · window tokens before its
-/// window. Throws ValueError unless n is a multiple of the window and there are such rows.
+/// [first, first + rows). Row i of the s · n / window rows is window w = i mod (n / window) of its sequence; its mask
+/// is true for the w · window tokens before that window. Throws ValueError unless n is a multiple of the window and
+/// there are such rows.
 template <Policy P, Viewable L>
 auto window_prefixes(const P& policy, const L& logits, Index window, Index first, Index rows) {
     using T = typename L::value_type;
     const Index length = logits.extent(1), windows = detail::windows_of("length of logits", length, window);
     if (!is_range_of(first, rows, logits.extent(0) * windows))
-        expect_value(false, "first", "the first of `rows` rows", first);
+        expect_value(false, "first", "such that [first, first + rows) is within the s · n / window rows", first);
     WindowPrefixes<T, P> prefixes{{policy, {rows, 1, length}}, {policy, {rows, length}}};
     window_prefixes_kernel(policy, prefixes.logits.view(), prefixes.mask.view(), logits.const_view(), window, first);
     return prefixes;

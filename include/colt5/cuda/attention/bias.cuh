@@ -7,8 +7,9 @@
 #include <colt5/op/relative_position_bias.hpp>
 
 /// The bias of the logits of attention by the positions of query and key, in the kernels. Kernels
-/// take NoBias, WindowBias or PositionBias; a bias divided by the scale is added to the products q·k, so that all that
-/// follows is as without. LimitedBias wraps one of these three, and says in addition which keys a query sees.
+/// take NoBias, WindowBias or PositionBias. The bias, divided by the scale, is added to the products q·k; everything
+/// after that is the same as without a bias. LimitedBias wraps one of these three, and says in addition which keys a
+/// query sees.
 namespace colt5::cuda {
 
 /// Of local attention: by the distance within the sequence.
@@ -49,14 +50,14 @@ struct LimitedBias {
 ///     add_to_keys(products, key, query)     of 16 keys (rows) and 16 queries (columns)
 ///     of_query(i), of_key(j)                f(product, j) and f(product, i), of one pair
 ///
-/// and which pairs of the head are hidden, from SeesAll or as LimitedBias says:
+/// and which pairs of the head are hidden: none, by SeesAll, except with LimitedBias:
 ///
-///     hides                                 constant: some may be
-///     keys_seen(i, keys)                    of `keys` keys, those before this number are what query i sees
+///     hides                                 compile-time constant: whether any pair may be hidden
+///     keys_seen(i, keys)                    how many of `keys` keys query i sees; they are the first ones
 ///     most_keys_seen(i, count, keys, stage)
 ///         the largest keys_seen of `count` queries from i on, rounded up to a multiple of `stage`, so perhaps more
-///         than `keys`; without counts, `keys`. Then the order of a query's sums depends only on the keys that it sees,
-///         not on what the other queries of its tile see. All lanes call it
+///         than `keys`; without counts, `keys`. Because it is rounded up, the order of a query's sums depends only on
+///         the keys that it sees, not on what the other queries of its tile see. All lanes call it
 ///     is_hidden(i, j)                       whether query i does not see key j
 ///     clip(range, j)
 ///         leaves out queries at both ends that see no key from j on. All lanes call it

@@ -6,7 +6,7 @@
 
 namespace colt5::cuda {
 
-/// The warp's part of the gradient.
+/// The index of the calling warp's part of the gradient.
 template <typename T>
 __device__ Index part_of_warp(const Attention<T>& a, const AttentionBlock<T>& block, int warps) {
     const auto heads = static_cast<unsigned>(a.heads());
@@ -161,7 +161,7 @@ private:
     Sum behind_ = 0, ahead_ = 0;
 };
 
-/// Hidden pairs have d_s = 0.
+/// The gradient of `inner`: d_s of hidden pairs is already 0.
 template <typename Shape, typename Inner>
 class BiasGradient<Shape, LimitedBias<Inner>> : public BiasGradient<Shape, Inner> {
 public:

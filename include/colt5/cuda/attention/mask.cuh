@@ -7,7 +7,7 @@
 #include <colt5/cuda/attention/problem.cuh>
 #include <colt5/cuda/tile_product.cuh>
 
-/// Which pairs of query and key attention hides: those out of reach, keys behind those that a query may see (HeadBias),
+/// Which (query, key) pairs attention hides: those out of reach, keys behind those that a query may see (HeadBias),
 /// and masked keys.
 namespace colt5::cuda {
 
