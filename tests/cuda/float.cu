@@ -2,9 +2,14 @@
 #include <unistd.h>
 
 #include <array>
+#include <bit>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <iostream>
+#include <string>
+#include <vector>
 
 #include "check/attention.hpp"
 #include "check/batch.hpp"
@@ -29,6 +34,11 @@ namespace {
 
 __global__ void write_to(int* at) {
     *at = 1;
+}
+
+/// Rounds `count` floats, given by their bits, for a product in TF32.
+__global__ void round_to_tf32(std::uint32_t* bits, int count) {
+    for (int i = 0; i < count; ++i) bits[i] = colt5::cuda::Tf32Product::round(bits[i]);
 }
 
 /// What this program prints when it runs one test case, skipped or not.
@@ -106,6 +116,17 @@ TEST_CASE("cuda: errors have a call and a place" * doctest::skip(!cases::has_gpu
 }
 TEST_CASE("cuda: norms in float do not change with the scale of rows" * doctest::skip(!cases::has_gpu())) {
     cases::check_scale_of_norms<float>();
+}
+TEST_CASE("cuda: every NaN stays NaN when it is rounded to TF32" * doctest::skip(!cases::has_gpu())) {
+    using namespace colt5;
+    const Cuda policy;
+    auto bits = from_host<VectorTensor<std::uint32_t, Cuda>>(
+        policy, {5}, std::vector<std::uint32_t>{0x7F800001u, 0xFF801FFFu, 0x7FFFFFFFu, 0x3F801000u, 0x3F800FFFu});
+    colt5::cuda::launch(policy, "round_to_tf32", round_to_tf32, dim3(1), 1, 0, bits.data(), 5);
+    auto rounded = to_host(policy, bits);
+    for (std::uint32_t& value : rounded) value &= ~0x1FFFu;  // what the tensor cores read
+    for (const std::size_t i : {0, 1, 2}) CHECK(std::isnan(std::bit_cast<float>(rounded[i])));
+    CHECK((rounded[3] == 0x3F802000u && rounded[4] == 0x3F800000u));
 }
 TEST_CASE("cuda: GELU in float far below 0" * doctest::skip(!cases::has_gpu())) {
     cases::check_gelu_tail<float>();

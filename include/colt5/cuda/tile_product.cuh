@@ -118,11 +118,12 @@ struct Tf32Product {
     static constexpr int row_padding = 4;
     static constexpr int step = 8, matrix_columns = 4;
 
-    /// The tensor cores drop the lowest 13 bits: adding half of what they drop rounds to nearest. A NaN stays as it is:
-    /// the sum with 0x7FFFFFFF, the NaN of arithmetic on a GPU, is read as -0.
+    /// The tensor cores drop the lowest 13 bits: adding half of what they drop rounds to nearest. A NaN is not rounded:
+    /// 0x7FFFFFFF, which GPU arithmetic produces, would become −0. It gets a bit that is not dropped: one with all its
+    /// bits among the lowest 13 would become infinite.
     __device__ static std::uint32_t round(std::uint32_t bits) {
         const float value = __uint_as_float(bits);
-        return value == value ? bits + 0x1000u : bits;
+        return value == value ? bits + 0x1000u : bits | 0x400000u;
     }
     __device__ static void round(std::uint32_t (&values)[4]) {
 #pragma unroll
