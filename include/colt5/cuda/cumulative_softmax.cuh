@@ -122,7 +122,8 @@ __global__ void __launch_bounds__(Team::threads)
                 if (sum >= cumulative_softmax_floor) c = -g * e / (sum * sum);
             }
             const double above = all + block_inclusive_sum<Team::threads>(c);
-            if (pick < picks) sum_of_pick[pick] = e / temperature * (g / ::max(sum, cumulative_softmax_floor) + above);
+            if (pick < picks)  // `above` may be infinite
+                sum_of_pick[pick] = e == 0 ? 0 : e / temperature * (g / ::max(sum, cumulative_softmax_floor) + above);
             if (threadIdx.x == Team::threads - 1) carry = above;
             __syncthreads();
             all = carry;

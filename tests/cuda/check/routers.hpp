@@ -161,6 +161,10 @@ void check_ends_of_routers() {
     const auto best = top_k(policy, infinite, Mask(), 3);
     const auto cumulative = numbers(policy, cumulative_softmax(policy, 1.0, infinite, best, {}));
     CHECK((cumulative[0] == 0.5 && cumulative[1] == 1 && cumulative[2] == 0));
+    // Beside +∞ the exponential of 0 is 0, and so is its gradient, whatever the gradients of the scores.
+    const auto d_infinite =
+        numbers(policy, cumulative_softmax_vjp(policy, 1.0, logits_of({HUGE_VAL, 1, 1}), infinite, best, {}));
+    CHECK((d_infinite[0] == 0 && d_infinite[2] == 0));
 
     if constexpr (std::is_same_v<T, double>) {  // the floor is no number of float
         const auto at_floor = logits_of({1e-20, 0.25e-20, 3e-20, std::nextafter(1e-20, 0.0), 2e-20});
