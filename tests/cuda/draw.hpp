@@ -155,6 +155,12 @@ private:
     std::uint64_t seed_, drawn_ = 0;
 };
 
+template <typename P, typename V>
+bool all_zero(const P& policy, const V& tensor) {
+    const auto values = to_host(policy, tensor);
+    return std::all_of(values.begin(), values.end(), [](const auto& x) { return static_cast<double>(x) == 0; });
+}
+
 template <typename P, typename A, typename B>
 bool same_bits(const P& policy, const A& a, const B& b) {
     const auto of_a = to_host(policy, a), of_b = to_host(policy, b);

@@ -80,11 +80,21 @@ TEST_CASE("linear: agrees with a loop, with and without bias, in double and floa
     }
 }
 
-TEST_CASE("linear: an inner dimension of 0 gives the bias, or zeros") {
-    const Cpu policy(1);
-    const Case<double> c(policy, 2, 1, 3, 0, 5);
-    CHECK(same_bits(routed_linear(policy, c.x, c.weight, c.bias.const_view()), naive(policy, c, true)));
-    CHECK(same_bits(routed_linear(policy, c.x, c.weight), naive(policy, c, false)));
+TEST_CASE("linear: an inner dimension of 0 gives the bias and what is added, or zeros") {
+    const Cpu policy(2);
+    for (const Index length : {3, 700}) {
+        const Case<double> c(policy, 2, 1, length, 0, 5);
+        CHECK(same_bits(routed_linear(policy, c.x, c.weight, c.bias.const_view()), naive(policy, c, true)));
+        CHECK(same_bits(routed_linear(policy, c.x, c.weight), naive(policy, c, false)));
+        const auto x = c.x.view().reshape(std::array<Index, 3>{2, length, 0});
+        const auto add = c.d_y.view().reshape(std::array<Index, 3>{2, length, 5});
+        CHECK(to_host(policy, linear(policy, x, c.weight, {}, add.const_view())) == to_host(policy, c.d_y));
+
+        const Case<double> none(policy, 2, 3, length, 4, 0);  // without outputs, x has gradient 0
+        auto d_weight = filled<double>(policy, none.weight.shape(), 0);
+        const auto d_x = routed_linear_vjp(policy, none.d_y, none.x, none.weight, d_weight.view());
+        for (const double value : to_host(policy, d_x)) CHECK(value == 0);
+    }
 }
 
 TEST_CASE("linear: one route is torch's Linear") {

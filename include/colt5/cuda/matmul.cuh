@@ -12,6 +12,7 @@
 
 #include <colt5/core/scalar.hpp>
 #include <colt5/core/tensor.hpp>
+#include <colt5/cuda/kernel.cuh>
 #include <colt5/cuda/policy.cuh>
 
 namespace colt5::cuda {
@@ -216,6 +217,18 @@ Operand<T> token_matrices(T* data, Index length, Index dim) {
     return {data, dim, false, length * dim};
 }
 
+/// c = bias + add, each of which may be null, for each (rows, columns) matrix of a batch; `count` entries in all.
+template <typename T, typename C>
+__global__ void empty_product(Operand<C> c, const T* bias, const C* add, Index rows, Index columns, Index count) {
+    using Sum = accumulate_t<T>;
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
+        const Index row = quotient(i, columns), column = i - row * columns, matrix = quotient(row, rows);
+        const Index at = matrix * c.batch_stride + (row - matrix * rows) * c.stride + column;
+        const Sum of_bias = bias != nullptr ? static_cast<Sum>(bias[column]) : Sum(0);
+        c.data[at] = static_cast<C>(of_bias + (add != nullptr ? static_cast<Sum>(add[at]) : Sum(0)));
+    }
+}
+
 /// c = op(a) · op(b) + bias + add, for each matrix of a batch: op(a) is (rows, depth), op(b) (depth, columns); bias
 /// (columns) and add, laid out as c and perhaps c itself, may be null. All row-major; c of type T or accumulate_t<T>.
 template <typename T, typename C = T>
@@ -223,6 +236,12 @@ void matmul(const Cuda& policy, Index rows, Index columns, Index depth, const Op
             const Operand<const T>& b, const T* bias = nullptr, const std::type_identity_t<C>* add = nullptr,
             Index batch = 1, Sums sums = Sums::by_row) {
     if (rows == 0 || columns == 0 || batch == 0) return;
+    if (depth == 0) {  // cuBLASLt need not accept empty matrices
+        constexpr int threads = 256;
+        const Index count = batch * rows * columns;
+        return launch(policy, "empty_product", empty_product<T, C>, blocks_for(count, threads), threads, 0, c, bias,
+                      add, rows, columns, count);
+    }
     const auto part = [&](Index first, Index count) {
         const auto from = [&](auto operand) {
             operand.data += first * operand.batch_stride;

@@ -28,6 +28,18 @@ Results linear_case(const P& policy, const Setting& setting) {
     record("d_x", routed_linear_vjp(policy, d_y, x, weight, d_weight.view(), d_bias.view()));
     record("d_weight", d_weight);
     record.in_float("d_bias", d_bias);
+
+    // Without an inner dimension: the bias and what is added. Without outputs: a gradient of 0.
+    const auto nothing = draw.values(std::array{batch, length, Index{0}});
+    const auto empty_weight = draw.values(std::array{out, Index{0}});
+    const auto add = draw.values(std::array{batch, length, out});
+    record("y of nothing", linear(policy, nothing, empty_weight, bias.const_view().range(0, out), add.const_view()));
+    record.holds("y of nothing without bias is 0", all_zero(policy, linear(policy, nothing, empty_weight)));
+    const auto one_x = draw.values(std::array{batch, length, in});
+    const auto no_rows = draw.values(std::array{Index{0}, in});
+    auto d_no_rows = draw.sums(std::array{Index{0}, in});
+    record.holds("d_x without outputs is 0",
+                 all_zero(policy, linear_vjp(policy, nothing, one_x, no_rows, d_no_rows.view())));
     return record.results;
 }
 
