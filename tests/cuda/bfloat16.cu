@@ -31,6 +31,9 @@ TEST_CASE("cuda: hidden keys of bfloat16 may hold anything" * doctest::skip(!cas
     cases::check_hidden_keys<colt5::bfloat16>();
     cases::check_hidden_keys<colt5::bfloat16, true>();
 }
+TEST_CASE("cuda: keys of bfloat16 that no query sees may hold anything" * doctest::skip(!cases::has_gpu())) {
+    cases::check_unseen_keys<colt5::bfloat16>();
+}
 TEST_CASE("cuda: the logit of an only key in bfloat16 has no gradient" * doctest::skip(!cases::has_gpu())) {
     cases::check_only_key<colt5::bfloat16>();
     cases::check_only_key<colt5::bfloat16, true>();

@@ -74,6 +74,9 @@ TEST_CASE("cuda: hidden keys of float may hold anything" * doctest::skip(!cases:
     cases::check_hidden_keys<float>();
     cases::check_hidden_keys<float, true>();
 }
+TEST_CASE("cuda: keys of float that no query sees may hold anything" * doctest::skip(!cases::has_gpu())) {
+    cases::check_unseen_keys<float>();
+}
 TEST_CASE("cuda: the logit of an only key in float has no gradient" * doctest::skip(!cases::has_gpu())) {
     cases::check_only_key<float>();
     cases::check_only_key<float, true>();

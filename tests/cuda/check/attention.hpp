@@ -17,7 +17,7 @@
 #include "numbers.hpp"
 #include "padded_tokens.hpp"
 
-/// Attention with keys that are masked or out of reach, and with a single key.
+/// Attention with keys that are masked, out of reach or seen by no query, and with a single key.
 namespace cases {
 
 using namespace colt5;
@@ -129,6 +129,59 @@ void check_hidden_keys() {
             if (reach > 0)
                 check(attend<has_bias, T>(policy, reach, length, dim_head, mask, 0, 240), expected, 240, reach);
         }
+}
+
+/// In dense attention, a key that no query sees has gradients of 0, also if its key, its value or its value's scale is
+/// not finite, which changes no other gradient.
+template <typename T>
+void check_unseen_keys() {
+    using Sum = accumulate_t<T>;
+    const Cuda policy;
+    const double tolerance = std::is_same_v<T, float> ? 1e-5 : 3e-2;
+    constexpr Index length = 200, keys = 150, seen = 100, heads = 2;
+    TokensTensor<TokenIndex, Cuda> counts(policy, {1, 1, length});
+    fill_with(policy, counts, [&](std::size_t i) { return static_cast<Index>(i) % (seen + 1); });
+    FirstKeys<> first_keys;
+    first_keys.counts = counts.const_view();
+    for (const Index dim_head : {20, 64, 128}) {
+        CAPTURE(dim_head);
+        Tensor<T, Cuda, dynamic, dynamic, dynamic, dynamic> q(policy, {1, length, heads, dim_head});
+        auto d_out = tensor_like(policy, q);
+        fill_normal(policy, q, Random(Seed{3}));
+        fill_normal(policy, d_out, Random(Seed{4}));
+        // The outputs and gradients if one part of the unseen keys is `poison`: 0 the key, 1 the value, 2 its scale.
+        const auto attend_with = [&](Index part, double poison) {
+            Tensor<T, Cuda, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv(policy,
+                                                                                     {1, 1, keys, heads, 2, dim_head});
+            TokensTensor<Sum, Cuda> scale(policy, {1, 1, keys});
+            fill_with(policy, kv, [&](std::size_t i) {
+                const Index vector = static_cast<Index>(i) / dim_head;
+                return vector / (2 * heads) >= seen && vector % 2 == part ? poison : Random(Seed{5}).normal(i);
+            });
+            fill_with(policy, scale, [&](std::size_t i) {
+                return static_cast<Index>(i) >= seen && part == 2 ? poison : Random(Seed{6}).normal(i);
+            });
+            const auto saved = dense_attention_forward(policy, q, kv, {}, scale.const_view(), first_keys);
+            const auto d = dense_attention_vjp(policy, saved, d_out, q, kv, {}, scale.const_view(), first_keys);
+            return std::vector<std::vector<double>>{numbers(policy, saved.out), numbers(policy, d.d_q),
+                                                    numbers(policy, d.d_kv), numbers(policy, d.d_value_scale)};
+        };
+        const auto expected = attend_with(-1, 0);
+        for (const Index part : {0, 1, 2})
+            for (const double poison :
+                 {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+                CAPTURE(part);
+                CAPTURE(poison);
+                const auto actual = attend_with(part, poison);
+                for (std::size_t i = 0; i < expected.size(); ++i) {
+                    CAPTURE(i);
+                    CHECK(largest_error(actual[i], expected[i]) <= tolerance);
+                }
+                const auto is_zero = [](double d) { return d == 0; };
+                CHECK(std::all_of(actual[2].begin() + seen * heads * 2 * dim_head, actual[2].end(), is_zero));
+                CHECK(std::all_of(actual[3].begin() + seen, actual[3].end(), is_zero));
+            }
+    }
 }
 
 /// The logit of the only key that a query sees has no gradient.

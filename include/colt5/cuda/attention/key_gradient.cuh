@@ -149,17 +149,23 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 #pragma unroll
             for (int j = 0; j < width / 8; ++j)
 #pragma unroll
-                for (int e = 0; e < 2; ++e)
-                    dot += d_v[j][2 * half + e] *
-                           static_cast<Sum>(own_v[row * Tile::stride + 8 * j + accumulator_column() + e]);
+                for (int e = 0; e < 2; ++e) {
+                    const Sum d_entry = d_v[j][2 * half + e];
+                    const auto v_entry = own_v[row * Tile::stride + 8 * j + accumulator_column() + e];
+                    // The value of a key that no query sees may be NaN.
+                    if (d_entry != Sum(0)) dot += d_entry * static_cast<Sum>(v_entry);
+                }
             dot = row_reduce(dot, Plus());
             if (visible[half] == 0) dot = 0;
             if (lane_id() % 4 == 0 && first + row < a.keys)
                 d.d_value_scale[(static_cast<Index>(block.b) * a.heads() + block.h) * a.keys + first + row] = dot;
         }
         Tile::store(own_k, d_k, a.scale, a.scale, block.rows(a, d.d_k), first, a.keys, a.dim_head, vectors);
-        Tile::store(own_v, d_v, value_scale[0], value_scale[1], block.rows(a, d.d_v), first, a.keys, a.dim_head,
-                    vectors);
+        // A scale that is not finite makes d_k NaN or infinite, if a query sees the key. Then the row is recomputed. If
+        // no query sees it, d_v is 0, and must stay so.
+        const Sum factor[2] = {isfinite(value_scale[0]) ? value_scale[0] : Sum(1),
+                               isfinite(value_scale[1]) ? value_scale[1] : Sum(1)};
+        Tile::store(own_v, d_v, factor[0], factor[1], block.rows(a, d.d_v), first, a.keys, a.dim_head, vectors);
         unsigned recompute = rows_with_nan(d_k) | rows_with_nan(d_v);
         if (recompute == 0) return;
         __syncwarp();
