@@ -62,6 +62,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("sinkhorn", sinkhorn_case<T, P>);
     add("local attention", local_attention_case<T, P>);
     add("local attention of many heads", many_heads_case<T, P>, 3);
+    add("local attention of heads of 64", heads_of_64_case<T, P>, 8);
     add("dense attention", dense_attention_case<T, P>);
     add("local attention with a bias", local_bias_case<T, P>, 12);
     add("local attention with a bias, of many heads", local_bias_of_many_heads_case<T, P>, 3);

@@ -168,9 +168,9 @@ void launch_feed_forward(const Cuda& policy, TokensView<T> y, TokensView<T> pre_
            project_weight.data());
     const Index processors = multiprocessors(policy);
     launch(policy, "feed_forward", feed_forward<T>, grid(std::min(tiles, processors)), threads, shared_bytes,
-           hopper::tensor_map<T>(x.data(), rows, dim, tile_rows), y.data(), static_cast<const T*>(weights.data()),
-           hidden_bias.data(), project_bias.data(), pre_activation.data(), add.data(), to_recompute, rows,
-           static_cast<int>(tiles));
+           hopper::tensor_map<T, 2>(x.data(), {dim, rows}, {dim}, tile_rows), y.data(),
+           static_cast<const T*>(weights.data()), hidden_bias.data(), project_bias.data(), pre_activation.data(),
+           add.data(), to_recompute, rows, static_cast<int>(tiles));
     launch(policy, "recompute_rows", recompute_rows<T>, grid(std::min(rows, processors)), hidden, 0, to_recompute,
            y.data(), pre_activation.data(), x.data(), norm.gamma.data(), norm.clean_mask.data(), hidden_weight.data(),
            hidden_bias.data(), project_weight.data(), project_bias.data(), add.data());

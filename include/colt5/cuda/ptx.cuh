@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <type_traits>
@@ -133,9 +135,64 @@ __device__ inline void tensor_load(void* to, const CUtensorMap& map, int column,
         : "memory");
 #endif
 }
+/// The same for the box of a map of four dimensions at (column, row, head, sequence).
+__device__ inline void tensor_load(void* to, const CUtensorMap& map, int column, int row, int head, int sequence,
+                                   Barrier& barrier) {
+#if defined(COLT5_HOPPER)
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], "
+        "[%6];" ::"r"(shared_address(to)),
+        "l"(&map), "r"(column), "r"(row), "r"(head), "r"(sequence), "r"(shared_address(&barrier))
+        : "memory");
+#endif
+}
+/// Starts copying a box from shared memory to a map of four dimensions at (column, row, head, sequence), except what
+/// lies outside the tensor.
+__device__ inline void tensor_store(const CUtensorMap& map, const void* from, int column, int row, int head,
+                                    int sequence) {
+#if defined(COLT5_HOPPER)
+    asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),
+                 "r"(shared_address(from)), "r"(column), "r"(row), "r"(head), "r"(sequence)
+                 : "memory");
+#endif
+}
+/// Commits this thread's tensor_stores since the last call as one group.
+__device__ inline void commit_stores() {
+#if defined(COLT5_HOPPER)
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+#endif
+}
+/// Waits until all groups of this thread's tensor_stores have read shared memory.
+__device__ inline void wait_for_reads_of_stores() {
+#if defined(COLT5_HOPPER)
+    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+#endif
+}
+/// A barrier of `threads` threads; numbers 1 to 15, since __syncthreads has 0.
+template <int number, int threads>
+__device__ inline void sync_some() {
+    asm volatile("bar.sync %0, %1;" ::"n"(number), "n"(threads) : "memory");
+}
+/// Stores four 8 × 8 matrices of 16-bit numbers to shared memory. Lane 8 i + r gives the address of row r of matrix i,
+/// and each lane has two entries of each matrix, laid out as the accumulators of `product`.
+__device__ inline void store_matrices(unsigned address, std::uint32_t a, std::uint32_t b, std::uint32_t c,
+                                      std::uint32_t d) {
+#if defined(COLT5_HOPPER)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b),
+                 "r"(c), "r"(d)
+                 : "memory");
+#endif
+}
+/// Makes this thread's ordinary stores to shared memory visible to wgmma and TMA.
+__device__ inline void fence_shared_stores() {
+#if defined(COLT5_HOPPER)
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 /// The wgmma descriptor of a matrix in shared memory. Its rows have 128 bytes and follow each other. The 16-byte units
 /// of a row are swizzled as TMA does it (CU_TENSOR_MAP_SWIZZLE_128B): unit u of row r lies at u ^ (r % 8). The first
-/// row is at a multiple of 1024 bytes. To advance 32 bytes along the rows, add 2 to the descriptor.
+/// row is at a multiple of 1024 bytes. To advance 32 bytes along the rows, add 2 to the descriptor; to advance 16 rows,
+/// add 128.
 __device__ inline std::uint64_t matrix_descriptor(const void* shared) {
     constexpr std::uint64_t group_stride = std::uint64_t{1024 >> 4} << 32, swizzle_128 = std::uint64_t{1} << 62;
     return swizzle_128 | group_stride | (std::uint64_t{1} << 16) | ((shared_address(shared) & 0x3FFFFu) >> 4);
@@ -235,6 +292,30 @@ __device__ inline void product(float (&d)[32], const std::uint32_t* a, std::uint
 #endif
 }
 
+/// The same for d (64, 64) with both operands in shared memory, 64 rows of 64 numbers. `a` is stored as it is, or with
+/// `transpose_a` as aᵀ (16, 64); b (64, 16) as it is, or with `transpose_b` as bᵀ (16, 64).
+template <HalfPrecision T, bool transpose_a, bool transpose_b>
+__device__ inline void product_64(float (&d)[32], std::uint64_t a, std::uint64_t b, bool accumulate) {
+#if defined(COLT5_HOPPER)
+    const int add = accumulate;
+    constexpr int of_a = transpose_a, of_b = transpose_b;
+    if constexpr (std::is_same_v<T, bfloat16>)
+        asm volatile(COLT5_PRODUCT("64", "bf16.bf16", COLT5_NAMES_32, "%34", "%32, %33, accumulate, 1, 1, %35, %36")
+                     : COLT5_32
+                     : "l"(a), "l"(b), "r"(add), "n"(of_a), "n"(of_b));
+    else
+        asm volatile(COLT5_PRODUCT("64", "f16.f16", COLT5_NAMES_32, "%34", "%32, %33, accumulate, 1, 1, %35, %36")
+                     : COLT5_32
+                     : "l"(a), "l"(b), "r"(add), "n"(of_a), "n"(of_b));
+#endif
+}
+/// Tells the compiler that a product, which has been waited for, has written d.
+template <int count>
+__device__ inline void expect_written(float (&d)[count]) {
+#pragma unroll
+    for (float& value : d) asm volatile("" : "+f"(value)::"memory");
+}
+
 #undef COLT5_PRODUCT
 #undef COLT5_NAMES_128
 #undef COLT5_NAMES_32
@@ -242,10 +323,12 @@ __device__ inline void product(float (&d)[32], const std::uint32_t* a, std::uint
 #undef COLT5_32
 #undef COLT5_EIGHT
 
-/// The TMA tensor map of a matrix (rows, columns) in global memory, with boxes of `box_rows` rows of 128 bytes,
-/// swizzled as for matrix_descriptor. Entries outside the matrix are read as zeros.
-template <HalfPrecision T>
-CUtensorMap tensor_map(const T* data, Index rows, Index columns, int box_rows) {
+/// The TMA tensor map of a tensor in global memory, of `size[0]` consecutive numbers and, in its other dimensions,
+/// `stride` numbers from each to the next. Its boxes are `box_rows` rows of 128 bytes, swizzled as for
+/// matrix_descriptor. Entries outside the tensor are read as zeros.
+template <HalfPrecision T, std::size_t dims>
+CUtensorMap tensor_map(const T* data, const std::array<Index, dims>& size, const std::array<Index, dims - 1>& stride,
+                       int box_rows) {
     using Encode = decltype(&cuTensorMapEncodeTiled);
     static const Encode encode = [] {
         void* entry = nullptr;
@@ -256,13 +339,18 @@ CUtensorMap tensor_map(const T* data, Index rows, Index columns, int box_rows) {
         return reinterpret_cast<Encode>(entry);
     }();
     CUtensorMap map{};
-    const cuuint64_t size[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-    const cuuint64_t stride[1] = {static_cast<cuuint64_t>(columns) * sizeof(T)};
-    const cuuint32_t box[2] = {128 / sizeof(T), static_cast<cuuint32_t>(box_rows)}, step[2] = {1, 1};
-    const CUresult status =
-        encode(&map, std::is_same_v<T, bfloat16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-               2, const_cast<T*>(data), size, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    cuuint64_t sizes[dims], strides[dims - 1];
+    cuuint32_t box[dims], step[dims];
+    for (std::size_t i = 0; i < dims; ++i) {
+        sizes[i] = static_cast<cuuint64_t>(size[i]);
+        if (i > 0) strides[i - 1] = static_cast<cuuint64_t>(stride[i - 1]) * sizeof(T);
+        box[i] = i == 0 ? 128 / sizeof(T) : i == 1 ? static_cast<cuuint32_t>(box_rows) : 1;
+        step[i] = 1;
+    }
+    const CUresult status = encode(
+        &map, std::is_same_v<T, bfloat16> ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        static_cast<cuuint32_t>(dims), const_cast<T*>(data), sizes, strides, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (status != CUDA_SUCCESS) throw CudaError("colt5: cuTensorMapEncodeTiled failed: code " + std::to_string(status));
     return map;
 }

@@ -81,6 +81,22 @@ Results many_heads_case(const P& policy, const Setting& setting) {
     return local_attention_of(policy, draw, 9, length, 16, dim_head, reach);
 }
 
+/// Heads of 64 and a reach of at most 64, for which 16-bit types have a backward kernel of their own.
+template <typename T, typename P>
+Results heads_of_64_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    const Index batch = draw.size(1, 3), heads = draw.size(1, 4), length = draw.length(3000, batch * heads * 64);
+    const Index reach = draw.size(1, 64);
+    return local_attention_of(policy, draw, batch, length, heads, 64, reach);
+}
+
+/// A window to both sides, perhaps with padding that queries attend to, or a causal one.
+template <typename T, typename P>
+LocalAttention kind_of_local_attention(Draw<T, P>& draw, Index reach) {
+    const Index kind = draw.size(0, 2);
+    return {.reach = reach, .attends_to_padding = kind == 2, .causal = kind == 1};
+}
+
 /// With a bias: out and gradients, those of the first sequence in parts, and the same bits on a second run.
 template <typename T, typename P>
 Results local_bias_of(const P& policy, Draw<T, P>& draw, Index batch, Index length, Index heads, Index dim_head,
@@ -145,8 +161,8 @@ Results local_bias_case(const P& policy, const Setting& setting) {
     const Index batch = draw.size(1, 9), heads = draw.size(1, 16), dim_head = draw.dim_head();
     const Index length = draw.length(5000, batch * heads * dim_head), reach = draw.length(200);
     const RelativePositionBuckets buckets{2 * draw.size(2, 20), draw.size(11, 150)};
-    return local_bias_of(policy, draw, batch, length, heads, dim_head, {.reach = reach, .causal = draw.size(0, 1) == 1},
-                         buckets, reach);
+    return local_bias_of(policy, draw, batch, length, heads, dim_head, kind_of_local_attention(draw, reach), buckets,
+                         reach);
 }
 
 /// Several tiles of a head in each block, as in many_heads_case. The bias may go beyond the window.
@@ -155,8 +171,7 @@ Results local_bias_of_many_heads_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
     const Index length = draw.size(257, 450), dim_head = 8 * draw.size(1, 8), reach = draw.size(1, 64);
     const Index bias_reach = draw.size(reach, 150);
-    return local_bias_of(policy, draw, 9, length, 16, dim_head, {.reach = reach, .causal = draw.size(0, 1) == 1}, {},
-                         bias_reach);
+    return local_bias_of(policy, draw, 9, length, 16, dim_head, kind_of_local_attention(draw, reach), {}, bias_reach);
 }
 
 }  // namespace cases

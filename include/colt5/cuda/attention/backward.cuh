@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <type_traits>
+
 #include <colt5/cuda/attention/dispatch.cuh>
 #include <colt5/cuda/attention/key_gradient.cuh>
 #include <colt5/cuda/attention/query_gradient.cuh>
+#include <colt5/cuda/attention/sliding_backward.cuh>
 #include <colt5/cuda/relative_position_bias.cuh>
 
-/// The vector-Jacobian product of attention, in two kernels. Each block writes rows that no other block writes, without
-/// atomic additions, so that the order of all sums is fixed. With s = q·k · scale, p = exp(s − log_sum_exp), dp =
-/// value_scale · d_out·v, D = out·d_out:
+/// The vector-Jacobian product of attention, in two kernels, or in that of sliding_backward.cuh where it fits. Each
+/// block writes rows that no other block writes, without atomic additions, so that the order of all sums is fixed. With
+/// s = q·k · scale, p = exp(s − log_sum_exp), dp = value_scale · d_out·v, D = out·d_out:
 ///
 ///     ds = p (dp − D),   d_q = scale · ds k,   d_k = scale · dsᵀ q,   d_v = value_scale · pᵀ d_out
 namespace colt5::cuda {
@@ -62,6 +65,9 @@ void with_bias_parts(const Cuda& policy, const Attention<T>& a, Index parts, Lim
 template <bool window, Index head, typename T, typename Bias, typename DTable>
 void run_attention_backward(const Cuda& policy, const Attention<T>& a, const Bias& bias, const AttentionGradients<T>& d,
                             const DTable& d_table, const RelativePositionBuckets& buckets) {
+    if constexpr (window && HalfPrecision<T> && std::is_same_v<Bias, NoBias> &&
+                  (head == sliding::dim || head == dynamic))
+        if (sliding::supports(policy, a)) return sliding::launch_attention_backward(policy, a, d);
     const Index queries = static_cast<Index>(a.batch) * a.heads() * a.queries;
     MatrixTensor<accumulate_t<T>, Cuda> query_numbers(policy, {2, queries});
     const QueryNumbers<accumulate_t<T>> numbers{query_numbers.data(), query_numbers.data() + queries};

@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     };
     const auto end = [&] {
         Sum factor[2] = {a.scale, a.scale};
-        if constexpr (has_bias) {
+        if (has_bias && !a.sees_zeros) {  // else Σ ds has a part of the keys of 0, too
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int query = first + accumulator_row() + 8 * half;

@@ -95,6 +95,20 @@ __device__ __noinline__ void attend_row(T* out, const T* q_row, Rows<const T> k,
     sum.store(out, dim);
 }
 
+/// D = Σ p dp.
+template <typename T, typename Sum>
+__device__ __noinline__ Sum out_dot_of_row(const T* q_row, const T* d_out_row, Rows<const T> k, Rows<const T> v,
+                                           MaskedKeyRange range, Sum shift, Sum scale, int dim) {
+    const LaneEntries<Sum> q(q_row, dim), d_out(d_out_row, dim);
+    const Sum to_log2 = scale * static_cast<Sum>(log2_e);
+    Sum sum = 0;
+    for (int j = range.begin; j < range.end; ++j)
+        if (range[j])
+            sum += fast_exp2(q.dot(LaneEntries<Sum>(k[j], dim)) * to_log2 - shift) *
+                   d_out.dot(LaneEntries<Sum>(v[j], dim));
+    return sum;
+}
+
 /// Assigns d_q = scale · Σ ds k.
 template <typename T, typename Sum, typename AddBias>
 __device__ __noinline__ void query_gradient_row(T* d_q, const T* q_row, const T* d_out_row, Rows<const T> k,
@@ -118,10 +132,10 @@ __device__ __noinline__ void query_gradient_row(T* d_q, const T* q_row, const T*
 
 /// Assigns d_k = scale · Σ ds q and d_v = value_scale · Σ p d_out, summed over the key's range of queries. Returns
 /// Σ p d_out · v.
-template <typename T, typename Sum, typename AddBias>
+template <typename T, typename Sum, typename Shifts, typename AddBias>
 __device__ __noinline__ Sum key_gradient_row(T* d_k, T* d_v, const T* k_row, const T* v_row, Rows<const T> q,
-                                             Rows<const T> d_out, MaskedKeyRange range, const Sum* shifts,
-                                             const Sum* dots, Sum value_scale, Sum scale, int dim, AddBias add_bias) {
+                                             Rows<const T> d_out, MaskedKeyRange range, Shifts shifts, const Sum* dots,
+                                             Sum value_scale, Sum scale, int dim, AddBias add_bias) {
     const LaneEntries<Sum> k(k_row, dim), v(v_row, dim);
     const Sum to_log2 = scale * static_cast<Sum>(log2_e);
     LaneEntries<Sum> of_k, of_v;
@@ -134,7 +148,7 @@ __device__ __noinline__ Sum key_gradient_row(T* d_k, T* d_v, const T* k_row, con
         of_v.add(p, d_o);
         of_k.add(p * (d_o.dot(v) * value_scale - dots[i]), query);
     }
-    const Sum d_value_scale = of_v.dot(v);
+    const Sum d_value_scale = is_seen ? of_v.dot(v) : Sum(0);
     of_k.scale(scale);
     of_v.scale(is_seen ? value_scale : Sum(1));  // 0 for a key that no query sees, whose value's scale may be NaN
     of_k.store(d_k, dim);

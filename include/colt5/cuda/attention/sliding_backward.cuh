@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include <colt5/cuda/attention/sliding/gradient.cuh>
+#include <colt5/cuda/attention/sliding/nan_rows.cuh>
+#include <colt5/cuda/attention/sliding/producer.cuh>
+#include <colt5/cuda/attention/sliding/softmax.cuh>
+
+/// The vector-Jacobian product of local attention in one kernel of compute capability 9.0a, for 16-bit heads of
+/// dimension 64 and a reach of at most 64, without a bias. backward.cuh has the kernels for everything else.
+///
+/// Query tile t and key tile t have 64 rows each, at the same tokens. So the queries of tile t see keys of the tiles
+/// t − 1, t and t + 1 alone. A block owns consecutive tiles of one head, its segment. It walks along them, one query
+/// tile in each step, and begins and ends one tile outside, whose queries see its keys, too. With the three key tiles
+/// of a query tile, a step computes
+///
+///     p = exp(scale · q kᵀ − log_sum_exp),   dp = d_out vᵀ,   D = Σ p dp,   ds = p (dp − D)
+///     d_q = scale · ds k,                    d_k += scale · dsᵀ q,          d_v += pᵀ d_out
+///
+/// The kernel is warp-specialized. All products are wgmma of tiles of 64 × 64 numbers.
+///
+///     producer warps      copy tiles of q, k, v and d_out by TMA, each once; and what is masked, and log-sum-exps
+///     softmax warpgroup   computes p and ds, and writes them to shared memory in 16 bits
+///     gradient warpgroup  accumulates d_k and d_v of three key tiles in registers, of which the first is complete
+///     after
+///                         the step, and computes d_q
+///
+/// The order of all sums is fixed: it depends neither on the batch nor on the segments.
+namespace colt5::cuda::sliding {
+
+inline constexpr int threads = 3 * warpgroup;
+
+#if defined(COLT5_HOPPER) || !defined(__CUDA_ARCH__)
+inline constexpr int bound = threads;
+#else
+inline constexpr int bound = warp_size;  // tells `supports` that this code was compiled for another architecture
+#endif
+
+/// Assigns what `maps` have for d_q, d_k and d_v, and D of all queries.
+template <typename T>
+__global__ void __launch_bounds__(bound, 1)
+    attention_backward(const __grid_constant__ Maps maps, const Attention<T> a, const AttentionGradients<T> d,
+                       float* dots, const NanGroups nan_groups, int tiles_each) {
+#if defined(COLT5_HOPPER)
+    extern __shared__ std::byte memory[];
+    auto& shared = *reinterpret_cast<Shared*>((reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
+    const AttentionBlock<T> block(a, 1);
+    if (block.is_beyond(a)) return;
+    const Segment segment(a, block.first, tiles_each);
+    if (threadIdx.x == 0) {
+        for (auto& barrier : shared.keys_full) barrier.init(2);
+        for (auto& barrier : shared.values_full) barrier.init(1);
+        for (auto& barrier : shared.queries_full) barrier.init(2);
+        for (auto& barrier : shared.keys_empty) barrier.init(2 * warps);
+        for (auto& barrier : shared.values_empty) barrier.init(warps);
+        for (auto& barrier : shared.queries_empty) barrier.init(warps + 1);
+        for (auto& barrier : shared.weights_full) barrier.init(warps);
+        for (auto& barrier : shared.weights_empty) barrier.init(warps);
+        hopper::fence_barrier_init();
+    }
+    __syncthreads();
+    if (threadIdx.x < warpgroup) {
+        hopper::lower_registers<24>();
+        if (threadIdx.x == 0) produce_tiles(shared, maps, segment, a.first, block.h, block.b);
+        if (warp_id() == 1) produce_numbers(shared, a, d.log_sum_exp, block, segment);
+    } else if (threadIdx.x < 2 * warpgroup) {
+        hopper::raise_registers<240>();
+        softmax_warpgroup(shared, a, dots + block.of_queries(a), block, segment);
+    } else {
+        hopper::raise_registers<240>();
+        GradientWarpgroup<T>{shared, a, d, maps, nan_groups, block, segment, TileThread()}.walk();
+    }
+#endif
+}
+
+/// Whether the kernel can run the problem on this device.
+template <typename T>
+bool supports(const Cuda& policy, const Attention<T>& a) {
+    if (a.dim_head != dim || a.reach > tile_rows || !a.vectors || a.value_scale != nullptr) return false;
+    const DeviceGuard guard(policy.device());
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, attention_backward<T>), "cudaFuncGetAttributes");
+    return attributes.maxThreadsPerBlock >= threads;
+}
+
+/// The number of tiles of a segment: that of the fewest steps one after another on a multiprocessor, counting one at
+/// each end of a segment for tiles that others visit, too, and two in which its pipeline fills and drains.
+inline Index tiles_of_segment(Index tiles, Index heads, Index processors) {
+    constexpr Index overhead = 4;
+    Index best = tiles, least = std::numeric_limits<Index>::max();
+    for (Index segments = 1; segments <= std::min(tiles, 4 * processors); ++segments) {
+        const Index each = divide_up(tiles, segments);
+        const Index steps = divide_up(divide_up(tiles, each) * heads, processors) * (each + overhead);
+        if (steps < least) least = steps, best = each;
+    }
+    return best;
+}
+
+/// Assigns d.d_q, d.d_k and d.d_v of a problem that is supported; does not read d.out.
+template <typename T>
+void launch_attention_backward(const Cuda& policy, const Attention<T>& a, const AttentionGradients<T>& d) {
+    const Index heads = Index{a.batch} * a.heads(), queries = heads * a.queries;
+    if (queries == 0) return;
+    const Index query_groups = heads * divide_up(a.queries, 16);
+    const Index key_groups = heads * divide_up(a.keys + tile_rows, 16);
+    VectorTensor<float, Cuda> dots(policy, {queries});
+    VectorTensor<int, Cuda> lists(policy, {2 + query_groups + key_groups});
+    auto* const counts = reinterpret_cast<unsigned*>(lists.data());
+    const NanGroups nan_groups{{counts, lists.data() + 2}, {counts + 1, lists.data() + 2 + query_groups}};
+    const DeviceGuard guard(policy.device());  // of tensor_map, too
+    check(cudaMemsetAsync(counts, 0, 2 * sizeof(unsigned), policy.stream()), "cudaMemsetAsync");
+    const auto map = [&](const auto& of, int rows) {
+        return hopper::tensor_map<T, 4>(of.data, {dim, rows, a.heads(), a.batch}, {of.token, of.head, of.batch},
+                                        tile_rows);
+    };
+    const Maps maps{.q = map(a.q, a.queries),
+                    .k = map(a.k, a.keys),
+                    .v = map(a.v, a.keys),
+                    .d_out = map(a.out.with(d.d_out), a.queries),
+                    .d_q = map(d.d_q, a.queries),
+                    .d_k = map(d.d_k, a.keys),
+                    .d_v = map(d.d_v, a.keys)};
+    const Index processors = multiprocessors(policy), tiles = divide_up(a.queries, tile_rows);
+    const Index tiles_each = tiles_of_segment(tiles, heads, processors);
+    launch(policy, "attention_backward", attention_backward<T>, attention_grid(a, divide_up(tiles, tiles_each), 1),
+           threads, shared_bytes, maps, a, d, dots.data(), nan_groups, static_cast<int>(tiles_each));
+    launch(policy, "recompute_queries", recompute_queries<T>, grid(std::min(query_groups, processors)), warpgroup, 0,
+           nan_groups.queries, a, d, dots.data());
+    launch(policy, "recompute_keys", recompute_keys<T>, grid(std::min(key_groups, processors)), warpgroup, 0,
+           nan_groups.keys, a, d, dots.data());
+}
+
+}  // namespace colt5::cuda::sliding
