@@ -71,7 +71,7 @@ struct RouteRows {
 };
 
 /// In a block, thread i has the columns of lane i % lanes, and the rows of group i / lanes. Writes the sums over all
-/// groups to the `width` entries of `to`, if `mine`: the lane has columns. All threads of the block call it.
+/// groups to the `width` entries of `to`, if `mine`, that is, if the lane has columns. The whole block calls it.
 template <int width, typename Sum>
 __device__ void sum_over_groups(Sum* to, const Sum (&sum)[width], Sum (*shared)[width], int lanes, bool mine) {
     const int lane = static_cast<int>(threadIdx.x) % lanes, group = static_cast<int>(threadIdx.x) / lanes;
@@ -195,6 +195,11 @@ private:
     Sum* warp_sums_;
     Index d_;
 };
+
+/// The blocks of a multiprocessor for which the compiler leaves registers, where a lane has `sums` sums and three rows
+/// of T. With two, twice as many loads are in flight; more would not leave room for 64 sums and rows of 16-bit numbers.
+template <typename T, int sums>
+inline constexpr int blocks_with_sums = sizeof(T) == 2 && sums <= 64 ? 2 : 1;
 
 /// Launches kernel(arguments..., partial, global, rows, rows_each), whose blocks each write WarpSums(global, columns)
 /// to `partial`. Adds the sums over all rows to the totals.

@@ -75,7 +75,7 @@ __global__ void layer_norm(T* y, const T* x, const T* weight, const T* bias, con
 
 /// Writes d_x with its epilogue. Each block writes its partial sums of d_weight, d_bias and of each d_t.
 template <int width, int packs, int updates, typename T>
-__global__ void __launch_bounds__(sum_threads)
+__global__ void __launch_bounds__(sum_threads, blocks_with_sums<T, (2 + updates) * packs * width>)
     layer_norm_vjp(T* d_x, const T* d_y, const T* x, const T* weight, const bool* mask,
                    const EpilogueTerms<T, updates> epilogue, Index d, accumulate_t<T>* partial, accumulate_t<T>* global,
                    Index rows, Index rows_each) {
