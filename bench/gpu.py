@@ -266,7 +266,7 @@ class Bench:
                         self.compare(case, mode, dtype, ours, peer, truth.get(mode))
 
     def compare(self, case, mode, dtype, ours, peer, truth):
-        row = {'name': f'{case.name}_{mode}', 'dtype': dtype, 'peer': peer.label}
+        row = {'name': f'{case.name}_{mode}', 'dtype': dtype, 'peer': peer.label, 'date': str(datetime.date.today())}
         sides = {'ours': ours}
         refused = {}
         try:
