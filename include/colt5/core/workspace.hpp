@@ -31,10 +31,11 @@ struct WorkspaceStatistics {
 /// Blocks lie in a range of addresses that grows and shrinks at its end, so that free neighbours in it can merge. If a
 /// range may run out (see `capacity`), there are several. `Memory` supplies the first range: `std::byte* begin()`,
 /// aligned to 256 bytes and the same for ever, and `void resize(std::size_t)`, which moves its end, or throws and
-/// changes nothing when there is no memory. It may also have `capacity()`, the size beyond which its range cannot grow,
-/// and a static function `more(bytes, held)`. That returns a Memory with a new, empty range that can grow to at least
-/// `bytes`, or throws; `held` is the size of all ranges so far. The workspace calls it when a request does not fit in
-/// the last range. Blocks are aligned to 256 bytes. Safe to call from several threads.
+/// changes nothing when there is no memory; it may keep more than the range needs. It may also have `capacity()`, the
+/// size beyond which its range cannot grow, and a static function `more(bytes, held)`. That returns a Memory with a
+/// new, empty range that can grow to at least `bytes`, or throws; `held` is the size of all ranges so far. The
+/// workspace calls it when a request does not fit in the last range. Blocks are aligned to 256 bytes. Safe to call from
+/// several threads.
 ///
 /// If `Memory` has `bool separate()` and it returns true, every block comes from `allocate(bytes)` and goes back by
 /// `deallocate(data)`, without reuse, as AddressSanitizer and its like need.
@@ -90,7 +91,9 @@ public:
         if (block != blocks_.begin() && can_merge(block, std::prev(block))) merge(std::prev(block), block);
     }
 
-    /// Hands what lies behind the last block in use of each range back to the system.
+    /// Hands what lies behind the last block in use of each range back to the system, in whole steps of growth_step.
+    /// Memory may keep a part of it (that of Cuda gives back whole pieces, each as large as the growth that made it);
+    /// statistics count what was asked for.
     void release_unused() {
         const std::lock_guard lock(mutex_);
         for (auto range = ranges_.rbegin(); range != ranges_.rend(); ++range) {

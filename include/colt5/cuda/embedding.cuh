@@ -51,7 +51,8 @@ __global__ void keys_of_ids(Key* keys, const TokenIndex* ids, Index vocabulary, 
     }
 }
 
-/// A warp sums, in a tile of columns, the rows of one chunk: `chunk_size` sorted tokens, of which it is chunk `number`.
+/// A warp sums, in a tile of columns, the rows of chunk `number` of the sorted tokens. A chunk has `chunk_size` tokens,
+/// the last one perhaps fewer.
 /// The sum of an id whose tokens are all in the chunk is added to d_weight. That of an id that begins in an earlier
 /// chunk is written to parts[2 · number], that of an id that begins here and continues in the next chunk to
 /// parts[2 · number + 1].

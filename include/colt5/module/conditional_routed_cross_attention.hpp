@@ -15,9 +15,9 @@ namespace colt5 {
 ///
 /// Queries are routed if there are more than num_tokens_q of them, the context if it is longer than num_tokens_kv;
 /// otherwise all of them take part. If queries are routed, the output of each is multiplied by its score. Queries that
-/// were not chosen get zeros, or with use_null_q_tokens a learned token. Masked queries get zeros. With
-/// masked_tokens_get_null_q, if queries are routed, those that are not among the picks get this token, too. In masked
-/// tokens, values that are not finite count as 0.
+/// were not chosen get zeros, or with use_null_q_tokens a learned token. Masked queries get zeros; but with
+/// use_null_q_tokens and masked_tokens_get_null_q, where queries are routed, masked queries that are not among the
+/// picks get the learned token, too. In masked tokens, values that are not finite count as 0.
 ///
 /// Keys and values come from the context. (Version 0.2.3 of the reference gathers them from the queries.) They have
 /// kv_routing_tokens routes, each for heads / kv_routing_tokens of the heads. Queries have q_routing_tokens routes, as
@@ -103,7 +103,7 @@ public:
         std::optional<RoutedKV> routed_kv;
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> picked_q;   // (b, r, q, d), if queries are routed
         Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic> picked_kv;  // (b, r, kv, d), if the context is routed
-        Tensor<bool, P, dynamic, dynamic, dynamic> picked_mask;           // (b, r, kv), if there is a context mask
+        Tensor<bool, P, dynamic, dynamic, dynamic> picked_mask;  // (b, r, kv), if the context is routed and has a mask
         typename Heavy::Activations heavy;
         typename RoutingTokens::Activations kv_routing_tokens;
         ActivationsOrigin origin;

@@ -159,7 +159,8 @@ public:
                                        const D& d_losses, Gradients& gradients, Mask mask = {},
                                        const Counts& counts = {}) const {
         expect_like<EncoderDecoder>("gradients", *this, gradients);
-        expect_shape("targets", targets.shape(), previous.shape());  // before a router counts a call
+        expect_shape("targets", targets.shape(),
+                     previous.shape());  // before anything counts a call, as routers with noise and dropout do
         expect_shape("d_losses", d_losses.shape(), previous.shape());
         const Out tokens = embedding(policy_, ids);  // (b, m, d)
         auto encoded = encoder.forward(tokens, mask, counts);

@@ -97,7 +97,8 @@ public:
     MatrixTensor<Sum, P> add_gradients(const Ids& ids, const Targets& targets, const D& d_losses, Gradients& gradients,
                                        Mask mask = {}, const Counts& counts = {}) const {
         expect_like<LanguageModel>("gradients", *this, gradients);
-        expect_shape("targets", targets.shape(), ids.shape());  // before a router counts a call
+        expect_shape("targets", targets.shape(),
+                     ids.shape());  // before anything counts a call, as routers with noise and dropout do
         expect_shape("d_losses", d_losses.shape(), ids.shape());
         const auto x = embedding(policy_, ids);  // (b, n, d)
         auto saved = layers.forward(x, mask, counts);
