@@ -80,7 +80,9 @@ namespace colt5::cuda::hopper {
 /// A barrier in shared memory (mbarrier). A phase is complete after all arrivals and after all expected bytes.
 struct Barrier {
     __device__ void init(unsigned arrivals) {
+#if defined(COLT5_HOPPER)
         asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals));
+#endif
     }
     __device__ void arrive() {
 #if defined(COLT5_HOPPER)
@@ -171,7 +173,9 @@ __device__ inline void wait_for_reads_of_stores() {
 /// A barrier of `threads` threads; numbers 1 to 15, since __syncthreads has 0.
 template <int number, int threads>
 __device__ inline void sync_some() {
+#if defined(COLT5_HOPPER)
     asm volatile("bar.sync %0, %1;" ::"n"(number), "n"(threads) : "memory");
+#endif
 }
 /// Stores four 8 × 8 matrices of 16-bit numbers to shared memory. Lane 8 i + r gives the address of row r of matrix i,
 /// and each lane has two entries of each matrix, laid out as the accumulators of `product`.
@@ -292,8 +296,8 @@ __device__ inline void product(float (&d)[32], const std::uint32_t* a, std::uint
 #endif
 }
 
-/// The same for d (64, 64) with both operands in shared memory, 64 rows of 64 numbers. `a` is stored as it is, or with
-/// `transpose_a` as aᵀ (16, 64); b (64, 16) as it is, or with `transpose_b` as bᵀ (16, 64).
+/// The same for d (64, 64) with both operands in shared memory. Each is 16 columns of a tile of 64 × 64 numbers, or
+/// with `transpose_a` or `transpose_b` 16 rows of one, which are aᵀ or bᵀ (16, 64).
 template <HalfPrecision T, bool transpose_a, bool transpose_b>
 __device__ inline void product_64(float (&d)[32], std::uint64_t a, std::uint64_t b, bool accumulate) {
 #if defined(COLT5_HOPPER)

@@ -61,6 +61,22 @@ Results local_attention_of(const P& policy, Draw<T, P>& draw, Index batch, Index
             end = begin + window;
         }
         record("d_qkv in parts" + name, d_qkv);
+
+        // A part without queries: the gradients of keys and values are 0.
+        const Index middle = length / 2, window = attention.window(middle, 0, length);
+        const auto no_q = of_sequence(q, middle, 0);
+        const auto all_keys = of_sequence(kv, 0, length);
+        Tensor<T, P, dynamic, dynamic, dynamic, dynamic, dynamic> d_none(policy, {1, window, 3, heads, dim_head});
+        fill(policy, d_none, 1);
+        local_attention_vjp(policy, d_none.view(), attention,
+                            local_attention_forward(policy, attention, no_q, all_keys, first_mask, middle),
+                            of_sequence(d_out, middle, 0), no_q, all_keys, first_mask, middle, 0);
+        const auto numbers = to_host(policy, d_none);
+        bool are_zeros = true;
+        for (std::size_t i = 0; i < numbers.size(); ++i)
+            are_zeros = are_zeros &&
+                        (static_cast<Index>(i) / (heads * dim_head) % 3 == 0 || static_cast<double>(numbers[i]) == 0);
+        record.holds("no gradients without queries" + name, are_zeros);
     }
     return record.results;
 }

@@ -67,7 +67,7 @@ void run_attention_backward(const Cuda& policy, const Attention<T>& a, const Bia
                             const DTable& d_table, const RelativePositionBuckets& buckets) {
     if constexpr (window && HalfPrecision<T> && std::is_same_v<Bias, NoBias> &&
                   (head == sliding::dim || head == dynamic))
-        if (sliding::supports(policy, a)) return sliding::launch_attention_backward(policy, a, d);
+        if (a.queries > 0 && sliding::supports(policy, a)) return sliding::launch_attention_backward(policy, a, d);
     const Index queries = static_cast<Index>(a.batch) * a.heads() * a.queries;
     MatrixTensor<accumulate_t<T>, Cuda> query_numbers(policy, {2, queries});
     const QueryNumbers<accumulate_t<T>> numbers{query_numbers.data(), query_numbers.data() + queries};

@@ -240,7 +240,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
                     block.rows(a, d.d_q)[first + row], q_rows[first + row], d_out_rows[first + row], block.rows(a, a.k),
                     block.rows(a, a.v),
                     MaskedKeyRange(position + row, reach, head_bias.keys_seen(first + row, a.keys), block.mask(a)),
-                    block.value_scale(a), of_row, dot, a.scale, a.dim_head, head_bias.of_query(first + row));
+                    block.value_scale(a), of_row, dot, a.sees_zeros, a.scale, a.dim_head,
+                    head_bias.of_query(first + row));
         }
     };
 

@@ -95,25 +95,29 @@ __device__ __noinline__ void attend_row(T* out, const T* q_row, Rows<const T> k,
     sum.store(out, dim);
 }
 
-/// D = Σ p dp.
+/// D = Σ p dp; of a single key its dp. With `sees_zeros` the query sees keys of 0, too, so that no key is its only one.
 template <typename T, typename Sum>
 __device__ __noinline__ Sum out_dot_of_row(const T* q_row, const T* d_out_row, Rows<const T> k, Rows<const T> v,
-                                           MaskedKeyRange range, Sum shift, Sum scale, int dim) {
+                                           MaskedKeyRange range, Sum shift, bool sees_zeros, Sum scale, int dim) {
     const LaneEntries<Sum> q(q_row, dim), d_out(d_out_row, dim);
     const Sum to_log2 = scale * static_cast<Sum>(log2_e);
-    Sum sum = 0;
-    for (int j = range.begin; j < range.end; ++j)
-        if (range[j])
-            sum += fast_exp2(q.dot(LaneEntries<Sum>(k[j], dim)) * to_log2 - shift) *
-                   d_out.dot(LaneEntries<Sum>(v[j], dim));
-    return sum;
+    Sum sum = 0, d_p = 0;
+    int count = 0;
+    for (int j = range.begin; j < range.end; ++j) {
+        if (!range[j]) continue;
+        d_p = d_out.dot(LaneEntries<Sum>(v[j], dim));
+        sum += fast_exp2(q.dot(LaneEntries<Sum>(k[j], dim)) * to_log2 - shift) * d_p;
+        ++count;
+    }
+    return count == 1 && !sees_zeros ? d_p : sum;
 }
 
-/// Assigns d_q = scale · Σ ds k.
+/// Assigns d_q = scale · Σ ds k, which is 0 for a single key.
 template <typename T, typename Sum, typename AddBias>
 __device__ __noinline__ void query_gradient_row(T* d_q, const T* q_row, const T* d_out_row, Rows<const T> k,
                                                 Rows<const T> v, MaskedKeyRange range, const Sum* value_scale,
-                                                Sum shift, Sum out_dot, Sum scale, int dim, AddBias add_bias) {
+                                                Sum shift, Sum out_dot, bool sees_zeros, Sum scale, int dim,
+                                                AddBias add_bias) {
     const LaneEntries<Sum> q(q_row, dim), d_out(d_out_row, dim);
     const Sum to_log2 = scale * static_cast<Sum>(log2_e);
     LaneEntries<Sum> sum;
@@ -126,7 +130,7 @@ __device__ __noinline__ void query_gradient_row(T* d_q, const T* q_row, const T*
         sum.add(p * (d_p * (value_scale != nullptr ? value_scale[j] : Sum(1)) - out_dot), key);
         ++count;
     }
-    sum.scale(count == 1 ? Sum(0) : scale);
+    sum.scale(count == 1 && !sees_zeros ? Sum(0) : scale);
     sum.store(d_q, dim);
 }
 

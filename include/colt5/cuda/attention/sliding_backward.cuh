@@ -26,9 +26,8 @@
 ///
 ///     producer warps      copy tiles of q, k, v and d_out by TMA, each once; and what is masked, and log-sum-exps
 ///     softmax warpgroup   computes p and ds, and writes them to shared memory in 16 bits
-///     gradient warpgroup  accumulates d_k and d_v of three key tiles in registers, of which the first is complete
-///     after
-///                         the step, and computes d_q
+///     gradient warpgroup  accumulates d_k and d_v of three key tiles in registers, the first of which the step
+///                         completes; and computes d_q
 ///
 /// The order of all sums is fixed: it depends neither on the batch nor on the segments.
 namespace colt5::cuda::sliding {
@@ -81,7 +80,9 @@ __global__ void __launch_bounds__(bound, 1)
 /// Whether the kernel can run the problem on this device.
 template <typename T>
 bool supports(const Cuda& policy, const Attention<T>& a) {
-    if (a.dim_head != dim || a.reach > tile_rows || !a.vectors || a.value_scale != nullptr) return false;
+    if (a.dim_head != dim || a.routes != 1 || a.reach > tile_rows || a.first > tile_rows || !a.vectors ||
+        a.value_scale != nullptr)
+        return false;
     const DeviceGuard guard(policy.device());
     cudaFuncAttributes attributes{};
     check(cudaFuncGetAttributes(&attributes, attention_backward<T>), "cudaFuncGetAttributes");

@@ -28,7 +28,8 @@ struct GradientWarpgroup {
             if (i + 1 < segment.steps) step<1>(i + 1);
             if (i + 2 < segment.steps) step<2>(i + 2);
         }
-        // The last segment also has the key tiles that no query tile after its last one completes.
+        // No further query tile completes the last segment's last key tile and the one beyond the queries, if there is
+        // one: they are stored here.
         if (segment.end_key >= segment.first_step + segment.steps) {
             if (segment.steps % neighbours == 1)
                 store_last<0>();
@@ -78,7 +79,7 @@ private:
         store<phase>(tile - 1, query.stage);
 
         if (is_own) {
-            auto& d_q = d_k[phase];  // which has been stored
+            auto& d_q = d_k[phase];  // which has been stored, or is another block's
             hopper::fence_products();
 #pragma unroll
             for (int j = 0; j < neighbours; ++j)
@@ -135,7 +136,7 @@ private:
         if (!finite_k || !finite_v) report(nan_groups.keys, first, first_key(a), a.keys);
         hopper::fence_shared_stores();
         sync();
-        if (first < 0) {  // where TMA does not store
+        if (first < 0) {  // TMA stores no box whose first row is negative
             copy_rows(block.rows(a, d.d_k), shared.q[stage], first);
             copy_rows(block.rows(a, d.d_v), shared.d_out[stage], first);
         } else if (leads()) {

@@ -41,10 +41,10 @@ __global__ void __launch_bounds__(warpgroup)
             const MaskedKeyRange range(a.first + row, Reach::of_query(a), a.keys, mask);
             const T *const q = a.q.at(b, 0, h)[row], *const d_out = a.out.with(d.d_out).at(b, 0, h)[row];
             const float shift = shift_of(d.log_sum_exp[at]);
-            const float dot = out_dot_of_row(q, d_out, k, v, range, shift, a.scale, dim);
+            const float dot = out_dot_of_row(q, d_out, k, v, range, shift, a.sees_zeros, a.scale, dim);
             if (lane_id() == 0) dots[at] = dot;
             query_gradient_row(d.d_q.at(b, 0, h)[row], q, d_out, k, v, range, static_cast<const float*>(nullptr), shift,
-                               dot, a.scale, dim, NoRowBias());
+                               dot, a.sees_zeros, a.scale, dim, NoRowBias());
         }
     }
 }

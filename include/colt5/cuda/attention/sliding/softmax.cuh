@@ -10,7 +10,8 @@
 /// The softmax warpgroup of sliding_backward.cuh.
 namespace colt5::cuda::sliding {
 
-/// The positions that a thread's queries attend to, counted from where its first pair of query and key is in a tile.
+/// Which pairs of a thread are in reach. Entry i of its tile has a key that is from_first(i) + pair − upper tokens
+/// after its query (see hide); it is in reach if least <= from_first(i) <= most.
 struct ThreadReach {
     int least, most;
 
@@ -134,17 +135,19 @@ __device__ void softmax_warpgroup(Shared& shared, const Attention<T>& a, float* 
         arrive(shared.queries_empty[query.stage]);
         arrive(shared.keys_empty[key.stage]);
         arrive(shared.values_empty[value.stage]);
-        const float2 dot = dot_of(p, dp);
         const bool all_visible = visible[0].all() && visible[1].all() && visible[2].all();
         if (!a.sees_zeros && (reach.after == 0 || !all_visible)) {
+            // A single key: with p = 1, D is its dp, and ds is exactly 0.
             const bool upper = sees_one_key(visible, reach, at.upper),
                        lower = sees_one_key(visible, reach, at.upper + 8);
 #pragma unroll
             for (int j = 0; j < neighbours; ++j)
 #pragma unroll
                 for (int e = 0; e < 32; ++e)
-                    if (e % 4 < 2 ? upper : lower) p[j][e] = 0;  // so that ds is exactly 0
+                    if ((e % 4 < 2 ? upper : lower) && p[j][e] != 0) p[j][e] = 1;
+            __syncwarp();
         }
+        const float2 dot = dot_of(p, dp);
 #pragma unroll
         for (int j = 0; j < neighbours; ++j) {
 #pragma unroll

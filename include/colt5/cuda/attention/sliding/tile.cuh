@@ -46,6 +46,7 @@ struct Shared {
     hopper::Barrier weights_full[weight_buffers], weights_empty[weight_buffers];
 };
 inline constexpr int shared_bytes = static_cast<int>(sizeof(Shared)) + 1024;  // for the alignment of Shared
+static_assert(shared_bytes <= 227 * 1024);                                    // of a block of compute capability 9.0
 
 /// The i-th use of a ring of stages: its stage, and the parity to wait for on the barrier `full`. The one to wait for
 /// on `empty` is the other; in the first round that does not wait.
@@ -60,9 +61,10 @@ struct Ring {
 
 /// The tiles of a block. Tile t has the queries from 64 t on and the keys from a.first + 64 t on.
 struct Segment {
-    int first, end;          // own query tiles
-    int first_key, end_key;  // own key tiles: the same, and at the ends of the sequence those beyond
-    int first_step, steps;   // query tiles that it visits
+    int first, end;  // own query tiles
+    int first_key,
+        end_key;            // own key tiles: the same, and those of keys before the first and after the last query tile
+    int first_step, steps;  // query tiles that it visits
 
     template <typename T>
     __device__ Segment(const Attention<T>& a, int index, int tiles_each) {
@@ -105,7 +107,8 @@ __device__ inline bool is_finite(const float (&tile)[32]) {
 /// Writes factor · tile in 16 bits.
 template <typename T>
 __device__ void write_tile(SwizzledTile& to, const float (&tile)[32], const TileThread& at, float factor = 1) {
-    // Lane 8 i + r has the address of row r of matrix i; matrices are rows 0 to 7 and 8 to 15 of two units.
+    // Lane 8 i + r has the address of row r of matrix i. Matrices 0 and 1 are rows 0 to 7 and 8 to 15 of a 16-byte unit
+    // (see hopper::matrix_descriptor), 2 and 3 those of the next unit.
     const int row = at.lane % 8, matrix = at.lane / 8;
     const unsigned base =
         shared_address(to.bytes) + static_cast<unsigned>((16 * at.warp + row + 8 * (matrix % 2)) * 128);
@@ -123,7 +126,7 @@ __device__ inline int rarely_needed(int number) {
     return number;
 }
 
-/// The barriers count one arrival of each warp.
+/// Arrives once for the calling warp, after all of its lanes.
 __device__ inline void arrive(hopper::Barrier& barrier) {
     __syncwarp();
     if (lane_id() == 0) barrier.arrive();
