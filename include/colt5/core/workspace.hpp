@@ -25,8 +25,9 @@ struct WorkspaceStatistics {
 };
 
 /// An allocator that keeps freed blocks and reuses them: adjacent free ones merge, and the smallest one that fits
-/// serves a request. Requests that repeat those of an earlier call ask the system for nothing. A request takes
-/// O(log blocks).
+/// serves a request. Requests that repeat those of earlier calls ask the system for nothing; in the second call, which
+/// finds the range longer, blocks may still lie elsewhere, and the range may grow once more. A request takes O(log
+/// blocks).
 ///
 /// Blocks lie in a range of addresses that grows and shrinks at its end, so that free neighbours in it can merge. If a
 /// range may run out (see `capacity`), there are several. `Memory` supplies the first range: `std::byte* begin()`,
