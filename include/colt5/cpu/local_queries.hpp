@@ -131,8 +131,8 @@ public:
         }
         const T* const q = transposed<struct Queries>(q_rows);
         const T* const d_o = transposed<struct OutGradients>(d_o_rows);
-        // Marks a hidden key, by a number that no key that is seen has: among scores −∞; among exponentials −1, for
-        // that of a key that is seen may be 0.
+        // Marks a hidden key: among scores by −∞, which a key that is seen has only if its score overflows; among
+        // exponentials by −1, for that of a key that is seen may be 0.
         const T hidden = has_exponentials ? T(-1) : -infinity;
         const Batch<T> zero(T(0)), one(T(1));
         for (Index key = begin, until; key < end; key = until) {
