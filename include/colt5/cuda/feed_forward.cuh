@@ -146,10 +146,7 @@ bool supports(const Cuda& policy, TokensView<T> y, TokensView<T> pre_activation,
                        parameters.hidden_weight.data(), parameters.hidden_bias.data(), parameters.project_weight.data(),
                        parameters.project_bias.data()))
         return false;
-    const DeviceGuard guard(policy.device());
-    cudaFuncAttributes attributes{};
-    check(cudaFuncGetAttributes(&attributes, feed_forward<T>), "cudaFuncGetAttributes");
-    return attributes.maxThreadsPerBlock >= threads;
+    return hopper::runs_on(policy, feed_forward<T>, threads);
 }
 
 template <typename T>

@@ -312,14 +312,8 @@ __device__ void consume(Shared& shared, T* y, T* pre_activation, const T* add, R
     }
 }
 
-#if defined(COLT5_HOPPER) || !defined(__CUDA_ARCH__)
-inline constexpr int bound = threads;
-#else
-inline constexpr int bound = warp_size;  // tells `supports` that this code was compiled for another architecture
-#endif
-
 template <typename T>
-__global__ void __launch_bounds__(bound, 1)
+__global__ void __launch_bounds__(hopper::launch_bound<threads>, 1)
     feed_forward(const __grid_constant__ CUtensorMap x, T* y, const T* weights, const T* hidden_bias,
                  const T* project_bias, T* pre_activation, const T* add, RowList to_recompute, Index rows, int tiles) {
 #if defined(COLT5_HOPPER)

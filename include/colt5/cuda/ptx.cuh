@@ -77,6 +77,24 @@ namespace colt5::cuda::hopper {
 #define COLT5_HOPPER 1
 #endif
 
+/// The launch bound of a kernel of `threads` threads that only compute capability 9.0a has. Compiled for another
+/// architecture it is too small, by which runs_on knows.
+#if defined(COLT5_HOPPER) || !defined(__CUDA_ARCH__)
+template <int threads>
+inline constexpr int launch_bound = threads;
+#else
+template <int threads>
+inline constexpr int launch_bound = 32;
+#endif
+/// Whether the policy's device runs code of such a kernel that was compiled for 9.0a.
+template <typename... Parameters>
+bool runs_on(const Cuda& policy, void (*kernel)(Parameters...), int threads) {
+    const DeviceGuard guard(policy.device());
+    cudaFuncAttributes attributes{};
+    check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+    return attributes.maxThreadsPerBlock >= threads;
+}
+
 /// A barrier in shared memory (mbarrier). A phase is complete after all arrivals and after all expected bytes.
 struct Barrier {
     __device__ void init(unsigned arrivals) {

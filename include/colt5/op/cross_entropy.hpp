@@ -135,8 +135,8 @@ MatrixTensor<accumulate_t<typename X::value_type>, P> linear_cross_entropy(
 }
 
 /// Losses and vector-Jacobian product in one pass, which computes the logits once. A chunk's gradient of the logits is
-/// held beside its logits, in Scalar: as much memory in float and double, half as much in 16-bit types. d_bias may be
-/// absent.
+/// held together with its logits, in Scalar: as much memory in float and double, half as much in 16-bit types. d_bias
+/// may be absent.
 ///
 ///     d_losses (b, n), such as 1 / (b · n) for the mean  →  losses, d_x,  d_weight += …,  d_bias += …
 template <Policy P, Viewable D, Viewable X, Viewable W, Viewable T>

@@ -34,15 +34,9 @@ namespace colt5::cuda::sliding {
 
 inline constexpr int threads = 3 * warpgroup;
 
-#if defined(COLT5_HOPPER) || !defined(__CUDA_ARCH__)
-inline constexpr int bound = threads;
-#else
-inline constexpr int bound = warp_size;  // tells `supports` that this code was compiled for another architecture
-#endif
-
 /// Assigns what `maps` have for d_q, d_k and d_v, and D of all queries.
 template <typename T>
-__global__ void __launch_bounds__(bound, 1)
+__global__ void __launch_bounds__(hopper::launch_bound<threads>, 1)
     attention_backward(const __grid_constant__ Maps maps, const Attention<T> a, const AttentionGradients<T> d,
                        float* dots, const NanGroups nan_groups, int tiles_each) {
 #if defined(COLT5_HOPPER)
@@ -83,10 +77,7 @@ bool supports(const Cuda& policy, const Attention<T>& a) {
     if (a.dim_head != dim || a.routes != 1 || a.reach > tile_rows || a.first > tile_rows || !a.vectors ||
         a.value_scale != nullptr)
         return false;
-    const DeviceGuard guard(policy.device());
-    cudaFuncAttributes attributes{};
-    check(cudaFuncGetAttributes(&attributes, attention_backward<T>), "cudaFuncGetAttributes");
-    return attributes.maxThreadsPerBlock >= threads;
+    return hopper::runs_on(policy, attention_backward<T>, threads);
 }
 
 /// The number of tiles of a segment: that of the fewest steps one after another on a multiprocessor, counting one at
