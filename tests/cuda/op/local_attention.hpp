@@ -190,4 +190,13 @@ Results local_bias_of_many_heads_case(const P& policy, const Setting& setting) {
     return local_bias_of(policy, draw, 9, length, 16, dim_head, kind_of_local_attention(draw, reach), {}, bias_reach);
 }
 
+/// As heads_of_64_case. The bias may end within the window or go beyond it.
+template <typename T, typename P>
+Results local_bias_of_heads_of_64_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    const Index batch = draw.size(1, 3), heads = draw.size(1, 4), length = draw.length(3000, batch * heads * 64);
+    const Index reach = draw.size(1, 64), bias_reach = draw.size(1, 100);
+    return local_bias_of(policy, draw, batch, length, heads, 64, kind_of_local_attention(draw, reach), {}, bias_reach);
+}
+
 }  // namespace cases

@@ -81,6 +81,8 @@ struct AttentionBlock {
         route = a.routes == 1 ? 0 : h / a.per_route;
         first = item / heads * tile_rows;
     }
+    __device__ AttentionBlock(const Attention<T>& a, int b_, int h_)
+        : b(b_), h(h_), route(a.routes == 1 ? 0 : h_ / a.per_route), first(0) {}
     /// Whether the block has no sequence. The batch takes two dimensions of the grid, 65,535 by 65,535 at most, and
     /// need not fill them.
     __device__ bool is_beyond(const Attention<T>& a) const { return b >= a.batch; }

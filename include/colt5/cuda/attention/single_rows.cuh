@@ -96,9 +96,10 @@ __device__ __noinline__ void attend_row(T* out, const T* q_row, Rows<const T> k,
 }
 
 /// D = Σ p dp; of a single key its dp. With `sees_zeros` the query sees keys of 0, too, so that no key is its only one.
-template <typename T, typename Sum>
+template <typename T, typename Sum, typename AddBias>
 __device__ __noinline__ Sum out_dot_of_row(const T* q_row, const T* d_out_row, Rows<const T> k, Rows<const T> v,
-                                           MaskedKeyRange range, Sum shift, bool sees_zeros, Sum scale, int dim) {
+                                           MaskedKeyRange range, Sum shift, bool sees_zeros, Sum scale, int dim,
+                                           AddBias add_bias) {
     const LaneEntries<Sum> q(q_row, dim), d_out(d_out_row, dim);
     const Sum to_log2 = scale * static_cast<Sum>(log2_e);
     Sum sum = 0, d_p = 0;
@@ -106,7 +107,7 @@ __device__ __noinline__ Sum out_dot_of_row(const T* q_row, const T* d_out_row, R
     for (int j = range.begin; j < range.end; ++j) {
         if (!range[j]) continue;
         d_p = d_out.dot(LaneEntries<Sum>(v[j], dim));
-        sum += fast_exp2(q.dot(LaneEntries<Sum>(k[j], dim)) * to_log2 - shift) * d_p;
+        sum += fast_exp2(add_bias(q.dot(LaneEntries<Sum>(k[j], dim)), j) * to_log2 - shift) * d_p;
         ++count;
     }
     return count == 1 && !sees_zeros ? d_p : sum;

@@ -6,20 +6,21 @@
 #include <cstdint>
 #include <limits>
 
+#include <colt5/cuda/attention/sliding/bias.cuh>
 #include <colt5/cuda/attention/sliding/gradient.cuh>
 #include <colt5/cuda/attention/sliding/nan_rows.cuh>
 #include <colt5/cuda/attention/sliding/producer.cuh>
 #include <colt5/cuda/attention/sliding/softmax.cuh>
 
 /// The vector-Jacobian product of local attention in one kernel of compute capability 9.0a, for 16-bit heads of
-/// dimension 64 and a reach of at most 64, without a bias. backward.cuh has the kernels for everything else.
+/// dimension 64 and a reach of at most 64. backward.cuh has the kernels for everything else.
 ///
 /// Query tile t and key tile t have 64 rows each, at the same tokens. So the queries of tile t see keys of the tiles
 /// t − 1, t and t + 1 alone. A block owns consecutive tiles of one head, its segment. It walks along them, one query
 /// tile in each step, and begins and ends one tile outside, whose queries see its keys, too. With the three key tiles
 /// of a query tile, a step computes
 ///
-///     p = exp(scale · q kᵀ − log_sum_exp),   dp = d_out vᵀ,   D = Σ p dp,   ds = p (dp − D)
+///     p = exp(scale · q kᵀ + bias − log_sum_exp),   dp = d_out vᵀ,   D = Σ p dp,   ds = p (dp − D)
 ///     d_q = scale · ds k,                    d_k += scale · dsᵀ q,          d_v += pᵀ d_out
 ///
 /// The kernel is warp-specialized. All products are wgmma of tiles of 64 × 64 numbers.
@@ -28,42 +29,47 @@
 ///     softmax warpgroup   computes p and ds, and writes them to shared memory in 16 bits
 ///     gradient warpgroup  accumulates d_k and d_v of three key tiles in registers, the first of which the step
 ///                         completes; and computes d_q
+///     two more warps      sum ds by distance, if there is a bias
 ///
-/// The order of all sums is fixed: it depends neither on the batch nor on the segments.
+/// The order of all sums is fixed. That of the gradients of q, k and v depends neither on the batch nor on the
+/// segments.
 namespace colt5::cuda::sliding {
 
 inline constexpr int threads = 3 * warpgroup;
 
 /// Assigns what `maps` have for d_q, d_k and d_v, and D of all queries.
-template <typename T>
+template <typename T, typename Bias>
 __global__ void __launch_bounds__(hopper::launch_bound<threads>, 1)
-    attention_backward(const __grid_constant__ Maps maps, const Attention<T> a, const AttentionGradients<T> d,
-                       float* dots, const NanGroups nan_groups, int tiles_each) {
+    attention_backward(const __grid_constant__ Maps maps, const Attention<T> a, const Bias bias,
+                       const AttentionGradients<T> d, float* dots, const NanGroups nan_groups, int tiles_each) {
 #if defined(COLT5_HOPPER)
-    extern __shared__ std::byte memory[];
-    auto& shared = *reinterpret_cast<Shared*>((reinterpret_cast<std::uintptr_t>(memory) + 1023) / 1024 * 1024);
+    extern __shared__ __align__(1024) std::byte memory[];
+    auto& shared = *reinterpret_cast<Shared*>(memory);
     const AttentionBlock<T> block(a, 1);
     if (block.is_beyond(a)) return;
     const Segment segment(a, block.first, tiles_each);
     if (threadIdx.x == 0) {
         for (auto& barrier : shared.keys_full) barrier.init(2);
         for (auto& barrier : shared.values_full) barrier.init(1);
-        for (auto& barrier : shared.queries_full) barrier.init(2);
+        for (auto& barrier : shared.queries_full) barrier.init(1 + warp_size);
         for (auto& barrier : shared.keys_empty) barrier.init(2 * warps);
         for (auto& barrier : shared.values_empty) barrier.init(warps);
         for (auto& barrier : shared.queries_empty) barrier.init(warps + 1);
         for (auto& barrier : shared.weights_full) barrier.init(warps);
-        for (auto& barrier : shared.weights_empty) barrier.init(warps);
+        for (auto& barrier : shared.weights_empty) barrier.init(warps + (has_bias<Bias> ? BiasGradientWarp::warps : 0));
         hopper::fence_barrier_init();
     }
+    load_bias(shared, Reach::of_query(a), block.h, bias);
     __syncthreads();
     if (threadIdx.x < warpgroup) {
         hopper::lower_registers<24>();
         if (threadIdx.x == 0) produce_tiles(shared, maps, segment, a.first, block.h, block.b);
         if (warp_id() == 1) produce_numbers(shared, a, d.log_sum_exp, block, segment);
+        if constexpr (has_bias<Bias>)
+            if (warp_id() >= 2) sum_bias_gradient(shared, a, block, segment, bias, warp_id() - 2);
     } else if (threadIdx.x < 2 * warpgroup) {
         hopper::raise_registers<240>();
-        softmax_warpgroup(shared, a, dots + block.of_queries(a), block, segment);
+        softmax_warpgroup<has_bias<Bias>>(shared, a, dots + block.of_queries(a), block, segment);
     } else {
         hopper::raise_registers<240>();
         GradientWarpgroup<T>{shared, a, d, maps, nan_groups, block, segment, TileThread()}.walk();
@@ -72,12 +78,12 @@ __global__ void __launch_bounds__(hopper::launch_bound<threads>, 1)
 }
 
 /// Whether the kernel can run the problem on this device.
-template <typename T>
+template <typename Bias, typename T>
 bool supports(const Cuda& policy, const Attention<T>& a) {
     if (a.dim_head != dim || a.routes != 1 || a.reach > tile_rows || a.first > tile_rows || !a.vectors ||
         a.value_scale != nullptr)
         return false;
-    return hopper::runs_on(policy, attention_backward<T>, threads);
+    return hopper::runs_on(policy, attention_backward<T, Bias>, threads);
 }
 
 /// The number of tiles of a segment: that of the fewest steps one after another on a multiprocessor, counting one at
@@ -93,11 +99,13 @@ inline Index tiles_of_segment(Index tiles, Index heads, Index processors) {
     return best;
 }
 
-/// Assigns d.d_q, d.d_k and d.d_v of a problem that is supported; does not read d.out.
-template <typename T>
-void launch_attention_backward(const Cuda& policy, const Attention<T>& a, const AttentionGradients<T>& d) {
+/// Assigns d.d_q, d.d_k and d.d_v of a problem that is supported, and adds to d_table, of those buckets, if there is a
+/// bias; does not read d.out.
+template <typename T, typename Bias, typename DTable>
+void launch_attention_backward(const Cuda& policy, const Attention<T>& a, const Bias& bias,
+                               const AttentionGradients<T>& d, const DTable& d_table,
+                               const RelativePositionBuckets& buckets) {
     const Index heads = Index{a.batch} * a.heads(), queries = heads * a.queries;
-    if (queries == 0) return;
     const Index query_groups = heads * divide_up(a.queries, 16);
     const Index key_groups = heads * divide_up(a.keys + tile_rows, 16);
     VectorTensor<float, Cuda> dots(policy, {queries});
@@ -119,12 +127,15 @@ void launch_attention_backward(const Cuda& policy, const Attention<T>& a, const 
                     .d_v = map(d.d_v, a.keys)};
     const Index processors = multiprocessors(policy), tiles = divide_up(a.queries, tile_rows);
     const Index tiles_each = tiles_of_segment(tiles, heads, processors);
-    launch(policy, "attention_backward", attention_backward<T>, attention_grid(a, divide_up(tiles, tiles_each), 1),
-           threads, shared_bytes, maps, a, d, dots.data(), nan_groups, static_cast<int>(tiles_each));
-    launch(policy, "recompute_queries", recompute_queries<T>, grid(std::min(query_groups, processors)), warpgroup, 0,
-           nan_groups.queries, a, d, dots.data());
-    launch(policy, "recompute_keys", recompute_keys<T>, grid(std::min(key_groups, processors)), warpgroup, 0,
-           nan_groups.keys, a, d, dots.data());
+    const Index segments = divide_up(tiles, tiles_each);
+    with_bias_parts<BiasGradientWarp>(policy, a, segments, bias, d_table, buckets, [&](const Bias& with_parts) {
+        launch(policy, "attention_backward", attention_backward<T, Bias>, attention_grid(a, segments, 1), threads,
+               sizeof(Shared), maps, a, with_parts, d, dots.data(), nan_groups, static_cast<int>(tiles_each));
+    });
+    launch(policy, "recompute_queries", recompute_queries<T, Bias>, grid(std::min(query_groups, processors)), warpgroup,
+           0, nan_groups.queries, a, bias, d, dots.data());
+    launch(policy, "recompute_keys", recompute_keys<T, Bias>, grid(std::min(key_groups, processors)), warpgroup, 0,
+           nan_groups.keys, a, bias, d, dots.data());
 }
 
 }  // namespace colt5::cuda::sliding

@@ -11,7 +11,7 @@
 namespace colt5::cuda::sliding {
 
 /// Which pairs of a thread are in reach. Entry i of its tile has a key that is from_first(i) + pair − upper tokens
-/// after its query (see hide); it is in reach if least <= from_first(i) <= most.
+/// after its query (see set_out_of_reach); it is in reach if least <= from_first(i) <= most.
 struct ThreadReach {
     int least, most;
 
@@ -19,25 +19,26 @@ struct ThreadReach {
         : least(at.upper - at.pair - reach.before), most(at.upper - at.pair + reach.after) {}
 };
 
-/// Sets the products of pairs that attention hides to −∞. The key tile begins `distance` tokens after the query tile.
+/// Sets the entries of pairs out of reach to `value`. The key tile begins `distance` tokens after the query tile.
 template <int distance>
-__device__ void hide(float (&products)[32], const Reach& reach, const ThreadReach& of_thread,
-                     const VisibleKeys& visible, const TileThread& at) {
-    constexpr float infinity = std::numeric_limits<float>::infinity();
+__device__ void set_out_of_reach(float (&tile)[32], float value, const Reach& reach, const ThreadReach& of_thread) {
     const auto from_first = [](int i) { return distance + 8 * (i / 4) + i % 2 - 8 * (i % 4 / 2); };
     if (distance - 63 < -reach.before)
 #pragma unroll
         for (int i = 0; i < 32; ++i)
-            if (from_first(i) < of_thread.least) products[i] = -infinity;
+            if (from_first(i) < of_thread.least) tile[i] = value;
     if (distance + 63 > reach.after)
 #pragma unroll
         for (int i = 0; i < 32; ++i)
-            if (from_first(i) > of_thread.most) products[i] = -infinity;
+            if (from_first(i) > of_thread.most) tile[i] = value;
+}
+/// Sets the entries of keys that are masked or outside the sequence to `value`.
+__device__ inline void set_invisible(float (&tile)[32], float value, const VisibleKeys& visible, const TileThread& at) {
     if (!visible.all()) {
         const int pair = rarely_needed(at.pair);
 #pragma unroll
         for (int i = 0; i < 32; ++i)
-            if ((visible.words[i / 16] >> pair >> (8 * (i / 4 % 4) + i % 2) & 1) == 0) products[i] = -infinity;
+            if ((visible.words[i / 16] >> pair >> (8 * (i / 4 % 4) + i % 2) & 1) == 0) tile[i] = value;
     }
 }
 
@@ -65,6 +66,14 @@ __device__ inline void softmax(float (&s)[32], float to_log2, const float2& shif
     for (int i = 0; i < 32; ++i) s[i] = fast_exp2(::fmaf(s[i], to_log2, -of_row(shift, i)));
 }
 
+/// The same with shared.bias of the first entry's distance at `bias`, which hides keys out of reach.
+template <int distance>
+__device__ void softmax(float (&s)[32], float to_log2, const float2& shift, const float* bias) {
+#pragma unroll
+    for (int i = 0; i < 32; ++i)
+        s[i] = fast_exp2(::fmaf(s[i], to_log2, bias[distance + 8 * (i / 4 - i % 4 / 2) + i % 2] - of_row(shift, i)));
+}
+
 /// D = Σ p dp of both rows.
 __device__ inline float2 dot_of(const float (&p)[neighbours][32], const float (&dp)[neighbours][32]) {
     float dots[4] = {0, 0, 0, 0};  // which do not wait for each other
@@ -75,14 +84,31 @@ __device__ inline float2 dot_of(const float (&p)[neighbours][32], const float (&
     return {row_reduce(dots[0] + dots[1], Plus()), row_reduce(dots[2] + dots[3], Plus())};
 }
 
+/// Sets the entries of hidden pairs to 0.
+template <int distance>
+__device__ void clear_hidden(float (&tile)[32], const Reach& reach, const VisibleKeys& visible, const TileThread& at) {
+    set_out_of_reach<distance>(tile, 0, reach, ThreadReach(reach, at));
+    set_invisible(tile, 0, visible, at);
+}
+
+/// run<j>() for the three key tiles of a query tile.
+template <typename Run>
+__device__ void for_each_tile(const Run& run) {
+    run.template operator()<0>();
+    run.template operator()<1>();
+    run.template operator()<2>();
+}
+
 /// Writes p and ds of each step to shared memory, and D of the segment's queries to `dots`, of its head.
-template <typename T>
+template <bool has_bias, typename T>
 __device__ void softmax_warpgroup(Shared& shared, const Attention<T>& a, float* dots, const AttentionBlock<T>& block,
                                   const Segment& segment) {
     const TileThread at;
     const Reach reach = Reach::of_query(a);
     const ThreadReach of_thread(reach, at);
+    constexpr float infinity = std::numeric_limits<float>::infinity();
     const float to_log2 = a.scale * static_cast<float>(log2_e);
+    const float* const bias = shared.bias + bias_center + at.pair - at.upper;
     for (int i = 0; i < neighbours - 1; ++i) {
         shared.keys_full[i].wait(0);
         shared.values_full[i].wait(0);
@@ -117,15 +143,17 @@ __device__ void softmax_warpgroup(Shared& shared, const Attention<T>& a, float* 
                                                     shared.v[(value + j).stage].columns(k), k > 0);
         hopper::commit_products();
         // The weights of a key tile are computed while the products of the next ones run.
-        const auto weigh_tile = [&]<int j>() {
+        for_each_tile([&]<int j>() {
             hopper::wait_products<neighbours - j>();
             hopper::expect_written(p[j]);
-            hide<(j - 1) * tile_rows>(p[j], reach, of_thread, visible[j], at);
-            softmax(p[j], to_log2, shift);
-        };
-        weigh_tile.template operator()<0>();
-        weigh_tile.template operator()<1>();
-        weigh_tile.template operator()<2>();
+            constexpr int distance = (j - 1) * tile_rows;
+            if constexpr (!has_bias) set_out_of_reach<distance>(p[j], -infinity, reach, of_thread);
+            set_invisible(p[j], -infinity, visible[j], at);
+            if constexpr (has_bias)
+                softmax<distance>(p[j], to_log2, shift, bias);
+            else
+                softmax(p[j], to_log2, shift);
+        });
         shared.weights_empty[weights.stage].wait(weights.parity ^ 1);
 #pragma unroll
         for (int j = 0; j < neighbours; ++j) write_tile<T>(shared.p[weights.stage][j], p[j], at);
@@ -147,13 +175,26 @@ __device__ void softmax_warpgroup(Shared& shared, const Attention<T>& a, float* 
                     if ((e % 4 < 2 ? upper : lower) && p[j][e] != 0) p[j][e] = 1;
             __syncwarp();
         }
-        const float2 dot = dot_of(p, dp);
-#pragma unroll
-        for (int j = 0; j < neighbours; ++j) {
+        float2 dot = dot_of(p, dp);
+        // The gradient of a bias needs ds = 0 of hidden pairs even if keys or values are not finite. Without a bias,
+        // nan_rows.cuh does all of it.
+        bool has_nan = false;
+        if constexpr (has_bias) {
+            has_nan = __any_sync(0xffffffffu, !((dot.x + dot.y) * 0.0f == 0));
+            if (has_nan) {
+                for_each_tile([&]<int j>() {
+                    clear_hidden<(j - 1) * tile_rows>(p[j], reach, visible[j], at);
+                    clear_hidden<(j - 1) * tile_rows>(dp[j], reach, visible[j], at);
+                });
+                dot = dot_of(p, dp);
+            }
+        }
+        for_each_tile([&]<int j>() {
 #pragma unroll
             for (int e = 0; e < 32; ++e) dp[j][e] = p[j][e] * (dp[j][e] - of_row(dot, e));
+            if (has_nan) clear_hidden<(j - 1) * tile_rows>(dp[j], reach, visible[j], at);
             write_tile<T>(shared.ds[weights.stage][j], dp[j], at);
-        }
+        });
         hopper::fence_shared_stores();
         arrive(shared.weights_full[weights.stage]);
         if (tile >= segment.first && tile < segment.end && at.lane % 4 == 0) {

@@ -18,6 +18,10 @@ inline constexpr int value_stages = 4;    // those of the softmax warpgroup, and
 inline constexpr int query_stages = 3;    // those of both warpgroups, and the next
 inline constexpr int weight_buffers = 2;  // of p and ds: the softmax warpgroup is one step ahead
 
+/// The distances from a query to a key of its three tiles, and those that the threads compute beside them: entry i of
+/// shared.bias is that of distance i − bias_center.
+inline constexpr int bias_center = 136, bias_entries = bias_center + 128;
+
 /// A tile (64, 64), swizzled as TMA does it.
 struct alignas(1024) SwizzledTile {
     std::byte bytes[tile_bytes];
@@ -40,13 +44,13 @@ struct Shared {
     SwizzledTile d_q;  // on its way to global memory
     VisibleKeys visible[key_stages];
     float shift[query_stages][tile_rows];  // log-sum-exps over ln 2
+    float bias[bias_entries];
     hopper::Barrier keys_full[key_stages], keys_empty[key_stages];
     hopper::Barrier values_full[value_stages], values_empty[value_stages];
     hopper::Barrier queries_full[query_stages], queries_empty[query_stages];
     hopper::Barrier weights_full[weight_buffers], weights_empty[weight_buffers];
 };
-inline constexpr int shared_bytes = static_cast<int>(sizeof(Shared)) + 1024;  // for the alignment of Shared
-static_assert(shared_bytes <= 227 * 1024);                                    // of a block of compute capability 9.0
+static_assert(sizeof(Shared) <= 227 * 1024);  // of a block of compute capability 9.0
 
 /// The i-th use of a ring of stages: its stage, and the parity to wait for on the barrier `full`. The one to wait for
 /// on `empty` is the other; in the first round that does not wait.
