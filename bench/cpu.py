@@ -126,6 +126,7 @@ def cases(quick, shrink):
     for n_iters in (50,) if quick else (50, 20):
         yield Case(f'coordinate_descent_{n_iters}', 'coordinate_descent', numbers=(n_iters, 1152, 0), **descent)
         yield Case(f'routing_{n_iters}', 'coordinate_descent', numbers=(n_iters, 1152, 1024), **descent)
+    yield Case('causal_routing', 'causal_top_k', numbers=(1024,), peer=False, **descent)
     yield Case('routing_50_one_row', 'coordinate_descent', numbers=(50, 1152, 1024), **(descent | dict(batch=1)))
     for n in (40000,) if quick else (10000, 40000):
         yield Case(f'many_tensors_{n}', 'many_tensors', 1, n, 1, backward=False, threads=1)

@@ -176,6 +176,8 @@ class Package(Peer):
         elif program == 'top_k':  # here and below: logits (batch, 1, length)
             x_shape = (batch, 1, length)
             call = lambda x: x.topk(case['numbers'][0], dim=-1).indices
+        elif program == 'causal_top_k':  # which no package has
+            x_shape, out_shape = (batch, 1, length), (batch, 1, case['numbers'][0])
         elif program == 'coordinate_descent':
             n_iters, k, chosen = case['numbers']
             x_shape, out_shape = (batch, 1, length), (batch, 1, chosen or length)
