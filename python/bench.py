@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""bench.py [--quick]: what a call from Python costs beyond the C++ call, and the block of the package's README against the
-package, forward and backward on two threads. Needs colt5 and colt5-attention; ./dev python installs both into build/peer."""
+"""bench.py [--quick | --cuda]: what a call from Python costs beyond the C++ call, and the block of the package's README against
+the package, forward and backward on two threads. With --cuda only this block of ours, in bfloat16 on a GPU; `block` of ./dev bench
+gpu is the same in C++. Needs colt5 and colt5-attention; ./dev python installs both into build/peer."""
 import statistics
 import sys
 import time
 
 import colt5
-import colt5_attention
 import torch
 from colt5 import library
 
@@ -78,7 +78,7 @@ def overhead():
           f'tensors that does nothing: {nothing:.0f} µs; out {tuple(graph.shape)}')
 
 
-def block(package, length):
+def block_module(package):
     torch.manual_seed(0)
     module = package.ConditionalRoutedTransformerBlock(
         dim=512, light_dim_head=64, light_heads=8, light_window_size=128, heavy_dim_head=64, heavy_heads=8, light_ff_mult=0.5,
@@ -86,6 +86,11 @@ def block(package, length):
     for name, p in module.named_parameters():
         if 'routing_token' in name:
             p.data /= 512 ** 0.5
+    return module
+
+
+def block(package, length):
+    module = block_module(package)
     x, mask = torch.randn(2, length, 512).requires_grad_(), torch.ones(2, length, dtype=torch.bool)
 
     def step():
@@ -96,6 +101,8 @@ def block(package, length):
 
 
 def against_the_package(length, rounds):
+    import colt5_attention
+
     torch.set_num_threads(2)
     steps = {package.__name__: block(package, length) for package in (colt5, colt5_attention)}
     wall, cpu = {name: [] for name in steps}, {name: [] for name in steps}
@@ -114,6 +121,34 @@ def against_the_package(length, rounds):
         print(f'{what}: {statistics.median(times["colt5_attention"]) / statistics.median(times["colt5"]):.2f} times faster')
 
 
-overhead()
-quick = '--quick' in sys.argv
-against_the_package(4096 if quick else 32768, 3)
+def on_gpu(rounds=50):
+    module = block_module(colt5).cuda().bfloat16()
+    x, d_out = (torch.randn(2, 32768, 512, device='cuda', dtype=torch.bfloat16) for _ in range(2))
+    x.requires_grad_()
+
+    def forward():
+        with torch.no_grad():
+            module(x)
+
+    def forward_backward():
+        module.zero_grad()
+        x.grad = None
+        module(x).backward(d_out)
+
+    for call in forward, forward_backward:
+        times = []
+        for _ in range(rounds):
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            events[0].record()
+            call()
+            events[1].record()
+            torch.cuda.synchronize()
+            times.append(events[0].elapsed_time(events[1]))
+        print(f'README block at 2 × 32768 in bfloat16, {call.__name__}: {statistics.median(times):.3f} ms on {torch.cuda.get_device_name()}')
+
+
+if '--cuda' in sys.argv:
+    on_gpu()
+else:
+    overhead()
+    against_the_package(4096 if '--quick' in sys.argv else 32768, 3)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Scores of the tokens that the strictly causal router chooses by the logits x (b, 1, n). Numbers: how many at most, which
-// are also the share of n that is asked for.
+// Scores of the tokens that the strictly causal router chooses by the logits x (b, 1, n). Numbers: how many at most,
+// which are also the share of n that is asked for.
 #include "../measure.hpp"
 
 int main(int argc, char** argv) {

@@ -182,10 +182,11 @@ __device__ inline void commit_stores() {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 #endif
 }
-/// Waits until all groups of this thread's tensor_stores have read shared memory.
+/// Waits until all but `pending` groups of this thread's tensor_stores have read shared memory.
+template <int pending = 0>
 __device__ inline void wait_for_reads_of_stores() {
 #if defined(COLT5_HOPPER)
-    asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(pending) : "memory");
 #endif
 }
 /// A barrier of `threads` threads; numbers 1 to 15, since __syncthreads has 0.
@@ -296,21 +297,23 @@ __device__ inline void product(float (&d)[128], std::uint64_t a, std::uint64_t b
 #endif
 }
 /// The same for d (64, 64) and b (64, 16), with a in registers, in pairs. They have the layout of the accumulators d
-/// above, from column 16 k on: (d[8 k], d[8 k + 1]), (d[8 k + 2], d[8 k + 3]), …
-template <HalfPrecision T>
+/// above, from column 16 k on: (d[8 k], d[8 k + 1]), (d[8 k + 2], d[8 k + 3]), … With `transpose_b`, b is 16 rows of a
+/// tile of 64 × 64 numbers, which are bᵀ (16, 64).
+template <HalfPrecision T, bool transpose_b = false>
 __device__ inline void product(float (&d)[32], const std::uint32_t* a, std::uint64_t b, bool accumulate) {
 #if defined(COLT5_HOPPER)
     const int add = accumulate;
+    constexpr int of_b = transpose_b;
     if constexpr (std::is_same_v<T, bfloat16>)
         asm volatile(
-            COLT5_PRODUCT("64", "bf16.bf16", COLT5_NAMES_32, "%37", "{%32, %33, %34, %35}, %36, accumulate, 1, 1, 0")
+            COLT5_PRODUCT("64", "bf16.bf16", COLT5_NAMES_32, "%37", "{%32, %33, %34, %35}, %36, accumulate, 1, 1, %38")
             : COLT5_32
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(of_b));
     else
         asm volatile(
-            COLT5_PRODUCT("64", "f16.f16", COLT5_NAMES_32, "%37", "{%32, %33, %34, %35}, %36, accumulate, 1, 1, 0")
+            COLT5_PRODUCT("64", "f16.f16", COLT5_NAMES_32, "%37", "{%32, %33, %34, %35}, %36, accumulate, 1, 1, %38")
             : COLT5_32
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(of_b));
 #endif
 }
 

@@ -22,7 +22,8 @@ template <bool window, Index head, typename T, typename Bias, typename DTable>
 void run_attention_backward(const Cuda& policy, const Attention<T>& a, const Bias& bias, const AttentionGradients<T>& d,
                             const DTable& d_table, const RelativePositionBuckets& buckets) {
     if constexpr (window && HalfPrecision<T> && (head == sliding::dim || head == dynamic))
-        if (a.queries > 0 && sliding::supports<Bias>(policy, a))
+        if (a.queries > 0 && a.first <= sliding::tile_rows &&
+            sliding::supports(policy, a, sliding::attention_backward<T, Bias>))
             return sliding::launch_attention_backward(policy, a, bias, d, d_table, buckets);
     const Index queries = static_cast<Index>(a.batch) * a.heads() * a.queries;
     MatrixTensor<accumulate_t<T>, Cuda> query_numbers(policy, {2, queries});

@@ -6,6 +6,7 @@
 #include <colt5/cuda/attention/online_softmax.cuh>
 #include <colt5/cuda/attention/pipeline.cuh>
 #include <colt5/cuda/attention/single_rows.cuh>
+#include <colt5/cuda/attention/sliding_forward.cuh>
 
 namespace colt5::cuda {
 
@@ -135,6 +136,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 template <bool window, Index head, typename T, typename Bias>
 void run_attention_forward(const Cuda& policy, const Attention<T>& a, const Bias& bias, T* out,
                            accumulate_t<T>* log_sum_exp) {
+    if constexpr (window && HalfPrecision<T> && (head == sliding::dim || head == dynamic))
+        if (a.queries > 0 && sliding::supports(policy, a, sliding::attention_forward<T, Bias>))
+            return sliding::launch_attention_forward(policy, a, bias, out, log_sum_exp);
     with_staging<window, head, T>(policy, a, [&]<typename Arithmetic, int width, Staging staging>() {
         using Shape = ForwardShape<Arithmetic, width, staging>;
         const int tiles = tiles_of_block<Shape>(policy, a, a.queries, Shape::tile_rows);

@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 
-#include <colt5/cuda/attention/sliding/bias.cuh>
+#include <colt5/cuda/attention/sliding/bias_gradient.cuh>
 #include <colt5/cuda/attention/sliding/gradient.cuh>
 #include <colt5/cuda/attention/sliding/nan_rows.cuh>
 #include <colt5/cuda/attention/sliding/producer.cuh>
+#include <colt5/cuda/attention/sliding/segments.cuh>
 #include <colt5/cuda/attention/sliding/softmax.cuh>
 
 /// The vector-Jacobian product of local attention in one kernel of compute capability 9.0a, for 16-bit heads of
@@ -35,8 +35,6 @@
 /// segments.
 namespace colt5::cuda::sliding {
 
-inline constexpr int threads = 3 * warpgroup;
-
 /// Assigns what `maps` have for d_q, d_k and d_v, and D of all queries.
 template <typename T, typename Bias>
 __global__ void __launch_bounds__(hopper::launch_bound<threads>, 1)
@@ -59,7 +57,7 @@ __global__ void __launch_bounds__(hopper::launch_bound<threads>, 1)
         for (auto& barrier : shared.weights_empty) barrier.init(warps + (has_bias<Bias> ? BiasGradientWarp::warps : 0));
         hopper::fence_barrier_init();
     }
-    load_bias(shared, Reach::of_query(a), block.h, bias);
+    load_bias(shared.bias, Reach::of_query(a), block.h, bias);
     __syncthreads();
     if (threadIdx.x < warpgroup) {
         hopper::lower_registers<24>();
@@ -77,30 +75,8 @@ __global__ void __launch_bounds__(hopper::launch_bound<threads>, 1)
 #endif
 }
 
-/// Whether the kernel can run the problem on this device.
-template <typename Bias, typename T>
-bool supports(const Cuda& policy, const Attention<T>& a) {
-    if (a.dim_head != dim || a.routes != 1 || a.reach > tile_rows || a.first > tile_rows || !a.vectors ||
-        a.value_scale != nullptr)
-        return false;
-    return hopper::runs_on(policy, attention_backward<T, Bias>, threads);
-}
-
-/// The number of tiles of a segment: that of the fewest steps one after another on a multiprocessor, counting one at
-/// each end of a segment for tiles that others visit, too, and two in which its pipeline fills and drains.
-inline Index tiles_of_segment(Index tiles, Index heads, Index processors) {
-    constexpr Index overhead = 4;
-    Index best = tiles, least = std::numeric_limits<Index>::max();
-    for (Index segments = 1; segments <= std::min(tiles, 4 * processors); ++segments) {
-        const Index each = divide_up(tiles, segments);
-        const Index steps = divide_up(divide_up(tiles, each) * heads, processors) * (each + overhead);
-        if (steps < least) least = steps, best = each;
-    }
-    return best;
-}
-
-/// Assigns d.d_q, d.d_k and d.d_v of a problem that is supported, and adds to d_table, of those buckets, if there is a
-/// bias; does not read d.out.
+/// Assigns d.d_q, d.d_k and d.d_v of a problem that `supports` allows, with a.first at most tile_rows, and adds to
+/// d_table, of those buckets, if there is a bias; does not read d.out.
 template <typename T, typename Bias, typename DTable>
 void launch_attention_backward(const Cuda& policy, const Attention<T>& a, const Bias& bias,
                                const AttentionGradients<T>& d, const DTable& d_table,
@@ -114,17 +90,13 @@ void launch_attention_backward(const Cuda& policy, const Attention<T>& a, const 
     const NanGroups nan_groups{{counts, lists.data() + 2}, {counts + 1, lists.data() + 2 + query_groups}};
     const DeviceGuard guard(policy.device());  // of tensor_map, too
     check(cudaMemsetAsync(counts, 0, 2 * sizeof(unsigned), policy.stream()), "cudaMemsetAsync");
-    const auto map = [&](const auto& of, int rows) {
-        return hopper::tensor_map<T, 4>(of.data, {dim, rows, a.heads(), a.batch}, {of.token, of.head, of.batch},
-                                        tile_rows);
-    };
-    const Maps maps{.q = map(a.q, a.queries),
-                    .k = map(a.k, a.keys),
-                    .v = map(a.v, a.keys),
-                    .d_out = map(a.out.with(d.d_out), a.queries),
-                    .d_q = map(d.d_q, a.queries),
-                    .d_k = map(d.d_k, a.keys),
-                    .d_v = map(d.d_v, a.keys)};
+    const Maps maps{.q = map_of(a, a.q, a.queries),
+                    .k = map_of(a, a.k, a.keys),
+                    .v = map_of(a, a.v, a.keys),
+                    .d_out = map_of(a, a.out.with(d.d_out), a.queries),
+                    .d_q = map_of(a, d.d_q, a.queries),
+                    .d_k = map_of(a, d.d_k, a.keys),
+                    .d_v = map_of(a, d.d_v, a.keys)};
     const Index processors = multiprocessors(policy), tiles = divide_up(a.queries, tile_rows);
     const Index tiles_each = tiles_of_segment(tiles, heads, processors);
     const Index segments = divide_up(tiles, tiles_each);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <colt5/cuda/attention/sliding/block.cuh>
 #include <colt5/cuda/attention/sliding/nan_rows.cuh>
 #include <colt5/cuda/attention/sliding/producer.cuh>
-#include <colt5/cuda/attention/sliding/tile.cuh>
 
 /// The gradient warpgroup of sliding_backward.cuh.
 namespace colt5::cuda::sliding {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <colt5/cuda/attention/gradients.cuh>
-#include <colt5/cuda/attention/sliding/tile.cuh>
+#include <colt5/cuda/attention/sliding/block.cuh>
 
 /// Recomputes, after the kernel of sliding_backward.cuh, the rows of gradients that are NaN or infinite, without the
 /// keys and queries that they do not see. See single_rows.cuh.

@@ -7,9 +7,9 @@
 #include <cuda.h>
 
 #include <colt5/cuda/attention/gradients.cuh>
-#include <colt5/cuda/attention/sliding/tile.cuh>
+#include <colt5/cuda/attention/sliding/block.cuh>
 
-/// The producer warps of sliding_backward.cuh.
+/// The producer warps of sliding_backward.cuh, and marks of hidden keys for sliding_forward.cuh, too.
 namespace colt5::cuda::sliding {
 
 /// The tensor maps of operands and results.
@@ -48,6 +48,22 @@ __device__ inline void produce_tiles(Shared& shared, const Maps& maps, const Seg
     }
 }
 
+/// Sets shared.visible of key tile i of the block, which begins at `row`. The mask is null or has `keys` entries. A
+/// warp calls it, in the order of tiles.
+template <int key_stages, typename Shared>
+__device__ void mark_visible(Shared& shared, int i, int row, const bool* mask, int keys) {
+    const Ring<key_stages> key{i};
+    const int lane = lane_id();
+    const auto is_visible = [&](int at) { return at >= 0 && at < keys && (mask == nullptr || mask[at]); };
+    const VisibleKeys visible{{__ballot_sync(0xffffffffu, is_visible(row + lane)),
+                               __ballot_sync(0xffffffffu, is_visible(row + warp_size + lane))}};
+    shared.keys_empty[key.stage].wait(key.parity ^ 1);
+    if (lane == 0) {
+        shared.visible[key.stage] = visible;
+        shared.keys_full[key.stage].arrive();
+    }
+}
+
 /// The producer of shared.visible, with the keys, and of shared.shift, with the queries; one warp.
 template <typename T>
 __device__ void produce_numbers(Shared& shared, const Attention<T>& a, const float* log_sum_exp,
@@ -55,18 +71,7 @@ __device__ void produce_numbers(Shared& shared, const Attention<T>& a, const flo
     const bool* const mask = block.mask(a);
     const int lane = lane_id();
     const auto load_keys = [&](int i) {
-        const Ring<key_stages> key{i};
-        const auto is_visible = [&](int row) {
-            const int at = a.first + (segment.first_step - 1 + i) * tile_rows + row;
-            return at >= 0 && at < a.keys && (mask == nullptr || mask[at]);
-        };
-        const VisibleKeys visible{
-            {__ballot_sync(0xffffffffu, is_visible(lane)), __ballot_sync(0xffffffffu, is_visible(warp_size + lane))}};
-        shared.keys_empty[key.stage].wait(key.parity ^ 1);
-        if (lane == 0) {
-            shared.visible[key.stage] = visible;
-            shared.keys_full[key.stage].arrive();
-        }
+        mark_visible<key_stages>(shared, i, a.first + (segment.first_step - 1 + i) * tile_rows, mask, a.keys);
     };
     log_sum_exp += block.of_queries(a);
     load_keys(0);

@@ -3,44 +3,11 @@
 
 #include <limits>
 
-#include <colt5/cuda/attention/mask.cuh>
 #include <colt5/cuda/attention/online_softmax.cuh>
-#include <colt5/cuda/attention/sliding/tile.cuh>
+#include <colt5/cuda/attention/sliding/block.cuh>
 
 /// The softmax warpgroup of sliding_backward.cuh.
 namespace colt5::cuda::sliding {
-
-/// Which pairs of a thread are in reach. Entry i of its tile has a key that is from_first(i) + pair − upper tokens
-/// after its query (see set_out_of_reach); it is in reach if least <= from_first(i) <= most.
-struct ThreadReach {
-    int least, most;
-
-    __device__ ThreadReach(const Reach& reach, const TileThread& at)
-        : least(at.upper - at.pair - reach.before), most(at.upper - at.pair + reach.after) {}
-};
-
-/// Sets the entries of pairs out of reach to `value`. The key tile begins `distance` tokens after the query tile.
-template <int distance>
-__device__ void set_out_of_reach(float (&tile)[32], float value, const Reach& reach, const ThreadReach& of_thread) {
-    const auto from_first = [](int i) { return distance + 8 * (i / 4) + i % 2 - 8 * (i % 4 / 2); };
-    if (distance - 63 < -reach.before)
-#pragma unroll
-        for (int i = 0; i < 32; ++i)
-            if (from_first(i) < of_thread.least) tile[i] = value;
-    if (distance + 63 > reach.after)
-#pragma unroll
-        for (int i = 0; i < 32; ++i)
-            if (from_first(i) > of_thread.most) tile[i] = value;
-}
-/// Sets the entries of keys that are masked or outside the sequence to `value`.
-__device__ inline void set_invisible(float (&tile)[32], float value, const VisibleKeys& visible, const TileThread& at) {
-    if (!visible.all()) {
-        const int pair = rarely_needed(at.pair);
-#pragma unroll
-        for (int i = 0; i < 32; ++i)
-            if ((visible.words[i / 16] >> pair >> (8 * (i / 4 % 4) + i % 2) & 1) == 0) tile[i] = value;
-    }
-}
 
 /// Whether the query in row `row` of its tile sees a single key of the three tiles, so that its logit has no gradient.
 __device__ inline bool sees_one_key(const VisibleKeys (&visible)[neighbours], const Reach& reach, int row) {
@@ -53,11 +20,6 @@ __device__ inline bool sees_one_key(const VisibleKeys (&visible)[neighbours], co
         if (begin <= end) count += __popc(visible[i / 2].words[i % 2] & (0xffffffffu >> (31 - end)) >> begin << begin);
     }
     return count == 1;
-}
-
-/// Entry i of a tile is in the thread's first row or in its second one.
-__device__ inline float of_row(const float2& rows, int i) {
-    return i % 4 < 2 ? rows.x : rows.y;
 }
 
 /// Replaces products q·k by p.
@@ -89,14 +51,6 @@ template <int distance>
 __device__ void clear_hidden(float (&tile)[32], const Reach& reach, const VisibleKeys& visible, const TileThread& at) {
     set_out_of_reach<distance>(tile, 0, reach, ThreadReach(reach, at));
     set_invisible(tile, 0, visible, at);
-}
-
-/// run<j>() for the three key tiles of a query tile.
-template <typename Run>
-__device__ void for_each_tile(const Run& run) {
-    run.template operator()<0>();
-    run.template operator()<1>();
-    run.template operator()<2>();
 }
 
 /// Writes p and ds of each step to shared memory, and D of the segment's queries to `dots`, of its head.

@@ -7,21 +7,13 @@
 #include <colt5/cuda/attention/problem.cuh>
 #include <colt5/cuda/ptx.cuh>
 
-/// Tiles of sliding_backward.cuh: which ones a block has, their rings of stages in shared memory, and a thread's part
-/// of a tile in registers.
+/// Tiles of sliding_forward.cuh and sliding_backward.cuh: rings of them in shared memory, and a thread's part of a tile
+/// in registers.
 namespace colt5::cuda::sliding {
 
 inline constexpr int dim = 64, tile_rows = 64, tile_bytes = tile_rows * dim * 2, warpgroup = 128, warps = 4;
-inline constexpr int neighbours = 3;      // key tiles that a query tile sees
-inline constexpr int key_stages = 5;      // those of both warpgroups, which are one step apart, and the next
-inline constexpr int value_stages = 4;    // those of the softmax warpgroup, and the next
-inline constexpr int query_stages = 3;    // those of both warpgroups, and the next
-inline constexpr int weight_buffers = 2;  // of p and ds: the softmax warpgroup is one step ahead
-
-/// The distances from a query to a key of its three tiles, and those that the threads compute beside them: entry i of
-/// shared.bias is that of distance i − bias_center.
-inline constexpr int bias_center = 136, bias_entries = bias_center + 128;
-
+inline constexpr int most_shared_bytes = 227 * 1024;  // of a block of compute capability 9.0
+inline constexpr int neighbours = 3;                  // key tiles that a query tile sees
 /// A tile (64, 64), swizzled as TMA does it.
 struct alignas(1024) SwizzledTile {
     std::byte bytes[tile_bytes];
@@ -38,20 +30,6 @@ struct VisibleKeys {
     __device__ bool all() const { return (words[0] & words[1]) == 0xffffffffu; }
 };
 
-struct Shared {
-    SwizzledTile k[key_stages], v[value_stages], q[query_stages], d_out[query_stages];
-    SwizzledTile p[weight_buffers][neighbours], ds[weight_buffers][neighbours];
-    SwizzledTile d_q;  // on its way to global memory
-    VisibleKeys visible[key_stages];
-    float shift[query_stages][tile_rows];  // log-sum-exps over ln 2
-    float bias[bias_entries];
-    hopper::Barrier keys_full[key_stages], keys_empty[key_stages];
-    hopper::Barrier values_full[value_stages], values_empty[value_stages];
-    hopper::Barrier queries_full[query_stages], queries_empty[query_stages];
-    hopper::Barrier weights_full[weight_buffers], weights_empty[weight_buffers];
-};
-static_assert(sizeof(Shared) <= 227 * 1024);  // of a block of compute capability 9.0
-
 /// The i-th use of a ring of stages: its stage, and the parity to wait for on the barrier `full`. The one to wait for
 /// on `empty` is the other; in the first round that does not wait.
 template <int stages>
@@ -62,31 +40,6 @@ struct Ring {
 
     __device__ Ring operator+(int later) const { return {use + later}; }
 };
-
-/// The tiles of a block. Tile t has the queries from 64 t on and the keys from a.first + 64 t on.
-struct Segment {
-    int first, end;  // own query tiles
-    int first_key,
-        end_key;            // own key tiles: the same, and those of keys before the first and after the last query tile
-    int first_step, steps;  // query tiles that it visits
-
-    template <typename T>
-    __device__ Segment(const Attention<T>& a, int index, int tiles_each) {
-        const int tiles = (a.queries + tile_rows - 1) / tile_rows;
-        first = index * tiles_each;
-        end = ::min(first + tiles_each, tiles);
-        first_key = first == 0 && a.first > 0 ? -1 : first;
-        end_key = end == tiles ? ::max(tiles, (a.keys - a.first + tile_rows - 1) / tile_rows) : end;
-        first_step = ::max(first - 1, 0);
-        steps = ::min(end + 1, tiles) - first_step;
-    }
-};
-
-/// The first key of the first tile, at most 0. Groups of 16 keys are counted from it.
-template <typename T>
-__device__ int first_key(const Attention<T>& a) {
-    return a.first > 0 ? a.first - tile_rows : 0;
-}
 
 /// Where the accumulators of a thread are in a tile; see hopper::product.
 struct TileThread {

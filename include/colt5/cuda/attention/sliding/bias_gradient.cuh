@@ -2,30 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
-#include <type_traits>
 
 #include <colt5/cuda/attention/bias_parts.cuh>
-#include <colt5/cuda/attention/sliding/tile.cuh>
+#include <colt5/cuda/attention/sliding/block.cuh>
 
-/// The relative position bias in sliding_backward.cuh, and its gradient.
+/// The gradient of a relative position bias in sliding_backward.cuh.
 namespace colt5::cuda::sliding {
-
-template <typename Bias>
-inline constexpr bool has_bias = !std::is_same_v<Bias, NoBias>;
-
-/// Sets shared.bias: the bias over ln 2 by distance, −∞ out of reach, where all queries and keys of three tiles are.
-/// All threads of the block call it.
-__device__ inline void load_bias(Shared&, const Reach&, int, NoBias) {}
-__device__ inline void load_bias(Shared& shared, const Reach& reach, int h, const WindowBias<float>& bias) {
-    const float* const center = bias.by_distance + static_cast<Index>(h) * (2 * bias.span + 1) + bias.span;
-    for (int i = static_cast<int>(threadIdx.x); i < bias_entries; i += static_cast<int>(blockDim.x)) {
-        const int distance = i - bias_center;
-        shared.bias[i] = reach.excludes(distance)
-                             ? -std::numeric_limits<float>::infinity()
-                             : center[::max(-bias.span, ::min(bias.span, distance))] * static_cast<float>(log2_e);
-    }
-}
 
 /// Two warps of the producer warpgroup sum ds along diagonals. They read the tiles that the softmax warpgroup writes,
 /// in 16 bits, as matrices of 8 × 8. Matrix u of a row of matrices has the keys that are 8 (u − 8) tokens after its
