@@ -190,10 +190,10 @@ __device__ inline void wait_for_reads_of_stores() {
 #endif
 }
 /// A barrier of `threads` threads; numbers 1 to 15, since __syncthreads has 0.
-template <int number, int threads>
-__device__ inline void sync_some() {
+template <int threads>
+__device__ inline void sync_some(int number) {
 #if defined(COLT5_HOPPER)
-    asm volatile("bar.sync %0, %1;" ::"n"(number), "n"(threads) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(threads) : "memory");
 #endif
 }
 /// Stores four 8 × 8 matrices of 16-bit numbers to shared memory. Lane 8 i + r gives the address of row r of matrix i,

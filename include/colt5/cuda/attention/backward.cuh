@@ -23,7 +23,7 @@ void run_attention_backward(const Cuda& policy, const Attention<T>& a, const Bia
                             const DTable& d_table, const RelativePositionBuckets& buckets) {
     if constexpr (window && HalfPrecision<T> && (head == sliding::dim || head == dynamic))
         if (a.queries > 0 && a.first <= sliding::tile_rows &&
-            sliding::supports(policy, a, sliding::attention_backward<T, Bias>))
+            sliding::supports(policy, a, sliding::attention_backward<T, Bias>, sliding::backward_threads))
             return sliding::launch_attention_backward(policy, a, bias, d, d_table, buckets);
     const Index queries = static_cast<Index>(a.batch) * a.heads() * a.queries;
     MatrixTensor<accumulate_t<T>, Cuda> query_numbers(policy, {2, queries});

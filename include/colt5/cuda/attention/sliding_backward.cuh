@@ -35,9 +35,11 @@
 /// segments.
 namespace colt5::cuda::sliding {
 
+inline constexpr int backward_threads = 3 * warpgroup;
+
 /// Assigns what `maps` have for d_q, d_k and d_v, and D of all queries.
 template <typename T, typename Bias>
-__global__ void __launch_bounds__(hopper::launch_bound<threads>, 1)
+__global__ void __launch_bounds__(hopper::launch_bound<backward_threads>, 1)
     attention_backward(const __grid_constant__ Maps maps, const Attention<T> a, const Bias bias,
                        const AttentionGradients<T> d, float* dots, const NanGroups nan_groups, int tiles_each) {
 #if defined(COLT5_HOPPER)
@@ -101,8 +103,9 @@ void launch_attention_backward(const Cuda& policy, const Attention<T>& a, const 
     const Index tiles_each = tiles_of_segment(tiles, heads, processors);
     const Index segments = divide_up(tiles, tiles_each);
     with_bias_parts<BiasGradientWarp>(policy, a, segments, bias, d_table, buckets, [&](const Bias& with_parts) {
-        launch(policy, "attention_backward", attention_backward<T, Bias>, attention_grid(a, segments, 1), threads,
-               sizeof(Shared), maps, a, with_parts, d, dots.data(), nan_groups, static_cast<int>(tiles_each));
+        launch(policy, "attention_backward", attention_backward<T, Bias>, attention_grid(a, segments, 1),
+               backward_threads, sizeof(Shared), maps, a, with_parts, d, dots.data(), nan_groups,
+               static_cast<int>(tiles_each));
     });
     launch(policy, "recompute_queries", recompute_queries<T, Bias>, grid(std::min(query_groups, processors)), warpgroup,
            0, nan_groups.queries, a, bias, d, dots.data());

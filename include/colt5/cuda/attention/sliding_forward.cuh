@@ -22,17 +22,18 @@
 /// The kernel is warp-specialized:
 ///
 ///     producer warps     copy tiles of q, k and v by TMA, each once; and what is masked
-///     two warpgroups     take turns with the query tiles: q kᵀ by wgmma, softmax in registers, p v by wgmma
+///     three warpgroups   take turns with the query tiles: q kᵀ by wgmma, softmax in registers, p v by wgmma
 ///
 /// The order of all sums is fixed: it depends neither on the batch nor on the segments.
 namespace colt5::cuda::sliding {
 
 /// What a block of the kernel has in shared memory.
 struct ForwardShared {
-    static constexpr int consumers = 2;     // warpgroups
-    static constexpr int key_stages = 6;    // those of both warpgroups, which are one tile apart, and the next two
-    static constexpr int query_stages = 4;  // a multiple of `consumers`, so that each stage has one of them
+    static constexpr int consumers = 3;     // warpgroups
+    static constexpr int key_stages = 7;    // those of the warpgroups, which are one tile apart, and the next two
+    static constexpr int query_stages = 6;  // a multiple of `consumers`, so that each stage has one of them
     static constexpr int out_buffers = 2;   // while TMA stores one, the next one is written
+    static constexpr int threads = (1 + consumers) * warpgroup, registers = 160;
 
     SwizzledTile k[key_stages], v[key_stages], q[query_stages], out[consumers][out_buffers];
     VisibleKeys visible[key_stages];
@@ -102,9 +103,8 @@ struct ForwardWarpgroup {
             arrive(shared.keys_empty[0]);
             arrive(shared.keys_empty[0]);
             arrive(shared.keys_empty[1]);
-        } else {
-            shared.keys_full[0].wait(0);  // no phase may be left out
         }
+        for (int i = 0; i < number; ++i) shared.keys_full[i].wait(0);  // no phase may be left out
         for (int i = number; i < segment.tiles(); i += ForwardShared::consumers) attend(i);
         if (leads()) hopper::wait_for_reads_of_stores();
     }
@@ -115,12 +115,7 @@ private:
 
     /// Whether the thread is the one that starts stores.
     __device__ bool leads() const { return at.warp == 0 && at.lane == 0; }
-    __device__ void sync() const {
-        if (number == 0)
-            hopper::sync_some<1, warpgroup>();
-        else
-            hopper::sync_some<2, warpgroup>();
-    }
+    __device__ void sync() const { hopper::sync_some<warpgroup>(1 + number); }
 
     /// Query tile i of the block.
     __device__ void attend(int i) {
@@ -261,7 +256,7 @@ private:
 
 /// Assigns what `maps` have for out, and log_sum_exp (batch, heads, queries) unless it is null.
 template <typename T, typename Bias>
-__global__ void __launch_bounds__(hopper::launch_bound<threads>, 1)
+__global__ void __launch_bounds__(hopper::launch_bound<ForwardShared::threads>, 1)
     attention_forward(const __grid_constant__ ForwardMaps maps, const Attention<T> a, const Bias bias,
                       float* log_sum_exp, int tiles_each) {
 #if defined(COLT5_HOPPER)
@@ -288,7 +283,7 @@ __global__ void __launch_bounds__(hopper::launch_bound<threads>, 1)
                 mark_visible<ForwardShared::key_stages>(shared, i, segment.key_row(a.first, i), mask, a.keys);
         }
     } else {
-        hopper::raise_registers<240>();
+        hopper::raise_registers<ForwardShared::registers>();
         const HeadBias<T, Bias> head_bias(a, block, bias);
         ForwardWarpgroup<T, Bias>{shared,
                                   a,
@@ -316,7 +311,7 @@ void launch_attention_forward(const Cuda& policy, const Attention<T>& a, const B
                            .v = map_of(a, a.v, a.keys),
                            .out = map_of(a, a.out.with(out), a.queries)};
     launch(policy, "attention_forward", attention_forward<T, Bias>, attention_grid(a, divide_up(tiles, tiles_each), 1),
-           threads, sizeof(ForwardShared), maps, a, bias, log_sum_exp, static_cast<int>(tiles_each));
+           ForwardShared::threads, sizeof(ForwardShared), maps, a, bias, log_sum_exp, static_cast<int>(tiles_each));
 }
 
 }  // namespace colt5::cuda::sliding

@@ -52,7 +52,7 @@ struct BiasGradientWarp {
         for (int i = 0; i < matrices - 1; ++i)
             for (int e = 0; e < 2; ++e) shared[warp][i][query][key + e] = sums[i / 4][2 * (i % 4) + e];
         for (int e = 0; e < 2; ++e) shared[warp][matrices - 1][query][key + e] = last[e];
-        hopper::sync_some<2, warps * warp_size>();
+        hopper::sync_some<warps * warp_size>(2);
         for (int i = warp * warp_size + lane; i < part_entries(bias.span); i += warps * warp_size) {
             // The outermost entries have all distances beyond the span, too.
             const int begin = ::max(-reach.before, i == 0 ? -tile_rows : i - bias.span);

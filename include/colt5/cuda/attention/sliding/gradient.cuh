@@ -44,7 +44,7 @@ struct GradientWarpgroup {
 private:
     /// Whether the thread is the one that starts stores.
     __device__ bool leads() const { return at.warp == 0 && at.lane == 0; }
-    __device__ static void sync() { hopper::sync_some<1, warpgroup>(); }
+    __device__ static void sync() { hopper::sync_some<warpgroup>(1); }
 
     /// The i-th query tile, with i % 3 = phase.
     template <int phase>

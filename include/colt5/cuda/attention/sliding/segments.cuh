@@ -9,11 +9,9 @@
 /// What the host prepares for the kernels of sliding_forward.cuh and sliding_backward.cuh.
 namespace colt5::cuda::sliding {
 
-inline constexpr int threads = 3 * warpgroup;
-
-/// Whether `kernel` can run the problem on this device.
+/// Whether `kernel`, of so many threads, can run the problem on this device.
 template <typename T, typename... Parameters>
-bool supports(const Cuda& policy, const Attention<T>& a, void (*kernel)(Parameters...)) {
+bool supports(const Cuda& policy, const Attention<T>& a, void (*kernel)(Parameters...), int threads) {
     return a.dim_head == dim && a.routes == 1 && a.reach <= tile_rows && a.vectors && a.value_scale == nullptr &&
            hopper::runs_on(policy, kernel, threads);
 }
