@@ -308,6 +308,8 @@ TEST_CASE_TEMPLATE("combinations: gradients of many tokens along a direction", M
             const auto d = module.backward(saved, d_out, gradients);
             const auto check = [&](const std::string& name, auto& tensor, const auto& gradient) {
                 CAPTURE(name);
+                CHECK(all_finite(gradient));
+                if (is_sanitized) return;  // the passes above are all the code that the loss calls, many times
                 if (tensor.size() > 0) CHECK(directional_error(policy, tensor, gradient, loss, 1e-5) <= 1e-5);
             };
             if constexpr (crosses<Module>) {

@@ -53,6 +53,7 @@ void check_cross_gradients(Module& module, TokensTensor<double, Cpu>& x, TokensT
     CHECK(same_bits(saved.out, module(x, context, mask, context_mask, counts)));
     auto gradients = module.make_gradients();
     const auto d = module.backward(saved, d_out, gradients);
+    if (is_sanitized) return;  // the loss calls no other code, and often
     const auto loss = [&] { return inner(d_out, module(x, context, mask, context_mask, counts)); };
     CHECK(gradient_error(d.d_x, finite_differences(policy, x, loss)) <= gradient_tolerance);
     CHECK(gradient_error(d.d_context, finite_differences(policy, context, loss)) <= gradient_tolerance);
