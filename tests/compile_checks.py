@@ -3,6 +3,8 @@
 
 compile_checks.py headers BUILD INCLUDE FOLDER COMPILER...   each header of INCLUDE/colt5/FOLDER compiles alone, without
                                                              warnings, behind macros of others
+compile_checks.py all_headers BUILD INCLUDE COMPILER...      a program of all headers compiles behind macros of others, without
+                                                             warnings
 compile_checks.py compile_fail BUILD FOLDER COMPILER...      each source fails with the TEXT of its lines `// expect: TEXT`
                                                              (`// expect 2: TEXT`: in case 2), its first error with that of
                                                              `// first: TEXT`, and compiles with COLT5_COMPILE_FAIL_CONTROL
@@ -14,7 +16,7 @@ compile_checks.py symbols BUILD SOURCE COMPILER...           with COLT5_WHOLE_BA
 compile_checks.py cuda INCLUDE NVCC FOLDER...                nvcc compiles the headers of each FOLDER, without Eigen and xsimd
 compile_checks.py cuda_headers INCLUDE NVCC                  nvcc parses each header of the CUDA backend alone, without warnings
 
-The flags of the first two are those with which BUILD compiles the link test.
+The flags of the first three are those with which BUILD compiles the link test.
 """
 import json
 import os
@@ -80,6 +82,12 @@ def headers(build, include, folder, *compiler):
     for number, name in enumerate(names, 1):
         good, output = compile(compiler, build, '-Werror', '-Wno-unknown-warning-option', '-', text=f'{macros_of_others}#include <{name}>\n#include <{name}>\n')
         report(number, name, good, output)
+
+
+def all_headers(build, include, *compiler):
+    print('1..1')
+    includes = ''.join(f'#include <{path.relative_to(include)}>\n' for path in sorted((pathlib.Path(include) / 'colt5').rglob('*.hpp')))
+    report(1, 'all headers', *compile(compiler, build, '-Werror', '-Wno-unknown-warning-option', '-', text=macros_of_others + includes))
 
 
 def compile_fail(build, folder, *compiler):
@@ -183,5 +191,5 @@ def cuda_headers(include, nvcc):
 
 if __name__ == '__main__':
     check, *arguments = sys.argv[1:]
-    {'headers': headers, 'compile_fail': compile_fail, 'strict': strict, 'cuda': cuda, 'kernels': kernels, 'symbols': symbols,
+    {'headers': headers, 'all_headers': all_headers, 'compile_fail': compile_fail, 'strict': strict, 'cuda': cuda, 'kernels': kernels, 'symbols': symbols,
      'cuda_headers': cuda_headers}[check](*arguments)
