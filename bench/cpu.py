@@ -197,7 +197,7 @@ class Bench:
         environment = bound(threads)
         inputs = self.folder / 'inputs.safetensors'
         reference = pathlib.Path(__file__).with_name('reference_cpu.py')
-        options = ['--wide-logits'] * case.wide_logits + ['--forward-only'] * (not case.backward)
+        options = ['--wide-logits'] * case.wide_logits + ['--forward-only'] * (not case.backward) + ['--inputs-only'] * (not case.peer)
         with contextlib.ExitStack() as stack:
             peer = stack.enter_context(Process([sys.executable, reference, case.program, inputs, threads, case.batch,
                                                 case.length, case.width, *case.numbers, *options],
