@@ -37,6 +37,8 @@ TEST_CASE("cuda: keys of bfloat16 that no query sees may hold anything" * doctes
 TEST_CASE("cuda: the logit of an only key in bfloat16 has no gradient" * doctest::skip(!cases::has_gpu())) {
     cases::check_only_key<colt5::bfloat16>();
     cases::check_only_key<colt5::bfloat16, true>();
+    cases::check_nan_beside_only_key<colt5::bfloat16>();
+    cases::check_nan_beside_only_key<colt5::bfloat16, true>();
 }
 TEST_CASE("cuda: a second call in bfloat16 allocates nothing" * doctest::skip(!cases::has_gpu())) {
     cases::check_allocations<colt5::bfloat16>();

@@ -80,6 +80,8 @@ TEST_CASE("cuda: keys of float that no query sees may hold anything" * doctest::
 TEST_CASE("cuda: the logit of an only key in float has no gradient" * doctest::skip(!cases::has_gpu())) {
     cases::check_only_key<float>();
     cases::check_only_key<float, true>();
+    cases::check_nan_beside_only_key<float>();
+    cases::check_nan_beside_only_key<float, true>();
 }
 TEST_CASE("cuda: a second call in float allocates nothing" * doctest::skip(!cases::has_gpu())) {
     cases::check_allocations<float>();

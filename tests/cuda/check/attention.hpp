@@ -209,4 +209,50 @@ void check_only_key() {
         }
 }
 
+/// Of a query that sees one key: NaN in the query reaches its gradient. NaN in a key that it does not see changes
+/// nothing for it, nor for the key that it sees.
+template <typename T, bool has_bias = false>
+void check_nan_beside_only_key() {
+    using Sum = accumulate_t<T>;
+    const Cuda policy;
+    const Index length = 300, heads = 2, dim_head = 64, row = heads * dim_head, reach = 4;
+    const LocalAttention attention{.reach = reach, .causal = true};  // query 0 sees key 0 alone
+    const RelativePositionBuckets buckets{32, 60};
+    MatrixTensor<Sum, Cuda> table(policy, {32, heads}), d_table(policy, {32, heads});
+    fill_normal(policy, table, Random(Seed{1}));
+    const auto by_distance = relative_position_bias(policy, buckets, table, reach);
+    // d_qkv of the first tokens, if row `at` of q or of the keys is NaN
+    const auto gradients = [&](bool of_keys, Index at) {
+        Tensor<T, Cuda, dynamic, dynamic, dynamic, dynamic> q(policy, {1, length, heads, dim_head});
+        Tensor<T, Cuda, dynamic, dynamic, dynamic, dynamic, dynamic> kv(policy, {1, length, 2, heads, dim_head});
+        auto d_out = tensor_like(policy, q);
+        fill_normal(policy, d_out, Random(Seed{2}));
+        const auto fill = [&](auto& tensor, Index stride, bool poisoned, Seed seed) {
+            fill_with(policy, tensor, [&](std::size_t i) {
+                const Index token = static_cast<Index>(i) / stride, in_row = static_cast<Index>(i) % stride;
+                return poisoned && token == at && in_row < row ? std::numeric_limits<double>::quiet_NaN()
+                                                               : Random(seed).normal(i);
+            });
+        };
+        fill(q, row, !of_keys, Seed{3});
+        fill(kv, 2 * row, of_keys, Seed{4});
+        set_zero(policy, d_table);
+        const auto run = [&](const auto& bias, const auto& d_bias) {
+            const auto saved = local_attention_forward(policy, attention, q, kv, {}, 0, bias);
+            return numbers(policy, local_attention_vjp(policy, attention, saved, d_out, q, kv, {}, bias, d_bias));
+        };
+        if constexpr (has_bias)
+            return run(RelativePositionBias<Sum>{buckets, by_distance.const_view()}, d_table.view());
+        else
+            return run(NoBias(), NoBias());
+    };
+    const auto expected = gradients(false, -1), of_query = gradients(false, 0), of_key = gradients(true, reach + 1);
+    for (Index i = 0; i < row; ++i) CHECK(std::isnan(of_query[static_cast<std::size_t>(i)]));
+    for (Index i = 0; i < 3 * row; ++i) {
+        CAPTURE(i);
+        const auto at = static_cast<std::size_t>(i);
+        CHECK(of_key[at] == doctest::Approx(expected[at]).epsilon(0.02));
+    }
+}
+
 }  // namespace cases

@@ -9,7 +9,7 @@
 #include <colt5/cuda/attention/query_gradient.cuh>
 #include <colt5/cuda/attention/sliding_backward.cuh>
 
-/// The vector-Jacobian product of attention, in two kernels, or in that of sliding_backward.cuh where it fits. Each
+/// The vector-Jacobian product of attention, in two kernels, or in those of sliding_backward.cuh where they fit. Each
 /// block writes rows that no other block writes, without atomic additions, so that the order of all sums is fixed. With
 /// s = q·k · scale, p = exp(s − log_sum_exp), dp = value_scale · d_out·v, D = out·d_out:
 ///
@@ -21,8 +21,10 @@ namespace colt5::cuda {
 template <bool window, Index head, typename T, typename Bias, typename DTable>
 void run_attention_backward(const Cuda& policy, const Attention<T>& a, const Bias& bias, const AttentionGradients<T>& d,
                             const DTable& d_table, const RelativePositionBuckets& buckets) {
-    if constexpr (window && HalfPrecision<T> && (head == sliding::dim || head == dynamic))
-        if (a.queries > 0 && a.first <= sliding::tile_rows &&
+    // The gradient of a bias is summed from ds in 16 bits, which in float16 can overflow.
+    constexpr bool fits = HalfPrecision<T> && (!sliding::has_bias<Bias> || std::is_same_v<T, bfloat16>);
+    if constexpr (window && fits && (head == sliding::dim || head == dynamic))
+        if (a.first <= sliding::tile_rows &&
             sliding::supports(policy, a, sliding::attention_backward<T, Bias>, sliding::backward_threads))
             return sliding::launch_attention_backward(policy, a, bias, d, d_table, buckets);
     const Index queries = static_cast<Index>(a.batch) * a.heads() * a.queries;

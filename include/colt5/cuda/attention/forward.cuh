@@ -137,8 +137,7 @@ template <bool window, Index head, typename T, typename Bias>
 void run_attention_forward(const Cuda& policy, const Attention<T>& a, const Bias& bias, T* out,
                            accumulate_t<T>* log_sum_exp) {
     if constexpr (window && HalfPrecision<T> && (head == sliding::dim || head == dynamic))
-        if (a.queries > 0 &&
-            sliding::supports(policy, a, sliding::attention_forward<T, Bias>, sliding::ForwardShared::threads))
+        if (sliding::supports(policy, a, sliding::attention_forward<T, Bias>, sliding::ForwardShared::threads))
             return sliding::launch_attention_forward(policy, a, bias, out, log_sum_exp);
     with_staging<window, head, T>(policy, a, [&]<typename Arithmetic, int width, Staging staging>() {
         using Shape = ForwardShape<Arithmetic, width, staging>;

@@ -16,8 +16,8 @@
 /// Local attention in a kernel of compute capability 9.0a, for 16-bit heads of dimension 64 and a reach of at most 64.
 /// forward.cuh has the kernel for everything else.
 ///
-/// Tiles and segments are those of sliding_backward.cuh, but a block visits its own query tiles alone. With the three
-/// key tiles of a query tile, all of its keys are at hand: the softmax needs no second look at a row.
+/// Tiles and segments are those of sliding_backward.cuh. Unlike there, a block needs no query tiles of its neighbours.
+/// All keys of a query tile are at hand at once, so the softmax is not an online one.
 ///
 /// The kernel is warp-specialized:
 ///
@@ -30,8 +30,8 @@ namespace colt5::cuda::sliding {
 /// What a block of the kernel has in shared memory.
 struct ForwardShared {
     static constexpr int consumers = 3;     // warpgroups
-    static constexpr int key_stages = 7;    // those of the warpgroups, which are one tile apart, and the next two
-    static constexpr int query_stages = 6;  // a multiple of `consumers`, so that each stage has one of them
+    static constexpr int key_stages = 7;    // three query tiles see five key tiles; two more are on their way
+    static constexpr int query_stages = 6;  // a multiple of `consumers`: a stage always has the same warpgroup
     static constexpr int out_buffers = 2;   // while TMA stores one, the next one is written
     static constexpr int threads = (1 + consumers) * warpgroup, registers = 160;
 
@@ -98,13 +98,12 @@ struct ForwardWarpgroup {
     TileThread at;
 
     __device__ void run() {
-        // Each query tile arrives at the barriers of three key tiles. The first two key tiles have fewer query tiles.
-        if (number == 0) {
-            arrive(shared.keys_empty[0]);
-            arrive(shared.keys_empty[0]);
-            arrive(shared.keys_empty[1]);
+        // A wait by parity cannot tell a phase from the next but one. So a warpgroup waits for each phase of a barrier,
+        // and the producer waits for all warpgroups, also at the first key tiles, which not all of them read.
+        for (int i = 0; i < number; ++i) {
+            shared.keys_full[i].wait(0);
+            arrive(shared.keys_empty[i]);
         }
-        for (int i = 0; i < number; ++i) shared.keys_full[i].wait(0);  // no phase may be left out
         for (int i = number; i < segment.tiles(); i += ForwardShared::consumers) attend(i);
         if (leads()) hopper::wait_for_reads_of_stores();
     }
@@ -134,7 +133,7 @@ private:
         for (int e = 0; e < 32; ++e) out[e] *= of_row(factor, e);
         store(out, i);
     }
-    /// p = q kᵀ, −∞ where attention hides it; with a bias times scale / ln 2, plus the bias over ln 2.
+    /// Without a bias p = q kᵀ, with one scale / ln 2 · q kᵀ + bias / ln 2. Hidden pairs get −∞.
     __device__ void multiply_keys(float (&p)[neighbours][32], const Keys& key, int stage) {
 #pragma unroll
         for (int j = 0; j < neighbours; ++j) shared.keys_full[(key + j).stage].wait((key + j).parity);
@@ -165,7 +164,8 @@ private:
             set_invisible(p[j], -infinity, shared.visible[(key + j).stage], at);
         });
     }
-    /// p = exp(p − the largest); returns Σ p, and assigns log-sum-exps of the queries from `first` on.
+    /// p = exp of the logits minus the largest one of the row. Returns Σ p, and assigns log-sum-exps of the queries
+    /// from `first` on.
     __device__ float2 softmax(float (&p)[neighbours][32], int first) const {
         const float scale = has_bias<Bias> ? 1.0f : a.scale * static_cast<float>(log2_e);
         float largest[4] = {-infinity, -infinity, -infinity, -infinity};  // which do not wait for each other
@@ -188,8 +188,8 @@ private:
         if (log_sum_exp != nullptr && at.lane % 4 == 0) {
             const auto assign = [&](int row, float largest_of_row, float sum) {
                 constexpr auto ln_2 = static_cast<float>(1 / log2_e);
-                const float in_log2 = has_bias<Bias> ? largest_of_row * ln_2 : largest_of_row * a.scale;
-                if (row < a.queries) log_sum_exp[row] = in_log2 + ::log(sum);
+                const float largest_logit = has_bias<Bias> ? largest_of_row * ln_2 : largest_of_row * a.scale;
+                if (row < a.queries) log_sum_exp[row] = largest_logit + ::log(sum);
             };
             assign(first + at.upper, top.x, total.x);
             assign(first + at.upper + 8, top.y, total.y);
@@ -218,6 +218,7 @@ private:
         auto& buffer = shared.out[number][i / ForwardShared::consumers % ForwardShared::out_buffers];
         const int first = (segment.first + i) * tile_rows;
         if (leads()) hopper::wait_for_reads_of_stores<ForwardShared::out_buffers - 1>();
+        __syncwarp();
         sync();
         write_tile<T>(buffer, out, at);
         if (!is_finite(out)) attend_rows(buffer, out, first);

@@ -99,7 +99,7 @@ __device__ void sum_bias_gradient(Shared& shared, const Attention<T>& a, const A
         if (tile >= segment.first && tile < segment.end) gradient.add<T>(shared.ds[weights.stage]);
         arrive(shared.weights_empty[weights.stage]);
     }
-    // The softmax warpgroup has read its last values before it wrote its last ds.
+    // v may be overwritten: all of its loads have landed and been read before the last ds was written.
     const Index segments = gridDim.x / static_cast<unsigned>(a.heads());
     const Index part = (static_cast<Index>(block.b) * a.heads() + block.h) * segments + block.first;
     gradient.end(*reinterpret_cast<BiasGradientWarp::Sums*>(shared.v), Reach::of_query(a), bias,

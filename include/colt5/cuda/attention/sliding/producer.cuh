@@ -58,6 +58,7 @@ __device__ void mark_visible(Shared& shared, int i, int row, const bool* mask, i
     const VisibleKeys visible{{__ballot_sync(0xffffffffu, is_visible(row + lane)),
                                __ballot_sync(0xffffffffu, is_visible(row + warp_size + lane))}};
     shared.keys_empty[key.stage].wait(key.parity ^ 1);
+    __syncwarp();
     if (lane == 0) {
         shared.visible[key.stage] = visible;
         shared.keys_full[key.stage].arrive();

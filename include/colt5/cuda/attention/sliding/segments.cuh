@@ -12,13 +12,13 @@ namespace colt5::cuda::sliding {
 /// Whether `kernel`, of so many threads, can run the problem on this device.
 template <typename T, typename... Parameters>
 bool supports(const Cuda& policy, const Attention<T>& a, void (*kernel)(Parameters...), int threads) {
-    return a.dim_head == dim && a.routes == 1 && a.reach <= tile_rows && a.vectors && a.value_scale == nullptr &&
-           hopper::runs_on(policy, kernel, threads);
+    return a.batch > 0 && a.heads() > 0 && a.queries > 0 && a.dim_head == dim && a.routes == 1 &&
+           a.reach <= tile_rows && a.vectors && a.value_scale == nullptr && hopper::runs_on(policy, kernel, threads);
 }
 
-/// The number of tiles of a segment: that of the fewest steps one after another on a multiprocessor. A segment takes as
-/// long as its own tiles and four more: tiles at each end that others visit, too, and while its pipeline fills and
-/// drains.
+/// The number of tiles of a segment: that of the fewest steps one after another on a multiprocessor. A segment takes
+/// about as long as its own tiles and four more: in backward those at each end that others visit, too, and while its
+/// pipeline fills and drains.
 inline Index tiles_of_segment(Index tiles, Index heads, Index processors) {
     constexpr Index overhead = 4;
     Index best = tiles, least = std::numeric_limits<Index>::max();

@@ -126,12 +126,12 @@ __device__ void softmax_warpgroup(Shared& shared, const Attention<T>& a, float* 
             for (int j = 0; j < neighbours; ++j)
 #pragma unroll
                 for (int e = 0; e < 32; ++e)
-                    if ((e % 4 < 2 ? upper : lower) && p[j][e] != 0) p[j][e] = 1;
+                    if ((e % 4 < 2 ? upper : lower) && p[j][e] > 0) p[j][e] = 1;  // NaN stays
             __syncwarp();
         }
         float2 dot = dot_of(p, dp);
         // The gradient of a bias needs ds = 0 of hidden pairs even if keys or values are not finite. Without a bias,
-        // nan_rows.cuh does all of it.
+        // the rows become NaN, and nan_rows.cuh computes them again.
         bool has_nan = false;
         if constexpr (has_bias) {
             has_nan = __any_sync(0xffffffffu, !((dot.x + dot.y) * 0.0f == 0));
