@@ -6,6 +6,7 @@
 
 #include <colt5/cuda/attention/bias.cuh>
 #include <colt5/cuda/attention/mask.cuh>
+#include <colt5/cuda/attention/online_softmax.cuh>
 #include <colt5/cuda/attention/sliding/tile.cuh>
 
 /// Which pairs of a query tile and its three key tiles attention hides, and the bias of the others.
