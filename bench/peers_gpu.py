@@ -160,7 +160,7 @@ class Package(Peer):
         elif program == 'conditional_routed_attention' and case['numbers'][0] in (1, 2):  # nor null tokens
             module = module_of(attention_shapes(width, {'norm.weight': (width,), 'norm.bias': (width,)}))
         elif program == 'conditional_routed_autoregressive_attention':
-            module = module_of(attention_shapes(width, {'norm.weight': (width,), 'norm.bias': (width,)}, routes=2))
+            module = module_of(attention_shapes(width, {'norm.weight': (width,), 'norm.bias': (width,)}))
         elif program in MODULES:
             module = MODULES[program](width, case['numbers'])
             mask = torch.ones(batch, length, dtype=torch.bool, device=DEVICE)
@@ -199,13 +199,13 @@ class Package(Peer):
             self.call, self.inputs, self.parameters = call, [x.detach().requires_grad_()], [*module.parameters()]
 
 
-def attention_shapes(width, light_norm, inner=512, routes=1):
+def attention_shapes(width, light_norm, inner=512):
     """Of version 0.11"""
     attention = {'to_out.weight': (width, inner)}
     light = light_norm | attention | {'to_qkv.weight': (3 * inner, width)}
     heavy = {'norm.gamma': (width,)} | attention | {'to_q.weight': (inner, width), 'to_kv.weight': (2 * inner, width), 'null_kv': (2, 8, inner // 8)}
     return ({f'light_attn.{name}': shape for name, shape in light.items()} | {f'heavy_attn.{name}': shape for name, shape in heavy.items()}
-            | {'null_q_token': (width,), 'q_router.routing_token': (1, width), 'kv_router.routing_token': (routes, width)})
+            | {'null_q_token': (width,), 'q_router.routing_token': (1, width), 'kv_router.routing_token': (1, width)})
 
 
 def module_of(shapes):
@@ -295,7 +295,7 @@ class Tuned(Peer):
         elif program == 'conditional_routed_autoregressive_attention':
             from colt5_attention.transformer_block import ConditionalRoutedAutoregressiveAttention
             self.call = self.module = ConditionalRoutedAutoregressiveAttention(
-                width, num_heavy_tokens_q=32, num_heavy_tokens_kv=1024, num_routed_kv=2, use_flash_attn=True)
+                width, num_heavy_tokens_q=32, num_heavy_tokens_kv=1024, use_flash_attn=True)
         elif program == 'linear':
             self.call = self.module = nn.Linear(width, numbers[0], bias=False)
         elif program == 'top_k':

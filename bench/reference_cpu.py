@@ -101,7 +101,7 @@ def image_attention(width, numbers):
 
 def autoregressive_attention(width, _):
     from colt5_attention.transformer_block import ConditionalRoutedAutoregressiveAttention
-    return ConditionalRoutedAutoregressiveAttention(width, num_heavy_tokens_q=32, num_heavy_tokens_kv=1024, num_routed_kv=2)
+    return ConditionalRoutedAutoregressiveAttention(width, num_heavy_tokens_q=32, num_heavy_tokens_kv=1024)
 
 
 def paper_block(width, _):

@@ -247,6 +247,7 @@ __device__ inline void lower_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
 #endif
 }
+/// The same. Waits until other warpgroups have given up as many.
 template <int registers>
 __device__ inline void raise_registers() {
 #if defined(COLT5_HOPPER)

@@ -156,8 +156,7 @@ private:
                 const float* const of_pairs = shared.bias + bias_center + at.pair - at.upper + distance;
                 const float to_log2 = a.scale * static_cast<float>(log2_e);
 #pragma unroll
-                for (int e = 0; e < 32; ++e)
-                    p[j][e] = ::fmaf(p[j][e], to_log2, of_pairs[8 * (e / 4 - e % 4 / 2) + e % 2]);
+                for (int e = 0; e < 32; ++e) p[j][e] = ::fmaf(p[j][e], to_log2, of_pairs[from_first(e)]);
             }
             // Keys that are hidden and not finite must not change the largest product.
             set_out_of_reach<distance>(p[j], -infinity, reach, of_thread);

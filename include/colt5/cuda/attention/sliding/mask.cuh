@@ -25,8 +25,13 @@ __device__ void for_each_tile(const Run& run) {
     run.template operator()<2>();
 }
 
-/// Which pairs of a thread are in reach. Entry i of its tile has a key that is from_first(i) + pair − upper tokens
-/// after its query (see set_out_of_reach); it is in reach if least <= from_first(i) <= most.
+/// Entry i of a thread's tile has a key that is from_first(i) + pair − upper tokens after its query, if the key tile
+/// begins at the same token as the query tile.
+__device__ constexpr int from_first(int i) {
+    return 8 * (i / 4 - i % 4 / 2) + i % 2;
+}
+
+/// Which pairs of a thread are in reach: those with least <= distance + from_first(i) <= most.
 struct ThreadReach {
     int least, most;
 
@@ -37,15 +42,14 @@ struct ThreadReach {
 /// Sets the entries of pairs out of reach to `value`. The key tile begins `distance` tokens after the query tile.
 template <int distance>
 __device__ void set_out_of_reach(float (&tile)[32], float value, const Reach& reach, const ThreadReach& of_thread) {
-    const auto from_first = [](int i) { return distance + 8 * (i / 4) + i % 2 - 8 * (i % 4 / 2); };
     if (distance - 63 < -reach.before)
 #pragma unroll
         for (int i = 0; i < 32; ++i)
-            if (from_first(i) < of_thread.least) tile[i] = value;
+            if (distance + from_first(i) < of_thread.least) tile[i] = value;
     if (distance + 63 > reach.after)
 #pragma unroll
         for (int i = 0; i < 32; ++i)
-            if (from_first(i) > of_thread.most) tile[i] = value;
+            if (distance + from_first(i) > of_thread.most) tile[i] = value;
 }
 /// Sets the entries of keys that are masked or outside the sequence to `value`.
 __device__ inline void set_invisible(float (&tile)[32], float value, const VisibleKeys& visible, const TileThread& at) {
@@ -57,9 +61,9 @@ __device__ inline void set_invisible(float (&tile)[32], float value, const Visib
     }
 }
 
-/// The distances from a query to a key of its three tiles, and those that the threads compute beside them: entry i of
-/// a table in shared memory has distance i − bias_center.
-inline constexpr int bias_center = 136, bias_entries = bias_center + 128;
+/// A key of three tiles is at most 127 tokens before or after a query. Entry i of a table in shared memory is the bias
+/// of the distance i − bias_center.
+inline constexpr int bias_center = 2 * tile_rows - 1, bias_entries = 2 * bias_center + 1;
 
 template <typename Bias>
 inline constexpr bool has_bias = !std::is_same_v<Bias, NoBias>;

@@ -33,7 +33,7 @@ template <int distance>
 __device__ void softmax(float (&s)[32], float to_log2, const float2& shift, const float* bias) {
 #pragma unroll
     for (int i = 0; i < 32; ++i)
-        s[i] = fast_exp2(::fmaf(s[i], to_log2, bias[distance + 8 * (i / 4 - i % 4 / 2) + i % 2] - of_row(shift, i)));
+        s[i] = fast_exp2(::fmaf(s[i], to_log2, bias[distance + from_first(i)] - of_row(shift, i)));
 }
 
 /// D = Σ p dp of both rows.
