@@ -282,8 +282,9 @@ class Tuned(Peer):
             def descent(logits, k):
                 return tuned.coordinate_descent(logits, paper_torch.ITERATIONS, logits.new_full((logits.shape[0],), k), paper_torch.EPS)
             self.call = self.module = module = paper_torch.PaperBlock(width, descent, tuned.compiled)
-            bias = module.conditional_attn.light_attn.relative_attention_bias.within_reach
-            module.attend = tuned.LocalAttention(length, dtype, DEVICE, bias, paper_torch.REACH)
+            bias = module.conditional_attn.light_attn.relative_attention_bias
+            module.attend = tuned.LocalAttention(length, dtype, DEVICE, bias.within_reach, paper_torch.REACH,
+                                                 lambda qkv, of_distance: paper_torch.banded_attention(qkv, bias.weight))
         elif program == 'conditional_routed_attention':  # the package 0.11 as it is, here and below
             from colt5_attention.transformer_block import ConditionalRoutedAttention
             self.call = self.module = ConditionalRoutedAttention(width, num_heavy_tokens_q=1024, num_heavy_tokens_kv=1024,

@@ -40,10 +40,12 @@
 // expect: colt5: no `window_keys` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `window_keys_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `window_prefixes` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `window_prefixes_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `look_back_counts` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `map_mean` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `map_mean_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `norm_linear` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `null_key_gradient` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `null_key_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `null_query_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `pad_sequences` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -192,6 +194,7 @@ void picking(const Cpu& policy, const Tokens& x, Tokens& y, const TokensTensor<T
     look_back_vjp(policy, look_back(policy, x, 2), 8, 2);
     look_back_counts(policy, 1, 4, 2);
     window_prefixes(policy, MatrixTensor<float, Cpu>(policy, {1, 8}), 2, 0, 4);
+    window_prefixes_vjp(policy, MatrixTensor<float, Cpu>(policy, {1, 8}).view(), x.const_view(), 2, 0);
     window_keys_vjp<Cpu, float>(
         policy, window_keys<Cpu, float>(policy, indices.const_view(), x.const_view(), 4, 2, 0, 8).scores.const_view());
     gather_mask(policy, mask, indices);

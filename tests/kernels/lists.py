@@ -24,7 +24,8 @@ updates = 'std::size_t{0}', 'std::size_t{1}', 'std::size_t{2}'
 # Of logits, scores and gradients of parameters, which are in the type that S accumulates in.
 of_logits = {'causal_top_k', 'causal_top_k_next', 'coordinate_descent', 'coordinate_descent_vjp', 'cumulative_softmax', 'cumulative_softmax_vjp',
              'gumbel_noise', 'merge_blocks', 'pick_scores', 'place_scores', 'relative_position_bias_vjp', 'short_rows', 'sinkhorn', 'sinkhorn_vjp', 'split_blocks',
-             'straight_through_scores', 'top_k', 'scale'}
+             'straight_through_scores', 'top_k', 'scale',
+             'window_keys', 'window_keys_vjp', 'window_prefixes', 'window_prefixes_vjp'}
 # Kernels that operations call for tensors of other types, too.
 other_types = {'pad_sequences': ['bool'], 'swap_first_axes': ['TokenIndex'], 'zero': ['TokenIndex']}
 

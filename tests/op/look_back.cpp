@@ -52,6 +52,11 @@ TEST_CASE("window_prefixes: the logits for each window, and which tokens are bef
                 CHECK(prefixes.logits.const_view()(i, 0, token) == logits.const_view()(row / 4, token));
                 CHECK(prefixes.mask.const_view()(i, token) == (token < row % 4 * 3));
             }
+        const auto d_rows = normal<double>(policy, prefixes.logits.shape(), 1);
+        auto d_logits = normal<double>(policy, logits.shape(), 2);
+        const double before = inner(d_logits, logits);
+        window_prefixes_vjp<Cpu, double>(policy, d_logits.view(), d_rows.const_view(), 3, part[0]);
+        CHECK(inner(d_logits, logits) - before == doctest::Approx(inner(d_rows, prefixes.logits)));
     }
     CHECK_THROWS_WITH_AS(
         window_prefixes(policy, logits, 3, 11, 2),

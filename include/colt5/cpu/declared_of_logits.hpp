@@ -83,6 +83,18 @@ void scale_kernel(const Cpu& policy, VectorView<T> x, double factor);
 // look_back.hpp
 template <std::same_as<TokenIndex> Integer>
 void look_back_counts_kernel(const Cpu&, TokensView<Integer> counts, Index windows);
+template <typename T>
+void window_keys_kernel(const Cpu& policy, TokensView<TokenIndex> indices, TokensView<T> scores, TokensView<bool> mask,
+                        TokensView<const TokenIndex> picks, TokensView<const T> pick_scores, Index windows,
+                        Index window, Index first, Index null);
+template <typename T>
+void window_keys_vjp_kernel(const Cpu&, TokensView<T> d, TokensView<const T> d_scores);
+template <typename T>
+void window_prefixes_kernel(const Cpu& policy, TokensView<T> rows, View<bool, dynamic, dynamic> mask,
+                            MatrixView<const T> logits, Index window, Index first);
+template <typename T>
+void window_prefixes_vjp_kernel(const Cpu& policy, MatrixView<T> d_logits, TokensView<const T> d_rows, Index window,
+                                Index first);
 
 // null_query.hpp
 template <std::same_as<bool> Bool>

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <concepts>
+#include <functional>
 
 #include <colt5/cpu/parallel.hpp>
 #include <colt5/cpu/simd.hpp>
@@ -75,6 +76,18 @@ void window_prefixes_kernel(const Cpu& policy, TokensView<T> rows, View<bool, dy
         std::copy_n(logits[row / windows].data(), length, rows[i].data());
         std::fill_n(mask[i].data(), before, true);
         std::fill_n(mask[i].data() + before, length - before, false);
+    });
+}
+
+template <typename T>
+void window_prefixes_vjp_kernel(const Cpu& policy, MatrixView<T> d_logits, TokensView<const T> d_rows, Index window,
+                                Index first) {
+    const Index length = d_logits.extent(1), windows = length / window, rows = d_rows.extent(0);
+    parallel_for(policy, d_logits.extent(0), [&](Index s) {
+        T* const to = d_logits[s].data();
+        const Index end = std::min(rows, (s + 1) * windows - first);
+        for (Index i = std::max(Index{0}, s * windows - first); i < end; ++i)
+            std::transform(to, to + length, d_rows[i].data(), to, std::plus<T>());
     });
 }
 

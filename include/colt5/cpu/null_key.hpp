@@ -33,8 +33,8 @@ void with_null_key_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, 
 }
 
 template <typename T>
-void null_key_vjp_kernel(const Cpu& policy, TokensView<T> d_null_kv,
-                         View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv, TokensView<T> d_scale,
+void null_key_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
+                         TokensView<T> d_scale,
                          View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_out,
                          TokensView<const T> d_out_scale) {
     const Index batch = d_kv.extent(0), routes = d_kv.extent(1), keys = d_kv.extent(2), per_route = d_kv.extent(3);
@@ -43,12 +43,19 @@ void null_key_vjp_kernel(const Cpu& policy, TokensView<T> d_null_kv,
         std::copy_n(d_out.data() + (set * (keys + 1) + 1) * width, keys * width, d_kv.data() + set * keys * width);
         if (d_out_scale) std::copy_n(d_out_scale.data() + set * (keys + 1) + 1, keys, d_scale.data() + set * keys);
     });
+}
+
+template <typename T>
+void null_key_gradient_kernel(const Cpu&, TokensView<T> d_null_kv,
+                              View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_out) {
+    const Index batch = d_out.extent(0), routes = d_out.extent(1), keys = d_out.extent(2), per_route = d_out.extent(3);
+    const Index dim = d_out.extent(5), width = per_route * 2 * dim;
     for (Index set = 0; set < batch * routes; ++set)
         for (Index h = 0; h < per_route; ++h)
             for (Index part = 0; part < 2; ++part)
                 for (Index i = 0; i < dim; ++i)
                     d_null_kv(part, set % routes * per_route + h, i) +=
-                        d_out.data()[set * (keys + 1) * width + (2 * h + part) * dim + i];
+                        d_out.data()[set * keys * width + (2 * h + part) * dim + i];
 }
 
 }  // namespace colt5

@@ -169,15 +169,6 @@ template <typename T>
 void look_back_kernel(const Cuda& policy, TokensView<T> rows, TokensView<const T> x, Index window);
 template <typename T>
 void look_back_vjp_kernel(const Cuda& policy, TokensView<T> d_x, TokensView<const T> d_rows, Index window);
-template <typename T>
-void window_prefixes_kernel(const Cuda& policy, TokensView<T> rows, View<bool, dynamic, dynamic> mask,
-                            MatrixView<const T> logits, Index window, Index first);
-template <typename T>
-void window_keys_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView<T> scores, TokensView<bool> mask,
-                        TokensView<const TokenIndex> picks, TokensView<const T> pick_scores, Index windows,
-                        Index window, Index first, Index null);
-template <typename T>
-void window_keys_vjp_kernel(const Cuda& policy, TokensView<T> d, TokensView<const T> d_scores);
 
 // map_tokens.cuh
 template <typename T>
@@ -205,11 +196,13 @@ void with_null_key_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic,
                           View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv,
                           TokensView<const T> null_kv, KeyMask mask, TokensView<const accumulate_t<T>> value_scale);
 template <typename T>
-void null_key_vjp_kernel(const Cuda& policy, TokensView<accumulate_t<T>> d_null_kv,
-                         View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
+void null_key_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
                          TokensView<accumulate_t<T>> d_scale,
                          View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_out,
                          TokensView<const accumulate_t<T>> d_out_scale);
+template <typename T>
+void null_key_gradient_kernel(const Cuda& policy, TokensView<accumulate_t<T>> d_null_kv,
+                              View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_out);
 
 // null_query.cuh
 template <typename T>

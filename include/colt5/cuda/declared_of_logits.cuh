@@ -84,6 +84,18 @@ template <typename T>
 void scale_kernel(const Cuda& policy, VectorView<T> x, double factor);
 
 // look_back.cuh
+template <typename T>
+void window_prefixes_kernel(const Cuda& policy, TokensView<T> rows, View<bool, dynamic, dynamic> mask,
+                            MatrixView<const T> logits, Index window, Index first);
+template <typename T>
+void window_prefixes_vjp_kernel(const Cuda& policy, MatrixView<T> d_logits, TokensView<const T> d_rows, Index window,
+                                Index first);
+template <typename T>
+void window_keys_kernel(const Cuda& policy, TokensView<TokenIndex> indices, TokensView<T> scores, TokensView<bool> mask,
+                        TokensView<const TokenIndex> picks, TokensView<const T> pick_scores, Index windows,
+                        Index window, Index first, Index null);
+template <typename T>
+void window_keys_vjp_kernel(const Cuda& policy, TokensView<T> d, TokensView<const T> d_scores);
 template <std::same_as<TokenIndex> Integer>
 void look_back_counts_kernel(const Cuda& policy, TokensView<Integer> counts, Index windows);
 

@@ -33,10 +33,12 @@ __global__ void gather_entries(T* out, const T* x, const TokenIndex* indices, In
     for (Index i = global_thread(); i < count; i += grid_threads()) out[i] = x[i / picks * length + indices[i]];
 }
 
-/// For one token: the number of its picks, and which of them writes its row, the first or, when overwriting, the last.
+/// For one token: the number of its picks, which of them writes its row, and where the list of its picks is.
 struct TokenPicks {
     unsigned count;
-    unsigned writer;  ///< last pick + 1, or picks − first pick: atomicMax finds either; 0: none
+    unsigned writer;           ///< last pick + 1, or picks − first pick: atomicMax finds either; 0: none
+    unsigned long long first;  ///< of the list
+    unsigned listed;           ///< how many picks are in the list so far
 };
 
 /// `picks_of` is zeros at the start. The results do not depend on the order of the atomic operations.
@@ -48,6 +50,39 @@ __global__ void count_picks(TokenPicks* picks_of, const TokenIndex* indices, Ind
         atomicAdd(&entry.count, 1u);
         atomicMax(&entry.writer, last_writes ? pick + 1 : static_cast<unsigned>(picks) - pick);
     }
+}
+
+/// Whether the picks of a token have a list: up to one for each lane of a warp.
+__device__ inline bool has_list(unsigned token_picks) {
+    return token_picks > 1 && token_picks <= warp_size;
+}
+/// Finds room for the lists. They follow each other in any order; `listed` is the number of picks in them, 0 at the
+/// start.
+template <typename Total>
+__global__ void place_lists(TokenPicks* picks_of, Total* listed, Index tokens) {
+    for (Index i = global_thread(); i < tokens; i += grid_threads())
+        if (has_list(picks_of[i].count)) picks_of[i].first = atomicAdd(listed, picks_of[i].count);
+}
+/// Writes the lists, each in any order.
+template <typename Token>
+__global__ void list_picks(unsigned* lists, TokenPicks* picks_of, const Token* indices, Index picks, Index length,
+                           Index count) {
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
+        TokenPicks& entry = picks_of[i / picks * length + indices[i]];
+        if (has_list(entry.count)) lists[entry.first + atomicAdd(&entry.listed, 1u)] = static_cast<unsigned>(i % picks);
+    }
+}
+/// Lane i gets the i-th pick of the list, in rising order.
+__device__ inline unsigned sorted_list(const unsigned* list, unsigned count) {
+    const unsigned lane = threadIdx.x % warp_size, pick = lane < count ? list[lane] : ~0u;
+    unsigned rank = 0, sorted = 0;
+    for (unsigned i = 0; i < count; ++i) rank += __shfl_sync(0xffffffffu, pick, static_cast<int>(i)) < pick ? 1 : 0;
+    for (unsigned i = 0; i < count; ++i) {
+        const int from = __ffs(static_cast<int>(__ballot_sync(0xffffffffu, lane < count && rank == i))) - 1;
+        const unsigned next = __shfl_sync(0xffffffffu, pick, from);
+        if (lane == i) sorted = next;
+    }
+    return sorted;
 }
 
 /// Finds the picks of one token among those of its sequence. All lanes of a warp call its functions together.
@@ -82,16 +117,16 @@ private:
     TokenIndex token_;
 };
 
-/// scatter: for up to this many picks of a sequence, each warp searches them all. For more, count_picks first makes a
-/// table with one entry for each token.
+/// scatter: for up to this many picks of a sequence, each warp searches them all. For more, a table first gets an entry
+/// for each token, and a list of the picks of each token that has a few.
 inline constexpr Index max_searched_picks = 4096;
 
 /// One warp for each pick. The pick that writes also adds the rows of the other picks of its token, in their order,
-/// unless it overwrites.
+/// unless it overwrites. `picks_of` and `lists` may be null.
 template <typename T, int width>
 __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenIndex* indices,
-                             const accumulate_t<T>* scale, const TokenPicks* picks_of, Index picks, Index length,
-                             Index columns, Index count) {
+                             const accumulate_t<T>* scale, const TokenPicks* picks_of, const unsigned* lists,
+                             Index picks, Index length, Index columns, Index count) {
     using Sum = accumulate_t<T>;
     const bool overwrite = how == Scatter::overwrite;
     const auto scale_of = [&](Index pick) { return scale != nullptr ? scale[pick] : Sum(1); };
@@ -101,15 +136,18 @@ __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenInde
         const PickSearch search(indices + b * picks, picks, token);
         unsigned token_picks;
         bool writes;
+        const unsigned* list = nullptr;
         if (picks_of) {
             const TokenPicks entry = picks_of[b * length + token];
             token_picks = entry.count;
             writes = entry.writer == static_cast<unsigned>(overwrite ? pick + 1 : picks - pick);
+            if (lists && has_list(token_picks)) list = lists + entry.first;
         } else {
             token_picks = search.count(pick, overwrite, writes);
         }
         if (!writes) continue;
         const Sum weight = how == Scatter::mean ? static_cast<Sum>(1.0 / static_cast<double>(token_picks)) : Sum(1);
+        const unsigned sorted = list ? sorted_list(list, token_picks) : 0;
         T* const to = out + (b * length + token) * columns;
         for (Index first = 0; first < columns; first += warp_size * width) {
             const Index j = first + threadIdx.x % warp_size * width;
@@ -125,6 +163,14 @@ __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenInde
                 add(rows + row * columns, weight * scale_of(row));
             }
             unsigned left = overwrite ? 0 : token_picks - 1;
+            if (list) {
+#pragma unroll 4
+                for (unsigned i = 1; i < token_picks; ++i) {
+                    const Index other = b * picks + __shfl_sync(0xffffffffu, sorted, static_cast<int>(i));
+                    if (mine) add(rows + other * columns, weight * scale_of(other));
+                }
+                left = 0;
+            }
             for (Index at = pick / warp_size * warp_size; left > 0; at += warp_size) {
                 unsigned found = search.among(at);
                 if (at <= pick) found &= ~0u << (pick - at) << 1;  // only later picks
@@ -250,17 +296,27 @@ void scatter_kernel(const Cuda& policy, Scatter how, TokensView<T> out, TokensVi
     constexpr int threads = 256;
     const Index picks = indices.extent(1), length = out.extent(1), dim = out.extent(2), count = indices.size();
     VectorTensor<cuda::TokenPicks, Cuda> table;
+    VectorTensor<unsigned, Cuda> lists;
     if (picks > cuda::max_searched_picks) {
-        table = VectorTensor<cuda::TokenPicks, Cuda>(policy, {out.extent(0) * length});
+        const Index tokens = out.extent(0) * length;
+        table = VectorTensor<cuda::TokenPicks, Cuda>(policy, {tokens + 1});  // the last one counts what lists have
         zero_kernel(policy, table.view());
         cuda::launch(policy, "count_picks",
                      how == Scatter::overwrite ? cuda::count_picks<true> : cuda::count_picks<false>,
                      cuda::blocks_for(count, threads), threads, 0, table.data(), indices.data(), picks, length, count);
+        if (how != Scatter::overwrite) {
+            lists = VectorTensor<unsigned, Cuda>(policy, {count});
+            cuda::launch(policy, "place_lists", cuda::place_lists<unsigned long long>,
+                         cuda::blocks_for(tokens, threads), threads, 0, table.data(), &table.data()[tokens].first,
+                         tokens);
+            cuda::launch(policy, "list_picks", cuda::list_picks<TokenIndex>, cuda::blocks_for(count, threads), threads,
+                         0, lists.data(), table.data(), indices.data(), picks, length, count);
+        }
     }
     const auto start = [&](auto* kernel) {
         cuda::launch(policy, "scatter_rows", kernel, cuda::blocks_for(count * cuda::warp_size, threads), threads, 0,
-                     how, out.data(), rows.data(), indices.data(), scale.data(), table.data(), picks, length, dim,
-                     count);
+                     how, out.data(), rows.data(), indices.data(), scale.data(), table.data(), lists.data(), picks,
+                     length, dim, count);
     };
     if (cuda::fits_packs<T>(dim, out.data(), rows.data()))
         start(cuda::scatter_rows<T, cuda::pack_size<T>>);

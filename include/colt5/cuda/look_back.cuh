@@ -57,6 +57,21 @@ __global__ void window_prefixes(T* rows, bool* mask, const T* logits, Index leng
     }
 }
 
+/// One thread for each logit (s, length). It adds the rows of its sequence that are in [first, first + rows).
+template <typename T>
+__global__ void window_prefixes_vjp(T* d_logits, const T* d_rows, Index length, Index windows, Index first, Index rows,
+                                    Index count) {
+    for (Index i = global_thread(); i < count; i += grid_threads()) {
+        const Index sequence = quotient(i, length), token = i - sequence * length;
+        const Index end = ::min(rows, (sequence + 1) * windows - first);
+        T sum = d_logits[i];
+#pragma unroll 8
+        for (Index row = ::max(Index{0}, sequence * windows - first); row < end; ++row)
+            sum += d_rows[row * length + token];
+        d_logits[i] = sum;
+    }
+}
+
 template <typename T, typename Token>
 __global__ void window_keys(Token* indices, T* scores, bool* mask, const Token* picks, const T* pick_scores, Index k,
                             Index windows, Index window, Index first, Index null, Index count) {
@@ -115,6 +130,16 @@ void window_prefixes_kernel(const Cuda& policy, TokensView<T> rows, View<bool, d
     const Index length = logits.extent(1);
     cuda::launch(policy, "window_prefixes", cuda::window_prefixes<T>, cuda::blocks_for(rows.size(), threads), threads,
                  0, rows.data(), mask.data(), logits.data(), length, length / window, window, first, rows.size());
+}
+
+template <typename T>
+void window_prefixes_vjp_kernel(const Cuda& policy, MatrixView<T> d_logits, TokensView<const T> d_rows, Index window,
+                                Index first) {
+    constexpr int threads = 128;  // so that the sums of short sequences, too, keep all multiprocessors busy
+    const Index length = d_logits.extent(1);
+    cuda::launch(policy, "window_prefixes_vjp", cuda::window_prefixes_vjp<T>,
+                 cuda::blocks_for(d_logits.size(), threads), threads, 0, d_logits.data(), d_rows.data(), length,
+                 length / window, first, d_rows.extent(0), d_logits.size());
 }
 
 template <typename T>

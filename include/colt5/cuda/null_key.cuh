@@ -52,7 +52,8 @@ __global__ void without_null_key(T* d_kv, accumulate_t<T>* d_scale, const T* d_o
     }
 }
 
-/// One thread for each entry of the null rows of all routes; it sums over the batch in order.
+/// One thread for each entry of the null rows of all routes; it sums over the batch in order. d_out (b · r, keys,
+/// columns), null rows first.
 template <typename T>
 __global__ void add_null_key_gradients(accumulate_t<T>* d_null_kv, const T* d_out, NullRow null, Index batch,
                                        Index routes, Index keys, Index columns) {
@@ -60,7 +61,7 @@ __global__ void add_null_key_gradients(accumulate_t<T>* d_null_kv, const T* d_ou
         const Index route = quotient(i, columns), j = i - route * columns;
         accumulate_t<T> sum = 0;
         for (Index b = 0; b < batch; ++b)
-            sum += static_cast<accumulate_t<T>>(d_out[(b * routes + route) * (keys + 1) * columns + j]);
+            sum += static_cast<accumulate_t<T>>(d_out[(b * routes + route) * keys * columns + j]);
         d_null_kv[null(route, j)] += sum;
     }
 }
@@ -88,15 +89,13 @@ void with_null_key_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic,
 }
 
 template <typename T>
-void null_key_vjp_kernel(const Cuda& policy, TokensView<accumulate_t<T>> d_null_kv,
-                         View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
+void null_key_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
                          TokensView<accumulate_t<T>> d_scale,
                          View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_out,
                          TokensView<const accumulate_t<T>> d_out_scale) {
     constexpr int threads = 256;
-    const Index batch = d_kv.extent(0), routes = d_kv.extent(1), keys = d_kv.extent(2), per_route = d_kv.extent(3);
-    const Index dim = d_kv.extent(5), columns = per_route * 2 * dim, rows = batch * routes * keys;
-    const cuda::NullRow null{per_route, dim, routes * per_route};
+    const Index keys = d_kv.extent(2), columns = d_kv.extent(3) * 2 * d_kv.extent(5);
+    const Index rows = d_kv.extent(0) * d_kv.extent(1) * keys;
     cuda::with_pack_size<T>(
         columns,
         [&]<int width>(std::integral_constant<int, width>) {
@@ -105,6 +104,15 @@ void null_key_vjp_kernel(const Cuda& policy, TokensView<accumulate_t<T>> d_null_
                          d_out.data(), d_out_scale.data(), keys, columns, rows);
         },
         d_kv.data(), d_out.data());
+}
+
+template <typename T>
+void null_key_gradient_kernel(const Cuda& policy, TokensView<accumulate_t<T>> d_null_kv,
+                              View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_out) {
+    constexpr int threads = 256;
+    const Index batch = d_out.extent(0), routes = d_out.extent(1), keys = d_out.extent(2), per_route = d_out.extent(3);
+    const Index dim = d_out.extent(5), columns = per_route * 2 * dim;
+    const cuda::NullRow null{per_route, dim, routes * per_route};
     cuda::launch(policy, "add_null_key_gradients", cuda::add_null_key_gradients<T>,
                  cuda::blocks_for(routes * columns, threads), threads, 0, d_null_kv.data(), d_out.data(), null, batch,
                  routes, keys, columns);

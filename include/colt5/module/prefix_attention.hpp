@@ -142,14 +142,11 @@ public:
                                        KeyMask(part.keys(saved.keys.mask.data())), part.keys(saved.keys.scores.data()),
                                        NoBias(), NoBias());
             kv_of_part = {};
-            const auto d_of_picks = null_key_vjp(policy, d_null.view()[part.sequence % routes],
-                                                 d_kv_of_part.const_view().reshape(part.keys_shape()), {})
-                                        .d_kv;  // (count, 1, k, h / r, 2, dim_head)
-            d_kv_of_part = {};
+            null_key_gradient(policy, d_null.view()[part.sequence % routes],
+                              d_kv_of_part.const_view().reshape(part.keys_shape()));
             auto d = of_sequence(d_by_route.data(), part.sequence);
             if (part.first % of_.windows == 0) set_zero(policy, d);
-            const auto at = part.flat(saved.indices);
-            gather_vjp(policy, d, d_of_picks.const_view().reshape(std::array{Index{1}, at.extent(1), 2 * width}), at);
+            gather_vjp(policy, d, d_kv_of_part, part.flat(saved.keys.indices));
         });
         if (owned) {
             owned->q = {};
@@ -201,7 +198,6 @@ private:
     }
     /// The gradient of the logits (b, r, N) from that of the scores of keys (b · r · m, 1, k + 1).
     auto logit_gradients(const P& policy, const Activations& saved, const TokensTensor<Logit, P>& d_key_scores) const {
-        const Index length = of_.padded();
         auto d_logits = tensor_like(policy, saved.logits);
         set_zero(policy, d_logits);
         each_routed(policy, saved.logits, [&](const auto& prefixes, Index first, Index count) {
@@ -210,22 +206,9 @@ private:
             const auto d_rows =
                 KVRouter::d_logits_of(policy, prefixes.logits, rows_of(saved.indices.data(), first, count, of_.keys),
                                       d_scores.const_view(), prefixes.mask.const_view(), of_.keys);  // (count, 1, N)
-            for (Index row = 0; row < count;) {  // the windows of one sequence and route after the other
-                const Index s = (first + row) / of_.windows, end = std::min(count, (s + 1) * of_.windows - first);
-                add_rows(policy, d_logits.view().rows()[s],
-                         MatrixView<const Logit>::unchecked(d_rows.data() + row * length, {end - row, length}));
-                row = end;
-            }
+            window_prefixes_vjp(policy, d_logits.view().rows(), d_rows.const_view(), window, first);
         });
         return d_logits;
-    }
-    /// Adds the rows of d (count, N) to sum (N), in their order.
-    static void add_rows(const P& policy, VectorView<Logit> sum, MatrixView<const Logit> d) {
-        const Index count = d.extent(0), length = d.extent(1);
-        MatrixTensor<TokenIndex, P> to_one(policy, {1, count});
-        set_zero(policy, to_one);
-        scatter(policy, Scatter::add, sum.reshape(std::array{Index{1}, Index{1}, length}),
-                d.reshape(std::array{Index{1}, count, length}), to_one);
     }
 
     /// Rows [first, first + count) of a tensor as (count, 1, columns).

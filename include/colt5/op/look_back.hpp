@@ -30,6 +30,13 @@ void window_prefixes_kernel(const P&, ...) {
 }
 
 template <typename P>
+void window_prefixes_vjp_kernel(const P&, ...) {
+    static_assert(
+        has_kernel<P>,
+        "colt5: no `window_prefixes_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
+}
+
+template <typename P>
 void window_keys_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
                   "colt5: no `window_keys` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
@@ -46,6 +53,10 @@ inline Index windows_of(const char* name, Index length, Index window) {
     expect_value(window >= 1, "window", ">= 1", window);
     expect_value(length % window == 0, name, "a multiple of the window", length);
     return length / window;
+}
+inline void expect_window_rows(Index first, Index rows, Index all) {
+    if (!is_range_of(first, rows, all))
+        expect_value(false, "first", "such that [first, first + rows) is within the s · n / window rows", first);
 }
 }  // namespace detail
 
@@ -101,11 +112,21 @@ template <Policy P, Viewable L>
 auto window_prefixes(const P& policy, const L& logits, Index window, Index first, Index rows) {
     using T = typename L::value_type;
     const Index length = logits.extent(1), windows = detail::windows_of("length of logits", length, window);
-    if (!is_range_of(first, rows, logits.extent(0) * windows))
-        expect_value(false, "first", "such that [first, first + rows) is within the s · n / window rows", first);
+    detail::expect_window_rows(first, rows, logits.extent(0) * windows);
     WindowPrefixes<T, P> prefixes{{policy, {rows, 1, length}}, {policy, {rows, length}}};
     window_prefixes_kernel(policy, prefixes.logits.view(), prefixes.mask.view(), logits.const_view(), window, first);
     return prefixes;
+}
+
+/// Vector-Jacobian product, added to d_logits (s, n): each sequence gets the sum of its rows of d_rows (rows, 1, n), in
+/// their order. Throws as window_prefixes does.
+template <Policy P, typename T>
+void window_prefixes_vjp(const P& policy, MatrixView<T> d_logits, TokensView<const T> d_rows, Index window,
+                         Index first) {
+    const Index length = d_logits.extent(1), windows = detail::windows_of("length of d_logits", length, window);
+    expect_shape("d_rows", d_rows.shape(), {dynamic, 1, length});
+    detail::expect_window_rows(first, d_rows.extent(0), d_logits.extent(0) * windows);
+    window_prefixes_vjp_kernel(policy, d_logits, d_rows, window, first);
 }
 
 /// The keys chosen for windows among the tokens before them, after a null key.

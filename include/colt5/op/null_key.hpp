@@ -18,6 +18,11 @@ void null_key_vjp_kernel(const P&, ...) {
     static_assert(has_kernel<P>,
                   "colt5: no `null_key_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
 }
+template <typename P>
+void null_key_gradient_kernel(const P&, ...) {
+    static_assert(has_kernel<P>,
+                  "colt5: no `null_key_gradient` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>");
+}
 
 /// What dense attention takes, with one key and value more.
 template <typename Scalar, Policy P>
@@ -66,20 +71,29 @@ auto with_null_key(const P& policy, const KV& kv, const Null& null_kv, KeyMask m
     return out;
 }
 
-/// Vector-Jacobian product: d_kv and d_value_scale of with_null_key without the null key's; those of its key and value,
-/// summed over the batch, are added to d_null_kv (2, h, dim_head).
+/// Adds the gradient of null_kv to d_null_kv (2, h, dim_head): the first rows of d_out (b, r, k + 1, h / r, 2,
+/// dim_head), the gradient of the keys and values of with_null_key, summed over the batch. Throws ShapeError when they
+/// do not fit together.
+template <Policy P, Viewable D>
+void null_key_gradient(const P& policy, TokensView<accumulate_t<typename D::value_type>> d_null_kv, const D& d_out) {
+    expect_value(d_out.extent(2) >= 1, "keys of d_out", ">= 1", d_out.extent(2));
+    expect_shape("d_out", d_out.shape(), {dynamic, dynamic, dynamic, dynamic, 2, dynamic});
+    expect_shape("d_null_kv", d_null_kv.shape(), {2, d_out.extent(1) * d_out.extent(3), d_out.extent(5)});
+    null_key_gradient_kernel(policy, d_null_kv, d_out.const_view());
+}
+
+/// Vector-Jacobian product: d_kv and d_value_scale of with_null_key without the null key's; those of its key and value
+/// are added to d_null_kv (2, h, dim_head) as by null_key_gradient.
 template <Policy P, Viewable D>
 auto null_key_vjp(const P& policy, TokensView<accumulate_t<typename D::value_type>> d_null_kv, const D& d_out,
                   TokensView<const accumulate_t<typename D::value_type>> d_value_scale) {
     using Scalar = typename D::value_type;
-    const auto [batch, routes, keys, per_route, two, dim_head] = d_out.shape();
-    expect_value(keys >= 1, "keys of d_out", ">= 1", keys);
-    expect_shape("d_out", d_out.shape(), {dynamic, dynamic, dynamic, dynamic, 2, dynamic});
-    expect_shape("d_null_kv", d_null_kv.shape(), {2, routes * per_route, dim_head});
-    if (d_value_scale) expect_shape("d_value_scale", d_value_scale.shape(), {batch, routes, keys});
+    if (d_value_scale)
+        expect_shape("d_value_scale", d_value_scale.shape(), {d_out.extent(0), d_out.extent(1), d_out.extent(2)});
+    null_key_gradient(policy, d_null_kv, d_out);
     NullKeyGradients<Scalar, P> d{{policy, detail::with_more_keys(d_out.shape(), -1)}, {}};
     if (d_value_scale) d.d_value_scale = {policy, detail::with_more_keys(d_value_scale.shape(), -1)};
-    null_key_vjp_kernel(policy, d_null_kv, d.d_kv.view(), d.d_value_scale.view(), d_out.const_view(), d_value_scale);
+    null_key_vjp_kernel(policy, d.d_kv.view(), d.d_value_scale.view(), d_out.const_view(), d_value_scale);
     return d;
 }
 

@@ -27,6 +27,10 @@ Results look_back_case(const P& policy, const Setting& setting) {
     const auto prefixes = window_prefixes(policy, logits, window, first, draw.size(1, batch * windows - first));
     record.in_float("logits of prefixes", prefixes.logits);
     record("prefixes", prefixes.mask);
+    auto d_logits = draw.sums(logits.shape());
+    window_prefixes_vjp<P, accumulate_t<T>>(policy, d_logits.view(), draw.sums(prefixes.logits.shape()).const_view(),
+                                            window, first);
+    record.in_float("d_logits of prefixes", d_logits);
     const Index some = prefixes.mask.extent(0), k = draw.size(1, 40);
     const auto picks = draw.indices(some, k, windows * window);
     const auto scores = draw.sums(std::array{some, Index{1}, k});

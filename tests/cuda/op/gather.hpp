@@ -47,6 +47,17 @@ Results gather_case(const P& policy, const Setting& setting) {
         record("scaled " + name, out);
         record("d_rows of " + name, scatter_vjp(policy, how, out, of_routes));
     }
+    // So many picks that a table finds those of a token; either a few of them, or more than a warp has lanes.
+    for (const Index most : {Index{9000}, Index{90}}) {
+        const Index tokens = draw.size(most / 2, most), many = draw.size(4097, 9000), narrow = draw.size(1, 40);
+        const auto at = draw.indices(2, many, tokens);
+        const auto d = draw.values(std::array{Index{2}, many, narrow});
+        auto sum = draw.values(std::array{Index{2}, tokens, narrow});
+        for (const Scatter how : {Scatter::add, Scatter::mean}) {
+            scatter(policy, how, sum.view(), d, at, draw.sums(at.shape()));
+            record(how == Scatter::add ? "add of many" : "mean of many", sum);
+        }
+    }
     // More sequences than one launch takes, from the last to the first, and a row of no sequence behind each.
     const Index sequences = draw.size(1, 700), tokens = draw.size(1, 4);
     const Index columns = draw.chance(0.5) ? 8 * draw.size(1, 4) : draw.size(1, 35);
