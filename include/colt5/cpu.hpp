@@ -35,6 +35,7 @@
 #include <colt5/cpu/embedding.hpp>
 #include <colt5/cpu/feed_forward.hpp>
 #include <colt5/cpu/gather.hpp>
+#include <colt5/cpu/gathered_attention.hpp>
 #include <colt5/cpu/global_norm.hpp>
 #include <colt5/cpu/layer_norm.hpp>
 #include <colt5/cpu/linear.hpp>

@@ -33,6 +33,7 @@
 #include <colt5/cuda/embedding.cuh>
 #include <colt5/cuda/feed_forward.cuh>
 #include <colt5/cuda/gather.cuh>
+#include <colt5/cuda/gathered_attention.cuh>
 #include <colt5/cuda/global_norm.cuh>
 #include <colt5/cuda/layer_norm.cuh>
 #include <colt5/cuda/linear.cuh>

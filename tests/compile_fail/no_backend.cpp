@@ -14,6 +14,8 @@
 // expect: colt5: no `cosine_logits` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `cumulative_softmax_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `cumulative_softmax` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `gathered_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
+// expect: colt5: no `gathered_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `dense_attention_vjp` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `dense_attention` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
 // expect: colt5: no `dropout` kernel for this policy: include <colt5/cpu.hpp> or <colt5/cuda.cuh>
@@ -95,6 +97,7 @@
 #include <colt5/op/embedding.hpp>
 #include <colt5/op/feed_forward.hpp>
 #include <colt5/op/gather.hpp>
+#include <colt5/op/gathered_attention.hpp>
 #include <colt5/op/global_norm.hpp>
 #include <colt5/op/layer_norm.hpp>
 #include <colt5/op/linear.hpp>
@@ -160,6 +163,10 @@ void attention(const Cpu& policy, const Heads& q, const Tensor<float, Cpu, 1, 8,
     dense_attention_vjp(policy, dense_attention_forward(policy, q, dense_kv, {}, {}), q, q, dense_kv, {}, {});
     relative_position_bias_vjp(policy, {}, relative_position_bias(policy, {}, weight, 2), d_weight.view());
     rotary(policy, d_qkv.view(), 2, Vector().const_view(), {});
+    const TokensTensor<TokenIndex, Cpu> indices(policy, {1, 1, 4});
+    const auto picked = dense_kv.const_view().reshape(std::array<Index, 4>{8, 2, 2, 4});
+    gathered_attention_vjp(policy, gathered_attention_forward(policy, q, picked, indices.const_view(), {}, {}), q, q,
+                           picked, indices.const_view(), {}, {});
     null_key_vjp(policy, d_null_kv, with_null_key(policy, dense_kv, d_y, {}, {}).kv, {});
 }
 

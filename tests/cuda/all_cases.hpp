@@ -67,6 +67,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add("local attention with a bias", local_bias_case<T, P>, 12);
     add("local attention with a bias, of many heads", local_bias_of_many_heads_case<T, P>, 3);
     add("local attention with a bias, of heads of 64", local_bias_of_heads_of_64_case<T, P>, 8);
+    add("gathered attention", gathered_attention_case<T, P>);
     add("dense attention with a bias", dense_bias_case<T, P>, 12);
     add("dense attention to the first keys", first_keys_case<T, P>, 12);
     add("null tokens", null_tokens_case<T, P>);

@@ -19,6 +19,7 @@
 #include <colt5/op/embedding.hpp>
 #include <colt5/op/feed_forward.hpp>
 #include <colt5/op/gather.hpp>
+#include <colt5/op/gathered_attention.hpp>
 #include <colt5/op/global_norm.hpp>
 #include <colt5/op/layer_norm.hpp>
 #include <colt5/op/linear.hpp>
@@ -116,6 +117,21 @@ void scatter_mean_weights_kernel(const Cpu& policy, TokensView<T> rows, MatrixVi
 template <typename T>
 void scatter_kernel(const Cpu& policy, Scatter how, TokensView<T> out, TokensView<const T> rows,
                     MatrixView<const TokenIndex> indices, MatrixView<const T> scale);
+
+// gathered_attention.hpp
+template <typename T>
+void gathered_attention_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
+                               TokensView<T> log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                               View<const T, dynamic, dynamic, dynamic, dynamic> kv,
+                               TokensView<const TokenIndex> indices, KeyMask mask, TokensView<const T> value_scale);
+template <typename T>
+void gathered_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_q,
+                                   View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
+                                   TokensView<T> d_value_scale, View<const T, dynamic, dynamic, dynamic, dynamic> d_out,
+                                   View<const T, dynamic, dynamic, dynamic, dynamic> out,
+                                   TokensView<const T> log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                                   View<const T, dynamic, dynamic, dynamic, dynamic> kv,
+                                   TokensView<const TokenIndex> indices, KeyMask mask, TokensView<const T> value_scale);
 
 // global_norm.hpp
 template <typename T>

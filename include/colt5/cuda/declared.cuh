@@ -18,6 +18,7 @@
 #include <colt5/op/embedding.hpp>
 #include <colt5/op/feed_forward.hpp>
 #include <colt5/op/gather.hpp>
+#include <colt5/op/gathered_attention.hpp>
 #include <colt5/op/global_norm.hpp>
 #include <colt5/op/layer_norm.hpp>
 #include <colt5/op/linear.hpp>
@@ -120,6 +121,23 @@ void scatter_mean_weights_kernel(const Cuda& policy, TokensView<T> rows, MatrixV
 template <typename T>
 void scatter_kernel(const Cuda& policy, Scatter how, TokensView<T> out, TokensView<const T> rows,
                     MatrixView<const TokenIndex> indices, MatrixView<const accumulate_t<T>> scale);
+
+// gathered_attention.cuh
+template <typename T>
+void gathered_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> out,
+                               TokensView<accumulate_t<T>> log_sum_exp,
+                               View<const T, dynamic, dynamic, dynamic, dynamic> q,
+                               View<const T, dynamic, dynamic, dynamic, dynamic> kv,
+                               TokensView<const TokenIndex> indices, KeyMask mask,
+                               TokensView<const accumulate_t<T>> value_scale);
+template <typename T>
+void gathered_attention_vjp_kernel(
+    const Cuda& policy, View<T, dynamic, dynamic, dynamic, dynamic> d_q,
+    View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv, TokensView<accumulate_t<T>> d_value_scale,
+    View<const T, dynamic, dynamic, dynamic, dynamic> d_out, View<const T, dynamic, dynamic, dynamic, dynamic> out,
+    TokensView<const accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
+    View<const T, dynamic, dynamic, dynamic, dynamic> kv, TokensView<const TokenIndex> indices, KeyMask mask,
+    TokensView<const accumulate_t<T>> value_scale);
 
 // global_norm.cuh
 template <typename T>

@@ -77,6 +77,38 @@ __global__ void sum_over_heads(Sum* to, const Sum* shares, Index routes, Index p
     }
 }
 
+/// Forward, of a problem without output.
+template <Index head, typename T, typename Bias>
+void run_dense_forward(const Cuda& policy, Attention<T> problem, const Bias& bias, T* out,
+                       accumulate_t<T>* log_sum_exp) {
+    problem.vectors = problem.vectors && is_aligned(out);
+    run_attention_forward<false, head>(policy, problem, bias, out, log_sum_exp);
+}
+
+/// Backward; `d` has what it reads. d_kv (batch, routes, keys, heads of a route, 2, dim_head)
+template <Index head, typename T, typename Bias, typename DTable>
+void run_dense_backward(const Cuda& policy, Attention<T> problem, const Bias& bias, T* d_q,
+                        View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
+                        accumulate_t<T>* d_value_scale, AttentionGradients<T> d, const DTable& d_table,
+                        const RelativePositionBuckets& buckets) {
+    using Sum = accumulate_t<T>;
+    const Index routes = problem.routes, per_route = problem.per_route, keys = problem.keys, batch = problem.batch;
+    problem.vectors =
+        problem.vectors && is_aligned(d.out) && is_aligned(d.d_out) && is_aligned(d_q) && is_aligned(d_kv.data());
+    Tensor<Sum, Cuda, dynamic, dynamic, dynamic> shares;
+    if (problem.value_scale != nullptr) shares = {policy, {batch, problem.heads(), keys}};
+    d.d_q = problem.q.with(d_q);
+    d.d_k = problem.k.with(d_kv.data());
+    d.d_k.batch = routes * d.d_k.route;
+    d.d_v = d.d_k.with(d_kv.data() + problem.dim_head);
+    d.d_value_scale = shares.data();
+    run_attention_backward<false, head, T>(policy, problem, bias, d, d_table, buckets);
+    if (problem.value_scale == nullptr) return;
+    constexpr int threads = 256;
+    launch(policy, "sum_over_heads", sum_over_heads<Sum>, blocks_for(batch * routes * keys, threads), threads, 0,
+           d_value_scale, shares.data(), batch * routes, per_route, keys);
+}
+
 }  // namespace cuda
 
 template <typename T, typename Bias, Index head>
@@ -84,10 +116,8 @@ void dense_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
                             TokensView<accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, head> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
                             TokensView<const accumulate_t<T>> value_scale, const Bias& bias) {
-    auto problem = cuda::dense_problem(q.view(), kv, mask, value_scale);
-    problem.vectors = problem.vectors && cuda::is_aligned(out.data());
-    cuda::run_attention_forward<false, head>(policy, problem, cuda::position_bias(bias, q.extent(3)), out.data(),
-                                             log_sum_exp.data());
+    cuda::run_dense_forward<head>(policy, cuda::dense_problem(q.view(), kv, mask, value_scale),
+                                  cuda::position_bias(bias, q.extent(3)), out.data(), log_sum_exp.data());
 }
 
 template <typename T, typename Bias, typename DTable, Index head>
@@ -98,28 +128,10 @@ void dense_attention_vjp_kernel(
     TokensView<const accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, head> q,
     View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
     TokensView<const accumulate_t<T>> value_scale, const Bias& bias, const DTable& d_table) {
-    using Sum = accumulate_t<T>;
-    const Index batch = q.extent(0), heads = q.extent(2), keys = kv.extent(2), dim = q.extent(3);
-    auto problem = cuda::dense_problem(q.view(), kv, mask, value_scale);
-    for (const T* const data :
-         {out.data(), d_out.data(), static_cast<const T*>(d_q.data()), static_cast<const T*>(d_kv.data())})
-        problem.vectors = problem.vectors && cuda::is_aligned(data);
-    Tensor<Sum, Cuda, dynamic, dynamic, dynamic> shares;
-    if (value_scale) shares = {policy, {batch, heads, keys}};
-    cuda::run_attention_backward<false, head, T>(policy, problem, cuda::position_bias(bias, q.extent(3)),
-                                                 {.out = out.data(),
-                                                  .d_out = d_out.data(),
-                                                  .log_sum_exp = log_sum_exp.data(),
-                                                  .d_q = problem.q.with(d_q.data()),
-                                                  .d_k = problem.k.with(d_kv.data()),
-                                                  .d_v = problem.v.with(d_kv.data() + dim),
-                                                  .d_value_scale = shares.data()},
-                                                 d_table, detail::buckets_of_bias(bias));
-    if (!value_scale) return;
-    constexpr int threads = 256;
-    const Index routes = kv.extent(1), per_route = kv.extent(3);
-    cuda::launch(policy, "sum_over_heads", cuda::sum_over_heads<Sum>, cuda::blocks_for(batch * routes * keys, threads),
-                 threads, 0, d_value_scale.data(), shares.data(), batch * routes, per_route, keys);
+    cuda::run_dense_backward<head>(policy, cuda::dense_problem(q.view(), kv, mask, value_scale),
+                                   cuda::position_bias(bias, q.extent(3)), d_q.data(), d_kv, d_value_scale.data(),
+                                   {.out = out.data(), .d_out = d_out.data(), .log_sum_exp = log_sum_exp.data()},
+                                   d_table, detail::buckets_of_bias(bias));
 }
 
 }  // namespace colt5

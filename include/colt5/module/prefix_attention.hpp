@@ -10,6 +10,7 @@
 #include <colt5/module/heavy_attention.hpp>
 #include <colt5/module/module.hpp>
 #include <colt5/op/gather.hpp>
+#include <colt5/op/gathered_attention.hpp>
 #include <colt5/op/look_back.hpp>
 #include <colt5/op/null_key.hpp>
 #include <colt5/op/route_blocks.hpp>
@@ -96,14 +97,13 @@ public:
         choose_keys(policy, saved);
         auto attended = tensor_like(policy, saved.q);  // (b, r · m · q, e)
         saved.log_sum_exp = {policy, {of_.sequences(), of_.windows, per_route * of_.queries}};
-        each_part([&](const Part& part) {
-            const auto kv_of_part = gather(policy, of_sequence(std::as_const(saved.kv).data(), 1 + part.sequence),
-                                           part.flat(saved.keys.indices));  // (1, count · (k + 1), 2 · e)
-            dense_attention_kernel(policy, part.queries(attended.data()), part.log_sum_exp(saved.log_sum_exp.data()),
-                                   part.queries(std::as_const(saved.q).data()),
-                                   kv_of_part.const_view().reshape(part.keys_shape()),
-                                   KeyMask(part.keys(std::as_const(saved.keys.mask).data())),
-                                   part.keys(std::as_const(saved.keys.scores).data()), NoBias());
+        each_part(of_.windows, [&](const Part& part) {
+            gathered_attention_kernel(policy, part.queries(attended.data()), part.log_sum_exp(saved.log_sum_exp.data()),
+                                      part.queries(std::as_const(saved.q).data()),
+                                      rows_of_sequence(std::as_const(saved.kv).data(), 1 + part.sequence),
+                                      part.keys(std::as_const(saved.keys.indices).data()),
+                                      KeyMask(part.keys(std::as_const(saved.keys.mask).data())),
+                                      part.keys(std::as_const(saved.keys.scores).data()));
         });
         saved.attended = by_token(policy, std::move(attended));  // (b, m · q, r · e)
         saved.out = linear(policy, saved.attended, heavy_.to_out.weight);
@@ -132,21 +132,23 @@ public:
         auto d_key_scores = tensor_like(policy, saved.keys.scores);                      // (b · r · m, 1, k + 1)
         Tensor<Logit, P, dynamic, dynamic, dynamic, dynamic> d_null(policy, {routes, 2, per_route, dim_head});
         set_zero(policy, d_null);
-        each_part([&](const Part& part) {
-            auto kv_of_part = gather(policy, of_sequence(kv, 1 + part.sequence), part.flat(saved.keys.indices));
-            auto d_kv_of_part = tensor_like(policy, kv_of_part);
-            dense_attention_vjp_kernel(policy, part.queries(d_q.data()), d_kv_of_part.view().reshape(part.keys_shape()),
-                                       part.keys(d_key_scores.data()), part.queries(std::as_const(d_attended).data()),
-                                       part.queries(attended.data()), part.log_sum_exp(saved.log_sum_exp.data()),
-                                       part.queries(saved.q.data()), kv_of_part.const_view().reshape(part.keys_shape()),
-                                       KeyMask(part.keys(saved.keys.mask.data())), part.keys(saved.keys.scores.data()),
-                                       NoBias(), NoBias());
-            kv_of_part = {};
-            null_key_gradient(policy, d_null.view()[part.sequence % routes],
-                              d_kv_of_part.const_view().reshape(part.keys_shape()));
+        // The gradients of a part's keys take about three times the memory of a sequence's keys and values, or less.
+        const Index at_once = std::clamp(3 * routes * of_.padded() / of_.keys, Index{1}, of_.windows);
+        each_part(at_once, [&](const Part& part) {
+            Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_of_keys(policy,
+                                                                                              part.keys_shape());
+            const auto at = part.keys(saved.keys.indices.data());  // (count, 1, k + 1)
+            gathered_attention_vjp_kernel(
+                policy, part.queries(d_q.data()), d_of_keys.view(), part.keys(d_key_scores.data()),
+                part.queries(std::as_const(d_attended).data()), part.queries(attended.data()),
+                part.log_sum_exp(saved.log_sum_exp.data()), part.queries(saved.q.data()),
+                rows_of_sequence(kv, 1 + part.sequence), at, KeyMask(part.keys(saved.keys.mask.data())),
+                part.keys(saved.keys.scores.data()));
+            null_key_gradient(policy, d_null.view()[part.sequence % routes], d_of_keys);
             auto d = of_sequence(d_by_route.data(), part.sequence);
             if (part.first % of_.windows == 0) set_zero(policy, d);
-            gather_vjp(policy, d, d_kv_of_part, part.flat(saved.keys.indices));
+            gather_vjp(policy, d, d_of_keys.const_view().reshape(std::array{Index{1}, at.size(), 2 * width}),
+                       at.reshape(std::array{Index{1}, at.size()}));
         });
         if (owned) {
             owned->q = {};
@@ -248,18 +250,11 @@ private:
         TokensView<T> keys(T* all) const {
             return rows_of(all, first, count, of.keys + 1);
         }
-        /// The indices of these windows, of (b · r · m, 1, columns): (1, count · columns)
-        auto flat(const TokensTensor<TokenIndex, P>& indices) const {
-            const Index columns = indices.extent(2);
-            return rows_of(indices.data(), first, count, columns).reshape(std::array{Index{1}, count * columns});
-        }
         auto keys_shape() const { return std::array<Index, 6>{count, 1, of.keys + 1, per_route, 2, dim_head}; }
     };
-    /// Calls f(Part) for all windows. A Part has so many that the keys and values that it gathers take about twice as
-    /// much memory as those of all tokens of a sequence, or less.
+    /// Calls f(Part) for all windows, up to at_once of them in one part.
     template <typename F>
-    void each_part(const F& f) const {
-        const Index at_once = std::clamp(2 * routes * of_.padded() / of_.keys, Index{1}, of_.windows);
+    void each_part(Index at_once, const F& f) const {
         for (Index s = 0; s < of_.sequences(); ++s)
             for (Index first = 0; first < of_.windows; first += at_once)
                 f(Part{s, s * of_.windows + first, std::min(at_once, of_.windows - first), of_});
@@ -280,6 +275,10 @@ private:
     TokensView<T> of_sequence(T* kv, Index sequence) const {
         const Index rows = of_.padded() + 1;
         return TokensView<T>::unchecked(kv + sequence * rows * 2 * width, {1, rows, 2 * width});
+    }
+    /// The same as (N + 1, h / r, 2, dim_head)
+    View<const Scalar, dynamic, dynamic, dynamic, dynamic> rows_of_sequence(const Scalar* kv, Index sequence) const {
+        return of_sequence(kv, sequence).reshape(std::array<Index, 4>{of_.padded() + 1, per_route, 2, dim_head});
     }
     template <typename T>
     MatrixView<T> null_row(T* kv, Index sequence) const {  // (1, 2 · e)

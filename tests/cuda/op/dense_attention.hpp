@@ -6,11 +6,12 @@
 
 #include <colt5/op/causal_key_counts.hpp>
 #include <colt5/op/dense_attention.hpp>
+#include <colt5/op/gathered_attention.hpp>
 #include <colt5/op/zero.hpp>
 
 #include "../draw.hpp"
 
-/// Cases of op/dense_attention.hpp.
+/// Cases of op/dense_attention.hpp and op/gathered_attention.hpp.
 namespace cases {
 
 template <typename T, typename P>
@@ -33,6 +34,36 @@ Results dense_attention_case(const P& policy, const Setting& setting) {
         const auto saved = dense_attention_forward(policy, q, kv, mask, scale);
         record("out" + name, saved.out);
         const auto d = dense_attention_vjp(policy, saved, d_out, q, kv, mask, scale);
+        record("d_q" + name, d.d_q);
+        record("d_kv" + name, d.d_kv);
+        if (scaled) record("d_value_scale", d.d_value_scale, Kind::amplified);
+    }
+    return record.results;
+}
+
+/// Each batch entry attends to rows of one tensor.
+template <typename T, typename P>
+Results gathered_attention_case(const P& policy, const Setting& setting) {
+    Draw<T, P> draw(policy, setting);
+    Recorder record(policy);
+    const Index batch = draw.size(1, 20), heads = draw.size(1, 9), dim_head = draw.dim_head();
+    const Index of_token = batch * heads * dim_head;
+    const Index length = draw.length(400, of_token), rows = draw.length(3000, of_token),
+                keys = draw.length(1500, of_token);
+    const auto indices = draw.indices(batch, keys, rows);
+    const auto at = indices.const_view().reshape(std::array{batch, Index{1}, keys});
+    const auto with_mask = draw.optional_mask(batch, keys);
+    const KeyMask mask = with_mask.size() > 0 ? KeyMask(with_mask.const_view().reshape(at.shape())) : KeyMask{};
+    const auto q = draw.values(std::array{batch, length, heads, dim_head});
+    const auto kv = draw.values(std::array{rows, heads, Index{2}, dim_head});
+    const auto d_out = draw.values(q.shape());
+    const auto with_scale = draw.sums(at.shape());
+    for (const bool scaled : {false, true}) {
+        const auto scale = scaled ? with_scale.const_view() : TokensView<const accumulate_t<T>>{};
+        const std::string name = scaled ? " with value_scale" : "";
+        const auto saved = gathered_attention_forward(policy, q, kv, at, mask, scale);
+        record("out" + name, saved.out);
+        const auto d = gathered_attention_vjp(policy, saved, d_out, q, kv, at, mask, scale);
         record("d_q" + name, d.d_q);
         record("d_kv" + name, d.d_kv);
         if (scaled) record("d_value_scale", d.d_value_scale, Kind::amplified);

@@ -121,8 +121,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             const int row = __ffs(static_cast<int>(recompute)) - 1;
             if (first + row < a.queries)
                 attend_row(
-                    block.rows(a, a.out.with(out))[first + row], q_rows[first + row], block.rows(a, a.k),
-                    block.rows(a, a.v),
+                    block.rows(a, a.out.with(out))[first + row], q_rows[first + row],
+                    block.template key_rows<Shape::slides>(a, a.k), block.template key_rows<Shape::slides>(a, a.v),
                     MaskedKeyRange(position + row, reach, head_bias.keys_seen(first + row, a.keys), block.mask(a)),
                     block.value_scale(a), to_log2, a.dim_head, head_bias.of_query(first + row));
         }

@@ -18,6 +18,15 @@ struct Rows {
     __device__ T* operator[](int i) const { return data + i * stride; }
 };
 
+/// Rows that `picks` chooses, or all of them if it is null.
+template <typename T>
+struct PickedRows {
+    Rows<T> rows;
+    const TokenIndex* picks;
+
+    __device__ T* operator[](int i) const { return rows[picks != nullptr ? picks[i] : i]; }
+};
+
 /// Where the rows of each head start, given its batch entry, its route and its number within the route.
 template <typename T>
 struct Heads {
@@ -41,12 +50,13 @@ struct Attention {
     int batch, routes, per_route, queries, keys, dim_head;
     // Query i attends to key j if −reach <= j − (first + i) <= ahead; `ahead` is `reach`, or 0 for causal attention.
     int reach, ahead;
-    int first;                // position of the first query among the keys; 0 for dense attention
-    const bool* mask;         // (batch, routes, keys) or null
-    const Sum* value_scale;   // (batch, routes, keys) or null
-    Sum scale;                // 1 / √dim_head
-    bool vectors;             // the address and the length of every row are multiples of 16 bytes
-    bool sees_zeros = false;  // queries also attend to keys of 0 behind the sequence; log-sum-exps have them
+    int first;                          // position of the first query among the keys; 0 for dense attention
+    const bool* mask;                   // (batch, routes, keys) or null
+    const Sum* value_scale;             // (batch, routes, keys) or null
+    Sum scale;                          // 1 / √dim_head
+    bool vectors;                       // the address and the length of every row are multiples of 16 bytes
+    const TokenIndex* picks = nullptr;  // (batch, routes, keys): where the rows of k and v are; null: one after another
+    bool sees_zeros = false;            // queries also attend to keys of 0 behind the sequence; log-sum-exps have them
 
     COLT5_HOST_DEVICE int heads() const { return routes * per_route; }
 };
@@ -89,6 +99,14 @@ struct AttentionBlock {
     template <typename U>
     __device__ Rows<U> rows(const Attention<T>& a, const Heads<U>& heads) const {
         return heads.at(b, route, h - route * a.per_route);
+    }
+    /// The rows of the block's keys or values. A kernel whose window slides has no picks.
+    template <bool slides>
+    __device__ auto key_rows(const Attention<T>& a, const Heads<const T>& heads) const {
+        if constexpr (slides)
+            return rows(a, heads);
+        else
+            return PickedRows<const T>{rows(a, heads), a.picks != nullptr ? a.picks + of_keys(a) : nullptr};
     }
     /// The mask of the block's keys, false where masked, and the factors of their values; null if there are none.
     __device__ const bool* mask(const Attention<T>& a) const {

@@ -237,8 +237,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             const Sum dot = __shfl_sync(0xffffffffu, row < 8 ? out_dot[0] : out_dot[1], row % 8 * 4);
             if (first + row < a.queries)
                 query_gradient_row(
-                    block.rows(a, d.d_q)[first + row], q_rows[first + row], d_out_rows[first + row], block.rows(a, a.k),
-                    block.rows(a, a.v),
+                    block.rows(a, d.d_q)[first + row], q_rows[first + row], d_out_rows[first + row],
+                    block.template key_rows<Shape::slides>(a, a.k), block.template key_rows<Shape::slides>(a, a.v),
                     MaskedKeyRange(position + row, reach, head_bias.keys_seen(first + row, a.keys), block.mask(a)),
                     block.value_scale(a), of_row, dot, a.sees_zeros, a.scale, a.dim_head,
                     head_bias.of_query(first + row));

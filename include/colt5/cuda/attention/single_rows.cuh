@@ -73,9 +73,9 @@ __device__ unsigned rows_with_nan(const Sum (&acc)[blocks][4]) {
 
 /// Assigns out = Σ softmax(scale · add_bias(q · k)) value_scale v. In these functions `add_bias(product, i)` returns
 /// the product q·k plus the bias of key i, or of query i; for a key, add_bias.hides(i) says whether query i does not
-/// see it.
-template <typename T, typename Sum, typename AddBias>
-__device__ __noinline__ void attend_row(T* out, const T* q_row, Rows<const T> k, Rows<const T> v, MaskedKeyRange range,
+/// see it. Keys is Rows or PickedRows.
+template <typename T, typename Sum, typename Keys, typename AddBias>
+__device__ __noinline__ void attend_row(T* out, const T* q_row, Keys k, Keys v, MaskedKeyRange range,
                                         const Sum* value_scale, Sum to_log2, int dim, AddBias add_bias) {
     constexpr Sum infinity = std::numeric_limits<Sum>::infinity();
     const LaneEntries<Sum> q(q_row, dim);
@@ -96,10 +96,9 @@ __device__ __noinline__ void attend_row(T* out, const T* q_row, Rows<const T> k,
 }
 
 /// D = Σ p dp; of a single key its dp. With `sees_zeros` the query sees keys of 0, too, so that no key is its only one.
-template <typename T, typename Sum, typename AddBias>
-__device__ __noinline__ Sum out_dot_of_row(const T* q_row, const T* d_out_row, Rows<const T> k, Rows<const T> v,
-                                           MaskedKeyRange range, Sum shift, bool sees_zeros, Sum scale, int dim,
-                                           AddBias add_bias) {
+template <typename T, typename Sum, typename Keys, typename AddBias>
+__device__ __noinline__ Sum out_dot_of_row(const T* q_row, const T* d_out_row, Keys k, Keys v, MaskedKeyRange range,
+                                           Sum shift, bool sees_zeros, Sum scale, int dim, AddBias add_bias) {
     const LaneEntries<Sum> q(q_row, dim), d_out(d_out_row, dim);
     const Sum to_log2 = scale * static_cast<Sum>(log2_e);
     Sum sum = 0, d_p = 0;
@@ -114,11 +113,10 @@ __device__ __noinline__ Sum out_dot_of_row(const T* q_row, const T* d_out_row, R
 }
 
 /// Assigns d_q = scale · Σ ds k, which is 0 for a single key.
-template <typename T, typename Sum, typename AddBias>
-__device__ __noinline__ void query_gradient_row(T* d_q, const T* q_row, const T* d_out_row, Rows<const T> k,
-                                                Rows<const T> v, MaskedKeyRange range, const Sum* value_scale,
-                                                Sum shift, Sum out_dot, bool sees_zeros, Sum scale, int dim,
-                                                AddBias add_bias) {
+template <typename T, typename Sum, typename Keys, typename AddBias>
+__device__ __noinline__ void query_gradient_row(T* d_q, const T* q_row, const T* d_out_row, Keys k, Keys v,
+                                                MaskedKeyRange range, const Sum* value_scale, Sum shift, Sum out_dot,
+                                                bool sees_zeros, Sum scale, int dim, AddBias add_bias) {
     const LaneEntries<Sum> q(q_row, dim), d_out(d_out_row, dim);
     const Sum to_log2 = scale * static_cast<Sum>(log2_e);
     LaneEntries<Sum> sum;

@@ -35,8 +35,8 @@ struct KernelShape {
 };
 
 /// Starts copying one of the block's own tiles.
-template <typename Shape>
-__device__ void load_tile_rows(typename Shape::T* tile, const Rows<const typename Shape::T>& from, int first, int limit,
+template <typename Shape, typename From>
+__device__ void load_tile_rows(typename Shape::T* tile, const From& from, int first, int limit,
                                const Attention<typename Shape::T>& a) {
     if constexpr (Shape::slides)
         Shape::Tile::template load_whole<Shape::threads, Shape::tile_rows>(tile, from, first, limit, a.dim_head);

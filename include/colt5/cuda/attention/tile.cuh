@@ -45,6 +45,29 @@ struct Tile {
             }
         }
     }
+    /// The same for picked rows; `first` is not negative.
+    template <int threads>
+    __device__ static void load(T* tile, const PickedRows<const T>& from, int first, int rows, int limit, int dim_head,
+                                bool vectors) {
+        if (from.picks == nullptr) return load<threads>(tile, from.rows, first, rows, limit, dim_head, vectors);
+        const int thread = static_cast<int>(threadIdx.x);
+        if (vectors) {
+            const int column = thread % per_row * lanes;
+#pragma unroll 4
+            for (int row = thread / per_row; row < rows; row += threads / per_row) {
+                const bool real = first + row < limit && column < dim_head;
+                const T* const source = from.rows.data + (real ? column : 0);
+                copy_16_bytes(tile + row * stride + column,
+                              real ? source + from.picks[first + row] * from.rows.stride : source, real);
+            }
+        } else {
+            for (int item = thread; item < rows * width; item += threads) {
+                const int row = item / width, column = item % width;
+                const bool real = first + row < limit && column < dim_head;
+                tile[row * stride + column] = real ? from[first + row][column] : T(0);
+            }
+        }
+    }
     /// The same for a number of rows that is known at compile time. It is faster if all of them are real.
     template <int threads, int rows>
     __device__ static void load_whole(T* tile, const Rows<const T>& from, int first, int limit, int dim_head) {
