@@ -16,7 +16,7 @@ compilations() {
     local program=tests/compilers/strict.cpp source
     case $compiler in
         g++*)  # warns of some things only where it optimizes
-            echo "-std=gnu++2b $strict -O3 $baseline -fopenmp -fno-rtti -I include -c $program"
+            echo "-std=gnu++2b $strict -O2 $baseline -fopenmp -fno-rtti -I include -c $program"
             echo "-std=c++20 $strict -O0 $widest -fopenmp -isystem include -c $program"
             ;;
         *)

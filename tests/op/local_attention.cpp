@@ -339,10 +339,10 @@ TEST_CASE_TEMPLATE("local_attention: what is not finite reaches what sees it and
     // One block of keys at once, or several; every position, or some in several segments.
     for (const auto& problem :
          {std::array<Index, 3>{1, 1, 1}, {70, 1, 1}, {131, 9, 1}, {150, 64, 7}, {1100, 5, 97}, {1300, 300, 173}}) {
-        if (is_sanitized && problem[0] > 131) continue;  // they take minutes
+        if (is_slow && problem[0] > 131) continue;  // they take minutes
         for (const bool masked : {false, true})
             for (const Kind kind : {kinds[0], kinds[2]})
-                for (Index at = 0; at < problem[0]; at += std::max(problem[2], is_sanitized ? Index{5} : Index{1}))
+                for (Index at = 0; at < problem[0]; at += std::max(problem[2], is_slow ? Index{5} : Index{1}))
                     for (const int part : {query, key, value, out_gradient}) {
                         const Index length = problem[0], reach = problem[1];
                         CAPTURE(length);
@@ -429,7 +429,7 @@ TEST_CASE_TEMPLATE("local_attention: what is not finite in masked tokens counts 
             for (const double poison :
                  {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(),
                   -std::numeric_limits<double>::infinity()}) {
-                if (is_sanitized && !std::isnan(poison)) continue;  // the same code
+                if (is_slow && !std::isnan(poison)) continue;  // the same code
                 fill_keys_and_values(static_cast<T>(poison));
                 const Gradients<T> actual(policy, attention, c);
                 CHECK(same_bits(actual.saved.out, expected.saved.out));
@@ -512,7 +512,7 @@ TEST_CASE_TEMPLATE("local_attention: causal outputs do not depend on what comes 
             Case<T> c(policy, 2, 1111, 2, 5, masked);
             const auto saved = forward(policy, attention, c.qkv, c.mask);
             for (const Index future : {1, 33, 600, 1110}) {
-                if (is_sanitized && future != 33 && future != 600) continue;  // the same code
+                if (is_slow && future != 33 && future != 600) continue;  // the same code
                 const auto noise = normal<T>(policy, c.qkv.shape(), 99, 1e4);
                 for (Index b = 0; b < 2; ++b)
                     std::copy_n(noise.view()[b][future].data(), (1111 - future) * 30, c.qkv.view()[b][future].data());
@@ -595,8 +595,7 @@ TEST_CASE("local_attention: a sequence in parts") {
         for (const bool masked : {false, true})
             for (const Kind kind : kinds) {
                 const Index reach = sizes[1], part = sizes[2];
-                const Index length =
-                    is_sanitized ? std::min(sizes[0], Index{1300}) : sizes[0];  // several segments still
+                const Index length = is_slow ? std::min(sizes[0], Index{1300}) : sizes[0];  // several segments still
                 CAPTURE(length);
                 CAPTURE(reach);
                 CAPTURE(part);

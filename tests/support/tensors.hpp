@@ -126,6 +126,12 @@ constexpr auto large_scales() {
 /// Leaves out a test case of finite differences under sanitizers, where it takes 30 times as long and other cases call
 /// the same code.
 inline const doctest::skip not_sanitized{colt5::is_sanitized};
+/// Under sanitizers, or in an emulator, where `./dev cross` defines this macro: large cases take minutes.
+#ifdef COLT5_TESTS_EMULATED
+inline constexpr bool is_slow = true;
+#else
+inline constexpr bool is_slow = colt5::is_sanitized;
+#endif
 
 /// ∂loss/∂x, entry by entry, by central differences; `loss()` reads x.
 template <colt5::Viewable X, typename Loss>

@@ -25,9 +25,9 @@ namespace colt5 {
 ///
 ///     out_i = to_out · attention(to_q · n_i, to_kv · n of the window's keys, their scores),   n = norm(x)
 ///
-/// Keys and values are computed once for each token; windows hold indices into them, and are processed a few at a time.
-/// So memory grows with n · (d + num_heavy_tokens_kv / heavy_window_size), not with n². The time of the router grows
-/// with n² / heavy_window_size.
+/// Keys and values are computed once for each token; windows hold indices into them, and backward processes a few
+/// windows at a time. So memory grows with n · (d + num_heavy_tokens_kv / heavy_window_size), not with n². The time of
+/// the router grows with n² / heavy_window_size.
 ///
 /// In shapes, N is n rounded up to whole windows, m the number of windows, q and k the queries and keys of each, and
 /// e = h / r · dim_head.
