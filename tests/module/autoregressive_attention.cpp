@@ -150,6 +150,7 @@ TEST_CASE_TEMPLATE("autoregressive attention: gradients by finite differences" *
         auto x = normal<double>(policy, std::array<Index, 3>{2, length, dim}, 0, 0.7);
         check_gradients(module, x, {});
         check_gradients(module, x, {}, AttentionCounts{.num_heavy_tokens_q = 9, .num_heavy_tokens_kv = 2});
+        check_gradients(module, x, {}, AttentionCounts{.num_heavy_tokens_kv = 14});  // `plain` in two parts
     }
 }
 
@@ -168,8 +169,17 @@ TEST_CASE("autoregressive attention: parts of the windows, batches and threads g
         CHECK(same_bits(alone.out, sequence(saved.out, b)));
         CHECK(same_bits(other.backward(alone, sequence(d_out, b), gradients_alone), sequence(d_x, b)));
     }
-    // Keys of the windows take several parts: 5 · 75 of them are more than twice 300 tokens.
     CHECK(saved.heavy.indices.shape() == std::array<Index, 3>{6 * 76, 1, 5});
+    CHECK(saved.sizes.windows_at_once() == 32);
+    // With more keys, the parts are smaller. The order of all sums is that of the windows.
+    const AttentionCounts counts{.num_heavy_tokens_kv = 80};
+    const auto more = module.forward(x, {}, counts);
+    CHECK(more.sizes.windows_at_once() == 22);
+    auto gradients_more = module.make_gradients();
+    const auto d_more = module.backward(more, d_out, gradients_more);
+    const auto alone = other.forward(sequence(x, 1), {}, counts);
+    auto gradients_alone = other.make_gradients();
+    CHECK(same_bits(other.backward(alone, sequence(d_out, 1), gradients_alone), sequence(d_more, 1)));
 }
 
 TEST_CASE("autoregressive attention: sees later tokens of a window, and none of later windows") {

@@ -18,7 +18,8 @@ struct Problem {
     Index batch, queries, keys;
 };
 // More keys than rows, so that several parts are gathered one after the other; none of some.
-constexpr Problem problems[] = {{1, 1, 1}, {4, 3, 9}, {7, 2, 41}, {3, 66, 300}, {2, 0, 4}, {2, 3, 0}, {0, 2, 3}};
+constexpr Problem problems[] = {{1, 1, 1},  {4, 3, 9}, {7, 2, 41}, {3, 66, 300},
+                                {7, 0, 41}, {2, 0, 4}, {2, 3, 0},  {0, 2, 3}};
 
 template <typename T>
 struct Case {
@@ -68,6 +69,19 @@ TEST_CASE_TEMPLATE("gathered_attention: dense attention to copies of the rows, b
             if (with) CHECK(same_bits(d.d_value_scale, expected_d.d_value_scale));
         }
     }
+}
+
+TEST_CASE("gathered_attention: without queries, empty tensors need no memory, and the gradients of keys are 0") {
+    const Cpu policy(1);
+    Case<double> c(policy, {7, 0, 41});
+    using Queries = Tensor<double, Cpu, dynamic, dynamic, dynamic, dynamic>;
+    const auto q = Queries::adopt(nullptr, c.q.shape()), d_out = Queries::adopt(nullptr, c.q.shape());
+    const KeyMask mask(c.mask.const_view());
+    const auto scale = c.scale.const_view();
+    const auto saved = gathered_attention_forward(policy, q, c.kv, c.indices.const_view(), mask, scale);
+    const auto d = gathered_attention_vjp(policy, saved, d_out, q, c.kv, c.indices.const_view(), mask, scale);
+    CHECK(inner(d.d_kv, d.d_kv) == 0);
+    CHECK(inner(d.d_value_scale, d.d_value_scale) == 0);
 }
 
 TEST_CASE("gathered_attention: errors name the argument and both values") {

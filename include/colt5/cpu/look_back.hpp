@@ -83,11 +83,16 @@ template <typename T>
 void window_prefixes_vjp_kernel(const Cpu& policy, MatrixView<T> d_logits, TokensView<const T> d_rows, Index window,
                                 Index first) {
     const Index length = d_logits.extent(1), windows = length / window, rows = d_rows.extent(0);
-    parallel_for(policy, d_logits.extent(0), [&](Index s) {
-        T* const to = d_logits[s].data();
+    constexpr Index columns = 1024;  // of a task
+    const Index blocks = divide_up(length, columns);
+    parallel_for(policy, d_logits.extent(0) * blocks, [&](Index task) {
+        const Index s = task / blocks, at = task % blocks * columns, count = std::min(columns, length - at);
+        T* const to = d_logits[s].data() + at;
         const Index end = std::min(rows, (s + 1) * windows - first);
-        for (Index i = std::max(Index{0}, s * windows - first); i < end; ++i)
-            std::transform(to, to + length, d_rows[i].data(), to, std::plus<T>());
+        for (Index i = std::max(Index{0}, s * windows - first); i < end; ++i) {
+            const T* const from = d_rows[i].data() + at;
+            std::transform(to, to + count, from, to, std::plus<T>());
+        }
     });
 }
 

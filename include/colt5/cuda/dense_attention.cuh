@@ -77,7 +77,7 @@ __global__ void sum_over_heads(Sum* to, const Sum* shares, Index routes, Index p
     }
 }
 
-/// Forward, of a problem without output.
+/// Forward. The problem has the layout of `out`, but no output.
 template <Index head, typename T, typename Bias>
 void run_dense_forward(const Cuda& policy, Attention<T> problem, const Bias& bias, T* out,
                        accumulate_t<T>* log_sum_exp) {

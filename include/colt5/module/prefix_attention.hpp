@@ -56,6 +56,12 @@ public:
         }
         Index padded() const { return windows * window; }
         Index sequences() const { return batch * routes; }
+        /// Of how many windows of a sequence backward holds the gradients of keys: they take about three times the
+        /// memory of a sequence's keys and values, or less; on the CPU, gathered keys take up to twice that memory
+        /// more. At most 32, so that no token has more picks in a part than scatter's lists have room for.
+        Index windows_at_once() const {
+            return std::clamp(3 * routes * padded() / keys, Index{1}, std::min(windows, Index{32}));
+        }
     };
 
     struct Activations {
@@ -132,9 +138,7 @@ public:
         auto d_key_scores = tensor_like(policy, saved.keys.scores);                      // (b · r · m, 1, k + 1)
         Tensor<Logit, P, dynamic, dynamic, dynamic, dynamic> d_null(policy, {routes, 2, per_route, dim_head});
         set_zero(policy, d_null);
-        // The gradients of a part's keys take about three times the memory of a sequence's keys and values, or less.
-        const Index at_once = std::clamp(3 * routes * of_.padded() / of_.keys, Index{1}, of_.windows);
-        each_part(at_once, [&](const Part& part) {
+        each_part(of_.windows_at_once(), [&](const Part& part) {
             Tensor<Scalar, P, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_of_keys(policy,
                                                                                               part.keys_shape());
             const auto at = part.keys(saved.keys.indices.data());  // (count, 1, k + 1)

@@ -52,8 +52,8 @@ auto gathered_attention_forward(const P& policy, const Q& q, const KV& kv, Token
     return saved;
 }
 
-/// Vector-Jacobian product. d_kv (b, 1, k, h, 2, dim_head) has a row for each index: gather_vjp sums those of one row
-/// of kv.
+/// Vector-Jacobian product. d_kv (b, 1, k, h, 2, dim_head), other than kv, has a row for each index: gather_vjp sums
+/// those of one row of kv. Throws as gathered_attention_forward does.
 template <Policy P, typename Scalar, Viewable Out, Viewable Q, Viewable KV>
 auto gathered_attention_vjp(const P& policy, const DenseAttentionActivations<Scalar, P>& saved, const Out& d_out,
                             const Q& q, const KV& kv, TokensView<const TokenIndex> indices, KeyMask mask,

@@ -119,7 +119,7 @@ auto window_prefixes(const P& policy, const L& logits, Index window, Index first
 }
 
 /// Vector-Jacobian product, added to d_logits (s, n): each sequence gets the sum of its rows of d_rows (rows, 1, n), in
-/// their order. Throws as window_prefixes does.
+/// their order. Throws ShapeError for rows of another length, and ValueError as window_prefixes does.
 template <Policy P, typename T>
 void window_prefixes_vjp(const P& policy, MatrixView<T> d_logits, TokensView<const T> d_rows, Index window,
                          Index first) {

@@ -44,6 +44,12 @@ std::array<Index, rank> with_more_keys(std::array<Index, rank> shape, Index more
     shape[2] += more;
     return shape;
 }
+template <typename T, typename D>
+void expect_null_key_gradient(const TokensView<T>& d_null_kv, const D& d_out) {
+    expect_value(d_out.extent(2) >= 1, "keys of d_out", ">= 1", d_out.extent(2));
+    expect_shape("d_out", d_out.shape(), {dynamic, dynamic, dynamic, dynamic, 2, dynamic});
+    expect_shape("d_null_kv", d_null_kv.shape(), {2, d_out.extent(1) * d_out.extent(3), d_out.extent(5)});
+}
 }  // namespace detail
 
 /// Puts a null key and value before the keys of each route, for all queries to attend to: it is never masked, and its
@@ -73,12 +79,10 @@ auto with_null_key(const P& policy, const KV& kv, const Null& null_kv, KeyMask m
 
 /// Adds the gradient of null_kv to d_null_kv (2, h, dim_head): the first rows of d_out (b, r, k + 1, h / r, 2,
 /// dim_head), the gradient of the keys and values of with_null_key, summed over the batch. Throws ShapeError when they
-/// do not fit together.
+/// do not fit together, ValueError without a key.
 template <Policy P, Viewable D>
 void null_key_gradient(const P& policy, TokensView<accumulate_t<typename D::value_type>> d_null_kv, const D& d_out) {
-    expect_value(d_out.extent(2) >= 1, "keys of d_out", ">= 1", d_out.extent(2));
-    expect_shape("d_out", d_out.shape(), {dynamic, dynamic, dynamic, dynamic, 2, dynamic});
-    expect_shape("d_null_kv", d_null_kv.shape(), {2, d_out.extent(1) * d_out.extent(3), d_out.extent(5)});
+    detail::expect_null_key_gradient(d_null_kv, d_out);
     null_key_gradient_kernel(policy, d_null_kv, d_out.const_view());
 }
 
@@ -90,9 +94,10 @@ auto null_key_vjp(const P& policy, TokensView<accumulate_t<typename D::value_typ
     using Scalar = typename D::value_type;
     if (d_value_scale)
         expect_shape("d_value_scale", d_value_scale.shape(), {d_out.extent(0), d_out.extent(1), d_out.extent(2)});
-    null_key_gradient(policy, d_null_kv, d_out);
+    detail::expect_null_key_gradient(d_null_kv, d_out);
     NullKeyGradients<Scalar, P> d{{policy, detail::with_more_keys(d_out.shape(), -1)}, {}};
     if (d_value_scale) d.d_value_scale = {policy, detail::with_more_keys(d_value_scale.shape(), -1)};
+    null_key_gradient_kernel(policy, d_null_kv, d_out.const_view());
     null_key_vjp_kernel(policy, d.d_kv.view(), d.d_value_scale.view(), d_out.const_view(), d_value_scale);
     return d;
 }

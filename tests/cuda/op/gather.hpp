@@ -48,7 +48,7 @@ Results gather_case(const P& policy, const Setting& setting) {
         record("d_rows of " + name, scatter_vjp(policy, how, out, of_routes));
     }
     // So many picks that a table finds those of a token; either a few of them, or more than a warp has lanes.
-    for (const Index most : {Index{9000}, Index{90}}) {
+    for (const Index most : {Index{9000}, Index{500}, Index{90}}) {
         const Index tokens = draw.size(most / 2, most), many = draw.size(4097, 9000), narrow = draw.size(1, 40);
         const auto at = draw.indices(2, many, tokens);
         const auto d = draw.values(std::array{Index{2}, many, narrow});
