@@ -7,7 +7,7 @@ set -euo pipefail
 export LC_ALL=C
 code=0
 # Where its condition is false, nvcc 13.0 drops not only the loop, but all that follows in the function.
-if grep -n -A1 -E '^ *(\} )?(if constexpr .*\)|else)$' "$(dirname "$0")"/../../include/colt5/cuda/{,attention/}*.cuh | grep '#pragma'; then
+if grep -n -A1 -E '^ *(\} )?(if constexpr .*\)|else)$' "$(dirname "$0")"/../../include/colt5/cuda/{,attention/,attention/sliding/}*.cuh | grep '#pragma'; then
     echo '`if constexpr` needs braces around a #pragma' >&2
     code=1
 fi
