@@ -15,6 +15,12 @@ namespace colt5 {
 
 namespace cpu {
 
+/// data + offset; null without data, in an empty tensor.
+template <typename T>
+T* at_offset(T* data, Index offset) {
+    return data != nullptr ? data + offset : nullptr;
+}
+
 /// One head: queries (n, h, dim_head) of one sequence, keys and values (k, h / r, 2, dim_head) of the head's route.
 template <typename T>
 struct DenseHead {
@@ -28,9 +34,9 @@ struct DenseHead {
           route(h / per_route),
           q_offset((b * q.extent(1) * heads + h) * dim_head),
           kv_offset(((b * kv.extent(1) + route) * kv.extent(2) * per_route + h % per_route) * 2 * dim_head),
-          head{q.data() + q_offset,
-               kv.data() + kv_offset,
-               kv.data() + kv_offset + dim_head,
+          head{at_offset(q.data(), q_offset),
+               at_offset(kv.data(), kv_offset),
+               at_offset(kv.data(), kv_offset + dim_head),
                heads * dim_head,
                per_route * 2 * dim_head,
                dim_head,
@@ -156,8 +162,9 @@ void dense_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
         const Index b = task / heads, h = task % heads;
         const cpu::DenseHead<T> dense(q, kv, mask, value_scale, bias, b, h);
         const Index q_stride = dense.head.q_stride, kv_stride = dense.head.kv_stride;
-        cpu::AttentionHeadGradients<T> d{d_q.data() + dense.q_offset, d_kv.data() + dense.kv_offset,
-                                         d_kv.data() + dense.kv_offset + dim, q_stride, kv_stride};
+        cpu::AttentionHeadGradients<T> d{cpu::at_offset(d_q.data(), dense.q_offset),
+                                         cpu::at_offset(d_kv.data(), dense.kv_offset),
+                                         cpu::at_offset(d_kv.data(), dense.kv_offset + dim), q_stride, kv_stride};
         const Index bias_entries = dense.head.bias.entries();
         if constexpr (has_bias) d.d_bias = cpu::thread_scratch<T, struct BiasSums>(cpu::bias_copies * bias_entries);
         T* const d_scale = d_scale_of_head.data() + task * (value_scale ? keys : 0);
@@ -174,7 +181,7 @@ void dense_attention_vjp_kernel(const Cpu& policy, View<T, dynamic, dynamic, dyn
             return cpu::all_finite(d.d_q, length, q_stride, dim) && cpu::all_finite(d.d_k, keys, kv_stride, 2 * dim) &&
                    (!value_scale || cpu::all_finite(d_scale, keys));
         };
-        const T* d_out_rows = d_out.data() + dense.q_offset;
+        const T* d_out_rows = cpu::at_offset(d_out.data(), dense.q_offset);
         if (!run(dense.head, d_out_rows, q_stride)) {
             const cpu::MarkedHead<T> marked(dense.head, length, d_out_rows);
             run(marked.head, d_out_rows, dim);
