@@ -12,7 +12,8 @@ heads, 1024 routed queries, keys and feedforward tokens, all-true mask. The othe
     tuned PyTorch, our descent     the same with our algorithm for the descent, in Triton
     colt5-attention 0.11           the newest package, eager, for null tokens, rotary embeddings, and the image attention,
                                    which it routes in each window alone
-    paper_torch.py, compiled       the paper's base block, with FlexAttention, SDPA, torch.compile, and the package's Triton kernel
+    paper_torch.py, compiled       the paper's base block, with FlexAttention (to train, products of blocks), SDPA, torch.compile, and
+                                   the package's Triton kernel
 
 How it is measured
 - All sides have the same weights and inputs; the package draws them. Inputs are random normal; a backward pass starts
