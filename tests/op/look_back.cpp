@@ -4,6 +4,7 @@
 #include <array>
 
 #include <colt5/cpu/look_back.hpp>
+#include <colt5/cpu/zero.hpp>
 
 #include "support/tensors.hpp"
 
@@ -57,6 +58,15 @@ TEST_CASE("window_prefixes: the logits for each window, and which tokens are bef
         const double before = inner(d_logits, logits);
         window_prefixes_vjp<Cpu, double>(policy, d_logits.view(), d_rows.const_view(), 3, part[0]);
         CHECK(inner(d_logits, logits) - before == doctest::Approx(inner(d_rows, prefixes.logits)));
+    }
+    // Longer than the columns of one task
+    const auto rows = normal<double>(policy, std::array<Index, 3>{4, 1, 2100}, 3);
+    MatrixTensor<double, Cpu> sums(policy, {2, 2100});
+    set_zero(policy, sums);
+    window_prefixes_vjp<Cpu, double>(policy, sums.view(), rows.const_view(), 700, 1);
+    for (Index i = 0; i < 2100; ++i) {
+        CHECK(sums.const_view()(0, i) == rows.const_view()(0, 0, i) + rows.const_view()(1, 0, i));
+        CHECK(sums.const_view()(1, i) == rows.const_view()(2, 0, i) + rows.const_view()(3, 0, i));
     }
     CHECK_THROWS_WITH_AS(
         window_prefixes(policy, logits, 3, 11, 2),
