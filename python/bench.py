@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""bench.py [--quick | --cuda]: what a call from Python costs beyond the C++ call, and the block of the package's README against
-the package, forward and backward on two threads. With --cuda only this block of ours, in bfloat16 on a GPU; `block` of ./dev bench
-gpu is the same in C++. Needs colt5 and colt5-attention; ./dev python installs both into build/peer."""
+"""bench.py [--quick | --cuda [FILE]]: what a call from Python costs beyond the C++ call, and the block of the package's README against
+the package, forward and backward on two threads. With --cuda only this block of ours, in bfloat16 on a GPU, as it is and as a CUDA
+graph, also as JSON to FILE; `block` of ./dev bench gpu is the same in C++, and its time is that of the faster way. Needs colt5 and
+colt5-attention; ./dev python installs both into build/peer."""
+import datetime
+import json
+import pathlib
 import statistics
 import sys
 import time
@@ -121,7 +125,7 @@ def against_the_package(length, rounds):
         print(f'{what}: {statistics.median(times["colt5_attention"]) / statistics.median(times["colt5"]):.2f} times faster')
 
 
-def on_gpu(rounds=50):
+def on_gpu(file=None, rounds=50):
     module = block_module(colt5).cuda().bfloat16()
     x, d_out = (torch.randn(2, 32768, 512, device='cuda', dtype=torch.bfloat16) for _ in range(2))
     x.requires_grad_()
@@ -135,7 +139,7 @@ def on_gpu(rounds=50):
         x.grad = None
         module(x).backward(d_out)
 
-    for call in forward, forward_backward:
+    def milliseconds(call):
         times = []
         for _ in range(rounds):
             events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
@@ -144,11 +148,26 @@ def on_gpu(rounds=50):
             events[1].record()
             torch.cuda.synchronize()
             times.append(events[0].elapsed_time(events[1]))
-        print(f'README block at 2 × 32768 in bfloat16, {call.__name__}: {statistics.median(times):.3f} ms on {torch.cuda.get_device_name()}')
+        return statistics.median(times)
+
+    rows = {}
+    for call in forward, forward_backward:
+        launched = milliseconds(call)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        in_graph = milliseconds(graph.replay)
+        rows[call.__name__] = {'launched_ms': round(launched, 4), 'graph_ms': round(in_graph, 4)}
+        print(f'README block at 2 × 32768 in bfloat16, {call.__name__}: {launched:.3f} ms, as a CUDA graph {in_graph:.3f} ms, '
+              f'on {torch.cuda.get_device_name()}')
+    if file is not None:
+        about = {'command': 'python/bench.py --cuda', 'date': datetime.date.today().isoformat(), 'device': torch.cuda.get_device_name(),
+                 'pytorch': torch.__version__, 'cuda': torch.version.cuda, 'rounds': rounds}
+        pathlib.Path(file).write_text(json.dumps({**about, 'rows': rows}, indent=1) + '\n')
 
 
-if '--cuda' in sys.argv:
-    on_gpu()
+if sys.argv[1:2] == ['--cuda']:
+    on_gpu(*sys.argv[2:3])
 else:
     overhead()
     against_the_package(4096 if '--quick' in sys.argv else 32768, 3)

@@ -27,13 +27,11 @@ struct Bridge {
     using Mask = std::conditional_t<Out::rank == 4, colt5::MapMask, colt5::Mask>;
 
     /// A module whose parameters and gradients are bound to memory of the call that has it.
-    struct Context {
-        Place place;
-        Policy policy;
+    struct Context : ContextOfPlace {
         Module module;
         typename Module::Gradients gradients;
 
-        explicit Context(const Place& place_) : place(place_), policy(place.policy()), module(policy) {}
+        explicit Context(const Place& place_) : ContextOfPlace(place_), module(policy) {}
 
         void bind_parameters(Arguments& arguments) {
             Module::each_parameter(

@@ -18,6 +18,10 @@
 #include <utility>
 #include <vector>
 
+#if defined(CUDART_VERSION)
+#include "capture.hpp"
+#endif
+
 namespace colt5_python {
 
 using colt5::Index;
@@ -49,21 +53,37 @@ private:
 /// Where a call runs.
 struct Place {
     Index device, stream, threads, tf32;
+#if defined(CUDART_VERSION)
+    Capture capture;  // of the stream
+#endif
     explicit Place(Arguments& arguments)
         : device(arguments.number()),
           stream(arguments.number()),
           threads(arguments.number()),
-          tf32(arguments.number()) {}
+          tf32(arguments.number()) {
+#if defined(CUDART_VERSION)
+        if (stream != 0) capture = Capture(cuda_stream());
+#endif
+    }
     bool operator==(const Place&) const = default;
 
+#if defined(CUDART_VERSION)
+    /// PyTorch's default stream is null, which asks a policy for a stream of its own.
+    cudaStream_t cuda_stream() const {
+        return stream == 0 ? cudaStreamLegacy : reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(stream));
+    }
+    bool is_like(const Place& other) const {
+        return device == other.device && tf32 == other.tf32;
+    }
+#endif
+    /// To make a context with, which waits for its stream. That is not allowed while a stream is being captured: then
+    /// the policy has a stream of its own at first.
     Policy policy() const {
 #if defined(CUDART_VERSION)
         Policy::Options options;
         options.device = static_cast<int>(device);
         options.math = tf32 != 0 ? colt5::MathMode::tf32 : colt5::MathMode::fp32;
-        // PyTorch's default stream is null, which asks a policy for a stream of its own.
-        options.stream =
-            stream == 0 ? cudaStreamLegacy : reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(stream));
+        if (!capture) options.stream = cuda_stream();
         return Policy(options);
 #else
         return Policy(static_cast<int>(threads));
@@ -98,8 +118,8 @@ std::int64_t guarded(const Call& call) {
 }
 
 /// Contexts that no call has now: as many as there have been calls at once. A Context is made of a Place, and has
-/// `place` and `policy`, whose workspace it holds. Never destroyed, because at the end of a process CUDA may be gone
-/// already.
+/// `place` and `policy`, whose workspace it holds. Those of calls that are captured into a CUDA graph are for this
+/// graph alone, until it is destroyed. Never destroyed, because at the end of a process CUDA may be gone already.
 template <typename Context>
 class Contexts {
 public:
@@ -108,16 +128,10 @@ public:
         return contexts;
     }
     std::unique_ptr<Context> take(const Place& place) {
-        {
-            const std::lock_guard lock(mutex_);
-            const auto at = std::find_if(free_.rbegin(), free_.rend(),
-                                         [&](const auto& context) { return context->place == place; });
-            if (at != free_.rend()) {
-                auto context = std::move(*at);
-                free_.erase(std::next(at).base());
-                return context;
-            }
-        }
+        if (auto context = take_free([&](const Context& free) { return free.place == place; })) return context;
+#if defined(CUDART_VERSION)
+        if (place.capture) return take_for_graph(place);
+#endif
         return std::make_unique<Context>(place);
     }
     void give_back(std::unique_ptr<Context> context) {
@@ -128,14 +142,54 @@ public:
     void release_memory() {
         const std::lock_guard lock(mutex_);
         for (const auto& context : free_) {
+#if defined(CUDART_VERSION)
+            if (context->place.capture && !context->graph_end.has_come()) continue;
+#endif
             context->policy.workspace()->release_unused();
             if constexpr (colt5::HasSideStream<Policy>) context->policy.side_policy().workspace()->release_unused();
         }
     }
 
 private:
+    /// The one of those that `fits` that was given back last, or null.
+    template <typename Fits>
+    std::unique_ptr<Context> take_free(const Fits& fits) {
+        const std::lock_guard lock(mutex_);
+        const auto at = std::find_if(free_.rbegin(), free_.rend(), [&](const auto& free) { return fits(*free); });
+        if (at == free_.rend()) return nullptr;
+        auto context = std::move(*at);
+        free_.erase(std::next(at).base());
+        return context;
+    }
+#if defined(CUDART_VERSION)
+    std::unique_ptr<Context> take_for_graph(const Place& place) {
+        GraphEnd end(place.capture);
+        auto context =
+            take_free([&](const Context& free) { return free.graph_end.has_come() && free.place.is_like(place); });
+        if (!context) {
+            const colt5::cuda::AllocationsInCapture allowed;
+            context = std::make_unique<Context>(place);
+            context->policy.synchronize();
+        }
+        context->policy.use_stream(place.cuda_stream());
+        context->place = place;
+        context->graph_end = std::move(end);
+        return context;
+    }
+#endif
+
     std::mutex mutex_;
     std::vector<std::unique_ptr<Context>> free_;
+};
+
+/// What every context has.
+struct ContextOfPlace {
+    Place place;
+    Policy policy;
+#if defined(CUDART_VERSION)
+    GraphEnd graph_end;  // of the graph that it is for
+#endif
+    explicit ContextOfPlace(const Place& place_) : place(place_), policy(place.policy()) {}
 };
 
 /// A context for the time of one call.

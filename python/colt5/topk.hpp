@@ -11,15 +11,9 @@
 
 namespace colt5_python {
 
-struct TopkContext {
-    Place place;
-    Policy policy;
-    explicit TopkContext(const Place& place_) : place(place_), policy(place.policy()) {}
-};
-
 /// What both directions read.
 struct TopkCall {
-    Lease<TopkContext> context;
+    Lease<ContextOfPlace> context;
     colt5::TokensView<const Scalar> x;  // (rows, 1, n)
     colt5::Mask mask;                   // (rows, n), or absent
     Index k;
@@ -93,5 +87,5 @@ COLT5_EXPORT std::int64_t colt5_backward(const std::int64_t* numbers) {
 }
 
 COLT5_EXPORT void colt5_release_memory() {
-    colt5_python::Contexts<colt5_python::TopkContext>::all().release_memory();
+    colt5_python::Contexts<colt5_python::ContextOfPlace>::all().release_memory();
 }

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""On a GPU: the values of the host's double, streams, autocast."""
+"""On a GPU: the values of the host's double, streams, CUDA graphs, autocast."""
 import pytest
 import torch
 from support import check_equal, mask_of, ours, run, tokens
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
-NAME, LARGER = 'ConditionalRoutedFeedForward', dict(dim=64, num_heavy_tokens=64)  # all tokens: no choice depends on rounding
+NAME, LARGER = 'ConditionalRoutedFeedForward', dict(dim=64, num_heavy_tokens=64)
 
 
 def on_host(results):
@@ -14,9 +14,10 @@ def on_host(results):
 
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
 def test_values_are_those_of_the_host(dtype, tolerance):
-    module, x, mask = ours(NAME, **LARGER), tokens(2, 64, 64), mask_of(2, 64)
-    expected = run(module, x, mask)
-    actual = run(FromHost(ours(NAME, dtype, **LARGER).cuda()), x.to('cuda', dtype), mask)
+    """Of the rounded numbers: which scores the descent cuts off at 1, and so have no gradient, depends on rounding."""
+    x, mask = tokens(2, 64, 64).to(dtype), mask_of(2, 64)
+    expected = run(ours(NAME, dtype, **LARGER).double(), x.double(), mask)
+    actual = run(FromHost(ours(NAME, dtype, **LARGER).cuda()), x.cuda(), mask)
     check_equal(on_host(actual), expected, tolerance, tolerance)
 
 
@@ -53,6 +54,44 @@ def test_the_current_stream():
         out = module(late)
     torch.cuda.current_stream().wait_stream(stream)
     assert torch.equal(out, expected)
+
+
+def in_graph(call):
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    return graph, result
+
+
+def test_cuda_graphs():
+    """Calls of the same module beside and between replays, and of other graphs, change nothing."""
+    module = ours(NAME, torch.float32, **LARGER).cuda()
+    x, d_out = (tokens(2, 64, 64, dtype=torch.float32, seed=seed).cuda() for seed in (2, 4))
+    x.requires_grad_()
+    wanted = [x, *module.parameters()]
+
+    def step():
+        out = module(x)
+        return [out.detach(), *torch.autograd.grad(out, wanted, d_out)]
+
+    def infer():
+        with torch.no_grad():
+            return module(x)
+
+    training, of_step = in_graph(step)  # the first call of all
+    inference, of_inference = in_graph(infer)
+    for seed in range(5, 8):
+        x.data.copy_(tokens(2, 64, 64, dtype=torch.float32, seed=seed))
+        module(torch.randn(3, 40, 64, device='cuda'))
+        training.replay()
+        inference.replay()
+        expected = step()
+        assert all(torch.equal(a, b) for a, b in zip(of_step, expected))
+        assert torch.equal(of_inference, expected[0])
+    del training, inference
+    again, of_again = in_graph(step)  # in the memory of the first two
+    again.replay()
+    assert all(torch.equal(a, b) for a, b in zip(of_again, expected))
 
 
 def test_autocast():

@@ -61,6 +61,20 @@ private:
     bool changed_ = false;
 };
 
+/// While it lives, this thread may ask the device for memory although a stream is being captured into a CUDA graph.
+class AllocationsInCapture {
+public:
+    AllocationsInCapture() {
+        check(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode");
+    }
+    AllocationsInCapture(const AllocationsInCapture&) = delete;
+    AllocationsInCapture& operator=(const AllocationsInCapture&) = delete;
+    ~AllocationsInCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+
+private:
+    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 /// The driver's functions that map memory. They are looked up at run time, so that programs need not link with the
 /// driver.
 struct Driver {
@@ -140,6 +154,7 @@ public:
     /// Maps or unmaps memory, so that the first `bytes` can be used. Throws OutOfMemory, and changes nothing then.
     void resize(std::size_t bytes) {
         const DeviceGuard guard(device_);
+        const AllocationsInCapture allowed;
         const std::size_t end = round_up(bytes);
         if (end > size_) {
             grow_by(end - size_);
@@ -153,6 +168,7 @@ public:
     /// Allocates memory outside the range. Throws OutOfMemory.
     void* allocate(std::size_t bytes) const {
         const DeviceGuard guard(device_);
+        const AllocationsInCapture allowed;
         void* data = nullptr;
         const cudaError_t status = cudaMalloc(&data, bytes);
         if (status == cudaErrorMemoryAllocation) {
@@ -275,10 +291,12 @@ public:
     };
 
     Cuda() : Cuda(Options{}) {}
-    explicit Cuda(const Options& options) : state_(std::make_shared<State>(options)) {}
+    explicit Cuda(const Options& options) : state_(make_state(options)) {}
 
     int device() const { return state_->device; }
     cudaStream_t stream() const { return state_->stream; }
+    /// What is queued from now on goes to another stream. All that has been queued must be done, or come before it.
+    void use_stream(cudaStream_t stream) const { state_->stream = stream; }
     MathMode math() const { return state_->math; }
     const MemoryPlan& memory_plan() const { return state_->memory_plan; }
     const std::shared_ptr<Workspace>& workspace() const { return state_->workspace; }
@@ -307,7 +325,7 @@ public:
         if (!state_->side) {
             const Options options{
                 .device = device(), .math = math(), .memory_plan = memory_plan(), .allocations = state_->allocations};
-            state_->side.reset(new Cuda(std::make_shared<State>(options, true)));
+            state_->side.reset(new Cuda(make_state(options, true)));
         }
         return *state_->side;
     }
@@ -369,6 +387,10 @@ private:
         std::shared_ptr<cuda::MatmulPlans> plans;
         std::unique_ptr<Cuda> side;
     };
+    static std::shared_ptr<State> make_state(const Options& options, bool is_side = false) {
+        const cuda::AllocationsInCapture allowed;
+        return std::make_shared<State>(options, is_side);
+    }
     static std::shared_ptr<cuda::MatmulPlans> make_matmul_plans();
 
     explicit Cuda(std::shared_ptr<State> state) : state_(std::move(state)) {}

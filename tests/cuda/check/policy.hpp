@@ -26,7 +26,7 @@ namespace cases {
 using namespace colt5;
 using colt5::cuda::check;
 
-/// A graph of what `work` does on a stream. Capture fails if it waits for the device or asks it for memory.
+/// A graph of what `work` does on a stream. Capture fails if it waits for the device.
 class Graph {
 public:
     template <typename Work>
@@ -71,6 +71,17 @@ void check_graphs() {
         const std::vector<double> replayed = once.values(both);
         CHECK(replayed == once.run());
     }
+}
+
+/// The first call of a policy may be captured, too.
+template <typename T>
+void check_graph_of_first_call() {
+    BlockOnce<T> once;
+    TokensTensor<T, Cuda> out;
+    const Graph forward(once.policy.stream(), [&] { out = once.infer(); });
+    forward.replay();
+    const BlockOnce<T> other;
+    CHECK(once.values(out) == other.values(other.infer()));
 }
 
 /// The same for calls of any module: `infer` gives its output, `train` the output and the gradient of the tokens.
