@@ -32,10 +32,13 @@ struct Result {
 using Results = std::map<std::string, Result>;
 
 /// What decides the shapes and values of a case. They are rounded to the precision on either side, so that both compute
-/// on the same numbers.
+/// on the same numbers. With `rounding`, each number that products round is moved at random, by up to that part of it:
+/// so compare.cpp finds what rounding may change.
 struct Setting {
     Precision precision;
     std::uint64_t seed;
+    double rounding = 0;
+    std::uint64_t draw = 0;
 };
 
 struct Case {

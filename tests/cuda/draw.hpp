@@ -67,7 +67,9 @@ public:
           precision_(setting.precision),
           seeds_(Seed{setting.seed}),
           shapes_(seeds_.next()),
-          seed_(setting.seed) {}
+          seed_(setting.seed),
+          rounding_(setting.rounding),
+          moves_(Seed{setting.draw}) {}
 
     Index size(Index least, Index most) {
         return least + static_cast<Index>(shapes_.uniform(drawn_++) * static_cast<double>(most - least + 1));
@@ -85,6 +87,13 @@ public:
     /// In T, of the setting's precision.
     template <std::size_t Rank>
     auto values(const std::array<Index, Rank>& shape, double deviation = 1) {
+        auto drawn = tokens(shape, deviation);
+        if (rounding_ > 0) move(drawn);
+        return drawn;
+    }
+    /// What a router sees: a setting's rounding does not move it.
+    template <std::size_t Rank>
+    auto tokens(const std::array<Index, Rank>& shape, double deviation = 1) {
         return normal<T>(shape, deviation, precision_, std::make_index_sequence<Rank>{});
     }
     /// In the type of logits and of gradients of parameters.
@@ -118,10 +127,11 @@ public:
     Module made() {
         Module drawn{policy_, Seed{seed_}};
         Module::each_parameter(
-            [&](const std::string&, auto& parameter) {
+            [&](const std::string& name, auto& parameter) {
                 const auto values = to_host(policy_, parameter);
                 fill_with(policy_, parameter,
                           [&](std::size_t i) { return rounded(precision_, static_cast<double>(values[i])); });
+                if (rounding_ > 0 && !name.ends_with("routing_token")) move(parameter);
             },
             "", drawn);
         return drawn;
@@ -142,6 +152,13 @@ private:
         fill_normal_of(tensor, deviation, precision);
         return tensor;
     }
+    template <typename Values>
+    void move(Values& values) {
+        const auto unmoved = to_host(policy_, values);
+        fill_with(policy_, values, [&](std::size_t i) {
+            return static_cast<double>(unmoved[i]) * (1 + rounding_ * (2 * moves_.uniform(moved_++) - 1));
+        });
+    }
     template <typename Result>
     void fill_normal_of(Result& tensor, double deviation, Precision precision) {
         const Random random = seeds_.next();
@@ -153,6 +170,9 @@ private:
     SeedSequence seeds_;
     Random shapes_;
     std::uint64_t seed_, drawn_ = 0;
+    double rounding_;
+    Random moves_;
+    std::uint64_t moved_ = 0;
 };
 
 template <typename P, typename V>

@@ -17,7 +17,7 @@ Results look_back_case(const P& policy, const Setting& setting) {
     Recorder record(policy);
     const Index batch = draw.size(1, 5), windows = draw.size(1, 20), window = draw.size(1, 60);
     const Index dim = draw.dim_head();
-    const auto x = draw.values(std::array{batch, windows * window, dim});
+    const auto x = draw.tokens(std::array{batch, windows * window, dim});
     const auto looked_back = look_back(policy, x, window);
     record("rows", looked_back);
     record("d_x", look_back_vjp(policy, draw.values(looked_back.shape()), windows * window, window));
@@ -67,7 +67,7 @@ template <AutoregressiveAttentionConfig config, typename T, typename P>
 Results autoregressive_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
     Recorder record(policy);
-    const auto x = draw.values(std::array{draw.size(1, 5), draw.length(700), config.dim});
+    const auto x = draw.tokens(std::array{draw.size(1, 5), draw.length(700), config.dim});
     record_module(record, draw, draw.template made<ConditionalRoutedAutoregressiveAttention<config, T, P>>(), x);
     return record.results;
 }

@@ -55,7 +55,7 @@ struct BlockInput {
     explicit BlockInput(Draw<T, P>& draw)
         : batch(draw.size(1, 9)),
           length(draw.length(500)),
-          x(draw.values(std::array{batch, length, config.dim})),
+          x(draw.tokens(std::array{batch, length, config.dim})),
           with_mask(draw.optional_mask(batch, length)),
           mask(with_mask.const_view()) {}
     Index batch, length;
@@ -128,7 +128,7 @@ Results gated_feed_forward_case(const P& policy, const Setting& setting) {
     Recorder record(policy);
     using Module = ConditionalRoutedFeedForward<gated_config, T, P>;
     const Index batch = draw.size(1, 9), length = draw.length(500);
-    const auto x = draw.values(std::array{batch, length, gated_config.dim});
+    const auto x = draw.tokens(std::array{batch, length, gated_config.dim});
     const auto mask = draw.optional_mask(batch, length);
     const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
     const Module routed = draw.template made<Module>();
@@ -265,7 +265,7 @@ Results attention_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
     Recorder record(policy);
     const Index batch = draw.size(1, 9), length = draw.length(500);
-    const auto x = draw.values(std::array{batch, length, config.dim});
+    const auto x = draw.tokens(std::array{batch, length, config.dim});
     const auto mask = draw.optional_mask(batch, length);
     const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
     record_module<Kind::amplified>(record, draw, draw.template made<ConditionalRoutedAttention<config, T, P>>(), x,

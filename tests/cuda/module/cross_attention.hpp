@@ -57,8 +57,8 @@ Results cross_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
     Recorder record(policy);
     const Index batch = draw.size(1, 5), length = draw.length(200), memories = draw.length(2000);
-    const auto x = draw.values(std::array{batch, length, config.dim});
-    const auto context = draw.values(std::array{batch, memories, config.dim});
+    const auto x = draw.tokens(std::array{batch, length, config.dim});
+    const auto context = draw.tokens(std::array{batch, memories, config.dim});
     const auto with_mask = draw.mask(batch, length);
     const auto with_context_mask = draw.mask(batch, memories);
     const bool masked = draw.chance(0.5);

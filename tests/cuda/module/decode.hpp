@@ -26,7 +26,7 @@ void record_decode(Recorder<P>& record, Draw<T, P>& draw, const Setting& setting
     std::vector<Index> lengths;
     for (Index b = 0; b < batch; ++b) lengths.push_back(draw.length(longest));
     const Index length = *std::max_element(lengths.begin(), lengths.end());
-    const auto x = draw.values(std::array{batch, length, dim});
+    const auto x = draw.tokens(std::array{batch, length, dim});
     const auto all = to_host(policy, x);
     using Values = std::vector<double>;
     Values expected(all.size()), actual(all.size());

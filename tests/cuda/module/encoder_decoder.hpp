@@ -40,7 +40,7 @@ Results multi_query_attention_case(const P& policy, const Setting& setting) {
     const Index batch = draw.size(1, 4), length = draw.length(300), keys = draw.length(800), dim = 8 * draw.size(1, 12);
     const Index heads = draw.size(1, 8), dim_head = draw.dim_head();
     const auto attention = rounded_module(policy, setting, Module(policy, seeds, dim, heads, dim_head));
-    const auto x = draw.values(std::array{batch, length, dim}), context = draw.values(std::array{batch, keys, dim});
+    const auto x = draw.tokens(std::array{batch, length, dim}), context = draw.tokens(std::array{batch, keys, dim});
     const auto mask = draw.optional_mask(batch, keys);
     const auto saved = attention.forward(policy, x, context, mask.const_view());
     record("out", saved.out);
@@ -69,8 +69,8 @@ Results decoder_layer_case(const P& policy, const Setting& setting) {
                                .dim_hidden = 16 * draw.size(1, 10),
                                .dropout = draw.chance(0.5) ? 0 : 0.2};
     const auto layer = rounded_module(policy, setting, Layer(policy, seeds, config));
-    const auto x = draw.values(std::array{batch, length, config.dim});
-    const auto context = draw.values(std::array{batch, keys, config.dim});
+    const auto x = draw.tokens(std::array{batch, length, config.dim});
+    const auto context = draw.tokens(std::array{batch, keys, config.dim});
     const auto mask = draw.optional_mask(batch, keys);
     const auto saved = layer.forward(policy, x, context, mask.const_view(), true);
     record("out", saved.out, Kind::amplified);

@@ -88,7 +88,7 @@ Results image_attention_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
     Recorder record(policy);
     const Index batch = draw.size(1, 5), height = draw.length(40), width = draw.length(40);
-    const auto maps = draw.values(config.channel_first ? std::array{batch, Index{48}, height, width}
+    const auto maps = draw.tokens(config.channel_first ? std::array{batch, Index{48}, height, width}
                                                        : std::array{batch, height, width, Index{48}});
     const auto mask = map_mask(policy, draw.optional_mask(batch, height * width), height);
     const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
@@ -121,7 +121,7 @@ Results vit_case(const P& policy, const Setting& setting) {
     Recorder record(policy);
     const ViT vit = draw.template made<ViT>();
     const Index batch = draw.size(1, 5);
-    const auto images = draw.values(std::array{batch, Index{3}, 4 * draw.length(15), 4 * draw.length(15)});
+    const auto images = draw.tokens(std::array{batch, Index{3}, 4 * draw.length(15), 4 * draw.length(15)});
     auto gradients = vit.make_gradients();
     const auto embedded = vit.embed(images);
     record("tokens", embedded.tokens);

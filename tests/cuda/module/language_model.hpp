@@ -28,7 +28,7 @@ Results head_case(const P& policy, const Setting& setting) {
     auto gradients = zeros_like_parameters(policy, head);
     auto d_tied = draw.sums(weight.shape());
     const auto given = tied ? weight.const_view() : MatrixView<const T>();
-    const auto x = draw.values(std::array{batch, length, dim});
+    const auto x = draw.tokens(std::array{batch, length, dim});
     const auto targets = draw.indices(batch, length, vocabulary);
     const auto d_losses = draw.sums(targets.shape());
     record("losses", head.losses(policy, x, targets.const_view(), given));

@@ -79,7 +79,7 @@ void ragged_module_case(Recorder<P>& record, Draw<T, P>& draw, const Module& of,
     const P& policy = record.policy;
     const auto lengths = ragged_lengths(draw, draw.size(1, 6), 500);
     const auto offsets = cumulative_lengths(lengths);
-    const auto x = draw.values(std::array{offsets.back(), Index{48}}), d_out = draw.values(x.shape());
+    const auto x = draw.tokens(std::array{offsets.back(), Index{48}}), d_out = draw.values(x.shape());
     const Ragged ragged(of);
     const auto counts = [](Index length) {
         const Index part = TokenRatio{0.2}(length);
@@ -169,8 +169,8 @@ Results ragged_cross_case(const P& policy, const Setting& setting) {
     const Index batch = draw.size(1, 5);
     const auto lengths = ragged_lengths(draw, batch, 200), context_lengths = ragged_lengths(draw, batch, 900);
     const auto offsets = cumulative_lengths(lengths), context_offsets = cumulative_lengths(context_lengths);
-    const auto x = draw.values(std::array{offsets.back(), config.dim}), d_out = draw.values(x.shape());
-    const auto context = draw.values(std::array{context_offsets.back(), config.dim});
+    const auto x = draw.tokens(std::array{offsets.back(), config.dim}), d_out = draw.values(x.shape());
+    const auto context = draw.tokens(std::array{context_offsets.back(), config.dim});
     const CountsByLength<CrossAttentionCounts> counts{TokenRatio{0.3}, TokenRatio{0.2}};
     const Ragged ragged(cross);
     const auto saved = ragged.forward(x, offsets, context, context_offsets, counts);

@@ -76,7 +76,7 @@ Results routed_case(const P& policy, const Setting& setting) {
     Draw<T, P> draw(policy, setting);
     Recorder record(policy);
     const Index batch = draw.size(1, 9), length = draw.length(500);
-    const auto x = draw.values(std::array{batch, length, Index{48}});
+    const auto x = draw.tokens(std::array{batch, length, Index{48}});
     const auto mask = draw.optional_mask(batch, length);
     const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
     const auto module_of_case = draw.template made<Module<T, P>>();

@@ -34,7 +34,7 @@ Results stack_case(const P& policy, const Setting& setting) {
     Blocks checkpointed(policy, Seed{setting.seed});
     checkpointed.checkpoints = Checkpoints::layers;
     const Index batch = draw.size(1, 4), length = draw.length(500);
-    const auto x = draw.values(std::array{batch, length, stacked_config.dim}), d_out = draw.values(x.shape());
+    const auto x = draw.tokens(std::array{batch, length, stacked_config.dim}), d_out = draw.values(x.shape());
     const auto mask = draw.optional_mask(batch, length);
     auto gradients = kept.make_gradients(), again = kept.make_gradients();
     const auto same = [&](const auto& a, const auto& b) { return same_bits(policy, a, b); };

@@ -59,7 +59,7 @@ Results training_case(const P& policy, const Setting& setting) {
     Module trained = draw.template made<Module>();
     AdamW optimizer(policy, trained, {.lr = 1e-2});
     const std::array shape{Index{2}, draw.size(1, 100), trained_config.dim};
-    const auto x = draw.values(shape), target = draw.values(shape);
+    const auto x = draw.tokens(shape), target = draw.values(shape);
     auto gradients = trained.make_gradients();
     std::vector<double> losses;
     for (int step = 0; step < 10; ++step) {
