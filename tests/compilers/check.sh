@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# check.sh COMPILER: it compiles the examples, and a strict program in several ways, without warnings. Eigen, xsimd and
-# nlohmann-json are those of the system.
+# check.sh COMPILER [examples]: it compiles a strict program in several ways, and perhaps the examples, without warnings. Eigen,
+# xsimd and nlohmann-json are those of the system.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export compiler=$1
+export compiler=$1 with=${2:-}
 strict='-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wdouble-promotion -Wold-style-cast -Wcast-align
     -Wcast-qual -Wnon-virtual-dtor -Woverloaded-virtual -Wredundant-decls -Wextra-semi -Wundef -Wformat=2'
 strict=$(echo $strict)
@@ -24,6 +24,7 @@ compilations() {
             echo "-std=c++20 $strict $baseline -isystem include -fsyntax-only $program"
             ;;
     esac
+    [ "$with" = examples ] || return 0
     for source in examples/*.cpp examples/demo/*.cpp; do
         echo "-std=c++20 -Wall -Wextra -Wshadow -Wconversion -Wno-unknown-pragmas $baseline -I include -fsyntax-only $source"
     done
