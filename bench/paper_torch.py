@@ -23,6 +23,13 @@ def bucket_of(distance):
     return torch.where(size < exact, size, large) + half * (distance > 0)
 
 
+def entries(table, buckets):
+    """table[buckets]; on a GPU a product, since the gradient of what is indexed adds millions of numbers to few by atomic additions."""
+    if not table.is_cuda:
+        return table[buckets]
+    return (buckets[..., None] == torch.arange(len(table), device=table.device)).to(table.dtype) @ table
+
+
 class RMSNorm(nn.Module):
     def __init__(self, dim):
         super().__init__()
@@ -53,7 +60,7 @@ def banded_attention(qkv, table):
     j = torch.arange(-BLOCK, 2 * BLOCK, device=q.device)
     token = torch.arange(blocks, device=q.device)[:, None, None] * BLOCK + j
     visible = ((i - j).abs() <= REACH) & (token >= 0) & (token < length)  # (blocks, BLOCK, 3 · BLOCK)
-    bias = table[bucket_of(j - i)].permute(2, 0, 1)[:, None]
+    bias = entries(table, bucket_of(j - i)).permute(2, 0, 1)[:, None]
     scores = torch.cat([q @ k[:, :, near:near + blocks].mT for near in range(3)], -1) * dim_head ** -0.5 + bias
     weights = scores.masked_fill(~visible, -float('inf')).softmax(-1)
     out = sum(part @ v[:, :, near:near + blocks] for near, part in enumerate(weights.split(BLOCK, -1)))
@@ -88,7 +95,7 @@ class HeavyAttention(nn.Module):
         q = self.to_q(self.norm(queries)).unflatten(-1, (HEAVY_HEADS, DIM_HEAD)).transpose(1, 2)
         context = self.norm(context) * scores_kv[..., None].to(x.dtype)  # the scores multiply the normed inputs
         k, v = self.to_kv(context).unflatten(-1, (HEAVY_HEADS, 2, DIM_HEAD)).permute(3, 0, 2, 1, 4)
-        bias = self.relative_attention_bias.weight[bucket_of(indices_kv[:, None] - indices_q[..., None])].permute(0, 3, 1, 2)
+        bias = entries(self.relative_attention_bias.weight, bucket_of(indices_kv[:, None] - indices_q[..., None])).permute(0, 3, 1, 2)
         return self.to_out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
 
 

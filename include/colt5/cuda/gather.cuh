@@ -121,8 +121,14 @@ private:
 /// for each token, and a list of the picks of each token that has a few.
 inline constexpr Index max_searched_picks = 4096;
 
-/// One warp for each pick. The pick that writes also adds the rows of the other picks of its token, in their order,
-/// unless it overwrites. `picks_of` and `lists` may be null.
+/// Into how many parts the columns of a row are cut. Without a table each warp searches all picks, which costs more.
+template <int width>
+__host__ __device__ Index scatter_parts(const TokenPicks* picks_of, Index columns) {
+    return picks_of != nullptr ? divide_up(columns, Index{warp_size * width}) : 1;
+}
+
+/// One warp for each pick, or with `picks_of` for each part of its columns. The pick that writes also adds the rows of
+/// the other picks of its token, in their order, unless it overwrites. `picks_of` and `lists` may be null.
 template <typename T, int width>
 __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenIndex* indices,
                              const accumulate_t<T>* scale, const TokenPicks* picks_of, const unsigned* lists,
@@ -130,8 +136,9 @@ __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenInde
     using Sum = accumulate_t<T>;
     const bool overwrite = how == Scatter::overwrite;
     const auto scale_of = [&](Index pick) { return scale != nullptr ? scale[pick] : Sum(1); };
-    for (Index row = global_thread() / warp_size; row < count; row += grid_threads() / warp_size) {
-        const Index b = row / picks, pick = row % picks;
+    const Index parts = scatter_parts<width>(picks_of, columns);
+    for (Index item = global_thread() / warp_size; item < count * parts; item += grid_threads() / warp_size) {
+        const Index row = item / parts, b = row / picks, pick = row % picks;
         const TokenIndex token = indices[row];
         const PickSearch search(indices + b * picks, picks, token);
         unsigned token_picks;
@@ -149,7 +156,7 @@ __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenInde
         const Sum weight = how == Scatter::mean ? static_cast<Sum>(1.0 / static_cast<double>(token_picks)) : Sum(1);
         const unsigned sorted = list ? sorted_list(list, token_picks) : 0;
         T* const to = out + (b * length + token) * columns;
-        for (Index first = 0; first < columns; first += warp_size * width) {
+        for (Index first = item % parts * warp_size * width; first < columns; first += parts * warp_size * width) {
             const Index j = first + threadIdx.x % warp_size * width;
             const bool mine = j < columns;
             Sum sum[width];
@@ -313,15 +320,16 @@ void scatter_kernel(const Cuda& policy, Scatter how, TokensView<T> out, TokensVi
                          0, lists.data(), table.data(), indices.data(), picks, length, count);
         }
     }
-    const auto start = [&](auto* kernel) {
-        cuda::launch(policy, "scatter_rows", kernel, cuda::blocks_for(count * cuda::warp_size, threads), threads, 0,
-                     how, out.data(), rows.data(), indices.data(), scale.data(), table.data(), lists.data(), picks,
-                     length, dim, count);
+    const auto start = [&]<int width>() {
+        const Index warps = count * cuda::scatter_parts<width>(table.data(), dim);
+        cuda::launch(policy, "scatter_rows", cuda::scatter_rows<T, width>,
+                     cuda::blocks_for(warps * cuda::warp_size, threads), threads, 0, how, out.data(), rows.data(),
+                     indices.data(), scale.data(), table.data(), lists.data(), picks, length, dim, count);
     };
     if (cuda::fits_packs<T>(dim, out.data(), rows.data()))
-        start(cuda::scatter_rows<T, cuda::pack_size<T>>);
+        start.template operator()<cuda::pack_size<T>>();
     else
-        start(cuda::scatter_rows<T, 1>);
+        start.template operator()<1>();
 }
 
 template <typename T>
