@@ -294,12 +294,12 @@ public:
     explicit Cuda(const Options& options) : state_(make_state(options)) {}
 
     int device() const { return state_->device; }
-    cudaStream_t stream() const { return state_->stream; }
+    cudaStream_t stream() const { return state_->current->stream; }
     /// What is queued from now on goes to another stream. All that has been queued must be done, or come before it.
-    void use_stream(cudaStream_t stream) const { state_->stream = stream; }
+    void use_stream(cudaStream_t stream) const { state_->current->stream = stream; }
     MathMode math() const { return state_->math; }
     const MemoryPlan& memory_plan() const { return state_->memory_plan; }
-    const std::shared_ptr<Workspace>& workspace() const { return state_->workspace; }
+    const std::shared_ptr<Workspace>& workspace() const { return state_->current->workspace; }
     cuda::MatmulPlans& plans() const { return *state_->plans; }
 
     /// A point in the order of a stream's work. All Events of a policy are one cudaEvent_t: after another
@@ -310,8 +310,9 @@ public:
     /// The event behind all that is queued so far.
     Event record_event() const {
         const cuda::DeviceGuard guard(device());
-        cuda::check(cudaEventRecord(state_->event.handle, stream()), "cudaEventRecord");
-        return {state_->event.handle};
+        const cudaEvent_t event = state_->current->event.handle;
+        cuda::check(cudaEventRecord(event, stream()), "cudaEventRecord");
+        return {event};
     }
     /// Work that is queued from now on runs after the event. The host does not wait.
     void wait_event(Event event) const {
@@ -322,29 +323,44 @@ public:
 
     /// The policy of the side stream, with a workspace of its own: see SideStream in module/module.hpp.
     const Cuda& side_policy() const {
-        if (!state_->side) {
-            const Options options{
-                .device = device(), .math = math(), .memory_plan = memory_plan(), .allocations = state_->allocations};
-            state_->side.reset(new Cuda(make_state(options, true)));
-        }
-        return *state_->side;
+        std::unique_ptr<Cuda>& side = state_->current->side;
+        if (!side) side.reset(new Cuda(make_state(own_options(), true)));
+        return *side;
     }
 
-    /// What this policy's workspace and its side stream's hold. `peak` is an upper bound: the two peaks may fall at
-    /// different times.
+    /// Until the next call of this function, the policy and its copies use another stream, with an event, a workspace
+    /// and a side stream of its own; number 0 is the policy's own. See ConcurrentStreams in
+    /// schedule/concurrent_streams.hpp.
+    void enter_stream(std::size_t stream) const {
+        while (state_->streams.size() <= stream) {
+            const cuda::AllocationsInCapture allowed;
+            state_->streams.push_back(std::make_unique<StreamState>(own_options(), false));
+        }
+        state_->current = state_->streams[stream].get();
+    }
+    static constexpr std::size_t max_streams = 4;
+
+    /// What the workspaces of all streams of this policy hold. `peak` is an upper bound: the peaks may
+    /// fall at different times.
     WorkspaceStatistics statistics() const {
-        WorkspaceStatistics total = workspace()->statistics();
-        if (!state_->side) return total;
-        const WorkspaceStatistics more = state_->side->statistics();
-        total.in_use += more.in_use;
-        total.peak += more.peak;
-        total.reserved += more.reserved;
-        total.system_allocations += more.system_allocations;
+        WorkspaceStatistics total;
+        const auto add = [&](const WorkspaceStatistics& more) {
+            total.in_use += more.in_use;
+            total.peak += more.peak;
+            total.reserved += more.reserved;
+            total.system_allocations += more.system_allocations;
+        };
+        for (const auto& stream : state_->streams) {
+            add(stream->workspace->statistics());
+            if (stream->side) add(stream->side->statistics());
+        }
         return total;
     }
     void reset_peak() const {
-        workspace()->reset_peak();
-        if (state_->side) state_->side->reset_peak();
+        for (const auto& stream : state_->streams) {
+            stream->workspace->reset_peak();
+            if (stream->side) stream->side->reset_peak();
+        }
     }
 
     /// Waits until all work on the policy's stream is done, and work on side streams that has joined it; throws
@@ -355,18 +371,13 @@ public:
     }
 
 private:
-    struct State {
-        explicit State(const Options& options, bool is_side = false)
-            : device(options.device),
-              math(options.math),
-              memory_plan(options.memory_plan),
-              allocations(options.allocations),
+    /// A stream, with the memory of what runs on it.
+    struct StreamState {
+        StreamState(const Options& options, bool is_side)
+            : stream(options.stream),
               workspace(std::make_shared<Workspace>(cuda::DeviceMemory(options.device, options.allocations))) {
-            expect_value(memory_plan.tokens_at_a_time >= 1, "tokens_at_a_time", ">= 1", memory_plan.tokens_at_a_time);
-            const cuda::DeviceGuard guard(device);
-            plans = make_matmul_plans();
+            const cuda::DeviceGuard guard(options.device);
             cuda::check(cudaEventCreateWithFlags(&event.handle, cudaEventDisableTiming), "cudaEventCreateWithFlags");
-            stream = options.stream;
             if (stream != nullptr) return;
             // The side stream has the highest priority: its kernels are small and would wait behind the large ones.
             int lowest = 0, highest = 0;
@@ -376,16 +387,31 @@ private:
                 "cudaStreamCreateWithPriority");
             stream = own_stream.handle;
         }
+        cuda::Owned<cudaStream_t, cudaStreamDestroy> own_stream;
+        cudaStream_t stream;
+        cuda::Owned<cudaEvent_t, cudaEventDestroy> event;
+        std::shared_ptr<Workspace> workspace;
+        std::unique_ptr<Cuda> side;
+    };
+    struct State {
+        State(const Options& options, bool is_side)
+            : device(options.device),
+              math(options.math),
+              memory_plan(options.memory_plan),
+              allocations(options.allocations) {
+            streams.push_back(std::make_unique<StreamState>(options, is_side));
+            current = streams.front().get();
+            expect_value(memory_plan.tokens_at_a_time >= 1, "tokens_at_a_time", ">= 1", memory_plan.tokens_at_a_time);
+            const cuda::DeviceGuard guard(device);
+            plans = make_matmul_plans();
+        }
         int device;
         MathMode math;
         MemoryPlan memory_plan;
         Allocations allocations;
-        cuda::Owned<cudaStream_t, cudaStreamDestroy> own_stream;
-        cudaStream_t stream = nullptr;
-        cuda::Owned<cudaEvent_t, cudaEventDestroy> event;
-        std::shared_ptr<Workspace> workspace;
+        std::vector<std::unique_ptr<StreamState>> streams;  // the first is the policy's own
+        StreamState* current = nullptr;                     // the one in use
         std::shared_ptr<cuda::MatmulPlans> plans;
-        std::unique_ptr<Cuda> side;
     };
     static std::shared_ptr<State> make_state(const Options& options, bool is_side = false) {
         const cuda::AllocationsInCapture allowed;
@@ -394,6 +420,11 @@ private:
     static std::shared_ptr<cuda::MatmulPlans> make_matmul_plans();
 
     explicit Cuda(std::shared_ptr<State> state) : state_(std::move(state)) {}
+
+    /// Those of this policy, but with a stream to be made.
+    Options own_options() const {
+        return {.device = device(), .math = math(), .memory_plan = memory_plan(), .allocations = state_->allocations};
+    }
 
     std::shared_ptr<State> state_;
 };

@@ -14,6 +14,7 @@
 #include <colt5/core/view.hpp>
 #include <colt5/module/ragged_base.hpp>
 #include <colt5/module/token_count.hpp>
+#include <colt5/schedule/concurrent_streams.hpp>
 #include <colt5/schedule/sequences.hpp>
 
 /// Modules on batches of sequences of different lengths.
@@ -44,8 +45,12 @@ namespace colt5 {
 /// copy of the tokens. The workspace is that of the largest call; the saved activations of all calls are kept. Calls
 /// are made in the order of the first sequence of each length, and gradients of parameters are added call by call. A
 /// router that draws noise in training counts these calls, and numbers the samples within each; an empty sequence is in
-/// no call. On a GPU each call costs at least the time to launch its kernels, which exceeds the time to compute a few
-/// thousand tokens: so let there be few different lengths.
+/// no call.
+///
+/// On a GPU, up to four calls run at the same time, each in a workspace of its own (see ConcurrentStreams); backward
+/// then has gradients of parameters for each of the four, which it adds up in the end. Each call costs at least the
+/// time to launch its kernels, which exceeds the time to compute a few thousand tokens: so capture many calls into a
+/// CUDA graph, or let there be few different lengths.
 ///
 /// `saved.call_of(i)` finds what was saved for sequence i; `saved.each_router(f)` calls f for each router of each call,
 /// and routing_panels (io/routing_page.hpp) takes `saved` and the number of a sequence.
@@ -90,8 +95,10 @@ public:
             plan.make(SequenceRows("", lengths, tokens.shape()));
             expect_counts(plan, counts);
             RowsOfGroups<Tensor<X::rank>> out(this->policy(), tokens.shape(), plan.rows());
+            ConcurrentStreams streams(this->policy(), plan.size());
             for (std::size_t i = 0; i < plan.size(); ++i) {
                 const SequenceGroup group = plan.group(i);
+                streams.enter(group.rows());
                 const auto of_call = detail::counts_for<ModuleCounts>(counts, group.length);
                 TokensTensor<Scalar, P> copy;
                 const auto part = group.of(this->policy(), x, copy);
@@ -100,6 +107,7 @@ public:
                 else
                     out.put(group, this->module()(part, {}, of_call, options..., out.part(group)));
             }
+            streams.join();
             return out.finish();
         });
     }
@@ -129,8 +137,10 @@ public:
         expect_counts(saved.plan, counts);
         RowsOfGroups<Tensor<rank>> out(this->policy(), tokens.shape(), saved.plan.rows());
         saved.calls.reserve(saved.plan.size());
+        ConcurrentStreams streams(this->policy(), saved.plan.size());
         for (std::size_t i = 0; i < saved.plan.size(); ++i) {
             const SequenceGroup group = saved.plan.group(i);
+            streams.enter(group.rows());
             const auto of_call = detail::counts_for<ModuleCounts>(counts, group.length);
             TokensTensor<Scalar, P> copy;
             const auto part = group.of(this->policy(), x, copy);
@@ -144,6 +154,7 @@ public:
             else
                 add(this->module().forward(part, {}, of_call, options..., out.part(group)));
         }
+        streams.join();
         saved.out = out.finish();
         saved.shape = tokens.shape();
         saved.sequences = sequences.size();
@@ -159,13 +170,18 @@ public:
         return detail::with_saved<Saved>(saved, [&](auto& taken) {
             const Rows d = this->begin_backward(taken, d_out);
             RowsOfGroups<Tensor<D::rank>> d_tokens(this->policy(), d_out.shape(), taken.plan.rows());
+            detail::GradientsOfStreams<Module, Gradients> of_streams(this->module(), gradients, taken.plan.size());
+            ConcurrentStreams streams(this->policy(), taken.plan.size());
             for (auto& [sequences, tokens, activations] : taken.calls) {
+                auto& of_stream = of_streams.enter(streams, sequences.rows());
                 TokensTensor<Scalar, P> copy;
                 d_tokens.put(sequences, this->module().backward(detail::forward_part(activations),
-                                                                sequences.of(this->policy(), d, copy), gradients,
+                                                                sequences.of(this->policy(), d, copy), of_stream,
                                                                 d_tokens.part(sequences)));
                 if constexpr (!std::is_const_v<std::remove_reference_t<decltype(taken)>>) tokens = {};
             }
+            streams.join();
+            of_streams.add_up();
             return d_tokens.finish();
         });
     }
@@ -235,13 +251,16 @@ public:
             make(plan, SequenceRows("", lengths, x.shape()), SequenceRows("context_", context_lengths, context.shape()),
                  counts);
             RowsOfGroups<Tensor<X::rank>> out(this->policy(), x.shape(), plan.rows());
+            ConcurrentStreams streams(this->policy(), plan.size());
             for (std::size_t i = 0; i < plan.size(); ++i) {
                 const SequenceGroup group = plan.group(i), of_context = plan.group(i, 1);
+                streams.enter(group.rows() + of_context.rows());
                 TokensTensor<Scalar, P> copy, context_copy;
                 out.put(group, this->module()(group.of(this->policy(), rows, copy),
                                               of_context.of(this->policy(), context_rows, context_copy), {}, {},
                                               counts_of(counts, group, of_context), out.part(group)));
             }
+            streams.join();
             return out.finish();
         });
     }
@@ -272,8 +291,10 @@ public:
         make(saved.plan, sequences, SequenceRows("context_", context_lengths, context.shape()), counts);
         RowsOfGroups<Tensor<rank>> out(this->policy(), x.shape(), saved.plan.rows());
         saved.calls.reserve(saved.plan.size());
+        ConcurrentStreams streams(this->policy(), saved.plan.size());
         for (std::size_t i = 0; i < saved.plan.size(); ++i) {
             const SequenceGroup group = saved.plan.group(i), of_context = saved.plan.group(i, 1);
+            streams.enter(group.rows() + of_context.rows());
             TokensTensor<Scalar, P> copy, context_copy;
             auto activations = this->module().forward(group.of(this->policy(), rows, copy),
                                                       of_context.of(this->policy(), context_rows, context_copy), {}, {},
@@ -283,6 +304,7 @@ public:
             saved.calls.push_back(
                 {group, of_context, std::move(copy), std::move(context_copy), std::move(activations)});
         }
+        streams.join();
         saved.out = out.finish();
         saved.sequences = sequences.size();
         saved.shape = x.shape();
@@ -306,11 +328,14 @@ private:
         const Rows d = this->begin_backward(saved, d_out);
         RowsOfGroups<Tensor<D::rank>> d_x(this->policy(), saved.shape, saved.plan.rows());
         RowsOfGroups<Tensor<context_rank>> d_context(this->policy(), saved.context_shape, saved.plan.rows(1));
+        detail::GradientsOfStreams<Module, Gradients> of_streams(this->module(), gradients, saved.plan.size());
+        ConcurrentStreams streams(this->policy(), saved.plan.size());
         for (auto& [sequences, contexts, x, context, activations] : saved.calls) {
+            auto& of_stream = of_streams.enter(streams, sequences.rows() + contexts.rows());
             TokensTensor<Scalar, P> copy;
             typename Module::InputGradients into{d_x.part(sequences), d_context.part(contexts)};
             const auto d_call = this->module().backward(
-                detail::forward_part(activations), sequences.of(this->policy(), d, copy), gradients, std::move(into));
+                detail::forward_part(activations), sequences.of(this->policy(), d, copy), of_stream, std::move(into));
             d_x.put(sequences, d_call.d_x);
             d_context.put(contexts, d_call.d_context);
             if constexpr (!std::is_const_v<SomeActivations>) {
@@ -318,6 +343,8 @@ private:
                 context = {};
             }
         }
+        streams.join();
+        of_streams.add_up();
         return InputGradients<D::rank, context_rank>{d_x.finish(), d_context.finish()};
     }
 

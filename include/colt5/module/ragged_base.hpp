@@ -13,6 +13,7 @@
 #include <colt5/core/view.hpp>
 #include <colt5/module/module.hpp>
 #include <colt5/module/token_count.hpp>
+#include <colt5/schedule/concurrent_streams.hpp>
 #include <colt5/schedule/sequences.hpp>
 
 /// What Ragged and its form for cross attention share.
@@ -84,6 +85,61 @@ auto with_plan(F&& f) {
     kept = std::move(plan);
     return result;
 }
+
+/// The gradients that the calls of backward add to: those of the caller on the policy's own stream, on the others
+/// gradients of their own, so that two calls never add to the same numbers. A module that cannot make gradients is
+/// called on one stream after the other instead.
+template <typename Module, typename Gradients>
+class GradientsOfStreams {
+    using P = typename Module::Out::PolicyType;
+    static constexpr bool own = HasConcurrentStreams<P> && requires(const Module& module, const Gradients& g) {
+        { module.make_gradients() } -> std::same_as<Gradients>;
+        Module::each_parameter([](const std::string&, const auto&, const auto&) {}, "", g, g);
+    };
+
+public:
+    GradientsOfStreams(const Module& module, Gradients& gradients, std::size_t parts)
+        : module_(module), gradients_(gradients) {
+        if constexpr (own)
+            for (std::size_t i = 1; i < ConcurrentStreams<P>::count_for(parts); ++i)
+                of_streams_.push_back(module.make_gradients());
+    }
+
+    /// Enters the stream of a call of so many tokens, and returns the gradients that it adds to.
+    Gradients& enter(ConcurrentStreams<P>& streams, Index tokens) {
+        const P& policy = module_.policy();
+        if constexpr (own) {
+            const std::size_t stream = streams.enter(tokens);
+            return stream == 0 ? gradients_ : of_streams_[stream - 1];
+        } else if constexpr (HasConcurrentStreams<P>) {
+            const auto before = policy.record_event();
+            streams.enter(tokens);
+            policy.wait_event(before);
+        }
+        return gradients_;
+    }
+    /// When the streams have been joined: adds the gradients of all of them to those of the caller.
+    void add_up() {
+        if constexpr (own) {
+            for (const Gradients& of_stream : of_streams_)
+                Module::each_parameter(Add{module_.policy()}, "", gradients_, of_stream);
+            of_streams_.clear();
+        }
+    }
+
+private:
+    struct Add {
+        const P& policy;
+        template <typename Sum, typename Gradient>
+        void operator()(const std::string&, Sum& sum, const Gradient& gradient) const {
+            assign(policy, sum, sum + gradient);
+        }
+    };
+
+    const Module& module_;
+    Gradients& gradients_;
+    std::vector<Gradients> of_streams_;
+};
 
 /// What the two forms of Ragged have in common.
 template <typename Module>
