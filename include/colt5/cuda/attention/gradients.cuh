@@ -14,10 +14,10 @@ template <typename T>
 struct AttentionGradients {
     using Sum = accumulate_t<T>;
 
-    const T *out, *d_out;    // as Attention::out
-    const Sum* log_sum_exp;  // (batch, heads, queries)
-    Heads<T> d_q, d_k, d_v;  // assigned
-    Sum* d_value_scale;      // (batch, heads, keys) or null: one gradient for each head, to be summed
+    const T *out, *d_out;          // as Attention::out
+    const Sum* log_sum_exp;        // (batch, heads, queries)
+    Heads<T> d_q{}, d_k{}, d_v{};  // assigned
+    Sum* d_value_scale = nullptr;  // (batch, heads, keys) or null: one gradient for each head, to be summed
 };
 
 /// Two numbers for each query (batch, heads, queries). The kernel for d_q writes them, the kernel for d_k and d_v reads
