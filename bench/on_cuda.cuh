@@ -74,8 +74,7 @@ public:
     /// Gives the memory back that other processes need meanwhile.
     void rest() const {
         policy_.synchronize();
-        policy_.workspace()->release_unused();
-        policy_.side_policy().workspace()->release_unused();
+        policy_.release_unused();
     }
     void start() {
         rest();

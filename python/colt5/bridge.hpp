@@ -78,6 +78,8 @@ struct Bridge {
     struct alignas(256) Saved {
         std::uint8_t content = 0;
         bool is_used = false;
+        Place place;  // of the forward pass, and its context, in whose workspace the activations are
+        const Context* context;
         std::array<Shape, num_inputs> shapes;
         typename Module::Activations activations;
     };
@@ -171,8 +173,8 @@ struct Bridge {
         const auto finish = [&](typename Module::Activations activations) -> std::int64_t {
             if (!save) return 0;
             activations.out = {};  // it is the caller's, and backward does not read it
-            return Handles::all().add(
-                std::unique_ptr<Saved>(new Saved{0, false, inputs.shapes, std::move(activations)}));
+            return Handles::all().add(std::unique_ptr<Saved>(
+                new Saved{0, false, context->place, context.get(), inputs.shapes, std::move(activations)}));
         };
         const bool with_forward = save || !evaluates;
         using colt5::Residual;
@@ -191,12 +193,16 @@ struct Bridge {
     }
 
     static std::int64_t backward(Arguments arguments) {
-        const Lease<Context> context{Place(arguments)};
+        const Place place(arguments);
         Saved* const saved = Handles::all().find(arguments.pointer<const void>());
         const bool keep = arguments.number() != 0;
         colt5::expect_value(saved != nullptr, "saved", "what forward has saved", "a copy of it");
         colt5::expect_value(!saved->is_used, "saved", "what forward has saved",
                             "used up: an earlier backward pass has freed it");
+        // Memory that is freed must not go to a workspace whose streams do not wait for this call. So what can free
+        // activations is the context that made them; another one, as in another CUDA graph, only reads them.
+        const bool has_streams = colt5::HasSideStream<Policy>, is_there = saved->place == place;
+        const Lease<Context> context(place, has_streams && is_there ? saved->context : nullptr);
         const Inputs inputs(arguments);
         colt5::expect_value(inputs.shapes == saved->shapes, "inputs", "those of forward", "of other shapes");
         const Tokens d_out(arguments.pointer<const Scalar>(), inputs.shapes[0]);
@@ -216,12 +222,11 @@ struct Bridge {
                 context->module.backward(std::forward<Activations>(activations), d_out, context->gradients,
                                          std::move(d_inputs[0]));
         };
-        if (keep) {
+        saved->is_used = !keep;
+        if (keep || (has_streams && !is_there))
             run(std::as_const(saved->activations));
-        } else {
-            saved->is_used = true;
+        else
             run(std::move(saved->activations));
-        }
         return 0;
     }
 };
@@ -275,6 +280,9 @@ COLT5_EXPORT void* colt5_as_tensor(std::int64_t handle) {
     return new dlpack::DLManagedTensor{{address, {dlpack::kDLCPU, 0}, 1, type, one, one, 0}, address, free};
 }
 
-COLT5_EXPORT void colt5_release_memory() {
-    colt5_python::Contexts<colt5_python::BridgeOfCall::Context>::all().release_memory();
+COLT5_EXPORT std::int64_t colt5_release_memory(const std::int64_t*) {
+    return colt5_python::guarded([]() -> std::int64_t {
+        colt5_python::Contexts<colt5_python::BridgeOfCall::Context>::all().release_memory();
+        return 0;
+    });
 }

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -134,19 +135,34 @@ public:
 #endif
         return std::make_unique<Context>(place);
     }
+    /// This one, as soon as no other call has it.
+    std::unique_ptr<Context> take(const Context* wanted) {
+        std::unique_lock lock(mutex_);
+        const auto find = [&] {
+            return std::find_if(free_.begin(), free_.end(), [&](const auto& free) { return free.get() == wanted; });
+        };
+        given_back_.wait(lock, [&] { return find() != free_.end(); });
+        const auto at = find();
+        auto context = std::move(*at);
+        free_.erase(at);
+        return context;
+    }
     void give_back(std::unique_ptr<Context> context) {
-        const std::lock_guard lock(mutex_);
-        free_.push_back(std::move(context));
+        {
+            const std::lock_guard lock(mutex_);
+            free_.push_back(std::move(context));
+        }
+        given_back_.notify_all();
     }
     /// Hands memory that no tensor uses back to the system.
     void release_memory() {
         const std::lock_guard lock(mutex_);
         for (const auto& context : free_) {
 #if defined(CUDART_VERSION)
-            if (context->place.capture && !context->graph_end.has_come()) continue;
-#endif
+            if (!context->place.capture || context->graph_end.has_come()) context->policy.release_unused();
+#else
             context->policy.workspace()->release_unused();
-            if constexpr (colt5::HasSideStream<Policy>) context->policy.side_policy().workspace()->release_unused();
+#endif
         }
     }
 
@@ -179,6 +195,7 @@ private:
 #endif
 
     std::mutex mutex_;
+    std::condition_variable given_back_;
     std::vector<std::unique_ptr<Context>> free_;
 };
 
@@ -196,11 +213,14 @@ struct ContextOfPlace {
 template <typename Context>
 class Lease {
 public:
-    explicit Lease(const Place& place) : context_(Contexts<Context>::all().take(place)) {}
+    /// A context that is made of this place, or the one that is `wanted`.
+    explicit Lease(const Place& place, const Context* wanted = nullptr)
+        : context_(wanted != nullptr ? Contexts<Context>::all().take(wanted) : Contexts<Context>::all().take(place)) {}
     ~Lease() { Contexts<Context>::all().give_back(std::move(context_)); }
     Lease(const Lease&) = delete;
     Lease& operator=(const Lease&) = delete;
     Context* operator->() const { return context_.get(); }
+    Context* get() const { return context_.get(); }
 
 private:
     std::unique_ptr<Context> context_;

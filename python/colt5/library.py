@@ -103,7 +103,7 @@ class Calls:
         self._message = library.colt5_message
         self._message.restype = ctypes.c_char_p
         self._forward, self._backward = self._function('forward'), self._function('backward')
-        library.colt5_release_memory.argtypes, library.colt5_release_memory.restype = [], None
+        self._release_memory = self._function('release_memory')
         self.all.append(self)
 
     def _function(self, name):
@@ -112,7 +112,7 @@ class Calls:
         return function
 
     def release_memory(self):
-        self._library.colt5_release_memory()
+        self.call(self._release_memory, [])
 
     @staticmethod
     def place(device):

@@ -86,6 +86,9 @@ COLT5_EXPORT std::int64_t colt5_backward(const std::int64_t* numbers) {
     });
 }
 
-COLT5_EXPORT void colt5_release_memory() {
-    colt5_python::Contexts<colt5_python::ContextOfPlace>::all().release_memory();
+COLT5_EXPORT std::int64_t colt5_release_memory(const std::int64_t*) {
+    return colt5_python::guarded([]() -> std::int64_t {
+        colt5_python::Contexts<colt5_python::ContextOfPlace>::all().release_memory();
+        return 0;
+    });
 }

@@ -23,11 +23,14 @@ struct Policy3 {
 
     std::shared_ptr<std::string> log = std::make_shared<std::string>();
     std::shared_ptr<std::size_t> stream = std::make_shared<std::size_t>(0);
-    std::size_t broken = max_streams;  // a stream that fails
+    std::size_t used = max_streams, broken = max_streams;  // how many, and one that fails
 
     char letter() const { return static_cast<char>('a' + *stream); }
     void enter_stream(std::size_t to) const { *stream = to; }
+    std::size_t entered_stream() const { return *stream; }
+    std::size_t concurrent_streams() const { return used; }
     Event record_event() const {
+        if (*stream == broken) throw std::runtime_error("broken");
         *log += std::string(" record ") + letter();
         return {letter()};
     }
@@ -59,6 +62,11 @@ TEST_CASE("concurrent streams: each part goes to the stream with the fewest toke
     CHECK(streams_of(policy, {5, 3}) == std::vector<std::size_t>{0, 1});
     CHECK(streams_of(policy, {7}) == std::vector<std::size_t>{0});
     CHECK(streams_of(policy, {}).empty());
+    Policy3 narrow;
+    narrow.used = 2;
+    CHECK(streams_of(narrow, {5, 3, 4}) == std::vector<std::size_t>{0, 1, 1});
+    narrow.used = 1;
+    CHECK(streams_of(narrow, {5, 3, 4}) == std::vector<std::size_t>{0, 0, 0});
     CHECK(streams_of(Cpu(), {5, 3, 4}) == std::vector<std::size_t>{0, 0, 0});
 }
 
@@ -89,9 +97,25 @@ TEST_CASE("concurrent streams: an exception leaves the policy in its own stream"
         throw std::runtime_error("a part fails");
     }());
     CHECK(*policy.stream == 0);
-    policy.broken = 2;
+    {
+        ConcurrentStreams streams(policy, 3);
+        policy.broken = 2;
+        policy.log->clear();
+        CHECK_THROWS(streams.join());
+        CHECK(*policy.log == " record b a waits for b");  // the others are joined
+    }
+    CHECK(*policy.stream == 0);
     CHECK_THROWS(ConcurrentStreams(policy, 3));
     CHECK(*policy.stream == 0);
+}
+
+TEST_CASE("concurrent streams: the parts of a part stay in its stream") {
+    const Policy3 policy;
+    ConcurrentStreams streams(policy, 2);
+    streams.enter(1);
+    streams.enter(1);
+    CHECK(streams_of(policy, {5, 3, 4}) == std::vector<std::size_t>{0, 0, 0});
+    CHECK(*policy.stream == 1);
 }
 
 TEST_SUITE_END();

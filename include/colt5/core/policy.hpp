@@ -65,6 +65,17 @@ constexpr auto heads_of_kernel(const View<T, dynamic, dynamic, dynamic, dim_head
 template <typename>
 inline constexpr bool has_kernel = false;
 
+namespace detail {
+/// An address that the copies of a policy share, and no other policies.
+template <Policy P>
+const void* identity_of(const P& policy) {
+    if constexpr (requires { policy.identity(); })
+        return policy.identity();
+    else
+        return policy.workspace().get();
+}
+}  // namespace detail
+
 /// A policy whose work goes to a stream, and which has a second one, the side stream:
 ///
 ///     typename P::Event         a point in the order of a stream's work; default-constructed, nothing to wait for

@@ -271,15 +271,16 @@ public:
 }  // namespace cuda
 
 /// Runs on an NVIDIA GPU: kernels of our own, and cuBLASLt for matrix products. A policy has one stream, and
-/// a side policy with a second one (see side_policy).
+/// a side policy with a second one (see side_policy); Ragged uses a few more such pairs (see enter_stream).
 ///
 /// Tensors live on the device. Their memory is handed out in the order of the stream: the memory of a freed
-/// tensor may be reused by later operations of the same policy, which run after all earlier ones. Call `synchronize()`
+/// tensor may be reused by later operations of the same stream, which run after all earlier ones. Call `synchronize()`
 /// before another stream uses a policy's tensors. Operations return when their work is queued; `upload` and `download`
 /// wait. Same inputs, same policy: same bits.
 class Cuda {
 public:
     using Workspace = colt5::Workspace<cuda::DeviceMemory>;
+    static constexpr std::size_t max_streams = 4;
 
     struct Options {
         int device = 0;
@@ -288,6 +289,9 @@ public:
         /// Null: the policy makes a stream of its own.
         cudaStream_t stream = nullptr;
         Allocations allocations = Allocations::together;
+        /// How many calls of Ragged run at the same time, from 1 to max_streams. Each has a workspace, and in backward
+        /// gradients of the parameters.
+        std::size_t concurrent_streams = max_streams;
     };
 
     Cuda() : Cuda(Options{}) {}
@@ -301,8 +305,10 @@ public:
     const MemoryPlan& memory_plan() const { return state_->memory_plan; }
     const std::shared_ptr<Workspace>& workspace() const { return state_->current->workspace; }
     cuda::MatmulPlans& plans() const { return *state_->plans; }
+    /// An address that the copies of a policy share, on all of its streams.
+    const void* identity() const { return state_.get(); }
 
-    /// A point in the order of a stream's work. All Events of a policy are one cudaEvent_t: after another
+    /// A point in the order of a stream's work. All Events of a stream are one cudaEvent_t: after another
     /// record_event(), an earlier Event means the later point.
     struct Event {
         cudaEvent_t handle = nullptr;  // null: there is nothing to wait for
@@ -337,8 +343,10 @@ public:
             state_->streams.push_back(std::make_unique<StreamState>(own_options(), false));
         }
         state_->current = state_->streams[stream].get();
+        state_->entered = stream;
     }
-    static constexpr std::size_t max_streams = 4;
+    std::size_t entered_stream() const { return state_->entered; }
+    std::size_t concurrent_streams() const { return state_->concurrent_streams; }
 
     /// What the workspaces of all streams of this policy hold. `peak` is an upper bound: the peaks may
     /// fall at different times.
@@ -360,6 +368,14 @@ public:
         for (const auto& stream : state_->streams) {
             stream->workspace->reset_peak();
             if (stream->side) stream->side->reset_peak();
+        }
+    }
+
+    /// Hands memory that no tensor uses back to the system (see Workspace::release_unused), on all streams.
+    void release_unused() const {
+        for (const auto& stream : state_->streams) {
+            stream->workspace->release_unused();
+            if (stream->side) stream->side->release_unused();
         }
     }
 
@@ -398,7 +414,10 @@ private:
             : device(options.device),
               math(options.math),
               memory_plan(options.memory_plan),
-              allocations(options.allocations) {
+              allocations(options.allocations),
+              concurrent_streams(options.concurrent_streams) {
+            expect_value(concurrent_streams >= 1 && concurrent_streams <= max_streams, "concurrent_streams",
+                         "from 1 to 4", concurrent_streams);
             streams.push_back(std::make_unique<StreamState>(options, is_side));
             current = streams.front().get();
             expect_value(memory_plan.tokens_at_a_time >= 1, "tokens_at_a_time", ">= 1", memory_plan.tokens_at_a_time);
@@ -409,7 +428,9 @@ private:
         MathMode math;
         MemoryPlan memory_plan;
         Allocations allocations;
+        std::size_t concurrent_streams;
         std::vector<std::unique_ptr<StreamState>> streams;  // the first is the policy's own
+        std::size_t entered = 0;                            // the number of the one in use
         StreamState* current = nullptr;                     // the one in use
         std::shared_ptr<cuda::MatmulPlans> plans;
     };

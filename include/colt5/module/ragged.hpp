@@ -42,15 +42,15 @@ namespace colt5 {
 ///
 /// Sequences of equal length are the batch of one call of the module. If they do not follow each other in memory, with
 /// no padding between them, their tokens are copied before the call and their results behind it; forward keeps that
-/// copy of the tokens. The workspace is that of the largest call; the saved activations of all calls are kept. Calls
-/// are made in the order of the first sequence of each length, and gradients of parameters are added call by call. A
-/// router that draws noise in training counts these calls, and numbers the samples within each; an empty sequence is in
-/// no call.
+/// copy of the tokens. The saved activations of all calls are kept. Calls are made in the order of the first sequence
+/// of each length. A router that draws noise in training counts these calls, and numbers the samples within each; an
+/// empty sequence is in no call.
 ///
-/// On a GPU, up to four calls run at the same time, each in a workspace of its own (see ConcurrentStreams); backward
-/// then has gradients of parameters for each of the four, which it adds up in the end. Each call costs at least the
-/// time to launch its kernels, which exceeds the time to compute a few thousand tokens: so capture many calls into a
-/// CUDA graph, or let there be few different lengths.
+/// On the CPU, the workspace is that of the largest call, and gradients of parameters are added call by call. On a GPU,
+/// up to four calls run at the same time, each in a workspace of its own (see ConcurrentStreams, and
+/// Cuda::Options::concurrent_streams); backward then has gradients of parameters for each of the four, which it adds up
+/// in the end. Each call costs at least the time to launch its kernels, which exceeds the time to compute a few
+/// thousand tokens: so capture many calls into a CUDA graph, or let there be few different lengths.
 ///
 /// `saved.call_of(i)` finds what was saved for sequence i; `saved.each_router(f)` calls f for each router of each call,
 /// and routing_panels (io/routing_page.hpp) takes `saved` and the number of a sequence.
@@ -58,7 +58,9 @@ namespace colt5 {
 /// The module is routed attention, routed feedforward, a block, Routed, or one of your own. Yours needs policy(), the
 /// types Out, Counts and Activations, and the functions module(x, mask, counts, out), module.forward(x, mask, counts,
 /// out) and module.backward(activations, d_out, gradients, d_x). Ragged passes an absent mask, and as the last argument
-/// the tensor to write to. Cross attention has a specialization, below.
+/// the tensor to write to. On a GPU a module also needs make_gradients(), or its calls of backward run one after the
+/// other; then all that backward adds to must be what each_parameter visits, and a call must not write to tensors of
+/// the module. Cross attention has a specialization, below.
 template <typename Module>
 class Ragged : public detail::RaggedBase<Module> {
     using Base = detail::RaggedBase<Module>;

@@ -101,7 +101,7 @@ public:
     GradientsOfStreams(const Module& module, Gradients& gradients, std::size_t parts)
         : module_(module), gradients_(gradients) {
         if constexpr (own)
-            for (std::size_t i = 1; i < ConcurrentStreams<P>::count_for(parts); ++i)
+            for (std::size_t i = 1; i < ConcurrentStreams<P>::count_for(module.policy(), parts); ++i)
                 of_streams_.push_back(module.make_gradients());
     }
 
@@ -163,12 +163,12 @@ protected:
 
     /// Marks saved activations as what forward returned, until backward has used them up. It does not say which module
     /// they are of: that is checked by the origin of each call's activations.
-    ActivationsOrigin origin() const { return {policy(), policy().workspace().get()}; }
+    ActivationsOrigin origin() const { return {policy(), identity_of(policy())}; }
 
     /// Checks saved activations and d_out. If `saved` is not const, frees its output.
     template <typename Saved, Viewable D>
     Rows begin_backward(Saved& saved, const D& d_out) const {
-        saved.origin.expect(policy(), policy().workspace().get());
+        saved.origin.expect(policy(), identity_of(policy()));
         const Rows d = expect_rows<Scalar, P>("d_out", d_out);
         expect_shape("d_out", d_out.shape(), saved.shape);
         if constexpr (!std::is_const_v<Saved>) {

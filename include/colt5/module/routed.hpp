@@ -180,8 +180,8 @@ public:
         return all;
     }
 
-    /// Saved activations store this address to tell which module they are of: that of the first parameter found, or of
-    /// the workspace if the module has no parameters.
+    /// Saved activations store this address to tell which module they are of: that of the first parameter found, or one
+    /// of the policy if the module has no parameters.
     const void* identity() const {
         if constexpr (requires { this->router.routing_token.data(); }) return this->router.routing_token.data();
         const void* address = nullptr;
@@ -191,7 +191,7 @@ public:
         TokenRouter::each_parameter(look, "", this->router);
         if (address == nullptr) Heavy::each_parameter(look, "", heavy_of(*this, 0));
         if (address == nullptr) Light::each_parameter(look, "", light_of(*this));
-        return address != nullptr ? address : this->policy().workspace().get();
+        return address != nullptr ? address : detail::identity_of(this->policy());
     }
 
     /// What decode reads of earlier tokens: the router's logits of the last block_size tokens, and how many tokens it
