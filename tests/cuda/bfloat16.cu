@@ -22,6 +22,9 @@ TEST_CASE("cuda: graphs of a block in bfloat16" * doctest::skip(!cases::has_gpu(
     cases::check_graphs<colt5::bfloat16>();
     cases::check_graph_of_first_call<colt5::bfloat16>();
 }
+TEST_CASE("cuda: concurrent streams in bfloat16" * doctest::skip(!cases::has_gpu())) {
+    cases::check_concurrent_streams<colt5::bfloat16>();
+}
 TEST_CASE("cuda: graphs of modules in bfloat16" * doctest::skip(!cases::has_gpu())) {
     cases::check_graphs_of_modules<colt5::bfloat16>();
 }

@@ -62,6 +62,9 @@ TEST_CASE("cuda: graphs of a block in float" * doctest::skip(!cases::has_gpu()))
     cases::check_graphs<float>();
     cases::check_graph_of_first_call<float>();
 }
+TEST_CASE("cuda: concurrent streams in float" * doctest::skip(!cases::has_gpu())) {
+    cases::check_concurrent_streams<float>();
+}
 TEST_CASE("cuda: graphs of modules in float" * doctest::skip(!cases::has_gpu())) {
     cases::check_graphs_of_modules<float>();
 }

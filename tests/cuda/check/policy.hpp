@@ -171,6 +171,37 @@ void check_graphs_of_modules() {
         });
 }
 
+/// Ragged gives the same bits on any number of streams, also after their free memory has gone back to the system.
+template <typename T>
+void check_concurrent_streams() {
+    using Attention = ConditionalRoutedAttention<attention_with_rotary, T, Cuda>;
+    const std::vector<Index> offsets{0, 30, 37, 67, 67, 110, 140, 340};
+    std::vector<double> expected;
+    for (const std::size_t streams : {std::size_t{1}, std::size_t{2}, std::size_t{4}}) {
+        CAPTURE(streams);
+        const Cuda policy({.concurrent_streams = streams});
+        const Attention attention(policy, Seed{1});
+        MatrixTensor<T, Cuda> packed(policy, {340, 48});
+        fill_normal(policy, packed, Random(Seed{2}));
+        auto gradients = attention.make_gradients();
+        const Ragged ragged(attention);
+        const auto call = [&] {
+            const auto saved = ragged.forward(packed, offsets);
+            std::vector<double> all = numbers(policy, saved.out);
+            for (const double number : numbers(policy, ragged.backward(saved, saved.out, gradients)))
+                all.push_back(number);
+            return all;
+        };
+        if (expected.empty()) expected = call();
+        CHECK(call() == expected);
+        policy.synchronize();
+        policy.release_unused();
+        CHECK(call() == expected);
+    }
+    for (const std::size_t streams : {std::size_t{0}, std::size_t{5}})
+        CHECK_THROWS_AS(Cuda({.concurrent_streams = streams}), ValueError);
+}
+
 /// The same for routing over a row that more blocks share than fit into a cluster.
 inline void check_graph_of_long_row() {
     const Cuda policy;
