@@ -69,7 +69,7 @@ struct Place {
     bool operator==(const Place&) const = default;
 
 #if defined(CUDART_VERSION)
-    /// PyTorch's default stream is null, which asks a policy for a stream of its own.
+    /// PyTorch's default stream is null, which a policy takes as a wish for a stream of its own.
     cudaStream_t cuda_stream() const {
         return stream == 0 ? cudaStreamLegacy : reinterpret_cast<cudaStream_t>(static_cast<std::uintptr_t>(stream));
     }
@@ -77,8 +77,8 @@ struct Place {
         return device == other.device && tf32 == other.tf32;
     }
 #endif
-    /// To make a context with, which waits for its stream. That is not allowed while a stream is being captured: then
-    /// the policy has a stream of its own at first.
+    /// The policy of a new context. To make a context, the host waits for the policy's stream, which must not be while
+    /// that is being captured: then the policy starts on a stream of its own, and changes to the captured one later.
     Policy policy() const {
 #if defined(CUDART_VERSION)
         Policy::Options options;
@@ -118,9 +118,10 @@ std::int64_t guarded(const Call& call) {
     }
 }
 
-/// Contexts that no call has now: as many as there have been calls at once. A Context is made of a Place, and has
-/// `place` and `policy`, whose workspace it holds. Those of calls that are captured into a CUDA graph are for this
-/// graph alone, until it is destroyed. Never destroyed, because at the end of a process CUDA may be gone already.
+/// A pool of contexts that no call uses now. A call takes one, or makes one if none fits, and gives it back. A Context
+/// is made of a Place, and has `place` and `policy`, whose workspace it holds. A context of calls that are captured
+/// into a CUDA graph is for this graph alone, until the graph is destroyed. The pool is never destroyed, because at the
+/// end of a process CUDA may be gone already.
 template <typename Context>
 class Contexts {
 public:

@@ -289,8 +289,8 @@ public:
         /// Null: the policy makes a stream of its own.
         cudaStream_t stream = nullptr;
         Allocations allocations = Allocations::together;
-        /// How many calls of Ragged run at the same time, from 1 to max_streams. Each has a workspace, and in backward
-        /// gradients of the parameters.
+        /// How many of the module's calls inside a call of Ragged run at the same time, from 1 to max_streams. Each has
+        /// a workspace, and in backward gradients of the parameters.
         std::size_t concurrent_streams = max_streams;
     };
 
@@ -299,7 +299,8 @@ public:
 
     int device() const { return state_->device; }
     cudaStream_t stream() const { return state_->current->stream; }
-    /// What is queued from now on goes to another stream. All that has been queued must be done, or come before it.
+    /// What is queued from now on goes to another stream. All that has been queued before must be finished, or the
+    /// other stream must wait for it.
     void use_stream(cudaStream_t stream) const { state_->current->stream = stream; }
     MathMode math() const { return state_->math; }
     const MemoryPlan& memory_plan() const { return state_->memory_plan; }

@@ -50,7 +50,8 @@ namespace colt5 {
 /// up to four calls run at the same time, each in a workspace of its own (see ConcurrentStreams, and
 /// Cuda::Options::concurrent_streams); backward then has gradients of parameters for each of the four, which it adds up
 /// in the end. Each call costs at least the time to launch its kernels, which exceeds the time to compute a few
-/// thousand tokens: so capture many calls into a CUDA graph, or let there be few different lengths.
+/// thousand tokens: so let there be few different lengths, or, where the same lengths come again, capture the calls
+/// into a CUDA graph.
 ///
 /// `saved.call_of(i)` finds what was saved for sequence i; `saved.each_router(f)` calls f for each router of each call,
 /// and routing_panels (io/routing_page.hpp) takes `saved` and the number of a sequence.
@@ -58,9 +59,9 @@ namespace colt5 {
 /// The module is routed attention, routed feedforward, a block, Routed, or one of your own. Yours needs policy(), the
 /// types Out, Counts and Activations, and the functions module(x, mask, counts, out), module.forward(x, mask, counts,
 /// out) and module.backward(activations, d_out, gradients, d_x). Ragged passes an absent mask, and as the last argument
-/// the tensor to write to. On a GPU a module also needs make_gradients(), or its calls of backward run one after the
-/// other; then all that backward adds to must be what each_parameter visits, and a call must not write to tensors of
-/// the module. Cross attention has a specialization, below.
+/// the tensor to write to. On a GPU, calls of forward run at the same time, so no call may write to tensors of the
+/// module. Calls of backward do so if the module has make_gradients() and each_parameter; backward may then add only to
+/// what each_parameter visits. Cross attention has a specialization, below.
 template <typename Module>
 class Ragged : public detail::RaggedBase<Module> {
     using Base = detail::RaggedBase<Module>;

@@ -30,8 +30,8 @@ concept HasConcurrentStreams = HasSideStream<P> && P::max_streams >= 2 && requir
 /// Gives each of some parts of a computation, which do not depend on each other, to the stream that has had the fewest
 /// tokens so far. All parts run after what the policy has queued before, and before what it queues after join() or the
 /// end of the object. A part that backward computes must get the stream that forward gave it: the order and the numbers
-/// of tokens must be the same. Within a part of another such object, and on a policy without streams, all parts stay
-/// where they are.
+/// of tokens must be the same. Inside a part of another ConcurrentStreams, and on the CPU, all parts stay on the stream
+/// in use.
 ///
 ///     ConcurrentStreams streams(policy, parts);
 ///     for (...) {
@@ -42,7 +42,7 @@ concept HasConcurrentStreams = HasSideStream<P> && P::max_streams >= 2 && requir
 template <typename P>
 class ConcurrentStreams {
 public:
-    /// How many streams so many parts get.
+    /// The number of streams that `parts` parts get.
     static std::size_t count_for(const P& policy, std::size_t parts) {
         if constexpr (HasConcurrentStreams<P>)
             if (policy.entered_stream() == 0 && parts > 1) return std::min(parts, policy.concurrent_streams());
