@@ -9,8 +9,8 @@ compile_checks.py compile_fail BUILD FOLDER COMPILER...      each source fails w
                                                              (`// expect 2: TEXT`: in case 2), its first error with that of
                                                              `// first: TEXT`, and compiles with COLT5_COMPILE_FAIL_CONTROL
                                                              defined; `// flags: FLAG…` is for the wrong program only
-compile_checks.py strict BUILD INCLUDE SOURCE COMPILER...     the program compiles without warnings at -O0, -O2 and -O3 with -I,
-                                                             and at -O3 with -isystem, which does not silence all of them
+compile_checks.py strict BUILD INCLUDE SOURCE COMPILER...     the program compiles without warnings at -O0 to -O3 with -I, and
+                                                             at -O3 with -isystem, which does not silence all of them
 compile_checks.py kernels INCLUDE                            no kernel is for any policy, and of a backend each is in one header
 compile_checks.py symbols BUILD SOURCE COMPILER...           with COLT5_WHOLE_BACKEND defined, the source has the same symbols
 compile_checks.py cuda INCLUDE NVCC FOLDER...                nvcc compiles the headers of each FOLDER, without Eigen and xsimd
@@ -120,7 +120,7 @@ def check_programs(build, folder, compiler, with_header):
 def strict(build, include, source, *compiler):
     others = [word for word in flags(build) if word.startswith(('-isystem', '-fopenmp'))]
     warnings = ['-Wall', '-Wextra', '-Wconversion', '-Wsign-conversion', '-Wshadow', '-Werror']
-    ways = [('-O0', '-I'), ('-O2', '-I'), ('-O3', '-I'), ('-O3', '-isystem')]
+    ways = [('-O0', '-I'), ('-O1', '-I'), ('-O2', '-I'), ('-O3', '-I'), ('-O3', '-isystem')]
     print(f'1..{len(ways)}')
     for number, (level, way) in enumerate(ways, 1):
         command = [*compiler, '-std=c++20', *warnings, *others, level, way, include, '-c', source, '-o', os.devnull]
