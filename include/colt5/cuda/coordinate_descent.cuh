@@ -25,9 +25,10 @@ __device__ inline double exp_of_term(double x) {
     return ::exp(x);
 }
 
-/// The next threshold, the number of logits above the previous one, and what the threshold has lost by rounding.
+/// The next threshold, the number of logits above the previous one, and what the threshold has lost by rounding (0 if
+/// nobody asks). Threads read it at once, hence the alignment.
 template <typename T>
-struct ThresholdStep {
+struct alignas(4 * sizeof(T)) ThresholdStep {
     T threshold, saturated, rest;
 };
 
@@ -47,8 +48,9 @@ __device__ ThresholdStep<T> threshold_step(MaskedRow<Team, T>& row, T threshold,
 }
 
 /// Runs the iterations of one row. Writes τ_0 … τ_T, and the number of saturated logits of each iteration. Returns τ_T,
-/// and in `eps` the ε of the scores.
-template <typename Team, typename T>
+/// and in `eps` the ε of the scores. `has_rest` is whether descent.start is minus_logits: then saturated logits count
+/// with τ before its rounding.
+template <bool has_rest, typename Team, typename T>
 __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent& descent, T* threshold, T* saturated,
                      double& eps) {
     const bool writes = threadIdx.x == 0 && row.team.rank() == 0;
@@ -56,7 +58,7 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
     eps = descent.first_eps();
     T tau = 0;
     int t = 1;
-    if (descent.start == DescentStart::minus_logits) {
+    if constexpr (has_rest) {
         tau = static_cast<T>(eps * ::log(row.valid * inverse_k));
         if (writes) {
             threshold[0] = row.infinity;
@@ -75,15 +77,14 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
         const T shift = ::min(row.largest, tau);  // the largest of min(s, τ)
         const auto step = threshold_step(row, tau, shift, inverse_eps, [&](const Partial& sums) {
             double exponentials = sums.value + sums.count;
-            if (descent.start == DescentStart::minus_logits)  // saturated logits count with τ_{t−1} before its rounding
-                exponentials += sums.count * ::expm1(static_cast<double>(rest) / eps);
+            if constexpr (has_rest) exponentials += sums.count * ::expm1(static_cast<double>(rest) / eps);
             const T log_ratio = ::log(static_cast<T>(exponentials * inverse_k));
             const double next = static_cast<double>(shift) + eps * static_cast<double>(log_ratio);
-            return ThresholdStep<T>{static_cast<T>(next), static_cast<T>(sums.count),
-                                    static_cast<T>(next - static_cast<double>(static_cast<T>(next)))};
+            ThresholdStep<T> step{static_cast<T>(next), static_cast<T>(sums.count), T(0)};
+            if constexpr (has_rest) step.rest = static_cast<T>(next - static_cast<double>(step.threshold));
+            return step;
         });
-        // The next step reads the rest only of minus_logits.
-        const bool repeats = step.threshold == tau && (descent.start == DescentStart::zero || step.rest == rest);
+        const bool repeats = step.threshold == tau && step.rest == rest;
         tau = step.threshold;
         rest = step.rest;
         if (writes) {
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(Team::threads)
             }
         return;
     }
-    double k = k_of_sample(team.row / routes);
+    double k = k_of_sample(quotient(team.row, routes));
     if (row.largest == -row.infinity || k <= 0) {  // no real token, or all logits are −∞; or none is wanted
         for (Index i = threadIdx.x; i < team.count; i += Team::threads) y[i] = 0;
         if (team.rank() == 0)
@@ -179,7 +180,8 @@ __global__ void __launch_bounds__(Team::threads)
             count[0] = 0;
         }
     } else {
-        last = descend(row, k, descent, tau, count, eps);
+        last = descent.start == DescentStart::minus_logits ? descend<true>(row, k, descent, tau, count, eps)
+                                                           : descend<false>(row, k, descent, tau, count, eps);
     }
     const T inverse_eps = static_cast<T>(1 / eps);
     for (Index i = threadIdx.x; i < team.count; i += Team::threads) {

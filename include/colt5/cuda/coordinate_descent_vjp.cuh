@@ -159,7 +159,7 @@ __global__ void __launch_bounds__(Team::threads)
         return;
     }
 
-    const double wanted = k_of_sample(team.row / vjp.routes);
+    const double wanted = k_of_sample(quotient(team.row, vjp.routes));
     const double k = descent.limit_k ? ::min(wanted, valid) : wanted;
     const T* const tau = vjp.thresholds + team.row * (vjp.steps + 1);
     const T* const saturated = vjp.saturated + team.row * vjp.steps;

@@ -78,15 +78,15 @@ __global__ void sum_over_heads(Sum* to, const Sum* shares, Index routes, Index p
 }
 
 /// Forward. The problem has the layout of `out`, but no output.
-template <Index head, typename T, typename Bias>
+template <KeyRows keys, Index head, typename T, typename Bias>
 void run_dense_forward(const Cuda& policy, Attention<T> problem, const Bias& bias, T* out,
                        accumulate_t<T>* log_sum_exp) {
     problem.vectors = problem.vectors && is_aligned(out);
-    run_attention_forward<false, head>(policy, problem, bias, out, log_sum_exp);
+    run_attention_forward<keys, head>(policy, problem, bias, out, log_sum_exp);
 }
 
 /// Backward; `d` has what it reads. d_kv (batch, routes, keys, heads of a route, 2, dim_head)
-template <Index head, typename T, typename Bias, typename DTable>
+template <KeyRows key_rows, Index head, typename T, typename Bias, typename DTable>
 void run_dense_backward(const Cuda& policy, Attention<T> problem, const Bias& bias, T* d_q,
                         View<T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> d_kv,
                         accumulate_t<T>* d_value_scale, AttentionGradients<T> d, const DTable& d_table,
@@ -102,7 +102,7 @@ void run_dense_backward(const Cuda& policy, Attention<T> problem, const Bias& bi
     d.d_k.batch = routes * d.d_k.route;
     d.d_v = d.d_k.with(d_kv.data() + problem.dim_head);
     d.d_value_scale = shares.data();
-    run_attention_backward<false, head, T>(policy, problem, bias, d, d_table, buckets);
+    run_attention_backward<key_rows, head, T>(policy, problem, bias, d, d_table, buckets);
     if (problem.value_scale == nullptr) return;
     constexpr int threads = 256;
     launch(policy, "sum_over_heads", sum_over_heads<Sum>, blocks_for(batch * routes * keys, threads), threads, 0,
@@ -116,8 +116,9 @@ void dense_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
                             TokensView<accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, head> q,
                             View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
                             TokensView<const accumulate_t<T>> value_scale, const Bias& bias) {
-    cuda::run_dense_forward<head>(policy, cuda::dense_problem(q.view(), kv, mask, value_scale),
-                                  cuda::position_bias(bias, q.extent(3)), out.data(), log_sum_exp.data());
+    cuda::run_dense_forward<cuda::KeyRows::all, head>(policy, cuda::dense_problem(q.view(), kv, mask, value_scale),
+                                                      cuda::position_bias(bias, q.extent(3)), out.data(),
+                                                      log_sum_exp.data());
 }
 
 template <typename T, typename Bias, typename DTable, Index head>
@@ -128,10 +129,11 @@ void dense_attention_vjp_kernel(
     TokensView<const accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, head> q,
     View<const T, dynamic, dynamic, dynamic, dynamic, dynamic, dynamic> kv, KeyMask mask,
     TokensView<const accumulate_t<T>> value_scale, const Bias& bias, const DTable& d_table) {
-    cuda::run_dense_backward<head>(policy, cuda::dense_problem(q.view(), kv, mask, value_scale),
-                                   cuda::position_bias(bias, q.extent(3)), d_q.data(), d_kv, d_value_scale.data(),
-                                   {.out = out.data(), .d_out = d_out.data(), .log_sum_exp = log_sum_exp.data()},
-                                   d_table, detail::buckets_of_bias(bias));
+    cuda::run_dense_backward<cuda::KeyRows::all, head>(
+        policy, cuda::dense_problem(q.view(), kv, mask, value_scale), cuda::position_bias(bias, q.extent(3)),
+        d_q.data(), d_kv, d_value_scale.data(),
+        {.out = out.data(), .d_out = d_out.data(), .log_sum_exp = log_sum_exp.data()}, d_table,
+        detail::buckets_of_bias(bias));
 }
 
 }  // namespace colt5

@@ -34,8 +34,8 @@ void gathered_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dyn
                                View<const T, dynamic, dynamic, dynamic, dynamic> kv,
                                TokensView<const TokenIndex> indices, KeyMask mask,
                                TokensView<const accumulate_t<T>> value_scale) {
-    cuda::run_dense_forward<dynamic>(policy, cuda::gathered_problem(q, kv, indices, mask, value_scale), NoBias(),
-                                     out.data(), log_sum_exp.data());
+    cuda::run_dense_forward<cuda::KeyRows::picked, dynamic>(
+        policy, cuda::gathered_problem(q, kv, indices, mask, value_scale), NoBias(), out.data(), log_sum_exp.data());
 }
 
 template <typename T>
@@ -46,10 +46,10 @@ void gathered_attention_vjp_kernel(
     TokensView<const accumulate_t<T>> log_sum_exp, View<const T, dynamic, dynamic, dynamic, dynamic> q,
     View<const T, dynamic, dynamic, dynamic, dynamic> kv, TokensView<const TokenIndex> indices, KeyMask mask,
     TokensView<const accumulate_t<T>> value_scale) {
-    cuda::run_dense_backward<dynamic>(policy, cuda::gathered_problem(q, kv, indices, mask, value_scale), NoBias(),
-                                      d_q.data(), d_kv, d_value_scale.data(),
-                                      {.out = out.data(), .d_out = d_out.data(), .log_sum_exp = log_sum_exp.data()},
-                                      NoBias(), {});
+    cuda::run_dense_backward<cuda::KeyRows::picked, dynamic>(
+        policy, cuda::gathered_problem(q, kv, indices, mask, value_scale), NoBias(), d_q.data(), d_kv,
+        d_value_scale.data(), {.out = out.data(), .d_out = d_out.data(), .log_sum_exp = log_sum_exp.data()}, NoBias(),
+        {});
 }
 
 }  // namespace colt5

@@ -155,8 +155,8 @@ void local_attention_kernel(const Cuda& policy, View<T, dynamic, dynamic, dynami
     const Index keys = attention.causal ? first + q.extent(1) : kv.extent(1);
     auto problem = cuda::local_problem(q.view(), kv, mask, first, 0, keys, attention);
     problem.vectors = problem.vectors && cuda::is_aligned(out.data());
-    cuda::run_attention_forward<true, head>(policy, problem, cuda::window_bias(bias, q.extent(3)), out.data(),
-                                            log_sum_exp.data());
+    cuda::run_attention_forward<cuda::KeyRows::in_window, head>(policy, problem, cuda::window_bias(bias, q.extent(3)),
+                                                                out.data(), log_sum_exp.data());
     if (sees_padding)
         cuda::launch(policy, "attend_to_padding", cuda::attend_to_padding<T>,
                      cuda::attention_grid(problem, q.extent(1), 1), cuda::warp_size, 0, problem, attention.reach,
@@ -212,15 +212,16 @@ void local_attention_vjp_kernel(const Cuda& policy, View<T, dynamic, dynamic, dy
     auto problem = cuda::local_problem(q.view(), kv, mask, first, key, key_end - key, attention);
     problem.vectors = problem.vectors && cuda::is_aligned(d_qkv.data()) && cuda::is_aligned(d_out.data()) &&
                       cuda::is_aligned(out.data());
-    cuda::run_attention_backward<true, head, T>(policy, problem, cuda::window_bias(bias, q.extent(3)),
-                                                {.out = out.data(),
-                                                 .d_out = d_out.data(),
-                                                 .log_sum_exp = log_sum_exp.data(),
-                                                 .d_q = part(first, 0),
-                                                 .d_k = part(key, 1),
-                                                 .d_v = part(key, 2),
-                                                 .d_value_scale = nullptr},
-                                                d_table, detail::buckets_of_bias(bias));
+    cuda::run_attention_backward<cuda::KeyRows::in_window, head, T>(policy, problem,
+                                                                    cuda::window_bias(bias, q.extent(3)),
+                                                                    {.out = out.data(),
+                                                                     .d_out = d_out.data(),
+                                                                     .log_sum_exp = log_sum_exp.data(),
+                                                                     .d_q = part(first, 0),
+                                                                     .d_k = part(key, 1),
+                                                                     .d_v = part(key, 2),
+                                                                     .d_value_scale = nullptr},
+                                                                    d_table, detail::buckets_of_bias(bias));
     if (earlier.size() > 0)
         cuda::launch(policy, "add_keys_and_values", cuda::add_keys_and_values<T>, cuda::blocks_for(earlier.size(), 256),
                      256, 0, row_of(key), earlier.data(), earlier.extent(0), all);

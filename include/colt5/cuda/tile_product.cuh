@@ -20,6 +20,7 @@
 ///     Scalar, Sum                            types of the entries of tiles and of accumulators
 ///     has_tensor_cores                       whether tensor cores multiply
 ///     row_padding                            entries after each row of a tile, against bank conflicts
+///     operand(x)                             an entry as products round it
 ///     Left<width, resident>                  16 rows of a tile, kept in registers if `resident`
 ///     multiply_transposed(acc, left, tile)   acc (16 × 16) = left · tileᵀ, tile (16 × width) in shared memory
 ///     multiply(acc, weights, tile)           acc (16 × width) += weights (16 × 16, accumulators) · tile (16 × width)
@@ -78,6 +79,7 @@ struct HalfProduct {
     static constexpr int step = 16, matrix_columns = 8;
 
     __device__ static void round(std::uint32_t (&)[4]) {}  // tiles have 16 bits already
+    __device__ static float operand(T value) { return static_cast<float>(value); }
 
     __device__ static void add_product(float (&acc)[4], const std::uint32_t (&left)[4], std::uint32_t right0,
                                        std::uint32_t right1) {
@@ -131,6 +133,9 @@ struct Tf32Product {
     }
     __device__ static std::uint32_t round(float value) {
         return round(__float_as_uint(value));
+    }
+    __device__ static float operand(float value) {
+        return __uint_as_float(round(value) & ~0x1FFFu);
     }
 
     __device__ static void add_product(float (&acc)[4], const std::uint32_t (&left)[4], std::uint32_t right0,
@@ -220,6 +225,8 @@ struct ScalarProduct {
     using Sum = T;
     static constexpr bool has_tensor_cores = false;
     static constexpr int row_padding = 16 / sizeof(T);
+
+    __device__ static T operand(T value) { return value; }
 
     template <int width>
     __device__ static void multiply(T (&acc)[width / 8][4], const T (&weights)[2][4], const T* tile) {

@@ -18,19 +18,19 @@ namespace colt5::cuda {
 
 /// Assigns what d.d_q, d.d_k, d.d_v and, unless it is null, d.d_value_scale point to. Adds to d_table, of those
 /// buckets, if there is a bias.
-template <bool window, Index head, typename T, typename Bias, typename DTable>
+template <KeyRows keys, Index head, typename T, typename Bias, typename DTable>
 void run_attention_backward(const Cuda& policy, const Attention<T>& a, const Bias& bias, const AttentionGradients<T>& d,
                             const DTable& d_table, const RelativePositionBuckets& buckets) {
     // The gradient of a bias is summed from ds in 16 bits, which in float16 can overflow.
     constexpr bool fits = HalfPrecision<T> && (!sliding::has_bias<Bias> || std::is_same_v<T, bfloat16>);
-    if constexpr (window && fits && (head == sliding::dim || head == dynamic))
+    if constexpr (keys == KeyRows::in_window && fits && (head == sliding::dim || head == dynamic))
         if (a.first <= sliding::tile_rows &&
             sliding::supports(policy, a, sliding::attention_backward<T, Bias>, sliding::backward_threads))
             return sliding::launch_attention_backward(policy, a, bias, d, d_table, buckets);
     const Index queries = static_cast<Index>(a.batch) * a.heads() * a.queries;
     MatrixTensor<accumulate_t<T>, Cuda> query_numbers(policy, {2, queries});
     const QueryNumbers<accumulate_t<T>> numbers{query_numbers.data(), query_numbers.data() + queries};
-    with_staging<window, head, T>(policy, a, [&]<typename Arithmetic, int width, Staging staging>() {
+    with_staging<keys, head, T>(policy, a, [&]<typename Arithmetic, int width, Staging staging>() {
         using ForQueries = BackwardShape<Arithmetic, width, staging, 1>;
         using ForKeys = BackwardShape<Arithmetic, width, staging, 2>;
         const int query_tiles = tiles_of_block<ForQueries>(policy, a, a.queries, ForQueries::tile_rows);

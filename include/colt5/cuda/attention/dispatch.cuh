@@ -9,6 +9,9 @@
 /// Which instance of a kernel runs a problem.
 namespace colt5::cuda {
 
+/// Which keys a query attends to: those in a window, all, or all that are picked rows of k and v.
+enum class KeyRows { in_window, all, picked };
+
 /// Calls `run.template operator()<width>()` with the narrowest tile that holds rows of dim_head entries. `head` is
 /// dim_head if it is a head_size, or dynamic: then all widths are compiled.
 template <Index head, typename Run>
@@ -44,17 +47,21 @@ void with_arithmetic(const Cuda& policy, const Run& run) {
 /// Calls `run.template operator()<Arithmetic, width, staging>()` with the arithmetic, the tile width and the staging
 /// that suit the problem. Sliding: local attention without a value scale, aligned 16-bit rows of at most 128 bytes, a
 /// reach of at most 64. One large stage: local attention on tensor cores, rows of 256 bytes. Otherwise pipelined.
-template <bool window, Index head, typename T, typename Run>
+template <KeyRows keys, Index head, typename T, typename Run>
 void with_staging(const Cuda& policy, const Attention<T>& a, const Run& run) {
     with_arithmetic<T>(policy, [&]<typename Arithmetic>() {
         with_width<head>(a.dim_head, [&]<int width>() {
+            constexpr bool window = keys == KeyRows::in_window;
             constexpr bool may_slide = window && HalfPrecision<T> && width * sizeof(T) <= 128;
             constexpr bool large_stage = window && Arithmetic::has_tensor_cores && width * sizeof(T) == 256;
             if constexpr (may_slide) {
                 if (a.reach <= SlidingWindowTuning::rows && a.vectors && a.value_scale == nullptr)
                     return run.template operator()<Arithmetic, width, Staging::sliding>();
             }
-            run.template operator()<Arithmetic, width, large_stage ? Staging::large_stage : Staging::pipelined>();
+            run.template operator()<Arithmetic, width,
+                                    keys == KeyRows::picked ? Staging::picked
+                                    : large_stage           ? Staging::large_stage
+                                                            : Staging::pipelined>();
         });
     });
 }

@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             if (first + row < a.queries)
                 attend_row(
                     block.rows(a, a.out.with(out))[first + row], q_rows[first + row],
-                    block.template key_rows<Shape::slides>(a, a.k), block.template key_rows<Shape::slides>(a, a.v),
+                    block.template key_rows<Shape::picked>(a, a.k), block.template key_rows<Shape::picked>(a, a.v),
                     MaskedKeyRange(position + row, reach, head_bias.keys_seen(first + row, a.keys), block.mask(a)),
                     block.value_scale(a), to_log2, a.dim_head, head_bias.of_query(first + row));
         }
@@ -133,13 +133,13 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
 }
 
 /// Assigns `out`, which has the layout of a.out, and log_sum_exp (batch, heads, queries) unless it is null.
-template <bool window, Index head, typename T, typename Bias>
+template <KeyRows keys, Index head, typename T, typename Bias>
 void run_attention_forward(const Cuda& policy, const Attention<T>& a, const Bias& bias, T* out,
                            accumulate_t<T>* log_sum_exp) {
-    if constexpr (window && HalfPrecision<T> && (head == sliding::dim || head == dynamic))
+    if constexpr (keys == KeyRows::in_window && HalfPrecision<T> && (head == sliding::dim || head == dynamic))
         if (sliding::supports(policy, a, sliding::attention_forward<T, Bias>, sliding::ForwardShared::threads))
             return sliding::launch_attention_forward(policy, a, bias, out, log_sum_exp);
-    with_staging<window, head, T>(policy, a, [&]<typename Arithmetic, int width, Staging staging>() {
+    with_staging<keys, head, T>(policy, a, [&]<typename Arithmetic, int width, Staging staging>() {
         using Shape = ForwardShape<Arithmetic, width, staging>;
         const int tiles = tiles_of_block<Shape>(policy, a, a.queries, Shape::tile_rows);
         launch(policy, "attention_forward", attention_forward<Shape, Bias>,

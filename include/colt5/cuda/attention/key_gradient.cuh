@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
     if (block.is_beyond(a)) return;
     const HeadBias<T, Bias> head_bias(a, block, bias);
     BiasGradient<Shape, Bias> bias_gradient(a, block, bias, memory + sizeof(typename Shape::Shared));
-    const auto k_rows = block.template key_rows<Shape::slides>(a, a.k);
-    const auto v_rows = block.template key_rows<Shape::slides>(a, a.v);
+    const auto k_rows = block.template key_rows<Shape::picked>(a, a.k);
+    const auto v_rows = block.template key_rows<Shape::picked>(a, a.v);
     const Rows<const T> q_rows = block.rows(a, a.q), d_out_rows = block.rows(a, a.out.with(d.d_out));
     const Sum to_log2 = a.scale * static_cast<Sum>(log2_e);
     const Reach reach = Reach::of_key(a);

@@ -103,8 +103,8 @@ __device__ void stream_keys(const Attention<T>& a, const AttentionBlock<T>& bloc
     using Sum = typename Shape::Sum;
     const int thread = static_cast<int>(threadIdx.x);
     const Reach reach = Reach::of_query(a);
-    const auto k = block.template key_rows<Shape::slides>(a, a.k);
-    const auto v = block.template key_rows<Shape::slides>(a, a.v);
+    const auto k = block.template key_rows<Shape::picked>(a, a.k);
+    const auto v = block.template key_rows<Shape::picked>(a, a.v);
     // The mask is read as bytes. A sliding window compares it in finish_stage, so as not to wait for the load here.
     const std::uint8_t* const mask = reinterpret_cast<const std::uint8_t*>(a.mask) + block.of_keys(a);
     const auto is_visible = [&](int key, int limit) {

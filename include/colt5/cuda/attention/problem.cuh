@@ -18,13 +18,13 @@ struct Rows {
     __device__ T* operator[](int i) const { return data + i * stride; }
 };
 
-/// Rows that `picks` chooses, or all of them if it is null.
+/// Rows that `picks` chooses.
 template <typename T>
 struct PickedRows {
     Rows<T> rows;
     const TokenIndex* picks;
 
-    __device__ T* operator[](int i) const { return rows[picks != nullptr ? picks[i] : i]; }
+    __device__ T* operator[](int i) const { return rows[picks[i]]; }
 };
 
 /// Where the rows of each head start, given its batch entry, its route and its number within the route.
@@ -55,7 +55,7 @@ struct Attention {
     const Sum* value_scale;             // (batch, routes, keys) or null
     Sum scale;                          // 1 / √dim_head
     bool vectors;                       // the address and the length of every row are multiples of 16 bytes
-    const TokenIndex* picks = nullptr;  // (batch, routes, keys): where the rows of k and v are; null: one after another
+    const TokenIndex* picks = nullptr;  // KeyRows::picked: (batch, routes, keys), which rows of k and v the keys are
     bool sees_zeros = false;            // queries also attend to keys of 0 behind the sequence; log-sum-exps have them
 
     COLT5_HOST_DEVICE int heads() const { return routes * per_route; }
@@ -100,13 +100,13 @@ struct AttentionBlock {
     __device__ Rows<U> rows(const Attention<T>& a, const Heads<U>& heads) const {
         return heads.at(b, route, h - route * a.per_route);
     }
-    /// The rows of the block's keys or values. A kernel whose window slides has no picks.
-    template <bool slides>
+    /// The rows of the block's keys or values.
+    template <bool picked>
     __device__ auto key_rows(const Attention<T>& a, const Heads<const T>& heads) const {
-        if constexpr (slides)
-            return rows(a, heads);
+        if constexpr (picked)
+            return PickedRows<const T>{rows(a, heads), a.picks + of_keys(a)};
         else
-            return PickedRows<const T>{rows(a, heads), a.picks != nullptr ? a.picks + of_keys(a) : nullptr};
+            return rows(a, heads);
     }
     /// The mask of the block's keys, false where masked, and the factors of their values; null if there are none.
     __device__ const bool* mask(const Attention<T>& a) const {

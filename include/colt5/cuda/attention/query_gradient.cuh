@@ -24,25 +24,27 @@ struct HalfRow {
             vectors[i] = real && column < dim_head ? load_pack<lanes>(data + column) : Pack<T, lanes>{};
         }
     }
-    /// The inner product of both rows; both lanes get it.
-    template <typename Sum>
-    __device__ Sum dot(const HalfRow& other) const {
+    /// The inner product of this row and another, this one as products have it; both lanes get it.
+    template <typename Arithmetic>
+    __device__ typename Arithmetic::Sum dot(const HalfRow& other) const {
+        using Sum = typename Arithmetic::Sum;
         Sum sum = 0;
 #pragma unroll
         for (int i = 0; i < pieces; ++i)
 #pragma unroll
             for (int e = 0; e < lanes; ++e)
-                sum += static_cast<Sum>(vectors[i].values[e]) * static_cast<Sum>(other.vectors[i].values[e]);
+                sum += Arithmetic::operand(vectors[i].values[e]) * static_cast<Sum>(other.vectors[i].values[e]);
         return sum + __shfl_xor_sync(0xffffffffu, sum, 1);
     }
 };
 
 /// The same inner product for rows whose length or address is no multiple of 16 bytes.
-template <typename Sum, typename T>
-__device__ Sum dot_of_lanes(const T* x, const T* y, bool real, int dim_head) {
+template <typename Arithmetic, typename T>
+__device__ typename Arithmetic::Sum dot_of_lanes(const T* x, const T* y, bool real, int dim_head) {
+    using Sum = typename Arithmetic::Sum;
     Sum sum = 0;
     if (real)
-        for (int c = lane_id() % 2; c < dim_head; c += 2) sum += static_cast<Sum>(x[c]) * static_cast<Sum>(y[c]);
+        for (int c = lane_id() % 2; c < dim_head; c += 2) sum += Arithmetic::operand(x[c]) * static_cast<Sum>(y[c]);
     return sum + __shfl_xor_sync(0xffffffffu, sum, 1);
 }
 
@@ -122,9 +124,9 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
         if (vectors) {
             Half half;
             half.load(own_d_out + Half::row() * Tile::stride, true, a.dim_head);
-            dot = half.template dot<Sum>(next_out);
+            dot = half.template dot<Arithmetic>(next_out);
         } else {
-            dot = dot_of_lanes<Sum>(out_rows[query], d_out_rows[query], query < a.queries, a.dim_head);
+            dot = dot_of_lanes<Arithmetic>(d_out_rows[query], out_rows[query], query < a.queries, a.dim_head);
         }
         __syncwarp();
         if (lane_id() % 2 == 0) {
@@ -238,7 +240,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks_per_multiprocess
             if (first + row < a.queries)
                 query_gradient_row(
                     block.rows(a, d.d_q)[first + row], q_rows[first + row], d_out_rows[first + row],
-                    block.template key_rows<Shape::slides>(a, a.k), block.template key_rows<Shape::slides>(a, a.v),
+                    block.template key_rows<Shape::picked>(a, a.k), block.template key_rows<Shape::picked>(a, a.v),
                     MaskedKeyRange(position + row, reach, head_bias.keys_seen(first + row, a.keys), block.mask(a)),
                     block.value_scale(a), of_row, dot, a.sees_zeros, a.scale, a.dim_head,
                     head_bias.of_query(first + row));

@@ -24,7 +24,7 @@ struct KernelShape {
     using T = typename Arithmetic::Scalar;
     using Sum = typename Arithmetic::Sum;
     using Tile = cuda::Tile<Arithmetic, width_>;
-    static constexpr bool slides = staging == Staging::sliding;
+    static constexpr bool slides = staging == Staging::sliding, picked = staging == Staging::picked;
     static constexpr int width = width_, warps = tuning.warps, tile_rows = 16 * warps, threads = warp_size * warps;
     static constexpr int stage_rows = tuning.stage_rows, stages = tuning.stages;
     static constexpr int tile_buffers = slides ? 2 : 1;  // a tile is loaded while that before it is processed

@@ -49,7 +49,6 @@ struct Tile {
     template <int threads>
     __device__ static void load(T* tile, const PickedRows<const T>& from, int first, int rows, int limit, int dim_head,
                                 bool vectors) {
-        if (from.picks == nullptr) return load<threads>(tile, from.rows, first, rows, limit, dim_head, vectors);
         const int thread = static_cast<int>(threadIdx.x);
         if (vectors) {
             const int column = thread % per_row * lanes;

@@ -11,6 +11,7 @@ namespace colt5::cuda {
 enum class Staging {
     pipelined,    ///< stages of a few rows: with two of them, one is loaded while the other is processed. Rows over 256
                   ///< bytes have one stage
+    picked,       ///< the same for keys that are picked rows
     large_stage,  ///< one large stage: the rows that a tile attends to, or as many as fit; further rows follow in it
     sliding       ///< a sliding window over tiles: a block has one or more tiles and loads each streamed tile once
 };
