@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""compile_time.py [--cxx COMPILER] [--repeat N]: how long programs take to compile with the flags that README.md advises.
+"""compile_time.py [--cxx COMPILER] [--level -O2] [--repeat N]: how long programs take to compile, with -march=native as README.md advises.
 
 Prints the CPU time of the compiler in seconds, the least of N (default 3), and as a multiple of that of a fixed file, one product of
 Eigen matrices: multiples of different machines can be compared. `declared` is with COLT5_DECLARE_KERNELS (docs/building.md).
@@ -44,12 +44,16 @@ call = """template auto infer<Block<{0}>>(const Cpu&, const TokensTensor<float, 
 """
 step = """template void train<Block<{0}>>(const Cpu&, const TokensTensor<float, Cpu>&);
 """
+stack_step = """template void train<Stack<Block<64>, {0}>>(const Cpu&, const TokensTensor<float, Cpu>&);
+"""
 programs = {
     'nothing but the #include': '#include <colt5/colt5.hpp>\n',
     'one block, inference': block + infer + call.format(64),
     'three blocks, inference': block + infer + ''.join(call.format(dim) for dim in (64, 128, 512)),
     'one block, training': block + train + step.format(64),
     'three blocks, training': block + train + ''.join(step.format(dim) for dim in (64, 128, 512)),
+    'a stack of 2 blocks, training': block + train + stack_step.format(2),
+    'a stack of 24 blocks, training': block + train + stack_step.format(24),
     'all kernels of float': '#include <colt5/kernels.hpp>\n',
 }
 
@@ -66,12 +70,16 @@ def seconds(command, text, folder):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument('--cxx', default='g++')
+    parser.add_argument('--level', default='-O2', help='such as --level=-O3, which a Release build of CMake has')
     parser.add_argument('--repeat', type=int, default=3)
+    parser.add_argument('--only', default='', help='programs whose names contain this')
     options = parser.parse_args()
     eigen = subprocess.run(['pkg-config', '--cflags', 'eigen3'], capture_output=True, text=True, check=True).stdout
-    command = [options.cxx, '-std=c++20', '-O2', '-march=native', '-fopenmp', '-I', str(root / 'include'), *shlex.split(eigen)]
+    command = [options.cxx, '-std=c++20', options.level, '-march=native', '-fopenmp', '-I', str(root / 'include'), *shlex.split(eigen)]
     rows = {('one product of Eigen', ''): (reference, [])}
     for name, text in programs.items():
+        if options.only not in name:
+            continue
         rows[name, 'header-only'] = text, []
         if 'kernels.hpp' not in text:
             rows[name, 'declared'] = text, ['-DCOLT5_DECLARE_KERNELS']

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
@@ -16,6 +17,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -110,9 +112,17 @@ std::string sample(const P& policy, const Trained& model, const std::string& tex
     return written;
 }
 
+/// Tells texts apart (FNV-1a).
+inline std::uint64_t digest(std::string_view text) {
+    std::uint64_t value = 0xCBF29CE484222325u;
+    for (const char byte : text) value = (value ^ static_cast<unsigned char>(byte)) * 0x100000001B3u;
+    return value;
+}
+
 template <Size size, typename Scalar, typename P>
 void train(const P& policy, const std::string& path, const std::string& checkpoint, std::uint64_t steps, bool resume) {
     std::ifstream file(path, std::ios::binary);
+    if (!file) throw std::invalid_argument(path + " cannot be read");
     const std::string text{std::istreambuf_iterator<char>(file), {}};
     if (static_cast<Index>(text.size()) < 20 * size.length)
         throw std::invalid_argument(path + " must have " + std::to_string(20 * size.length) + " bytes, but has " +
@@ -125,8 +135,18 @@ void train(const P& policy, const std::string& path, const std::string& checkpoi
     auto gradients = model.make_gradients();
     colt5::AdamW<Trained, P> optimizer(policy, model, {.betas = {0.9, 0.98}});
     colt5::TrainingPosition position;
-    const nlohmann::json configuration{
-        {"bytes", text.size()}, {"length", size.length}, {"batch", size.batch}, {"steps", steps}};
+    // What a run that goes on must have in common with the one that was saved.
+    const nlohmann::json configuration{{"text", digest(text)},
+                                       {"length", size.length},
+                                       {"batch", size.batch},
+                                       {"steps", steps},
+                                       {"learning_rate", size.learning_rate},
+                                       {"light_heads", size.block.light_heads},
+                                       {"light_window_size", size.block.light_window_size},
+                                       {"heavy_heads", size.block.heavy_heads},
+                                       {"num_heavy_attn_tokens_q", size.block.num_heavy_attn_tokens_q},
+                                       {"num_heavy_attn_tokens_kv", size.block.num_heavy_attn_tokens_kv},
+                                       {"num_heavy_ff_tokens", size.block.num_heavy_ff_tokens}};
     if (resume) load_training(policy, checkpoint, configuration, model, optimizer, position);
     std::printf("%td parameters, %zu bytes of text\n", colt5::count_parameters(model), text.size());
 
@@ -179,7 +199,12 @@ int run(int count, char** arguments, const P& policy) {
     try {
         const bool resume = count == 5 && std::string_view(arguments[4]) == "--resume";
         if (count != 4 + resume) throw std::invalid_argument("usage: lm TEXT CHECKPOINT STEPS [--resume]");
-        train<size, Scalar>(policy, arguments[1], arguments[2], std::stoul(arguments[3]), resume);
+        const std::string_view number(arguments[3]);
+        std::uint64_t steps = 0;
+        const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), steps);
+        if (error != std::errc() || end != number.data() + number.size() || steps == 0)
+            throw std::invalid_argument("STEPS must be a positive number, but is " + std::string(number));
+        train<size, Scalar>(policy, arguments[1], arguments[2], steps, resume);
         return 0;
     } catch (const std::exception& error) {
         std::fprintf(stderr, "lm: %s\n", error.what());

@@ -187,6 +187,11 @@ TEST_CASE("training: what does not fit is one line, and nothing changes") {
     CHECK(complaint(other, {{"dim", 8}, {"text", "bible"}, {"batch", 2}}) ==
           "configuration `batch` must be 2, but is absent");
 
+    const auto long_text = [](const std::string& end) { return std::string(300, 'a') + end; };
+    run.save(path, {{"text", long_text("b")}});
+    CHECK(complaint(other, {{"text", long_text("c")}}) ==
+          "configuration `text` must be …" + std::string(20, 'a') + "c\", but is …" + std::string(20, 'a') + "b\"");
+
     run.save(path);
     Run<Model<6>> narrow(1);
     CHECK(complaint(narrow, {{"dim", 8}}) ==

@@ -115,13 +115,17 @@ inline void expect_configuration(const SafetensorsFile& file, const nlohmann::js
     if (!saved.is_object()) throw_file_error(file.path(), "has a configuration that is not a JSON object");
     const auto text_of = [](const nlohmann::json& object, const std::string& name) {
         const auto value = object.find(name);
-        return value == object.end() ? "absent" : printable(json_text(*value));
+        return value == object.end() ? "absent" : json_text(*value);
     };
     const auto expect_same = [&](const std::string& name) {
         const std::string wanted = text_of(configuration, name), is = text_of(saved, name);
-        if (wanted != is)
-            throw_file_error(file.path(),
-                             concat({"configuration ", backquoted(name), " must be ", wanted, ", but is ", is}));
+        if (wanted == is) return;
+        const auto place = std::mismatch(wanted.begin(), wanted.end(), is.begin(), is.end()).first - wanted.begin();
+        const auto shown = [first = static_cast<std::size_t>(place)](const std::string& text) {  // the difference, too
+            return first < 100 ? printable(text) : concat({"…", printable(text.substr(first - 20))});
+        };
+        throw_file_error(file.path(), concat({"configuration ", backquoted(name), " must be ", shown(wanted),
+                                              ", but is ", shown(is)}));
     };
     for (const auto& item : configuration.items()) expect_same(item.key());
     for (const auto& item : saved.items()) expect_same(item.key());
