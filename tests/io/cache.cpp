@@ -33,6 +33,23 @@ constexpr TransformerBlockConfig block{.dim = 12,
                                        .rotary_emb = true};
 using Model = Stack<ConditionalRoutedTransformerBlock<block, float, Cpu>, 2>;
 
+template <TransformerBlockConfig config>
+using Block = ConditionalRoutedTransformerBlock<config, float, Cpu>;
+/// `block` with other settings of attention, for which a cache has the same shapes.
+constexpr TransformerBlockConfig with(const auto& change) {
+    TransformerBlockConfig other = block;
+    change(other);
+    return other;
+}
+constexpr TransformerBlockConfig more_heads =
+                                     with([](TransformerBlockConfig& of) { of.heavy_heads = 4, of.heavy_dim_head = 2; }),
+                                 more_light_heads =
+                                     with([](TransformerBlockConfig& of) { of.light_heads = 4, of.light_dim_head = 2; }),
+                                 not_rotated = with([](TransformerBlockConfig& of) { of.rotary_emb = false; }),
+                                 light_rotated = with([](TransformerBlockConfig& of) { of.light_rotary_emb = true; }),
+                                 multiplied = with([](TransformerBlockConfig& of) { of.multiply_keys_by_score = true; }),
+                                 shorter_window = with([](TransformerBlockConfig& of) { of.light_window_size = 14; });
+
 /// Tokens [first, first + count) of each sequence.
 TokensTensor<float, Cpu> part(const Cpu& policy, const TokensTensor<float, Cpu>& x, Index first, Index count) {
     TokensTensor<float, Cpu> to(policy, {x.extent(0), count, x.extent(2)});
@@ -157,6 +174,59 @@ TEST_CASE("load_cache: a file that does not fit changes nothing, and the error n
     CHECK(read_file(folder / "before") == read_file(folder / "after"));
     CHECK(message("long").empty());
     CHECK(cache.lengths() == std::vector<Index>{0, 0});
+}
+
+TEST_CASE("load_cache: refuses a file of another configuration whose tensors have the same shapes") {
+    const TemporaryFolder folder;
+    const Cpu policy(1);
+    const Block<block> model(policy, Seed{1});
+    const auto x = normal<float>(policy, std::array<Index, 3>{2, 50, 12}, 0);
+    auto cache = model.make_cache(2, 60);
+    model.decode(cache, x);
+    save_cache(policy, folder / "before", cache);
+    const auto refused = [&](const std::string& what) {
+        std::string text;
+        try {
+            load_cache(policy, folder / "other", cache);
+        } catch (const FileError& error) {
+            text = error.what();
+        }
+        INFO(text);
+        CHECK(text.find("tensor `state.conditional_attn." + what) != std::string::npos);
+        CHECK(std::count(text.begin(), text.end(), '\n') == 0);
+        save_cache(policy, folder / "after", cache);
+        CHECK(read_file(folder / "before") == read_file(folder / "after"));
+    };
+    const auto save = [&](const auto& other) {
+        const auto of_other = other.make_cache(2, 60);
+        CHECK(of_other.bytes() == cache.bytes());
+        save_cache(policy, folder / "other", of_other);
+    };
+    save(Block<more_heads>(policy));
+    refused("heavy_attn.heads` must be 2 in this configuration, but is 4");
+    save(Block<more_light_heads>(policy));
+    refused("light_attn.heads` must be 2 in this configuration, but is 4");
+    save(Block<not_rotated>(policy));
+    refused("heavy_attn.rotary_emb` must be 1 in this configuration, but is 0");
+    save(Block<light_rotated>(policy));
+    refused("light_attn.rotary_emb` must be 0 in this configuration, but is 1");
+    save(Block<multiplied>(policy));
+    refused("heavy_attn.multiply_keys_by_score` must be 0 in this configuration, but is 1");
+    save(Block<shorter_window>(policy));
+    refused("light_attn.reach` must be 8 in this configuration, but is 7");
+
+    // A file of an earlier version, which did not have these numbers.
+    const SafetensorsFile good(folder / "before");
+    std::vector<std::vector<std::byte>> bytes;
+    std::vector<SafetensorsTensor> tensors;
+    bytes.reserve(good.entries().size());
+    for (const auto& [of, entry] : good.entries()) {
+        if (of.ends_with(".heads") || of.ends_with(".dim_head") || of.ends_with(".rotary_emb")) continue;
+        bytes.push_back(good.read_bytes(of));
+        tensors.emplace_back(SafetensorsSpec{of, entry.dtype, entry.shape}, bytes.back());
+    }
+    save_safetensors(folder / "other", tensors);
+    refused("light_attn.heads` is missing");
 }
 
 TEST_CASE("LanguageModel: decode gives the logits of whole sequences") {

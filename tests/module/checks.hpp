@@ -52,6 +52,14 @@ double gradient_error(const A& actual, const E& expected) {
 
 inline constexpr double gradient_tolerance = 2e-6;  // of central differences with a step of 1e-5
 
+/// The state of what draws noise in a module: seeds, and how many calls were made.
+template <typename Module>
+std::vector<std::uint64_t> noise_state(const Module& module) {
+    std::vector<std::uint64_t> numbers;
+    colt5::each_state<Module>([&](const std::string&, std::uint64_t number) { numbers.push_back(number); }, "", module);
+    return numbers;
+}
+
 /// Every parameter's gradient against finite differences of `loss()`.
 template <typename Module, typename Gradients, typename Loss>
 void check_parameter_gradients(const Cpu& policy, Module& module, Gradients& gradients, Loss&& loss) {

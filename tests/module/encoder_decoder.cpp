@@ -2,10 +2,12 @@
 #include <colt5/module/encoder_decoder.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <colt5/io/cache.hpp>
@@ -19,7 +21,7 @@ using namespace support;
 
 namespace {
 
-constexpr TransformerBlockConfig block_config = small_block();
+constexpr TransformerBlockConfig block_config = small_block(), dropped_config = small_block(0.2);
 template <typename T>
 using Model = EncoderDecoder<Stack<ConditionalRoutedTransformerBlock<block_config, T, Cpu>, 2>, 2>;
 static_assert(TrainableModule<Model<float>>);
@@ -176,6 +178,61 @@ TEST_CASE("EncoderDecoder: gradients by finite differences, with and without dro
     }
 }
 
+TEST_CASE("EncoderDecoder: a step that throws leaves the noise and the gradients as they were") {
+    using Noisy = EncoderDecoder<Stack<ConditionalRoutedTransformerBlock<dropped_config, float, Cpu>, 2>, 2>;
+    const Cpu policy(1);
+    Noisy model(policy, vocabulary, decoder_config(0.3), Seed{4});
+    const Noisy untouched(policy, vocabulary, decoder_config(0.3), Seed{4});
+    const auto ids = distinct_ids(policy, 2, 11, 5), previous = distinct_ids(policy, 2, 6, 7),
+               targets = distinct_ids(policy, 2, 6, 9), more = distinct_ids(policy, 3, 6, 7);
+    auto unknown = distinct_ids(policy, 2, 6, 7);
+    unknown.data()[11] = vocabulary;
+    const auto d_losses = normal<float>(policy, targets.shape(), 1), d_more = normal<float>(policy, more.shape(), 1);
+    auto gradients = model.make_gradients(), expected = model.make_gradients();
+    const auto before = noise_state(model);
+    CHECK(before.size() == 20);
+    const auto throws = [&](const auto& call, const char* message) {
+        CHECK_THROWS_WITH_AS(call(), message, Error);
+        CHECK(noise_state(model) == before);
+    };
+    const auto step = [&](const auto& of_previous, const auto& of_targets, const auto& d) {
+        return model.add_gradients(ids, of_previous, of_targets, d, gradients);
+    };
+    throws([&] { step(unknown, targets, d_losses); }, "colt5: `ids` must be in a vocabulary of 23, but is 23");
+    throws([&] { step(previous, unknown, d_losses); },
+           "colt5: `targets` must be below the number of classes, 23, but is 23");
+    throws([&] { step(more, more, d_more); }, "colt5: `previous` must have shape (2, any), but has (3, 6)");
+    const auto with_wrong = [&](auto& parameter, const char* message) {
+        auto kept = std::move(parameter);
+        auto shape = kept.shape();
+        ++shape[0];
+        parameter = filled<float>(policy, shape, 1);
+        auto of_wrong = model.make_gradients();
+        throws([&] { model.add_gradients(ids, previous, targets, d_losses, of_wrong); }, message);
+        parameter = std::move(kept);
+    };
+    with_wrong(model.encoder_norm.gamma, "colt5: `encoder_norm.gamma` must have shape (6), but has (7)");
+    with_wrong(model.decoder[1].self_attn.to_q.weight,
+               "colt5: `decoder.1.self_attn.to_q.weight` must have shape (12, 6), but has (13, 6)");
+    with_wrong(model.decoder[1].cross_attn.to_kv.weight,
+               "colt5: `decoder.1.cross_attn.to_kv.weight` must have shape (8, 6), but has (9, 6)");
+    with_wrong(model.decoder[1].ff.wo.weight,
+               "colt5: `decoder.1.ff.wo.weight` must have shape (6, 10), but has (7, 10)");
+    with_wrong(model.head.norm.gamma, "colt5: `head.norm.gamma` must have shape (6), but has (7)");
+    CHECK(same_bits(step(previous, targets, d_losses),
+                    untouched.add_gradients(ids, previous, targets, d_losses, expected)));
+    Noisy::each_parameter([&](const std::string&, const auto& a, const auto& b) { CHECK(same_bits(a, b)); }, "",
+                          gradients, expected);
+}
+
+TEST_CASE("EncoderDecoder: the decoder has the dim of the encoder") {
+    const Cpu policy(1);
+    auto config = decoder_config();
+    config.dim = 8;
+    CHECK_THROWS_WITH_AS(Model<float>(policy, vocabulary, config),
+                         "colt5: `dim` must be that of the encoder, 6, but is 8", ValueError);
+}
+
 TEST_CASE("EncoderDecoder: a batch is its samples, padding reaches nothing, names are distinct") {
     const Cpu policy(2);
     const Model<float> model(policy, vocabulary, decoder_config(), Seed{4});
@@ -298,7 +355,9 @@ TEST_CASE("EncoderDecoder: a cache is of the stated size, is saved and restored,
     refused(model.make_cache(2, 11, 41),
             "tensor `state.decoder.0.self_attn.kv` must have shape (2, 1, 41, 24), but has (2, 1, 40, 24)");
     refused(wider.make_cache(2, 11, 40),
-            "tensor `state.decoder.0.self_attn.kv` must have shape (2, 1, 40, 48), but has (2, 1, 40, 24)");
+            "tensor `state.decoder.0.self_attn.heads` must be 6 in this configuration, but is 3");
+    refused(narrower.make_cache(2, 11, 40),
+            "tensor `state.decoder.0.self_attn.heads` must be 6 in this configuration, but is 3");
     CHECK_THROWS_WITH_AS(model.make_cache(context, mask, 0), "colt5: `max_length` must be >= 1, but is 0", ValueError);
     CHECK_THROWS_WITH_AS(model.make_cache(context, mask_of_lengths(policy, {11, 8}, 12), 40),
                          "colt5: `mask` must have shape (2, 11), but has (2, 12)", ShapeError);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <colt5/module/language_model.hpp>
 
+#include <array>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "module/checks.hpp"
 
@@ -93,6 +95,43 @@ TEST_CASE("LanguageModel: causal blocks see no later token, dropout is for train
     const auto losses = noisy.losses(ids, ids);
     CHECK_FALSE(same_bits(noisy.add_gradients(ids, ids, d_losses, gradients), losses));
     without_noise(noisy, [&] { CHECK(same_bits(noisy.add_gradients(ids, ids, d_losses, gradients), losses)); });
+}
+
+TEST_CASE("LanguageModel: a step that throws leaves the noise and the gradients as they were") {
+    const Cpu policy(1);
+    for (const bool tied : {true, false}) {
+        const LanguageModelConfig settings{.vocabulary = 11, .dim = 6, .tied = tied};
+        Model<float, dropped> model(policy, settings, Seed{4});
+        const Model<float, dropped> untouched(policy, settings, Seed{4});
+        const auto ids = some_ids(policy, 2, 8, 11);
+        auto wrong = some_ids(policy, 2, 8, 11);
+        wrong.data()[15] = 11;
+        const auto d_losses = filled<float>(policy, ids.shape(), 1);
+        auto gradients = model.make_gradients(), expected = model.make_gradients();
+        const auto before = noise_state(model);
+        CHECK(before.size() == 8);
+        const auto throws = [&](const auto& call, const char* message) {
+            CHECK_THROWS_WITH_AS(call(), message, Error);
+            CHECK(noise_state(model) == before);
+        };
+        const auto step = [&](const auto& of_ids, const auto& targets, Mask mask = {}) {
+            return model.add_gradients(of_ids, targets, d_losses, gradients, mask);
+        };
+        throws([&] { step(ids, wrong); }, "colt5: `targets` must be below the number of classes, 11, but is 11");
+        throws([&] { step(wrong, ids); }, "colt5: `ids` must be in a vocabulary of 11, but is 11");
+        const auto narrow = mask_of_lengths(policy, {7, 7}, 7);
+        throws([&] { step(ids, ids, narrow); }, "colt5: `mask` must have shape (2, 8), but has (2, 7)");
+        auto& gamma = model.head.norm.gamma;
+        auto kept = std::move(gamma);
+        gamma = filled<float>(policy, std::array<Index, 1>{5}, 1);
+        auto of_wrong = model.make_gradients();
+        throws([&] { model.add_gradients(ids, ids, d_losses, of_wrong); },
+               "colt5: `head.norm.gamma` must have shape (6), but has (5)");
+        gamma = std::move(kept);
+        CHECK(same_bits(step(ids, ids), untouched.add_gradients(ids, ids, d_losses, expected)));
+        Model<float, dropped>::each_parameter(
+            [&](const std::string&, const auto& a, const auto& b) { CHECK(same_bits(a, b)); }, "", gradients, expected);
+    }
 }
 
 TEST_CASE("LanguageModel: names, and what does not fit") {

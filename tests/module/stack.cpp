@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "module/checks.hpp"
@@ -167,6 +168,26 @@ TEST_CASE("Stack: errors name the argument") {
     CHECK_THROWS_AS(stack.backward(saved, x, none), Error);
     stack.backward(std::move(saved), x, gradients);
     CHECK_THROWS_AS(stack.backward(saved, x, gradients), ValueError);
+}
+
+TEST_CASE("Stack: a parameter of the wrong shape in a late layer throws before any layer counts a call") {
+    const Cpu policy(1);
+    for (const auto checkpoints : {Checkpoints::none, Checkpoints::layers}) {
+        Stack<Noisy, 4> stack(policy, Seed{4});
+        stack.checkpoints = checkpoints;
+        const auto x = normal<double>(policy, std::array<Index, 3>{2, 40, 6}, 0);
+        auto& weight = stack.layers[3].conditional_attn.heavy_attn.to_q.weight;
+        auto kept = std::move(weight);
+        weight = filled<double>(policy, std::array<Index, 2>{8, 5}, 1);
+        const auto before = noise_state(stack);
+        CHECK(!before.empty());
+        CHECK_THROWS_WITH_AS(stack.forward(x), "colt5: `heavy_attn.to_q.weight` must have shape (8, 6), but has (8, 5)",
+                             ShapeError);
+        CHECK(noise_state(stack) == before);
+        weight = std::move(kept);
+        const Stack<Noisy, 4> untouched(policy, Seed{4});
+        CHECK(same_bits(stack.forward(x).out, untouched.forward(x).out));
+    }
 }
 
 TEST_CASE("Stack: takes sequences of different lengths") {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
+#include <array>
 #include <set>
 #include <string>
+#include <utility>
 
 #include "module/checks.hpp"
 
@@ -149,6 +151,35 @@ TEST_CASE("ConditionalRoutedViT: names of the reference, what was routed, no mem
     const auto allocations = policy.workspace()->statistics().system_allocations;
     step();
     CHECK(policy.workspace()->statistics().system_allocations == allocations);
+}
+
+TEST_CASE("ConditionalRoutedViT: a parameter of the wrong shape throws before any layer counts a call") {
+    constexpr ViTConfig noisy = [] {
+        ViTConfig config = over_map;
+        config.router_type = RouterType::sinkhorn;
+        return config;
+    }();
+    const Cpu policy(1);
+    ViT<noisy, float> vit(policy, Seed{1});
+    const ViT<noisy, float> untouched(policy, Seed{1});
+    const auto images = normal<float>(policy, std::array<Index, 4>{2, 2, 6, 10}, 0);
+    const auto before = noise_state(vit);
+    CHECK(!before.empty());
+    const auto throws_with_wrong = [&](auto& parameter) {
+        auto kept = std::move(parameter);
+        auto shape = kept.shape();
+        ++shape[shape.size() - 1];
+        parameter = filled<float>(policy, shape, 1);
+        CHECK_THROWS_AS(vit.forward(images), ShapeError);
+        CHECK(noise_state(vit) == before);
+        parameter = std::move(kept);
+    };
+    throws_with_wrong(vit.layers[1].attention.heavy_attn.to_q.weight);
+    throws_with_wrong(vit.layers[1].feed_forward.router.routing_token);
+    throws_with_wrong(vit.linear_head.norm.bias);
+    throws_with_wrong(vit.linear_head.projection.weight);
+    throws_with_wrong(vit.linear_head.projection.bias);
+    CHECK(same_bits(vit.forward(images).out, untouched.forward(images).out));
 }
 
 TEST_CASE("ConditionalRoutedViT: errors name the argument and both values") {

@@ -103,7 +103,8 @@ void save_cache(const P& policy, const std::filesystem::path& path, const Cache<
 /// Restores a saved cache of the same module, to a cache that was made for as many sequences of the same max_length, on
 /// the same backend (on the CPU: with the same vector instructions), whose kernels tell how tokens lie in a cache. If
 /// anything in the file does not fit, throws a FileError that names what was expected and what is there, and the cache
-/// stays as it was.
+/// stays as it was. A file that does not say how many heads its keys have, and whether they are rotated, is of an
+/// earlier version: it is refused, since no shape tells them apart.
 template <Policy P, typename Module>
 void load_cache(const P& policy, const std::filesystem::path& path, Cache<Module>& cache) {
     const SafetensorsFile file(path);

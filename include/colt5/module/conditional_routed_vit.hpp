@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -97,6 +98,14 @@ struct MapClassifier {
 
     MapClassifier(const P& policy, SeedSequence& seeds, Index dim, Index classes)
         : norm(policy, dim), projection(policy, seeds, dim, classes, true) {}
+
+    /// Throws ShapeError when a parameter does not fit tokens of `dim` numbers. The message names the parameter, with
+    /// `prefix` before its name.
+    void expect_parameters(std::string_view prefix, Index dim) const {
+        detail::expect_norm(prefix, norm, dim);
+        expect_shape(prefix, "projection.weight", projection.weight.shape(), {projection.weight.extent(0), dim});
+        expect_shape(prefix, "projection.bias", projection.bias.shape(), {projection.weight.extent(0)});
+    }
 
     /// tokens (b, grid.tokens(), dim)
     template <Viewable X>
@@ -262,6 +271,7 @@ public:
     Activations forward(const X& images) const {
         const P& policy = this->policy();
         auto [grid, embedding, tokens, mask] = embed(images);
+        expect_parameters();  // of all layers, before the first one counts a call
         std::vector<typename Activations::Layer> saved;
         saved.reserve(layers.size());
         for (const Layer& layer : layers) {
@@ -274,6 +284,16 @@ public:
         auto out = std::move(head.out);  // (b, classes)
         return {std::move(out),   grid,           std::move(embedding), std::move(tokens), std::move(mask),
                 std::move(saved), std::move(head)};
+    }
+
+    /// Throws ShapeError, which names the parameter, when one of a layer or of linear_head does not fit the
+    /// configuration.
+    void expect_parameters() const {
+        for (const Layer& layer : layers) {
+            layer.attention.expect_parameters();
+            layer.feed_forward.expect_parameters();
+        }
+        linear_head.expect_parameters("linear_head.", config.dim);
     }
 
     // The steps of forward and backward around the layers.

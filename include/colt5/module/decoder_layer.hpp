@@ -64,6 +64,14 @@ struct DecoderLayer {
           ff(policy, seeds, config.dim, config.dim_hidden),
           dropout{Dropout(seeds, config.dropout), Dropout(seeds, config.dropout), Dropout(seeds, config.dropout)} {}
 
+    /// Throws ShapeError when a parameter does not fit tokens of `dim` numbers. The message names the parameter, with
+    /// `prefix` before its name.
+    void expect_parameters(const std::string& prefix, Index dim) const {
+        self_attn.expect_parameters(prefix + "self_attn.", dim);
+        cross_attn.expect_parameters(prefix + "cross_attn.", dim);
+        ff.expect_parameters(prefix + "ff.", dim);
+    }
+
     /// x (b, n, d), context (b, m, d), its mask (b, m) or absent. `trains`: with dropout, and saving for backward.
     Activations forward(const P& policy, const Out& x, const Out& context, Mask mask, bool trains) const {
         Activations saved;

@@ -58,6 +58,7 @@ public:
         typename Head<Scalar, P>::Gradients head;
     };
 
+    /// Throws ValueError when the dim of the decoder is not that of the encoder.
     EncoderDecoder(const P& policy, Index vocabulary, const DecoderConfig& config, Seeds seeds = {})
         : EncoderDecoder(policy, vocabulary, config, seeds, std::make_index_sequence<depth>()) {}
 
@@ -153,7 +154,8 @@ public:
     }
 
     /// Forward and backward of a training step: returns the losses (b, n), and adds the gradients of
-    /// Σ d_losses ∘ losses.
+    /// Σ d_losses ∘ losses. Throws before anything is touched, calls of noise included, when an argument or a parameter
+    /// does not fit or, on the CPU, an id or a target is not in its range.
     template <Viewable Ids, Viewable Previous, Viewable Targets, Viewable D>
     MatrixTensor<Sum, P> add_gradients(const Ids& ids, const Previous& previous, const Targets& targets,
                                        const D& d_losses, Gradients& gradients, Mask mask = {},
@@ -162,6 +164,13 @@ public:
         expect_shape("targets", targets.shape(),
                      previous.shape());  // before anything counts a call, as routers with noise and dropout do
         expect_shape("d_losses", d_losses.shape(), previous.shape());
+        expect_shape("previous", previous.shape(), {ids.extent(0), dynamic});
+        const auto [vocabulary, dim] = embedding.weight.shape();
+        detail::flat_ids<P>(previous, vocabulary);
+        detail::expect_targets<P>(targets, vocabulary);
+        expect_shape("encoder_norm.gamma", encoder_norm.gamma.shape(), {dim});
+        for (std::size_t i = 0; i < depth; ++i) decoder[i].expect_parameters(name_of_layer(i), dim);
+        head.expect_parameters("head.", dim);
         const Out tokens = embedding(policy_, ids);  // (b, m, d)
         auto encoded = encoder.forward(tokens, mask, counts);
         const Out encoder_out = std::move(encoded.out);
@@ -206,7 +215,11 @@ private:
           encoder_norm(policy, config.dim),
           decoder{(static_cast<void>(i), Layer(policy, seeds, config))...},
           head(policy, config.dim),
-          policy_(policy) {}
+          policy_(policy) {
+        if constexpr (requires { Encoder::model_dim; })
+            expect_value(config.dim == Encoder::model_dim, "dim",
+                         detail::concat({"that of the encoder, ", std::to_string(Encoder::model_dim)}), config.dim);
+    }
 
     template <Viewable Previous>
     Out decoded(const Out& context, Mask mask, const Previous& previous) const {

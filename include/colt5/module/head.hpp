@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include <colt5/module/layers.hpp>
@@ -33,6 +34,13 @@ struct Head {
     Head(const P& policy, SeedSequence& seeds, Index vocabulary, Index dim)
         : norm(policy, dim), weight(policy, {vocabulary, dim}) {
         fill_linear_uniform(policy, weight, seeds.next(), dim);
+    }
+
+    /// Throws ShapeError, which names the parameter with `prefix` before its name, when one does not fit tokens of
+    /// `dim` numbers.
+    void expect_parameters(std::string_view prefix, Index dim) const {
+        expect_shape(prefix, "norm.gamma", norm.gamma.shape(), {dim});
+        if (weight) expect_shape(prefix, "weight", weight.shape(), {weight.extent(0), dim});
     }
 
     template <Viewable X>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -15,6 +16,7 @@
 #include <colt5/op/rotary.hpp>
 #include <colt5/op/swap_first_axes.hpp>
 #include <colt5/op/zero.hpp>
+#include <colt5/schedule/next_tokens.hpp>
 
 namespace colt5 {
 
@@ -132,7 +134,20 @@ struct HeavyAttention {
     }
 
     /// The keys and values that queries of later tokens attend to, the null key at their front.
-    using DecodeState = RoutedKeys<Scalar, P>;
+    struct DecodeState : RoutedKeys<Scalar, P> {
+        KeyFormat format;
+        std::uint64_t multiply_keys_by_score = 0;  // 1 if the keys and values here are times their scores
+
+        using RoutedKeys<Scalar, P>::RoutedKeys;
+
+        template <typename F, typename... States>
+        static void each_tensor(F&& f, const std::string& prefix, States&... states) {
+            RoutedKeys<Scalar, P>::each_tensor(f, prefix, states...);
+            KeyFormat::each_number(f, prefix, states.format...);
+            if constexpr (requires { f.state(prefix, states.multiply_keys_by_score...); })
+                f.state(prefix + "multiply_keys_by_score", states.multiply_keys_by_score...);
+        }
+    };
     static constexpr Index decode_bytes(Index batch, Index routes, Index capacity, Index heads, Index dim_head,
                                         bool has_null_key) {
         return DecodeState::bytes(batch, routes, capacity, heads / routes * 2 * dim_head, has_null_key ? 1 : 0);
@@ -142,6 +157,8 @@ struct HeavyAttention {
         expect_routes("routes of context", routes);
         const Index width = 2 * inner() / routes;
         DecodeState state(policy, batch, routes, capacity, width, null_kv ? 1 : 0);
+        state.format = {heads, dim_head, static_cast<bool>(inv_freq)};
+        state.multiply_keys_by_score = multiply_keys_by_score ? 1 : 0;
         if (null_kv) {
             const Projected none(policy, {batch, routes, 0, width});
             const TokensTensor<accumulate_t<Scalar>, P> no_scale(policy, {batch, routes, 0});

@@ -92,7 +92,8 @@ public:
         return head.losses(policy_, layers(embedding(policy_, ids), mask, counts), targets.const_view(), tied_weight());
     }
     /// Forward and backward of a training step: returns the losses (b, n), and adds the gradients of
-    /// Σ d_losses ∘ losses.
+    /// Σ d_losses ∘ losses. Throws before anything is touched, calls of noise included, when an argument or a parameter
+    /// does not fit or, on the CPU, an id or a target is not in its range.
     template <Viewable Ids, Viewable Targets, Viewable D>
     MatrixTensor<Sum, P> add_gradients(const Ids& ids, const Targets& targets, const D& d_losses, Gradients& gradients,
                                        Mask mask = {}, const Counts& counts = {}) const {
@@ -100,6 +101,8 @@ public:
         expect_shape("targets", targets.shape(),
                      ids.shape());  // before anything counts a call, as routers with noise and dropout do
         expect_shape("d_losses", d_losses.shape(), ids.shape());
+        head.expect_parameters("head.", embedding.weight.extent(1));
+        detail::expect_targets<P>(targets, (is_tied() ? embedding.weight : head.weight).extent(0));
         const auto x = embedding(policy_, ids);  // (b, n, d)
         auto saved = layers.forward(x, mask, counts);
         const Out out = std::move(saved.out);  // (b, n, d)

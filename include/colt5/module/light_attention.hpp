@@ -111,7 +111,7 @@ struct LightAttention {
                static_cast<Index>(sizeof(Scalar));
     }
     DecodeState make_decode_state(const P& policy, Index batch, Index max_length) const {
-        return schedule.make_decode_state(policy, batch, max_length);
+        return schedule.make_decode_state(policy, batch, max_length, static_cast<bool>(inv_freq));
     }
     void decode_next(const P& policy, DecodeState& state, const NextTokens<P>& next, TokensView<Scalar> out,
                      TokensView<const Scalar> x, TokensView<const Scalar> residual) const {

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include <colt5/expr/expr.hpp>
@@ -42,6 +43,15 @@ struct MultiQueryAttention {
           to_out(policy, seeds, heads_ * dim_head_, dim, false),
           heads(heads_),
           dim_head(dim_head_) {}
+
+    /// Throws ShapeError when a parameter does not fit tokens of `dim` numbers. The message names the parameter, with
+    /// `prefix` before its name.
+    void expect_parameters(std::string_view prefix, Index dim) const {
+        expect_shape(prefix, "norm.gamma", norm.gamma.shape(), {dim});
+        expect_shape(prefix, "to_q.weight", to_q.weight.shape(), {heads * dim_head, dim});
+        expect_shape(prefix, "to_kv.weight", to_kv.weight.shape(), {2 * dim_head, dim});
+        expect_shape(prefix, "to_out.weight", to_out.weight.shape(), {dim, heads * dim_head});
+    }
 
     template <Viewable X, Viewable C>
     Activations forward(const P& policy, const X& x, const C& context, Mask mask = {}) const {

@@ -123,6 +123,7 @@ public:
         saved.counts = counts;
         saved.tokens = expect<TokensView<const typename Out::value_type>, P>("tokens", tokens);
         if (given) expect_shape("out", given.shape(), tokens.shape());
+        expect_parameters();  // of all layers, before the first one counts a call
         if (checkpoints == Checkpoints::layers) {
             for (std::size_t i = 0; i < depth; ++i) {
                 saved.states.push_back(state_of(layers[i]));
@@ -139,7 +140,8 @@ public:
     }
 
     void expect_parameters() const {
-        for (const Layer& layer : layers) layer.expect_parameters();
+        if constexpr (requires(const Layer& layer) { layer.expect_parameters(); })
+            for (const Layer& layer : layers) layer.expect_parameters();
     }
 
     /// What decode reads of earlier tokens in each layer.

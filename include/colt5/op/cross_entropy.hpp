@@ -27,6 +27,19 @@ struct CrossEntropyGradients {
 
 namespace detail {
 
+/// Throws ValueError for a number of classes out of its range and, on the CPU, for a target of `classes` or more.
+template <Policy P, typename T>
+void expect_targets([[maybe_unused]] const T& targets, Index classes) {
+    expect_value(classes >= 1 && classes < (1 << 24), "weight", "of 1 to 2^24 - 1 classes", classes);
+    if constexpr (!cleans_as_it_reads<P>) {  // on a GPU, the host would have to wait for them
+        const auto all = targets.const_view();
+        for (Index i = 0; i < all.size(); ++i)
+            if (all.data()[i] >= classes)
+                expect_value(false, "targets", concat({"below the number of classes, ", value_string(classes)}),
+                             all.data()[i]);
+    }
+}
+
 /// Cross-entropy of one chunk of tokens after the other. The memory of a chunk's logits is free again for the next.
 template <Policy P, typename Scalar>
 class LinearCrossEntropy {
@@ -47,11 +60,9 @@ public:
         expect_shape("weight", weight.shape(), {dynamic, x.extent(2)});
         expect_shape("targets", targets.shape(), {x.extent(0), x.extent(1)});
         if (bias) expect_shape("bias", bias.shape(), {classes()});
-        expect_value(classes() >= 1 && classes() < (1 << 24), "weight", "of 1 to 2^24 - 1 classes", classes());
+        expect_targets<P>(targets, classes());
         expect_value(how.logits_at_a_time >= 1, "logits_at_a_time", ">= 1", how.logits_at_a_time);
         rows_at_a_time_ = std::clamp(how.logits_at_a_time / classes(), Index{1}, std::max(Index{1}, x_.extent(0)));
-        // Only on the CPU: for targets on a GPU, the host would have to wait.
-        if constexpr (!cleans_as_it_reads<P>) expect_targets();
     }
 
     /// Assigns the losses, and calls for each chunk
@@ -98,13 +109,6 @@ public:
 
 private:
     static constexpr Logit nan_ = std::numeric_limits<Logit>::quiet_NaN();
-
-    void expect_targets() const {
-        for (Index i = 0; i < targets_.size(); ++i)
-            if (targets_.data()[i] >= classes())
-                expect_value(false, "targets", concat({"below the number of classes, ", value_string(classes())}),
-                             targets_.data()[i]);
-    }
 
     const P& policy_;
     MatrixView<const Scalar> x_, weight_;

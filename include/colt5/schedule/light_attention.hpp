@@ -151,6 +151,8 @@ struct LightAttentionSchedule {
     struct DecodeState {
         TokensTensor<Scalar, P> kv;  // (b, rows, 2 · h · dim_head): of DecodeWindow, keys rotated
         std::uint64_t grid_of_queries = 0, grid_of_keys = 0;  // LocalGrid, on which it depends which tokens these are
+        std::uint64_t reach = 0;                              // likewise: how far a query looks back
+        KeyFormat format = {};
 
         template <typename F, typename... States>
         static void each_tensor(F&& f, const std::string& prefix, States&... states) {
@@ -158,14 +160,18 @@ struct LightAttentionSchedule {
             if constexpr (requires { f.state(prefix, states.grid_of_keys...); }) {
                 f.state(prefix + "grid_of_queries", states.grid_of_queries...);
                 f.state(prefix + "grid_of_keys", states.grid_of_keys...);
+                f.state(prefix + "reach", states.reach...);
             }
+            KeyFormat::each_number(f, prefix, states.format...);
         }
     };
-    DecodeState make_decode_state(const P& policy, Index batch, Index max_length) const {
+    DecodeState make_decode_state(const P& policy, Index batch, Index max_length, bool rotates) const {
         const auto window = DecodeWindow::of<P, Scalar>(attention, max_length);
         DecodeState state{{policy, {batch, window.rows(max_length), 2 * inner()}},
                           static_cast<std::uint64_t>(window.grid.queries),
-                          static_cast<std::uint64_t>(window.grid.keys)};
+                          static_cast<std::uint64_t>(window.grid.keys),
+                          static_cast<std::uint64_t>(attention.reach),
+                          {heads, dim_head, rotates}};
         set_zero(policy, state.kv);
         return state;
     }

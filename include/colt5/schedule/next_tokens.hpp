@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <string>
 #include <vector>
 
 #include <colt5/core/tensor.hpp>
@@ -29,6 +31,29 @@ struct NextTokens {
             while (b + number < batch() && past_of(b + number) == past_of(b) && count_of(b + number) == count_of(b))
                 ++number;
             f(b, number);
+        }
+    }
+};
+
+/// How attention reads the rows of a cache of keys and values. Another module's rows may be as long, so files hold
+/// these numbers, too, and load_cache compares them.
+struct KeyFormat {
+    std::uint64_t heads = 0, dim_head = 0;
+    std::uint64_t rotary_emb = 0;  // 1 if the keys are rotated
+
+    KeyFormat() = default;
+    KeyFormat(Index heads_, Index dim_head_, bool rotates)
+        : heads(static_cast<std::uint64_t>(heads_)),
+          dim_head(static_cast<std::uint64_t>(dim_head_)),
+          rotary_emb(rotates ? 1 : 0) {}
+
+    /// Calls f.state(prefix + name, number...) for each, if f has it.
+    template <typename F, typename... Formats>
+    static void each_number(F&& f, const std::string& prefix, Formats&... formats) {
+        if constexpr (requires { f.state(prefix, formats.heads...); }) {
+            f.state(prefix + "heads", formats.heads...);
+            f.state(prefix + "dim_head", formats.dim_head...);
+            f.state(prefix + "rotary_emb", formats.rotary_emb...);
         }
     }
 };
