@@ -65,6 +65,14 @@ constexpr TransformerBlockConfig block{.dim = dim,
                                        .use_null_q_tokens = true,
                                        .rotary_emb = true};
 
+using CausalFeedForward =
+    ConditionalRoutedFeedForward<FeedForwardConfig{
+                                     .dim = dim,
+                                     .num_heavy_tokens = 1000,
+                                     .router_type = RouterType::causal,
+                                     .router_kwargs = {.causal = {.rate = 0.25, .block_size = 8, .score_scale = 0.4}}},
+                                 float, Cpu>;
+
 /// Chooses the same tokens whatever the logits are, and scores them e^(0.3 s): a causal router that finite differences
 /// can follow. (CausalRouter's gradients take the price as a constant, and its scores may be straight-through.)
 template <RouterConfig config, typename Scalar, typename P>
@@ -293,6 +301,41 @@ TEST_CASE("causal attention: tokens that are not finite reach no earlier output"
             CHECK(same_first_tokens(actual, out, from));
             CHECK(!all_finite(actual));
         }
+}
+
+TEST_CASE_TEMPLATE("causal routing: heavy branches that overflow reach no token that is not chosen", Module,
+                   Attention<float, plain>, Attention<float, full>, Attention<float, heavy_alone>, CausalFeedForward,
+                   Block<float>) {
+    const Cpu policy(2);
+    Module module(policy, Seed{1});
+    Module::each_parameter(
+        [&](const std::string& name, auto& value) {
+            if (name.find("heavy") != std::string::npos && name.find("weight") != std::string::npos)
+                assign(policy, value, value * 1e38f);
+        },
+        "", module);
+    const auto x = normal<float>(policy, std::array<Index, 3>{2, 300, dim}, 0);
+    const auto out = module(x);
+    CHECK(!all_finite(out));
+    Index finite = 0;
+    for (Index i = 0; i < 300; ++i) finite += all_finite(out.const_view()[0].range(i, 1)) ? 1 : 0;
+    CHECK(finite >= 100);
+    for (const Index from : {1, 17, 150, 299}) {
+        CAPTURE(from);
+        CHECK(same_first_tokens(module(resized(policy, x, from)), out, from));
+        for (const int seed : {1, 2, 3}) {
+            auto changed = with_another_future(policy, x, from);
+            assign(policy, changed, changed + changed * static_cast<float>(seed));
+            for (Index b = 0; b < 2; ++b)
+                for (Index i = 0; i < from; ++i)
+                    std::copy_n(x.const_view()[b][i].data(), dim, changed.view()[b][i].data());
+            CHECK(same_first_tokens(module(changed), out, from));
+        }
+        for (const double value : {0.0, 1e6}) {
+            CAPTURE(value);
+            CHECK(same_first_tokens(module(with_another_future(policy, x, from, value)), out, from));
+        }
+    }
 }
 
 TEST_CASE("causal attention: ragged sequences, batches and threads give the bits of each sequence alone") {

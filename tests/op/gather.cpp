@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include <colt5/cpu/expr.hpp>
@@ -171,6 +172,31 @@ TEST_CASE("scatter: a scale multiplies each row before rows are combined") {
             CHECK(relative_error(out, naive_scatter(policy, how, before, scaled, indices)) <= 1e-14);
         }
     }
+}
+
+TEST_CASE("scatter: a row with a scale of 0 changes no bit, whatever it holds, unless it overwrites") {
+    const Cpu policy(2);
+    auto rows = filled<float>(policy, std::array<Index, 3>{1, 4, 20}, std::numeric_limits<double>::infinity());
+    for (Index j = 0; j < 20; ++j) {
+        rows.view()(0, 1, j) = std::numeric_limits<float>::quiet_NaN();
+        rows.view()(0, 2, j) = rows.view()(0, 3, j) = 1;
+    }
+    HostTensor<TokenIndex, 2> indices(policy, {1, 4});
+    std::iota(indices.data(), indices.data() + 4, 0);
+    auto scale = filled<float>(policy, std::array<Index, 2>{1, 4}, 0);
+    scale.data()[3] = 2;
+    for (const auto how : {Scatter::add, Scatter::mean}) {
+        auto out = filled<float>(policy, std::array<Index, 3>{1, 4, 20}, -0.0);
+        auto expected = filled<float>(policy, out.shape(), -0.0);
+        for (Index j = 0; j < 20; ++j) expected.view()(0, 3, j) = 2;
+        scatter(policy, how, out.view(), rows, indices, scale);
+        CHECK(same_bits(out, expected));
+    }
+    auto out = filled<float>(policy, std::array<Index, 3>{1, 4, 20}, 5);
+    scatter(policy, Scatter::overwrite, out.view(), rows, indices, scale);
+    CHECK(std::isnan(out.const_view()(0, 0, 0)));
+    CHECK(out.const_view()(0, 2, 0) == 0);
+    CHECK(out.const_view()(0, 3, 0) == 2);
 }
 
 TEST_CASE("scatter: rows of several routes are those of one route after the other; each route has means of its own") {

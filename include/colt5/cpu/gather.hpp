@@ -83,6 +83,7 @@ void scatter_kernel(const Cpu& policy, Scatter how, TokensView<T> out, TokensVie
             T* const to = out[b][indices(b, i)].data() + first;
             const T* const from = rows[b][i].data() + first;
             if (scale) weight *= scale(b, i);
+            if (weight == T(0) && how != Scatter::overwrite) return;
             if (how == Scatter::overwrite)
                 std::transform(from, from + count, to, [weight](T value) { return weight * value; });
             else

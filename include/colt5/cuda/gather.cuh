@@ -162,7 +162,9 @@ __global__ void scatter_rows(Scatter how, T* out, const T* rows, const TokenInde
             Sum sum[width];
             const auto add = [&](const T* from, Sum factor) {
                 const auto pack = load_pack<width>(from + j);
-                for (int i = 0; i < width; ++i) sum[i] += factor * static_cast<Sum>(pack.values[i]);
+                const bool nothing = !overwrite && factor == Sum(0);  // whatever the row holds
+                for (int i = 0; i < width; ++i)
+                    sum[i] += nothing ? Sum(-0.0) : factor * static_cast<Sum>(pack.values[i]);
             };
             if (mine) {
                 for (int i = 0; i < width; ++i) sum[i] = Sum(-0.0);  // x + −0 is x, also where x is −0

@@ -18,7 +18,8 @@ namespace colt5 {
 ///
 /// `rate` of router_kwargs.causal says which fraction of the tokens is routed, and num_tokens limits their number: once
 /// a sequence has that many, none of its later tokens is routed. So num_heavy_tokens should be at least
-/// CausalTopK::capacity of the longest sequence, which includes the burst. Picks that are not used have score 0.
+/// CausalTopK::capacity of the longest sequence, which includes the burst. Picks that are not used have score 0,
+/// and scatter leaves their tokens as they are.
 template <RouterConfig config, typename Scalar, typename P>
 class CausalRouter : public LinearRouter<CausalRouter<config, Scalar, P>, config, Scalar, P> {
     using Base = LinearRouter<CausalRouter, config, Scalar, P>;

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cmath>
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -70,6 +73,19 @@ Results gather_case(const P& policy, const Setting& setting) {
     auto other = draw.values(all.shape());
     gather_sequences(policy, part.view(), other.const_view(), firsts);
     record("sequences", part, Kind::exact);
+    // A row with a scale of 0 changes nothing, whatever it holds.
+    auto scales = to_host(policy, scale);
+    auto values = to_host(policy, rows);
+    for (std::size_t i = 0; i < scales.size(); i += 3) {
+        scales[i] = 0;
+        std::fill_n(values.begin() + static_cast<std::ptrdiff_t>(i) * dim, dim, static_cast<T>(INFINITY));
+    }
+    const auto with_zeros = from_host<MatrixTensor<accumulate_t<T>, P>>(policy, scale.shape(), scales);
+    const auto infinite = from_host<TokensTensor<T, P>>(policy, rows.shape(), values);
+    for (const Scatter how : {Scatter::add, Scatter::mean}) {
+        scatter(policy, how, out.view(), infinite, indices, with_zeros);
+        record(how == Scatter::add ? "add with a scale of 0" : "mean with a scale of 0", out);
+    }
     return record.results;
 }
 
