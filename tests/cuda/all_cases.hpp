@@ -103,6 +103,8 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("autoregressive attention", autoregressive_case<autoregressive, T, P>);
     add_of_modules("autoregressive attention with routes", autoregressive_case<autoregressive_of_routes, T, P>);
     add_of_modules("cross attention", cross_case<cross_config, T, P>);
+    add_of_modules("cross attention, cumulative softmax", cross_case<cross_by_softmax, T, P>);
+    add_of_modules("cross attention, Sinkhorn", cross_case<cross_by_sinkhorn, T, P>);
     add_of_modules("cross attention with routes of queries", cross_case<cross_with_query_routes, T, P>);
     add_of_modules("cross attention with a relative position bias", cross_case<cross_with_bias, T, P>);
     add_of_modules("cross attention with null tokens", cross_case<cross_with_null_tokens, T, P>);
@@ -113,11 +115,16 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("image attention over the map", image_attention_case<over_map, T, P>);
     add_of_modules("image attention over the map, channel first", image_attention_case<over_map_of_channels, T, P>);
     add_of_modules("image attention per window", image_attention_case<per_window, T, P>);
+    add_of_modules("image attention over the map, cumulative softmax", image_attention_case<over_map_by_softmax, T, P>);
+    add_of_modules("image attention per window, Sinkhorn", image_attention_case<per_window_by_sinkhorn, T, P>);
     add_of_modules("ViT", vit_case<T, P>);
     add_of_modules("expert choice", routed_case<ExpertChoice, T, P>);
+    add_of_modules("expert choice, cumulative softmax", routed_case<ExpertChoiceBySoftmax, T, P>);
+    add_of_modules("expert choice, Sinkhorn", routed_case<ExpertChoiceBySinkhorn, T, P>);
     add_of_modules("mixture of attention", routed_case<MixtureOfAttention, T, P>);
     add_of_modules("a routed module as the heavy branch", routed_case<RoutedTwice, T, P>);
     add_of_modules("ragged halves of a block", ragged_case<by_descent_of_one_route, T, P>);
+    add_of_modules("ragged halves of a block, cumulative softmax", ragged_case<by_softmax, T, P>);
     add_of_modules("ragged halves of the paper's block", ragged_case<of_paper, T, P>);
     add_of_modules("ragged attention with rotary embeddings", ragged_attention_case<attention_with_rotary, T, P>);
     add_of_modules("ragged attention with a relative position bias", ragged_attention_case<attention_with_bias, T, P>);

@@ -30,6 +30,16 @@ inline constexpr CrossAttentionConfig cross_conditioned = [] {
     config.condition_kv_routing_on_queries = true;
     return config;
 }();
+inline constexpr CrossAttentionConfig cross_by_softmax = [] {
+    CrossAttentionConfig config = cross_config;
+    config.router_type = RouterType::cum_softmax;
+    return config;
+}();
+inline constexpr CrossAttentionConfig cross_by_sinkhorn = [] {
+    CrossAttentionConfig config = cross_config;
+    config.router_type = RouterType::sinkhorn;
+    return config;
+}();
 inline constexpr CrossAttentionConfig cross_in_blocks = [] {
     CrossAttentionConfig config = cross_config;
     config.route_block_size = 50;

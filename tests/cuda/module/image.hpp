@@ -61,7 +61,8 @@ Results map_tokens_case(const P& policy, const Setting& setting) {
     return record.results;
 }
 
-constexpr ImageAttentionConfig image_config(RoutingScope scope, bool channel_first, Index routes) {
+constexpr ImageAttentionConfig image_config(RoutingScope scope, bool channel_first, Index routes,
+                                            RouterType router = RouterType::coor_descent) {
     return {.dim = 48,
             .num_heavy_tokens_q =
                 scope == RoutingScope::map ? 12 : 4,  // a router that takes a whole window has no gradient
@@ -73,6 +74,7 @@ constexpr ImageAttentionConfig image_config(RoutingScope scope, bool channel_fir
             .heavy_dim_head = 32,
             .heavy_heads = 4,
             .router_straight_through = false,
+            .router_type = router,
             .router_kwargs = {.coor_descent = {.score_scale = 0.2}},
             .channel_first = channel_first,
             .routing_scope = scope,
@@ -81,7 +83,11 @@ constexpr ImageAttentionConfig image_config(RoutingScope scope, bool channel_fir
 }
 inline constexpr ImageAttentionConfig over_map = image_config(RoutingScope::map, false, 1),
                                       over_map_of_channels = image_config(RoutingScope::map, true, 2),
-                                      per_window = image_config(RoutingScope::window, true, 1);
+                                      per_window = image_config(RoutingScope::window, true, 1),
+                                      over_map_by_softmax =
+                                          image_config(RoutingScope::map, false, 1, RouterType::cum_softmax),
+                                      per_window_by_sinkhorn =
+                                          image_config(RoutingScope::window, true, 1, RouterType::sinkhorn);
 
 template <ImageAttentionConfig config, typename T, typename P>
 Results image_attention_case(const P& policy, const Setting& setting) {

@@ -45,24 +45,33 @@ private:
     }
 };
 
-constexpr RoutedConfig routed_config(Index routes, bool sequence_order) {
+constexpr RoutedConfig routed_config(Index routes, bool sequence_order, RouterType router = RouterType::coor_descent) {
     return {.dim = 48,
             .num_heavy_tokens = 17,
             .num_routes = routes,
             .sequence_order = sequence_order,
             .router_straight_through = false,
+            .router_type = router,
             .router_kwargs = {.coor_descent = {.score_scale = 0.2}}};
 }
 inline constexpr RoutedConfig two_routes = routed_config(2, false), two_routes_in_order = routed_config(2, true),
-                              one_route = routed_config(1, false);
+                              one_route = routed_config(1, false),
+                              two_routes_by_softmax = routed_config(2, false, RouterType::cum_softmax),
+                              two_routes_by_sinkhorn = routed_config(2, false, RouterType::sinkhorn);
 inline constexpr FeedForwardConfig routed_again{.dim = 48,
                                                 .num_heavy_tokens = 7,
                                                 .router_straight_through = false,
                                                 .router_kwargs = {.coor_descent = {.score_scale = 0.2}}};
 
 /// Two feedforwards choose their tokens: the gradients of both logits go into the light branch's epilogue.
+template <RoutedConfig config, typename T, typename P>
+using TwoFeedForwards = Routed<config, T, P, SizedFeedForward<48, 96, T, P>, SizedFeedForward<48, 24, T, P>>;
 template <typename T, typename P>
-using ExpertChoice = Routed<two_routes, T, P, SizedFeedForward<48, 96, T, P>, SizedFeedForward<48, 24, T, P>>;
+using ExpertChoice = TwoFeedForwards<two_routes, T, P>;
+template <typename T, typename P>
+using ExpertChoiceBySoftmax = TwoFeedForwards<two_routes_by_softmax, T, P>;
+template <typename T, typename P>
+using ExpertChoiceBySinkhorn = TwoFeedForwards<two_routes_by_sinkhorn, T, P>;
 /// Two attentions, each over tokens of its own, and no light branch.
 template <typename T, typename P>
 using MixtureOfAttention = Routed<two_routes_in_order, T, P, AttentionAmong<T, P>>;
