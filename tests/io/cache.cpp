@@ -35,20 +35,39 @@ using Model = Stack<ConditionalRoutedTransformerBlock<block, float, Cpu>, 2>;
 
 template <TransformerBlockConfig config>
 using Block = ConditionalRoutedTransformerBlock<config, float, Cpu>;
-/// `block` with other settings of attention, for which a cache has the same shapes.
-constexpr TransformerBlockConfig with(const auto& change) {
+// `block` with other settings of attention, for which a cache has the same shapes.
+constexpr TransformerBlockConfig more_heads = [] {
     TransformerBlockConfig other = block;
-    change(other);
+    other.heavy_heads = 4;
+    other.heavy_dim_head = 2;
     return other;
-}
-constexpr TransformerBlockConfig more_heads =
-                                     with([](TransformerBlockConfig& of) { of.heavy_heads = 4, of.heavy_dim_head = 2; }),
-                                 more_light_heads =
-                                     with([](TransformerBlockConfig& of) { of.light_heads = 4, of.light_dim_head = 2; }),
-                                 not_rotated = with([](TransformerBlockConfig& of) { of.rotary_emb = false; }),
-                                 light_rotated = with([](TransformerBlockConfig& of) { of.light_rotary_emb = true; }),
-                                 multiplied = with([](TransformerBlockConfig& of) { of.multiply_keys_by_score = true; }),
-                                 shorter_window = with([](TransformerBlockConfig& of) { of.light_window_size = 14; });
+}();
+constexpr TransformerBlockConfig more_light_heads = [] {
+    TransformerBlockConfig other = block;
+    other.light_heads = 4;
+    other.light_dim_head = 2;
+    return other;
+}();
+constexpr TransformerBlockConfig not_rotated = [] {
+    TransformerBlockConfig other = block;
+    other.rotary_emb = false;
+    return other;
+}();
+constexpr TransformerBlockConfig light_rotated = [] {
+    TransformerBlockConfig other = block;
+    other.light_rotary_emb = true;
+    return other;
+}();
+constexpr TransformerBlockConfig multiplied = [] {
+    TransformerBlockConfig other = block;
+    other.multiply_keys_by_score = true;
+    return other;
+}();
+constexpr TransformerBlockConfig shorter_window = [] {
+    TransformerBlockConfig other = block;
+    other.light_window_size = 14;
+    return other;
+}();
 
 /// Tokens [first, first + count) of each sequence.
 TokensTensor<float, Cpu> part(const Cpu& policy, const TokensTensor<float, Cpu>& x, Index first, Index count) {
