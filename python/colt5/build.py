@@ -172,7 +172,7 @@ def host_tools():
     seen = output_of(*compiler, '-march=native', '-###', '-E', '-x', 'c++', os.devnull)  # -march=native written out
     # What takes time when it runs is in the kernels, so modules need not be optimized as much.
     return Tools([*compiler, '-O1', *flags, '-DCOLT5_DECLARE_KERNELS'], [*compiler, '-O2', *flags], [*compiler, *openmp, '-shared'], [],
-                 'kernels.hpp', '.cpp', output_of(*compiler, '--version') + seen)
+                 'kernels.hpp', '.cpp', output_of(*compiler, '--version') + seen + dependencies()[1])
 
 
 def takes_openmp(command):
@@ -183,20 +183,34 @@ def takes_openmp(command):
                               capture_output=True).returncode == 0
 
 
-def include_flags():
-    """Folders with our headers, and those of Eigen and xsimd where they do not stand in the compiler's own."""
+@functools.lru_cache(maxsize=None)
+def dependencies():
+    """The folders with the headers of Eigen and xsimd, and a digest of the headers that say their versions."""
     given = os.environ.get('COLT5_INCLUDE_PATH', '').split(os.pathsep)
     prefixes = [path for path in (*given, os.path.join(sys.prefix, 'include'), '/usr/local/include', '/usr/include',
                                   sysconfig.get_path('include')) if path]
-    flags = ['-I' + str(headers()), '-I' + str(PACKAGE)]
-    for name, header, folders in (('Eigen', 'Eigen/Core', ('', 'eigen3')), ('xsimd', 'xsimd/xsimd.hpp', ('',))):
+    found, digest = [], hashlib.sha256()
+    for name, header, folders, versions in (
+            ('Eigen', 'Eigen/Core', ('', 'eigen3'), ('Eigen/Version', 'Eigen/src/Core/util/Macros.h')),
+            ('xsimd', 'xsimd/xsimd.hpp', ('',), ('xsimd/config/xsimd_config.hpp',))):
         places = [os.path.join(prefix, folder) for prefix in prefixes for folder in folders]
         place = next((place for place in places if os.path.exists(os.path.join(place, header))), None)
         if place is None:
             raise BuildError(f'colt5: there is no {name}: install it (Debian: apt-get install libeigen3-dev libxsimd-dev), or '
                              f'say in COLT5_INCLUDE_PATH where {header} is')
-        if place.rstrip('/') != '/usr/include':
-            flags += ['-isystem', place.rstrip('/')]
+        found.append(place.rstrip('/'))
+        for version in versions:  # not every version has each of them
+            with contextlib.suppress(OSError):
+                digest.update(pathlib.Path(place, version).read_bytes())
+    return found, digest.hexdigest()
+
+
+def include_flags():
+    """Folders with our headers, and those of Eigen and xsimd where they do not stand in the compiler's own."""
+    flags = ['-I' + str(headers()), '-I' + str(PACKAGE)]
+    for place in dependencies()[0]:
+        if place != '/usr/include':
+            flags += ['-isystem', place]
     return flags
 
 

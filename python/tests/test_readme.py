@@ -64,16 +64,27 @@ def test_cross_attention():  # which fails in the package; tests/golden has its 
     assert (chosen.sum(-1) == 512).all()
 
 
+# The package's float is farther from its double (2.3e-5) than ours is (1.3e-5), both in gradients of routers.
+def test_feedforward_attention_and_block_of_version_0_11(monkeypatch):
+    assert len(EXAMPLES_0_11) == 6 and 'ConditionalRoutedTransformerBlock' in EXAMPLES_0_11[0]
+    example = unsaturated(EXAMPLES_0_11[0])
+    names = execute(example, 'colt5.v0_11')
+    monkeypatch.setitem(sys.modules, 'version_0_11', version_0_11())
+    expected = execute(example, 'version_0_11')
+    assert torch.equal(names['tokens'], expected['tokens'])
+    for module, out in ('ff', 'ff_out'), ('attn', 'attn_out'), ('block', 'block_out'):
+        check_equal(gradients(names, module, out), gradients(expected, module, out), 5e-5)
+
+
 # The package fails on its examples of cross attention and maps, and reads other samples in that of autoregressive attention:
 # test_values.py compares these modules where it is right.
 @pytest.mark.parametrize('of, output, shape', [
-    ('ConditionalRoutedTransformerBlock', 'block_out', (2, 4096 if os.environ.get('COLT5_QUICK') else 32768, 512)),
     ('ConditionalRoutedCrossAttention', 'cross_attn_out', (1, 1024, 512)),
     ('ConditionalRoutedAutoregressiveAttention', 'attn_out', (2, 2048 if os.environ.get('COLT5_QUICK') else 8192, 512)),
     ('ConditionalRoutedImageAttention', 'out', (1, 32, 256, 256)),
     ('ConditionalRoutedViT', 'logits', (1, 1000)),
 ])
-def test_examples_of_version_0_11(of, output, shape):
+def test_other_examples_of_version_0_11(of, output, shape):
     example, = (example for example in EXAMPLES_0_11 if f'{of}(' in example)
     out = execute(example, 'colt5.v0_11')[output]
     assert out.shape == shape and out.isfinite().all()

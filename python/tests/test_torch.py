@@ -10,7 +10,7 @@ import colt5
 import pytest
 import torch
 import torch.multiprocessing
-from support import mask_of, ours, run, tokens, unsaturated
+from support import check_equal, mask_of, ours, run, tokens, unsaturated
 from torch.utils.checkpoint import checkpoint
 
 SOFT = dict(router_straight_through=False)
@@ -171,6 +171,23 @@ def test_the_compiler():
         expected, = torch.autograd.grad(inside(x, mask).sum(), x)
         actual, = torch.autograd.grad(compiled(x, mask).sum(), x)
         assert (actual - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+def test_the_default_backend_of_the_compiler():
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    try:
+        get_cpp_compiler()
+    except Exception as error:  # whose kind depends on the version
+        pytest.skip(f'inductor finds no C++ compiler: {error}')
+    module, x, mask = unsaturated(ours('ConditionalRoutedFeedForward', **SOFT)), tokens(2, 20, 32), mask_of(2, 20)
+
+    def around(x, mask):  # what inductor compiles itself
+        return module(x, mask=mask).square()
+
+    torch.compiler.reset()
+    wrapped = [lambda_module(module, function) for function in (around, torch.compile(around, fullgraph=True))]
+    expected, actual = (run(each, x, mask) for each in wrapped)
+    check_equal(actual, expected, 1e-12, 1e-12)
 
 
 def test_the_operator():

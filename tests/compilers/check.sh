@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# check.sh COMPILER [examples]: it compiles a strict program in several ways, and perhaps the examples, without warnings. Eigen,
-# xsimd and nlohmann-json are those of the system.
+# check.sh COMPILER [examples]: it compiles a strict program in several ways, and perhaps the examples, without warnings. What
+# g++ makes of it with optimization runs, if the processor can. Eigen, xsimd and nlohmann-json are those of the system.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export compiler=$1 with=${2:-}
@@ -10,13 +10,16 @@ strict='-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wdoubl
 strict=$(echo $strict)
 baseline='' widest=''
 if [ "$(uname -m)" = x86_64 ]; then baseline=-march=x86-64-v3 widest=-march=x86-64-v4; fi
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export work
 
 # The flags and the source of each compilation, the longest one first.
 compilations() {
     local program=tests/compilers/strict.cpp source
     case $compiler in
         g++*)  # warns of some things only where it optimizes
-            echo "-std=gnu++2b $strict -O2 $baseline -fopenmp -fno-rtti -I include -c $program"
+            echo "-std=gnu++2b $strict -O2 $baseline -fopenmp -fno-rtti -I include $program -o $work/strict"
             echo "-std=c++20 $strict -O0 $widest -fopenmp -isystem include -c $program"
             ;;
         *)
@@ -31,10 +34,19 @@ compilations() {
 }
 
 compile() {
-    if ! "$compiler" -Werror -isystem /usr/include/eigen3 "$@" -o /dev/null; then
+    local result=(-o /dev/null)
+    if [[ $* = *" -o "* ]]; then result=(); fi
+    if ! "$compiler" -Werror -isystem /usr/include/eigen3 "$@" "${result[@]}"; then
         echo "failed: $compiler $*"
         return 1
     fi
 }
 export -f compile
 compilations | xargs -P "$(nproc)" -L 1 bash -c 'compile "$@"' compile
+
+[ -x "$work/strict" ] || exit 0
+if [ -z "$baseline" ] || grep -qw avx2 /proc/cpuinfo; then
+    "$work/strict"
+else
+    echo 'not run: the strict program needs a processor with AVX2'
+fi

@@ -1,13 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # versions.sh SOURCE_ROOT COMPILER...: the installed package takes Eigen 3.4 to 5 and xsimd from 8.1 on, and no others, in CMake
-# and pkg-config. Their packages are made up, of a name and a version. And CITATION.cff and
-# vcpkg.json have the version of VERSION. Exit status 77: skipped.
+# and pkg-config. Their packages are made up, of a name and a version. And CITATION.cff,
+# vcpkg.json and pyproject.toml have the version of VERSION. Exit status 77: skipped.
 set -eu
 root=$1
 shift
 grep -x "version: $(cat "$root/VERSION")" "$root/CITATION.cff"
 grep -F "\"version\": \"$(cat "$root/VERSION")\"" "$root/packaging/vcpkg/colt5/vcpkg.json"
+grep -x "version = \"$(cat "$root/VERSION")\"" "$root/python/pyproject.toml"
 if ! command -v cmake || ! command -v pkg-config; then
     echo 'skipped: there is no cmake or no pkg-config'
     exit 77
