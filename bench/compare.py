@@ -25,14 +25,14 @@ import tempfile
 
 import cpu
 import gpu
-from common import Process, Refused, print_table, time_text
+from common import Process, ProcessEnded, Refused, print_table, time_text
 
 
 class OfCpu:
     """What a comparison on the CPU needs to know."""
 
-    def __init__(self, threads):
-        self.threads, self.about = threads, {'threads': threads}
+    def __init__(self, threads, peers_dir):
+        self.threads, self.peers_dir, self.about = threads, peers_dir, {'threads': threads}
 
     def cases(self):
         return ((case, (case.threads or self.threads,)) for case in cpu.cases(False, 1))
@@ -43,8 +43,9 @@ class OfCpu:
     def prepare(self, case, threads, inputs):
         reference = pathlib.Path(__file__).with_name('reference_cpu.py')
         options = ['--wide-logits'] * case.wide_logits + ['--forward-only'] * (not case.backward) + ['--inputs-only']
+        path = {} if case.version == '0.2.3' else {'PYTHONPATH': str(self.peers_dir / case.version)}
         with Process([sys.executable, reference, case.program, inputs, threads, case.batch, case.length, case.width, *case.numbers,
-                      *options], cpu.bound(threads)) as peer:
+                      *options], cpu.bound(threads) | path) as peer:
             peer.end()
 
     def environment(self, threads):
@@ -92,6 +93,18 @@ def compare(sides, mode, seconds, folder, turns):
             'differs': cpu.difference(folder / '1', folder / '0')}
 
 
+def compare_programs(way, case, kind, programs, folder, turns):
+    inputs = folder / 'inputs.safetensors'
+    way.prepare(case, kind, inputs)
+    with contextlib.ExitStack() as stack:
+        sides = [stack.enter_context(Process([program, inputs, kind, *case.numbers], way.environment(kind))) for program in programs]
+        for mode in case.modes:
+            row = {'name': f'{case.name}_{mode}', 'kind': str(kind)} | compare(sides, mode, way.seconds, folder, turns)
+            unlike = ', but the results differ: perhaps the old program has another form' if row['differs'] > 0.02 else ''
+            print(f'{row["name"]} {kind}: {row["ratio"]:.3f}{unlike}', file=sys.stderr)
+            yield row
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('old', type=pathlib.Path, help='a folder where Meson has built')
@@ -106,21 +119,16 @@ def main():
     rows = []
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(dir=args.new)))
-        way = OfGpu(args.peers_dir, stack) if args.gpu else OfCpu(args.threads)
+        way = OfGpu(args.peers_dir, stack) if args.gpu else OfCpu(args.threads, args.peers_dir)
         for case, kinds in way.cases():
             for kind in kinds:
                 programs = [build / 'bench' / way.program(case, kind) for build in (args.old, args.new)]
                 if not any(fnmatch.fnmatch(case.name, only) for only in args.only) or not all(map(pathlib.Path.exists, programs)):
                     continue
-                inputs = folder / 'inputs.safetensors'
-                way.prepare(case, kind, inputs)
-                with contextlib.ExitStack() as of_case:
-                    sides = [of_case.enter_context(Process([program, inputs, kind, *case.numbers], way.environment(kind)))
-                             for program in programs]
-                    for mode in case.modes:
-                        with contextlib.suppress(Refused):  # an older program may lack a form of the case
-                            rows.append({'name': f'{case.name}_{mode}', 'kind': str(kind)} | compare(sides, mode, way.seconds, folder, args.turns))
-                            print(f'{rows[-1]["name"]} {kind}: {rows[-1]["ratio"]:.3f}', file=sys.stderr)
+                try:
+                    rows += compare_programs(way, case, kind, programs, folder, args.turns)
+                except (Refused, ProcessEnded) as error:  # an older program may lack a form of the case
+                    print(f'{case.name} {kind}: {error}', file=sys.stderr)
         command = ' '.join(['bench/compare.py', *sys.argv[1:]])
         about = way.about | {'date': str(datetime.date.today()), 'command': command}
     print_table(['', 'type or threads', 'old', 'new', 'new / old', 'quartiles', 'differs'],

@@ -68,8 +68,8 @@ def test_cross_attention():  # which fails in the package; tests/golden has its 
 def test_feedforward_attention_and_block_of_version_0_11(monkeypatch):
     assert len(EXAMPLES_0_11) == 6 and 'ConditionalRoutedTransformerBlock' in EXAMPLES_0_11[0]
     example = unsaturated(EXAMPLES_0_11[0])
-    names = execute(example, 'colt5.v0_11')
     monkeypatch.setitem(sys.modules, 'version_0_11', version_0_11())
+    names = execute(example, 'colt5.v0_11')
     expected = execute(example, 'version_0_11')
     assert torch.equal(names['tokens'], expected['tokens'])
     for module, out in ('ff', 'ff_out'), ('attn', 'attn_out'), ('block', 'block_out'):

@@ -176,10 +176,10 @@ def test_the_compiler():
 
 
 def test_the_default_backend_of_the_compiler():
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    if not pathlib.Path(sysconfig.get_path('include'), 'Python.h').exists():
+    if not any(pathlib.Path(sysconfig.get_path(path), 'Python.h').exists() for path in ('include', 'platinclude')):
         pytest.skip('inductor needs the header files of Python')
     try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
         get_cpp_compiler()
     except Exception as error:  # whose kind depends on the version
         pytest.skip(f'inductor finds no C++ compiler: {error}')

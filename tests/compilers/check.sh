@@ -45,8 +45,9 @@ export -f compile
 compilations | xargs -P "$(nproc)" -L 1 bash -c 'compile "$@"' compile
 
 [ -x "$work/strict" ] || exit 0
-if [ -z "$baseline" ] || grep -qw avx2 /proc/cpuinfo; then
+native=$("$compiler" -march=native -dM -E -x c++ /dev/null)
+if [ -z "$baseline" ] || [[ $native == *__AVX2__* && $native == *__FMA__* && $native == *__BMI2__* ]]; then
     "$work/strict"
 else
-    echo 'not run: the strict program needs a processor with AVX2'
+    echo 'not run: the strict program needs a processor with AVX2, FMA and BMI2'
 fi

@@ -198,7 +198,7 @@ TEST_CASE("EncoderDecoder: a step that throws leaves the noise and the gradients
     const auto step = [&](const auto& of_previous, const auto& of_targets, const auto& d) {
         return model.add_gradients(ids, of_previous, of_targets, d, gradients);
     };
-    throws([&] { step(unknown, targets, d_losses); }, "colt5: `ids` must be in a vocabulary of 23, but is 23");
+    throws([&] { step(unknown, targets, d_losses); }, "colt5: `previous` must be in a vocabulary of 23, but is 23");
     throws([&] { step(previous, unknown, d_losses); },
            "colt5: `targets` must be below the number of classes, 23, but is 23");
     throws([&] { step(more, more, d_more); }, "colt5: `previous` must have shape (2, any), but has (3, 6)");

@@ -80,9 +80,9 @@ __device__ T descend(MaskedRow<Team, T>& row, double k, const CoordinateDescent&
             if constexpr (has_rest) exponentials += sums.count * ::expm1(static_cast<double>(rest) / eps);
             const T log_ratio = ::log(static_cast<T>(exponentials * inverse_k));
             const double next = static_cast<double>(shift) + eps * static_cast<double>(log_ratio);
-            ThresholdStep<T> step{static_cast<T>(next), static_cast<T>(sums.count), T(0)};
-            if constexpr (has_rest) step.rest = static_cast<T>(next - static_cast<double>(step.threshold));
-            return step;
+            ThresholdStep<T> result{static_cast<T>(next), static_cast<T>(sums.count), T(0)};
+            if constexpr (has_rest) result.rest = static_cast<T>(next - static_cast<double>(result.threshold));
+            return result;
         });
         const bool repeats = step.threshold == tau && step.rest == rest;
         tau = step.threshold;

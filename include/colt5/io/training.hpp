@@ -3,6 +3,8 @@
 
 // A whole training run in one safetensors file, so that it can stop at any moment and go on bit for bit.
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -122,7 +124,10 @@ inline void expect_configuration(const SafetensorsFile& file, const nlohmann::js
         if (wanted == is) return;
         const auto place = std::mismatch(wanted.begin(), wanted.end(), is.begin(), is.end()).first - wanted.begin();
         const auto shown = [first = static_cast<std::size_t>(place)](const std::string& text) {  // the difference, too
-            return first < 100 ? printable(text) : concat({"…", printable(text.substr(first - 20))});
+            if (first < 100) return printable(text);
+            std::size_t from = first - 20;
+            while ((static_cast<unsigned char>(text[from]) & 0xC0) == 0x80) --from;  // not within a character
+            return concat({"…", printable(text.substr(from))});
         };
         throw_file_error(file.path(), concat({"configuration ", backquoted(name), " must be ", shown(wanted),
                                               ", but is ", shown(is)}));

@@ -117,7 +117,7 @@ public:
     /// CPU the bits are those of `logits`, or with a BLAS the numbers up to rounding; on a GPU as in `decode` of
     /// ModuleBase.
     ///
-    /// Throws ShapeError for a cache of another configuration, ValueError when a sequence gets more than max_length
+    /// Throws ShapeError for a cache of other shapes, ValueError when a sequence gets more than max_length
     /// tokens or an id is not in [0, V), with the cache as it was.
     template <Viewable Previous>
     auto decode(DecodeCache& cache, const Previous& previous, std::span<const Index> lengths = {}) const {
@@ -166,7 +166,7 @@ public:
         expect_shape("d_losses", d_losses.shape(), previous.shape());
         expect_shape("previous", previous.shape(), {ids.extent(0), dynamic});
         const auto [vocabulary, dim] = embedding.weight.shape();
-        detail::flat_ids<P>(previous, vocabulary);
+        detail::flat_ids<P>(previous, vocabulary, "previous");
         detail::expect_targets<P>(targets, vocabulary);
         expect_shape("encoder_norm.gamma", encoder_norm.gamma.shape(), {dim});
         for (std::size_t i = 0; i < depth; ++i) decoder[i].expect_parameters(name_of_layer(i), dim);

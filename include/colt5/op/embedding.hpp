@@ -19,19 +19,19 @@ void embedding_vjp_kernel(const P&, ...) {
 }
 
 namespace detail {
-inline void expect_id(TokenIndex id, Index vocabulary) {
+inline void expect_id(TokenIndex id, Index vocabulary, const char* argument = "ids") {
     if (id < 0 || id >= vocabulary)
-        expect_value(false, "ids", concat({"in a vocabulary of ", value_string(vocabulary)}), id);
+        expect_value(false, argument, concat({"in a vocabulary of ", value_string(vocabulary)}), id);
 }
 
 /// ids (b, n) as (b · n). On the CPU, throws ValueError for an id out of its range.
 template <Policy P, typename Ids>
-VectorView<const TokenIndex> flat_ids(const Ids& ids, Index vocabulary) {
+VectorView<const TokenIndex> flat_ids(const Ids& ids, Index vocabulary, const char* argument = "ids") {
     static_assert(are_indices<Ids> && Ids::rank == 2, "colt5: `ids` must be TokenIndex (b, n)");
-    expect_length("ids", ids.size());
+    expect_length(argument, ids.size());
     const auto flat = ids.const_view().reshape(std::array{ids.size()});
     if constexpr (!cleans_as_it_reads<P>)  // on a GPU, the host would have to wait for them
-        for (Index i = 0; i < flat.size(); ++i) expect_id(flat.data()[i], vocabulary);
+        for (Index i = 0; i < flat.size(); ++i) expect_id(flat.data()[i], vocabulary, argument);
     return flat;
 }
 }  // namespace detail

@@ -164,8 +164,8 @@ auto gather_mask(const P& policy, Mask mask, const Indices& indices) {
 ///     out (b, n, d), rows (b, k, d), indices (b, k), each in [0, n), scale (b, k), or absent for 1
 ///
 /// Rows that meet in one place are combined in the order of i: the result does not depend on threads. Unless `how` is
-/// overwrite, a row with a scale of 0 changes no bit, whatever it holds: such rows are of picks that a causal router
-/// leaves unused, and which these are depends on later tokens. Throws ValueError
+/// overwrite, nothing is added of a row with a scale of 0, whatever it holds (in a mean it counts as a row of 0): such
+/// rows are of picks that a causal router leaves unused, and which these are depends on later tokens. Throws ValueError
 /// when n or k is 2^31 or more, and on the CPU, before anything is written, when an index is out of its range.
 template <Policy P, Viewable Rows, Viewable Indices>
 requires(Indices::rank == 2) void scatter(const P& policy, Scatter how, TokensView<typename Rows::value_type> out,

@@ -57,7 +57,10 @@ Results gather_case(const P& policy, const Setting& setting) {
         const auto d = draw.values(std::array{Index{2}, many, narrow});
         auto sum = draw.values(std::array{Index{2}, tokens, narrow});
         for (const Scatter how : {Scatter::add, Scatter::mean}) {
-            scatter(policy, how, sum.view(), d, at, draw.sums(at.shape()));
+            auto scales = to_host(policy, draw.sums(at.shape()));
+            for (std::size_t i = 0; i < scales.size(); i += 3) scales[i] = 0;
+            scatter(policy, how, sum.view(), d, at,
+                    from_host<MatrixTensor<accumulate_t<T>, P>>(policy, at.shape(), scales));
             record(how == Scatter::add ? "add of many" : "mean of many", sum);
         }
     }

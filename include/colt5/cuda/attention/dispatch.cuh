@@ -46,7 +46,8 @@ void with_arithmetic(const Cuda& policy, const Run& run) {
 
 /// Calls `run.template operator()<Arithmetic, width, staging>()` with the arithmetic, the tile width and the staging
 /// that suit the problem. Sliding: local attention without a value scale, aligned 16-bit rows of at most 128 bytes, a
-/// reach of at most 64. One large stage: local attention on tensor cores, rows of 256 bytes. Otherwise pipelined.
+/// reach of at most 64. One large stage: local attention on tensor cores, rows of 256 bytes. Picked: picked rows.
+/// Otherwise pipelined.
 template <KeyRows keys, Index head, typename T, typename Run>
 void with_staging(const Cuda& policy, const Attention<T>& a, const Run& run) {
     with_arithmetic<T>(policy, [&]<typename Arithmetic>() {

@@ -25,10 +25,10 @@ struct AttentionGradients {
 template <typename Sum>
 struct QueryNumbers {
     Sum* shift;  // log_sum_exp / ln 2; ∞ for a query without keys, so that its weights exp(s − ∞) are 0
-    // D = out · d_out, with d_out rounded as in dp, so that this rounding cancels in dp − D; for a query with a single
-    // key its dp, so that ds = p (dp − D) is exactly 0. With a bias, D is corrected by Σ ds over the keys, which is the
-    // error that D has from the rounding of `out`: the gradient of a bias sums ds of many queries, in which these
-    // errors would add up.
+    // D = out · d_out, with d_out rounded as in dp, so that this rounding cancels in dp − D (but not in rows that
+    // single_rows.cuh recomputes); for a query with a single key its dp, so that ds = p (dp − D) is exactly 0. With a
+    // bias, D is corrected by Σ ds over the keys, which is the error that D has from the rounding of `out`: the
+    // gradient of a bias sums ds of many queries, in which these errors would add up.
     Sum* dot;
 };
 
