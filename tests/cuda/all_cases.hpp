@@ -124,6 +124,7 @@ std::vector<Case> all_cases(MakePolicy make_policy) {
     add_of_modules("mixture of attention", routed_case<MixtureOfAttention, T, P>);
     add_of_modules("a routed module as the heavy branch", routed_case<RoutedTwice, T, P>);
     add_of_modules("ragged halves of a block", ragged_case<by_descent_of_one_route, T, P>);
+    add_of_modules("ragged halves of a block, cumulative softmax", ragged_case<by_softmax, T, P>);
     add_of_modules("ragged halves of the paper's block", ragged_case<of_paper, T, P>);
     add_of_modules("ragged attention with rotary embeddings", ragged_attention_case<attention_with_rotary, T, P>);
     add_of_modules("ragged attention with a relative position bias", ragged_attention_case<attention_with_bias, T, P>);

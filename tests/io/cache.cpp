@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "io/temporary_folder.hpp"
@@ -35,39 +36,21 @@ using Model = Stack<ConditionalRoutedTransformerBlock<block, float, Cpu>, 2>;
 
 template <TransformerBlockConfig config>
 using Block = ConditionalRoutedTransformerBlock<config, float, Cpu>;
-// `block` with other settings of attention, for which a cache has the same shapes.
-constexpr TransformerBlockConfig more_heads = [] {
-    TransformerBlockConfig other = block;
-    other.heavy_heads = 4;
-    other.heavy_dim_head = 2;
-    return other;
-}();
-constexpr TransformerBlockConfig more_light_heads = [] {
-    TransformerBlockConfig other = block;
-    other.light_heads = 4;
-    other.light_dim_head = 2;
-    return other;
-}();
-constexpr TransformerBlockConfig not_rotated = [] {
-    TransformerBlockConfig other = block;
-    other.rotary_emb = false;
-    return other;
-}();
-constexpr TransformerBlockConfig light_rotated = [] {
-    TransformerBlockConfig other = block;
-    other.light_rotary_emb = true;
-    return other;
-}();
-constexpr TransformerBlockConfig multiplied = [] {
-    TransformerBlockConfig other = block;
-    other.multiply_keys_by_score = true;
-    return other;
-}();
-constexpr TransformerBlockConfig shorter_window = [] {
-    TransformerBlockConfig other = block;
-    other.light_window_size = 14;
-    return other;
-}();
+/// A configuration with another value of a field.
+template <typename T>
+constexpr TransformerBlockConfig with(T TransformerBlockConfig::*field, std::type_identity_t<T> value,
+                                      TransformerBlockConfig config = block) {
+    config.*field = value;
+    return config;
+}
+// Settings of attention for which a cache has the same shapes as for `block`.
+using Config = TransformerBlockConfig;
+constexpr Config more_heads = with(&Config::heavy_dim_head, 2, with(&Config::heavy_heads, 4));
+constexpr Config more_light_heads = with(&Config::light_dim_head, 2, with(&Config::light_heads, 4));
+constexpr Config not_rotated = with(&Config::rotary_emb, false);
+constexpr Config light_rotated = with(&Config::light_rotary_emb, true);
+constexpr Config multiplied = with(&Config::multiply_keys_by_score, true);
+constexpr Config shorter_window = with(&Config::light_window_size, 14);
 
 /// Tokens [first, first + count) of each sequence.
 TokensTensor<float, Cpu> part(const Cpu& policy, const TokensTensor<float, Cpu>& x, Index first, Index count) {

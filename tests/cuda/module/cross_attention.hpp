@@ -72,8 +72,7 @@ Results cross_case(const P& policy, const Setting& setting) {
     const auto with_mask = draw.mask(batch, length);
     const auto with_context_mask = draw.mask(batch, memories);
     const bool masked = draw.chance(0.5);
-    constexpr bool amplified = config.multiply_keys_by_score || config.router_type == RouterType::sinkhorn;
-    record_module<amplified ? Kind::amplified : Kind::rounded>(
+    record_module<config.multiply_keys_by_score ? Kind::amplified : Kind::rounded>(
         record, draw, draw.template made<ConditionalRoutedCrossAttention<config, T, P>>(), x, context,
         masked ? Mask(with_mask.const_view()) : Mask{}, masked ? Mask(with_context_mask.const_view()) : Mask{});
     return record.results;

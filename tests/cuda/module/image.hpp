@@ -98,9 +98,8 @@ Results image_attention_case(const P& policy, const Setting& setting) {
                                                        : std::array{batch, height, width, Index{48}});
     const auto mask = map_mask(policy, draw.optional_mask(batch, height * width), height);
     const Residual residual = draw.chance(0.5) ? Residual::tokens : Residual::none;
-    record_module<config.router_type == RouterType::sinkhorn ? Kind::amplified : Kind::rounded>(
-        record, draw, draw.template made<ConditionalRoutedImageAttention<config, T, P>>(), maps, mask.const_view(),
-        AttentionCounts{}, residual);
+    record_module(record, draw, draw.template made<ConditionalRoutedImageAttention<config, T, P>>(), maps,
+                  mask.const_view(), AttentionCounts{}, residual);
     return record.results;
 }
 
